@@ -1,0 +1,186 @@
+-- From a queued job to one request to Twilio: claim, and give back what was not dialed.
+
+-- Called by the webhook (with p_job_id) and by the sweep (without): take one due job, alone, and write down the attempt
+-- before Twilio is asked. In one transaction, with locks in the order job, attempt, settings:
+--   1. lock the job; one that another holds is passed over
+--   2. insert the attempt; a number that has an open attempt puts the job off, and the next job is tried
+--   3. take a slot of the pace, if calls are not paused; denied, steps 1 and 2 are undone and due_at stays as it was
+-- p_attempt is a random uuid made by the caller. p_lease_s: how long nobody else looks at the job; it must outlast the request.
+-- -> {"outcome": "claimed", "job": {...}, "attempt": {"id", "number"}, "now"}
+--  | {"outcome": "wait", "wait_s"}                             the pace: nothing was changed
+--  | {"outcome": "paused", "until", "reason"}                  calls are paused: nothing was changed
+--  | {"outcome": "unparsed", "job_id", "phone_number"}         parse it, tell set_call_number, claim again
+--  | {"outcome": "none", "status", "due_at"}                   nothing due; of p_job_id: what it is instead
+create function public.claim_call_job(
+  p_attempt          uuid,
+  p_lease_s          double precision,
+  p_calls_per_second double precision,
+  p_busy_s           double precision,
+  p_job_id           bigint default null
+) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  -- At 1 call a second a claim half a second early keeps the average and costs Twilio's queue nothing;
+  -- without it every claim that waited for a lock would come too early by its own, older, clock.
+  c_early constant interval := '0.5 seconds';
+  v_now   constant timestamptz := private.clock();
+  v_job   public.outbound_call_jobs;
+  v_gate  private.call_settings;
+  v_until timestamptz;
+begin
+  loop
+    if p_job_id is null then
+      select * into v_job from public.outbound_call_jobs
+      where status = 'queued' and due_at <= v_now
+      order by due_at, id limit 1
+      for update skip locked;
+    else
+      select * into v_job from public.outbound_call_jobs
+      where id = p_job_id and status = 'queued' and due_at <= v_now
+      for update skip locked;
+    end if;
+    if not found then
+      select * into v_job from public.outbound_call_jobs where id = p_job_id;
+      return jsonb_build_object('outcome', 'none', 'status', v_job.status, 'due_at', v_job.due_at);
+    end if;
+    if v_job.phone_e164 is null then
+      return jsonb_build_object('outcome', 'unparsed', 'job_id', v_job.id, 'phone_number', v_job.phone_number);
+    end if;
+
+    begin
+      insert into public.outbound_call_attempts (id, job_id, number, phone_e164, started_at)
+      values (p_attempt, v_job.id, v_job.attempts + 1, v_job.phone_e164, v_now)
+      on conflict (phone_e164) where state in ('started', 'in_doubt', 'accepted') do nothing;
+      if not found or exists (select from public.outbound_call_attempts a
+                              where a.phone_e164 = v_job.phone_e164 and a.state = 'duplicate' and a.closed_at is null) then
+        delete from public.outbound_call_attempts where id = p_attempt;
+        update public.outbound_call_jobs
+        set due_at = v_now + make_interval(secs => p_busy_s), reason_code = 'number_in_use',
+            reason = 'another call to this number is under way'
+        where id = v_job.id;
+        continue;
+      end if;
+
+      update public.outbound_call_jobs
+      set status = 'dialing', due_at = v_now + make_interval(secs => p_lease_s), attempts = attempts + 1,
+          reason_code = null, reason = null
+      where id = v_job.id
+      returning * into v_job;
+
+      -- The gate. The row lock makes it exact: once a pause has committed, no claim passes.
+      update private.call_settings
+      set next_call_at = greatest(next_call_at, v_now) + make_interval(secs => 1 / p_calls_per_second),
+          probe_until = case when halts > 0 then v_job.due_at end
+      where only_row
+        and next_call_at <= v_now + c_early
+        and (paused_until is null or paused_until <= v_now)
+        and (halts = 0 or probe_until is null or probe_until <= v_now);
+      if not found then
+        raise exception sqlstate 'CD001';  -- undoes this block, and nothing else
+      end if;
+      return jsonb_build_object(
+        'outcome', 'claimed',
+        'now', v_now,
+        'attempt', jsonb_build_object('id', p_attempt, 'number', v_job.attempts),
+        'job', jsonb_build_object(
+          'id', v_job.id, 'user_id', v_job.user_id, 'phone_number', v_job.phone_number, 'phone_e164', v_job.phone_e164,
+          'first_name', v_job.first_name, 'signup_mode', v_job.signup_mode, 'metadata', v_job.metadata));
+    exception when sqlstate 'CD001' then
+      select * into v_gate from private.call_settings;
+    end;
+
+    v_until := greatest(v_gate.paused_until, case when v_gate.halts > 0 then v_gate.probe_until end);
+    if v_until > v_now then
+      return jsonb_build_object('outcome', 'paused', 'until', v_until, 'reason', v_gate.pause_reason);
+    end if;
+    return jsonb_build_object('outcome', 'wait',
+      'wait_s', greatest(extract(epoch from v_gate.next_call_at - c_early - v_now), 0.01));
+  end loop;
+end
+$$;
+
+-- Called by the dispatcher after "unparsed", or when what was typed reads as another number than phone_e164:
+-- write down the number, or end the job because there is none (p_phone_e164 null; p_code and p_reason say why).
+-- Counts only while the job is queued and still holds the text that was parsed. -> true if it counted
+create function public.set_call_number(p_job_id bigint, p_phone_number text, p_phone_e164 text, p_code text default null, p_reason text default null)
+returns boolean
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.outbound_call_jobs
+  set phone_e164  = coalesce(p_phone_e164, phone_e164),
+      status      = case when p_phone_e164 is null then 'failed' else status end,
+      due_at      = case when p_phone_e164 is not null then due_at end,
+      finished_at = case when p_phone_e164 is null then private.clock() end,
+      reason_code = p_code, reason = p_reason
+  where id = p_job_id and status = 'queued' and phone_number = p_phone_number;
+  return found;
+end
+$$;
+
+-- The open attempt and its job, locked in that order: job first. Null fields when there is no such attempt.
+-- Called by every function that writes an outcome.
+create function private.lock_attempt(p_attempt uuid, out attempt public.outbound_call_attempts, out job public.outbound_call_jobs)
+language plpgsql set search_path = '' as $$
+begin
+  select j.* into job from public.outbound_call_jobs j
+  where j.id = (select a.job_id from public.outbound_call_attempts a where a.id = p_attempt)
+  for update;
+  select a.* into attempt from public.outbound_call_attempts a where a.id = p_attempt for update;
+end
+$$;
+
+-- Called by the dispatcher: give a job back, the attempt unspent, because nothing was dialed (hours, a frozen process)
+-- or because Twilio took nothing (429, a halt). p_halt_s: our account or configuration is broken, so pause all calls that
+-- long, twice as long each time in a row, up to an hour. Counts only from started and in_doubt. -> true if it counted
+create function public.release_call_job(
+  p_attempt uuid,
+  p_delay_s double precision,
+  p_code    text,
+  p_reason  text,
+  p_halt_s  double precision default null
+) returns boolean
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_now     constant timestamptz := private.clock();
+  v_locked  record;
+  v_job     public.outbound_call_jobs;
+  v_attempt public.outbound_call_attempts;
+begin
+  select * into v_locked from private.lock_attempt(p_attempt);
+  v_attempt := v_locked.attempt;
+  v_job := v_locked.job;
+  if v_attempt.state is null or v_attempt.state not in ('started', 'in_doubt') then
+    return false;
+  end if;
+  delete from public.outbound_call_attempts where id = p_attempt;
+  update public.outbound_call_jobs
+  set attempts    = attempts - 1,
+      status      = case when cancel_requested then 'canceled' else 'queued' end,
+      due_at      = case when not cancel_requested then v_now + make_interval(secs => p_delay_s) end,
+      finished_at = case when cancel_requested then v_now end,
+      reason_code = case when cancel_requested then 'canceled' else p_code end,
+      reason      = case when cancel_requested then 'canceled before it was dialed' else p_reason end
+  where id = v_job.id;
+
+  if p_halt_s is null then
+    update private.call_settings set probe_until = null where only_row and probe_until is not null;
+  else
+    -- Ten requests under way that all meet the same broken account are one halt, not ten.
+    update private.call_settings
+    set paused_until = greatest(paused_until, v_now + make_interval(secs => least(p_halt_s * 2 ^ least(halts, 20), greatest(p_halt_s, 3600)))),
+        pause_reason = p_reason,
+        halts        = halts + 1,
+        probe_until  = null
+    where only_row and (paused_until is null or paused_until <= v_now);
+  end if;
+  return true;
+end
+$$;
+
+revoke all on function private.lock_attempt(uuid) from public, anon, authenticated, service_role;
+revoke all on function public.claim_call_job(uuid, double precision, double precision, double precision, bigint) from public, anon, authenticated;
+revoke all on function public.set_call_number(bigint, text, text, text, text) from public, anon, authenticated;
+revoke all on function public.release_call_job(uuid, double precision, text, text, double precision) from public, anon, authenticated;
+grant execute on function public.claim_call_job(uuid, double precision, double precision, double precision, bigint) to service_role;
+grant execute on function public.set_call_number(bigint, text, text, text, text) to service_role;
+grant execute on function public.release_call_job(uuid, double precision, text, text, double precision) to service_role;

@@ -1,0 +1,251 @@
+-- What became of a request to Twilio, and of the call it made. Every outcome is fenced by (attempt, state), so that late
+-- workers, rescuers, callbacks and polls may come in any order and any number of times.
+
+-- How far a call is. It moves only forward, and the first final word wins.
+create function private.call_rank(p_status text) returns int
+language sql immutable set search_path = '' as $$
+  select case p_status when 'queued' then 0 when 'initiated' then 1 when 'ringing' then 2 when 'in-progress' then 3
+                       when 'completed' then 4 when 'busy' then 4 when 'no-answer' then 4 when 'failed' then 4 when 'canceled' then 4 end
+$$;
+
+-- Called when an attempt has come to nothing, with its job locked: queue the job again, or end it. p_delays_s: how long to
+-- wait after the first attempt, after the second, ...; when it has no more delays, the attempts are spent.
+create function private.retry_or_fail(p_job public.outbound_call_jobs, p_delays_s double precision[], p_code text, p_reason text)
+returns void
+language plpgsql set search_path = '' as $$
+declare
+  v_now    constant timestamptz := private.clock();
+  v_status constant text := case when p_job.cancel_requested then 'canceled'
+                                 when p_job.attempts <= coalesce(array_length(p_delays_s, 1), 0) then 'queued'
+                                 else 'failed' end;
+begin
+  update public.outbound_call_jobs
+  set status      = v_status,
+      due_at      = case when v_status = 'queued' then v_now + make_interval(secs => p_delays_s[p_job.attempts]) end,
+      finished_at = case when v_status <> 'queued' then v_now end,
+      reason_code = case when v_status = 'canceled' then 'canceled' else p_code end,
+      reason      = p_reason
+  where id = p_job.id;
+end
+$$;
+
+-- A SID is truth: bind it to its attempt, at any time and any number of times. Takes the locks of the attempt's job.
+-- -> 'keep': a call we want · 'end': one too many, or no longer wanted · 'unknown': no such attempt (then end it, too)
+create function private.bind_call(p_attempt uuid, p_sid text, p_ask_s double precision) returns text
+language plpgsql set search_path = '' as $$
+declare
+  v_now     constant timestamptz := private.clock();
+  v_job     public.outbound_call_jobs;
+  v_locked  record;
+  v_attempt public.outbound_call_attempts;
+  v_state   text;
+begin
+  -- Twilio's list may have given this SID to another attempt of the number; then that row speaks for the call.
+  select * into v_locked from private.lock_attempt(
+    coalesce((select a.id from public.outbound_call_attempts a where a.call_sid = p_sid), p_attempt));
+  v_attempt := v_locked.attempt;
+  v_job := v_locked.job;
+  if v_attempt.id is null then
+    return 'unknown';
+  end if;
+  if v_attempt.call_sid is distinct from p_sid and exists (select from public.outbound_call_attempts a where a.call_sid = p_sid) then
+    return private.bind_call(p_attempt, p_sid, p_ask_s);  -- it was bound while we waited for the lock
+  end if;
+
+  if v_attempt.call_sid = p_sid then
+    return case when v_attempt.state = 'duplicate' or v_job.cancel_requested then 'end' else 'keep' end;
+  end if;
+
+  if v_attempt.call_sid is not null then  -- one request, two calls: keep the second as a row of its own, and end it
+    insert into public.outbound_call_attempts
+      (id, job_id, number, phone_e164, state, call_sid, call_status, started_at, accepted_at, end_due_at)
+    values (gen_random_uuid(), v_job.id, v_attempt.number, v_attempt.phone_e164, 'duplicate', p_sid, 'queued', v_attempt.started_at, v_now, v_now);
+    return 'end';
+  end if;
+
+  if v_attempt.state in ('started', 'in_doubt') then
+    v_state := 'accepted';
+  elsif v_attempt.state = 'absent' and (v_job.status = 'queued' or (v_job.status = 'failed' and v_job.reason_code in ('absent', 'gave_up'))) then
+    v_state := 'accepted';  -- late truth: this is the job's call after all
+  else
+    v_state := 'duplicate'; -- the job has gone on, or is over
+  end if;
+
+  if v_state = 'accepted' then
+    begin
+      update public.outbound_call_attempts
+      set state = 'accepted', call_sid = p_sid, call_status = 'queued', accepted_at = v_now, closed_at = null
+      where id = p_attempt;
+      update public.outbound_call_jobs
+      set status = 'calling', due_at = case when cancel_requested then v_now else v_now + make_interval(secs => p_ask_s) end,
+          finished_at = null, reason_code = null, reason = null
+      where id = v_job.id;
+    exception when unique_violation then
+      v_state := 'duplicate';  -- by now another attempt holds the number
+    end;
+  end if;
+  if v_state = 'duplicate' then
+    update public.outbound_call_attempts
+    set state = 'duplicate', call_sid = p_sid, call_status = 'queued', accepted_at = v_now, closed_at = null, end_due_at = v_now
+    where id = p_attempt;
+  end if;
+  return case when v_state = 'duplicate' or v_job.cancel_requested then 'end' else 'keep' end;
+end
+$$;
+
+-- What Python is told about a live call.
+create function private.call_answer(p_then text, p_sid text) returns jsonb
+language sql stable set search_path = '' as $$
+  select coalesce(
+    (select jsonb_build_object(
+       'then', p_then, 'state', a.state, 'call_status', a.call_status,
+       'job', jsonb_build_object('id', j.id, 'status', j.status, 'first_name', j.first_name,
+                                 'signup_mode', j.signup_mode, 'metadata', j.metadata))
+     from public.outbound_call_attempts a join public.outbound_call_jobs j on j.id = a.job_id
+     where a.call_sid = p_sid),
+    jsonb_build_object('then', p_then, 'state', null, 'call_status', null, 'job', null))
+$$;
+
+-- Called by the dispatcher when Twilio has answered with a SID. From started, in_doubt and absent, any number of times.
+-- -> {"then": "keep" | "end" | "unknown", "state", "call_status", "job"}; whoever is told "end" ends the call
+create function public.accept_call(p_attempt uuid, p_call_sid text, p_ask_s double precision) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_then text := private.bind_call(p_attempt, p_call_sid, p_ask_s);
+begin
+  -- Twilio takes our calls: what halted us is mended.
+  update private.call_settings
+  set halts = 0, probe_until = null, paused_until = null, pause_reason = null
+  where only_row and halts > 0 and (paused_until is null or paused_until <= private.clock());
+  return private.call_answer(v_then, p_call_sid);
+end
+$$;
+
+-- Called by the dispatcher: Twilio, or our own screening, refuses this call for good. Counts only from started and
+-- in_doubt. -> true if it counted
+create function public.refuse_call(p_attempt uuid, p_code text, p_reason text, p_error_code text default null) returns boolean
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_locked  record;
+  v_job     public.outbound_call_jobs;
+  v_attempt public.outbound_call_attempts;
+begin
+  select * into v_locked from private.lock_attempt(p_attempt);
+  v_attempt := v_locked.attempt;
+  v_job := v_locked.job;
+  if v_attempt.state is null or v_attempt.state not in ('started', 'in_doubt') then
+    return false;
+  end if;
+  update public.outbound_call_attempts
+  set state = 'refused', error_code = coalesce(p_error_code, p_code), error_message = p_reason, closed_at = private.clock()
+  where id = p_attempt;
+  perform private.retry_or_fail(v_job, '{}', p_code, p_reason);
+  update private.call_settings set probe_until = null where only_row and probe_until is not null;
+  return true;
+end
+$$;
+
+-- Called by the dispatcher: the request may or may not have made a call. Nobody dials until that is settled.
+-- p_ask_s: when to ask Twilio first. Counts only from started. -> true if it counted
+create function public.doubt_call(p_attempt uuid, p_code text, p_reason text, p_ask_s double precision) returns boolean
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_now     constant timestamptz := private.clock();
+  v_locked  record;
+  v_job     public.outbound_call_jobs;
+  v_attempt public.outbound_call_attempts;
+begin
+  select * into v_locked from private.lock_attempt(p_attempt);
+  v_attempt := v_locked.attempt;
+  v_job := v_locked.job;
+  if v_attempt.state is distinct from 'started' then
+    return false;
+  end if;
+  update public.outbound_call_attempts
+  set state = 'in_doubt', doubted_at = v_now, error_code = p_code, error_message = p_reason
+  where id = p_attempt;
+  update public.outbound_call_jobs
+  set status = 'in_doubt', due_at = v_now + make_interval(secs => p_ask_s), reason_code = p_code, reason = p_reason
+  where id = v_job.id;
+  return true;
+end
+$$;
+
+-- Called by /status, by /voice and by the sweep's asking: what Twilio says about a call, in any order. Binds the SID first.
+-- p_redial_delays_s: as in retry_or_fail, for a person who was not reached; empty when another try makes no sense.
+-- -> as accept_call; "moved" is true when this word was news
+create function public.record_call_status(
+  p_attempt         uuid,
+  p_call_sid        text,
+  p_call_status     text,
+  p_ask_s           double precision,
+  p_redial_delays_s double precision[],
+  p_answered_by     text default null,
+  p_duration_s      int default null,
+  p_sip_code        int default null,
+  p_error_code      text default null
+) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_now     constant timestamptz := private.clock();
+  v_then    constant text := private.bind_call(p_attempt, p_call_sid, p_ask_s);
+  v_attempt public.outbound_call_attempts;
+  v_job     public.outbound_call_jobs;
+  v_final   constant boolean := private.call_rank(p_call_status) = 4;
+  v_ends_job boolean;
+  v_moved   boolean;
+begin
+  if v_then = 'unknown' then
+    return private.call_answer(v_then, p_call_sid) || '{"moved": false}';
+  end if;
+  -- An attempt that was given up as outcome_unknown keeps its job as it is, whatever comes now.
+  v_ends_job := v_final and exists (select from public.outbound_call_attempts a where a.call_sid = p_call_sid and a.state = 'accepted');
+  update public.outbound_call_attempts
+  set call_status = p_call_status,
+      state       = case when v_final and state = 'accepted' then 'ended' else state end,
+      closed_at   = case when v_final then v_now end,
+      end_due_at  = case when not v_final then end_due_at end,
+      answered_by = coalesce(p_answered_by, answered_by),
+      duration_s  = coalesce(p_duration_s, duration_s),
+      sip_code    = coalesce(p_sip_code, sip_code),
+      error_code  = coalesce(p_error_code, error_code)
+  where call_sid = p_call_sid and private.call_rank(p_call_status) > private.call_rank(call_status)
+  returning * into v_attempt;
+  v_moved := found;
+
+  if v_moved and v_ends_job then
+    select * into v_job from public.outbound_call_jobs where id = v_attempt.job_id;
+    if p_call_status = 'completed' or (p_call_status = 'canceled' and not v_job.cancel_requested) then
+      update public.outbound_call_jobs
+      set status      = case when cancel_requested or p_call_status = 'canceled' then 'canceled' else 'completed' end,
+          due_at      = null,
+          finished_at = v_now,
+          reason_code = case when cancel_requested then 'canceled' when p_call_status = 'canceled' then 'call_canceled' end,
+          reason      = case when cancel_requested then 'canceled while the call was under way'
+                             when p_call_status = 'canceled' then 'the call was canceled at Twilio' end
+      where id = v_job.id;
+    else
+      perform private.retry_or_fail(v_job, p_redial_delays_s, p_call_status,
+        case p_call_status when 'busy' then 'the line was busy' when 'no-answer' then 'nobody answered'
+                           when 'failed' then 'the call could not be put through' else 'canceled while the call was under way' end
+        || coalesce(' (SIP ' || p_sip_code || ')', ''));
+    end if;
+  end if;
+  return private.call_answer(case when v_final then 'keep' else v_then end, p_call_sid) || jsonb_build_object('moved', v_moved);
+end
+$$;
+
+revoke all on function
+  private.call_rank(text),
+  private.retry_or_fail(public.outbound_call_jobs, double precision[], text, text),
+  private.bind_call(uuid, text, double precision),
+  private.call_answer(text, text)
+from public, anon, authenticated, service_role;
+revoke all on function public.accept_call(uuid, text, double precision) from public, anon, authenticated;
+revoke all on function public.refuse_call(uuid, text, text, text) from public, anon, authenticated;
+revoke all on function public.doubt_call(uuid, text, text, double precision) from public, anon, authenticated;
+revoke all on function public.record_call_status(uuid, text, text, double precision, double precision[], text, int, int, text) from public, anon, authenticated;
+grant execute on function public.accept_call(uuid, text, double precision) to service_role;
+grant execute on function public.refuse_call(uuid, text, text, text) to service_role;
+grant execute on function public.doubt_call(uuid, text, text, double precision) to service_role;
+grant execute on function public.record_call_status(uuid, text, text, double precision, double precision[], text, int, int, text) to service_role;

@@ -1,0 +1,144 @@
+-- Looking after calls that are, or may be, under way: whose lease ran out, what is in doubt, whose end nobody reported.
+
+-- Called by the sweep: the next call to look at, held for p_hold_s. A lease that ran out becomes a doubt here, never a queued
+-- job. Duplicates come first: they may be ringing. A call whose end stays unknown for p_give_up_s after it was taken is closed.
+-- -> {"outcome": "ask", "state": "in_doubt" | "accepted" | "duplicate", "attempt", "job_id", "call_sid", "phone_e164",
+--     "started_at", "asked_at", "end": true if the call is not wanted, "lease_ran_out"} | {"outcome": "none"}
+create function public.claim_open_call(p_hold_s double precision, p_ask_s double precision, p_give_up_s double precision) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_now     constant timestamptz := private.clock();
+  v_job     public.outbound_call_jobs;
+  v_attempt public.outbound_call_attempts;
+  v_lapsed  boolean;
+begin
+  update public.outbound_call_attempts
+  set end_due_at = v_now + make_interval(secs => p_hold_s)
+  where id = (select a.id from public.outbound_call_attempts a
+              where a.state = 'duplicate' and a.closed_at is null and a.end_due_at <= v_now
+              order by a.end_due_at limit 1 for update skip locked)
+  returning * into v_attempt;
+  if found then
+    return private.open_call(v_attempt, v_now, true, false);
+  end if;
+
+  loop
+    select * into v_job from public.outbound_call_jobs
+    where status in ('dialing', 'in_doubt', 'calling') and due_at <= v_now
+    order by due_at, id limit 1
+    for update skip locked;
+    if not found then
+      return jsonb_build_object('outcome', 'none');
+    end if;
+    select * into strict v_attempt from public.outbound_call_attempts
+    where job_id = v_job.id and state in ('started', 'in_doubt', 'accepted')
+    for update;
+
+    if v_job.status = 'calling' and v_attempt.accepted_at + make_interval(secs => p_give_up_s) <= v_now then
+      update public.outbound_call_attempts
+      set state = 'ended', closed_at = v_now, error_code = 'outcome_unknown', error_message = 'the end of the call never became known'
+      where id = v_attempt.id;
+      update public.outbound_call_jobs
+      set status = 'failed', due_at = null, finished_at = v_now, reason_code = 'outcome_unknown',
+          reason = 'Twilio took the call, and its end never became known'
+      where id = v_job.id;
+      continue;
+    end if;
+
+    v_lapsed := v_job.status = 'dialing';
+    if v_lapsed then
+      update public.outbound_call_attempts
+      set state = 'in_doubt', doubted_at = v_now, error_code = 'lease_ran_out', error_message = 'the dispatcher that held it never reported back'
+      where id = v_attempt.id
+      returning * into v_attempt;
+    end if;
+    update public.outbound_call_jobs
+    set status      = case when v_lapsed then 'in_doubt' else status end,
+        reason_code = case when v_lapsed then 'lease_ran_out' else reason_code end,
+        reason      = case when v_lapsed then 'the dispatcher that held it never reported back' else reason end,
+        due_at      = v_now + make_interval(secs => case when status = 'calling' then p_ask_s else p_hold_s end)
+    where id = v_job.id;
+    return private.open_call(v_attempt, v_now, v_job.cancel_requested, v_lapsed);
+  end loop;
+end
+$$;
+
+create function private.open_call(p_attempt public.outbound_call_attempts, p_now timestamptz, p_end boolean, p_lapsed boolean) returns jsonb
+language sql stable set search_path = '' as $$
+  select jsonb_build_object(
+    'outcome', 'ask', 'state', p_attempt.state, 'attempt', p_attempt.id, 'job_id', p_attempt.job_id,
+    'call_sid', p_attempt.call_sid, 'phone_e164', p_attempt.phone_e164, 'started_at', p_attempt.started_at,
+    'asked_at', p_now, 'end', p_end, 'lease_ran_out', p_lapsed)
+$$;
+
+-- Called by the sweep with what Twilio listed: every call from our number to theirs since the attempt began, as
+-- [{"sid", "status"}, ...]. Those that belong to other attempts are left out here, under the lock. What is left:
+--   one      it is bound: the job is calling (and the sweep records its status next)
+--   none     absent, if the ask began p_settling_s or more after the doubt; before that, ask again after p_ask_s
+--   several  none is bound: it stays in doubt, and somebody must look
+-- p_delays_s: as in retry_or_fail. p_gives_up: end the job instead of dialing again when the call is absent.
+-- -> {"outcome": "found", "call_sid", "call_status", "then"} | {"outcome": "absent", "job_status"} | {"outcome": "not_yet"}
+--  | {"outcome": "ambiguous", "calls"} | {"outcome": "settled"} (by somebody else, meanwhile)
+create function public.settle_call(
+  p_attempt    uuid,
+  p_asked_at   timestamptz,
+  p_calls      jsonb,
+  p_settling_s double precision,
+  p_ask_s      double precision,
+  p_poll_s     double precision,
+  p_delays_s   double precision[],
+  p_gives_up   boolean default false
+) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_now        constant timestamptz := private.clock();
+  v_locked     record;
+  v_job        public.outbound_call_jobs;
+  v_attempt    public.outbound_call_attempts;
+  v_candidates jsonb;
+  v_settled_at timestamptz;
+begin
+  select * into v_locked from private.lock_attempt(p_attempt);
+  v_attempt := v_locked.attempt;
+  v_job := v_locked.job;
+  if v_attempt.state is distinct from 'in_doubt' then
+    return jsonb_build_object('outcome', 'settled');
+  end if;
+  select coalesce(jsonb_agg(c), '[]') into v_candidates
+  from jsonb_array_elements(p_calls) c
+  where not exists (select from public.outbound_call_attempts a where a.call_sid = c ->> 'sid');
+
+  if jsonb_array_length(v_candidates) = 1 then
+    return jsonb_build_object('outcome', 'found',
+      'call_sid', v_candidates -> 0 ->> 'sid', 'call_status', v_candidates -> 0 ->> 'status',
+      'then', private.bind_call(p_attempt, v_candidates -> 0 ->> 'sid', p_poll_s));
+  end if;
+
+  v_settled_at := v_attempt.doubted_at + make_interval(secs => p_settling_s);
+  if jsonb_array_length(v_candidates) > 1 or p_asked_at < v_settled_at then
+    update public.outbound_call_jobs
+    set due_at = case when p_asked_at < v_settled_at then greatest(v_now, least(v_now + make_interval(secs => p_ask_s), v_settled_at))
+                      else v_now + make_interval(secs => p_ask_s) end
+    where id = v_job.id;
+    if jsonb_array_length(v_candidates) > 1 then
+      return jsonb_build_object('outcome', 'ambiguous', 'calls', jsonb_array_length(v_candidates));
+    end if;
+    return jsonb_build_object('outcome', 'not_yet');
+  end if;
+
+  update public.outbound_call_attempts set state = 'absent', closed_at = v_now where id = p_attempt;
+  if p_gives_up then
+    perform private.retry_or_fail(v_job, '{}', 'gave_up', 'it was in doubt, Twilio has no such call, and doubtful calls are not repeated here');
+  else
+    perform private.retry_or_fail(v_job, p_delays_s, 'absent', 'it was in doubt, and Twilio has no such call');
+  end if;
+  return jsonb_build_object('outcome', 'absent',
+    'job_status', (select status from public.outbound_call_jobs where id = v_job.id));
+end
+$$;
+
+revoke all on function private.open_call(public.outbound_call_attempts, timestamptz, boolean, boolean) from public, anon, authenticated, service_role;
+revoke all on function public.claim_open_call(double precision, double precision, double precision) from public, anon, authenticated;
+revoke all on function public.settle_call(uuid, timestamptz, jsonb, double precision, double precision, double precision, double precision[], boolean) from public, anon, authenticated;
+grant execute on function public.claim_open_call(double precision, double precision, double precision) to service_role;
+grant execute on function public.settle_call(uuid, timestamptz, jsonb, double precision, double precision, double precision, double precision[], boolean) to service_role;
