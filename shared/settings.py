@@ -36,7 +36,7 @@ DIAL_WITHIN_SECONDS: Final = 2.0
 """A call is asked for within this time of its claim, or the job is released."""
 TWILIO_CONNECT_SECONDS: Final = 5.0
 """Twilio's edge is reached within this time, or not at all; a failed connect is known not to have placed a call."""
-LEASE_MARGIN_SECONDS: Final = 3.0
+LEASE_MARGIN_SECONDS: Final = 1.0
 """What is left of a lease, at worst, to write down what Twilio answered."""
 
 _ALWAYS: Final = "always"
@@ -280,10 +280,11 @@ class Settings(BaseSettings):
     @classmethod
     def _lease_outlasts_the_request(cls, lease: float, info: ValidationInfo) -> float:
         timeout = info.data.get("twilio_timeout_seconds", 0.0)
-        least = DIAL_WITHIN_SECONDS + TWILIO_CONNECT_SECONDS + timeout + LEASE_MARGIN_SECONDS
+        connect = min(TWILIO_CONNECT_SECONDS, timeout)
+        least = DIAL_WITHIN_SECONDS + connect + timeout + LEASE_MARGIN_SECONDS
         if lease <= least:
             raise _wrong(
-                f"must be more than {least:g}: {DIAL_WITHIN_SECONDS:g} to start, {TWILIO_CONNECT_SECONDS:g} to connect,"
+                f"must be more than {least:g}: {DIAL_WITHIN_SECONDS:g} to start, {connect:g} to connect,"
                 f" {timeout:g} (TWILIO_TIMEOUT_SECONDS) and a margin of {LEASE_MARGIN_SECONDS:g}"
             )
         return lease
@@ -299,6 +300,11 @@ class Settings(BaseSettings):
     def dispatch_secrets(self) -> tuple[str, ...]:
         """The secrets that prove Supabase and pg_cron, as they stand in the setting (whsec_...); none: no HTTP."""
         return tuple(self.dispatch_secret.get_secret_value().split()) if self.dispatch_secret else ()
+
+    @property
+    def twilio_connect_seconds(self) -> float:
+        """How long a connection to Twilio may take: never longer than its answer."""
+        return min(TWILIO_CONNECT_SECONDS, self.twilio_timeout_seconds)
 
     @property
     def twilio_auth_tokens(self) -> tuple[str, ...]:

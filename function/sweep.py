@@ -1,0 +1,148 @@
+"""The sweep: dial what is due, settle what is in doubt, ask after calls without news. Webhooks are a hint; this is the guarantee.
+
+Over HTTP (Cloud Scheduler, pg_cron), or by itself:
+    python -m function.sweep              one sweep, for a cron job
+    python -m function.sweep --every 5    a worker: a sweep, 5 seconds of rest, a sweep, ... until SIGTERM
+"""
+
+import argparse
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import structlog
+from shared.logs import configure_logs
+
+from shared.dispatcher import Dispatcher, build_dispatcher
+from shared.jobs import JobsUnavailable
+from shared.models import Step
+from shared.settings import DIAL_WITHIN_SECONDS, Settings, SettingsError, load_settings
+
+log = structlog.get_logger()
+
+DIALERS = 8  # at once; what more would bring the pace of calls takes away again
+LOOKERS = 4
+NAP_SECONDS = 0.5  # the longest sleep between two looks at `stop`
+
+
+def sweep_once(dispatcher: Dispatcher, stop: threading.Event | None = None) -> dict[str, Any]:
+    """One sweep, over in SWEEP_TIMEOUT_SECONDS. -> counts of what was done. Raises JobsUnavailable when nothing could be."""
+    settings = dispatcher.settings
+    stop = stop or threading.Event()
+    # The last claim must leave time for its request to Twilio, timeouts and all.
+    last_claim = time.monotonic() + max(1.0, settings.sweep_timeout_seconds - _longest_step_s(settings))
+
+    healed = dispatcher.jobs.heal_signups()
+    limit = settings.call_dispatcher_limit
+    dial = _Crew(dispatcher.dial_one, limit, last_claim, stop)
+    look = _Crew(dispatcher.look_after_one, limit, last_claim, stop)
+    with ThreadPoolExecutor(DIALERS + LOOKERS) as pool:
+        workers = [pool.submit(dial.work) for _ in range(min(DIALERS, limit))]
+        workers += [pool.submit(look.work) for _ in range(min(LOOKERS, limit))]
+    failed = [error for worker in workers if (error := worker.exception())]
+    counts = {"healed_signups": healed, **dial.did, **look.did}
+    for error in failed:
+        if not isinstance(error, JobsUnavailable):
+            raise error
+    if failed:
+        log.error("sweep cut short: the database did not answer", reason=str(failed[0]), **counts)
+        raise failed[0]
+    stats = dispatcher.jobs.stats().model_dump(mode="json")
+    if stats["in_doubt"] or stats["live_duplicates"] or stats["paused_until"]:
+        log.warning("sweep", did=counts, stats=stats)
+    else:
+        log.info("sweep", did=counts, stats=stats)
+    return {"did": counts, "stats": stats}
+
+
+def _longest_step_s(settings: Settings) -> float:
+    return DIAL_WITHIN_SECONDS + settings.twilio_connect_seconds + settings.twilio_timeout_seconds
+
+
+class _Crew:
+    """Threads that do one kind of step until nothing is left, the limit or the time is reached, or they are told to stop."""
+
+    def __init__(self, step: Callable[[], Step], limit: int, last_claim: float, stop: threading.Event) -> None:
+        self._step = step
+        self._tickets = threading.Semaphore(limit)
+        self._last_claim = last_claim
+        self._stop = stop
+        self._done = threading.Event()
+        self.did: Counter[str] = Counter()
+        self._counting = threading.Lock()
+
+    def work(self) -> None:
+        try:
+            while not self._over() and self._tickets.acquire(blocking=False):
+                step = self._step()
+                if step.did == "waiting":
+                    self._tickets.release()
+                    self._wait(step.wait_s)
+                    continue
+                if step.did in ("nothing", "paused"):
+                    self._done.set()
+                if step.did != "nothing":
+                    with self._counting:
+                        self.did[step.did] += 1
+                if step.did == "halted":
+                    self._done.set()
+        except BaseException:
+            self._done.set()
+            raise
+
+    def _over(self) -> bool:
+        return self._done.is_set() or self._stop.is_set() or time.monotonic() > self._last_claim
+
+    def _wait(self, seconds: float) -> None:
+        until = min(time.monotonic() + seconds, self._last_claim)
+        while not self._over() and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, NAP_SECONDS))
+
+
+def work(dispatcher: Dispatcher, every_s: float, stop: threading.Event) -> None:
+    """Sweep for ever. A database that is away costs one sweep after another, and nothing else."""
+    while not stop.is_set():
+        try:
+            sweep_once(dispatcher, stop)
+        except JobsUnavailable as down:
+            log.error("sweep failed; trying again", reason=str(down), again_in_s=every_s)
+        stop.wait(every_s)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m function.sweep", description="Dial what is due, look after the rest."
+    )
+    parser.add_argument("--every", type=float, metavar="SECONDS", help="go on for ever, with so much rest in between")
+    options = parser.parse_args(arguments)
+    if options.every is not None and not options.every > 0:
+        parser.error("argument --every: must be more than 0 seconds")
+    try:
+        settings = load_settings(http=False)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    configure_logs(secrets=settings.secrets)
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    dispatcher = build_dispatcher(settings)
+    if options.every is not None:
+        work(dispatcher, options.every, stop)
+        return 0
+    try:
+        sweep_once(dispatcher, stop)
+    except JobsUnavailable as down:
+        log.error("sweep failed", reason=str(down))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

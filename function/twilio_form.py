@@ -1,0 +1,51 @@
+"""What Twilio posts about a call, read once."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast, get_args
+from uuid import UUID
+
+from shared.models import FINAL_CALL_STATUSES, CallStatus
+
+
+@dataclass(frozen=True)
+class CallEvent:
+    """`call_status` is None when Twilio says a word that we do not know (`said`); new ones may come without notice."""
+
+    call_sid: str
+    call_status: CallStatus | None
+    said: str
+    answered_by: str | None
+    duration_s: int | None
+    sip_code: int | None
+    error_code: str | None
+
+    @property
+    def is_live(self) -> bool:
+        return self.call_status not in FINAL_CALL_STATUSES
+
+
+def read_event(form: Mapping[str, str]) -> CallEvent:
+    """Proved to be Twilio's before it comes here. Unknown and missing fields are fine; a CallSid is always there."""
+    said = form.get("CallStatus", "")
+    return CallEvent(
+        call_sid=form.get("CallSid", ""),
+        call_status=cast(CallStatus, said) if said in get_args(CallStatus) else None,
+        said=said[:40],
+        answered_by=form.get("AnsweredBy") or None,
+        duration_s=_int(form.get("CallDuration")),
+        sip_code=_int(form.get("SipResponseCode")),
+        error_code=form.get("ErrorCode") or None,
+    )
+
+
+def read_attempt(text: str | None) -> UUID | None:
+    """The attempt's id from the URL that we made; None when it is not one."""
+    try:
+        return UUID(text or "")
+    except ValueError:
+        return None
+
+
+def _int(text: str | None) -> int | None:
+    return int(text) if text and text.isdecimal() and len(text) < 9 else None

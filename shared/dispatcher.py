@@ -1,0 +1,310 @@
+"""Claim, screen, dial, record; and look after what is under way. The line that makes a phone ring is in `Dispatcher._dial`.
+
+    claim (the attempt is written) -> screen -> one request to Twilio -> record what came of it
+
+A step is safe to run twice, at once, and to be killed anywhere: what it wrote is true, and what it did not write the sweep
+finds out from Twilio.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import assert_never
+from uuid import UUID, uuid4
+
+import structlog
+
+from shared import backoff
+from shared.jobs import Jobs, connect
+from shared.models import (
+    FINAL_CALL_STATUSES,
+    Absent,
+    Ambiguous,
+    CallStatus,
+    Claimed,
+    Found,
+    LiveCall,
+    NoOpenCall,
+    NothingDue,
+    NotYet,
+    OpenCall,
+    Paused,
+    Settled,
+    Step,
+    TwilioCall,
+    Unparsed,
+    Verdict,
+    Wait,
+)
+from shared.screening import Refusal, read_number, screen
+from shared.settings import DIAL_WITHIN_SECONDS, Settings
+from shared.telephony import CallNotPlaced, Telephony, TwilioSilent
+
+log = structlog.get_logger()
+
+# Twilio cancels what waited in its queue for 24 hours. https://www.twilio.com/docs/api/errors/22005
+TWILIO_QUEUE_SECONDS = 24 * 3600.0
+HALT_SECONDS = 60.0  # the first pause after a halt; SQL doubles it, up to an hour
+ASKS_PER_SETTLING = 4  # Twilio is asked so often before "not listed" is believed
+
+# SIP answers of a number that nobody has: dialing it again makes no sense.
+UNALLOCATED_SIP = frozenset({404, 410, 484, 604})
+
+
+def _nowhere(_point: str) -> None:
+    """Fault points do nothing in production; tests stop the process, or time, at one."""
+
+
+@dataclass(frozen=True)
+class Since:
+    """A moment by both clocks: the monotonic one does not jump, the wall clock does not stop when the machine does."""
+
+    monotonic: float
+    wall: float
+
+    @classmethod
+    def now(cls) -> "Since":
+        return cls(time.monotonic(), time.time())
+
+    def seconds(self) -> float:
+        now = Since.now()
+        return max(now.monotonic - self.monotonic, abs(now.wall - self.wall))
+
+
+class Dispatcher:
+    """One a process, shared by its threads. Every method raises JobsUnavailable when the database does not answer."""
+
+    def __init__(
+        self, settings: Settings, jobs: Jobs, telephony: Telephony, fault_point: Callable[[str], None] = _nowhere
+    ) -> None:
+        self.settings = settings
+        self.jobs = jobs
+        self._telephony = telephony
+        self._at = fault_point
+
+    # --- to dial ------------------------------------------------------------------------------------------------------
+
+    def dial_one(self, job_id: int | None = None) -> Step:
+        """Claim one job, the one asked for or the next due, and dial it."""
+        attempt = uuid4()
+        since = Since.now()  # before the claim: the lease cannot have begun earlier
+        claim = self.jobs.claim(
+            attempt,
+            job_id,
+            lease_s=self.settings.call_lease_seconds,
+            calls_per_second=self.settings.calls_per_second,
+            busy_s=backoff.jittered(self.settings.call_retry_seconds),
+        )
+        match claim:
+            case Claimed():
+                with structlog.contextvars.bound_contextvars(job=claim.job.id, attempt=str(claim.attempt.id)):
+                    self._at("claimed")
+                    return self._dial(claim, since)
+            case Unparsed():
+                self._read_number(claim.job_id, claim.phone_number)
+                return self.dial_one(claim.job_id)  # it is E.164 now, or over
+            case Wait():
+                return Step("waiting", job_id, wait_s=claim.wait_s)
+            case Paused():
+                return Step("paused", job_id, f"{claim.reason} (until {claim.until})")
+            case NothingDue():
+                return Step("nothing", job_id, _why_not(claim))
+            case _:
+                assert_never(claim)
+
+    def _dial(self, claim: Claimed, since: Since) -> Step:
+        """From a claim to its outcome. Only here is a call placed."""
+        job, attempt = claim.job, claim.attempt.id
+        number = read_number(job.phone_number, self.settings)
+        if isinstance(number, str) and number != job.phone_e164:
+            self.jobs.release(attempt, delay_s=0, code="number_corrected", reason="the number was written otherwise")
+            self._read_number(job.id, job.phone_number)
+            return self.dial_one(job.id)
+        refusal = number if isinstance(number, Refusal) else screen(number, self.settings)
+        if refusal:
+            self.jobs.refuse(attempt, code=refusal.code, reason=refusal.reason)
+            log.warning("call refused", code=refusal.code, reason=refusal.reason)
+            return Step("refused", job.id, refusal.code)
+        self._at("screened")
+        if since.seconds() > DIAL_WITHIN_SECONDS:
+            # A process that froze since the claim: by now somebody else may be dialing.
+            self.jobs.release(
+                attempt, delay_s=0, code="too_late", reason="the dispatcher was held up before it could dial"
+            )
+            log.warning("released: too long since the claim", seconds=round(since.seconds(), 1))
+            return Step("put_off", job.id, "too_late")
+        try:
+            call_sid = self._telephony.place(attempt, job.phone_e164)
+        except CallNotPlaced as failure:
+            self._at("failed")
+            return self._record_failure(job.id, attempt, failure.verdict)
+        self._at("placed")
+        call = self.jobs.accept(attempt, call_sid, ask_s=self.settings.call_ask_seconds)
+        self._at("accepted")
+        log.info("called", call_sid=call_sid, number=claim.attempt.number)
+        self.end_if_unwanted(call, call_sid)
+        return Step("called", job.id, call_sid)
+
+    def _record_failure(self, job_id: int, attempt: UUID, verdict: Verdict) -> Step:
+        code, reason = verdict.code, verdict.reason
+        match verdict.kind:
+            case "refused":
+                self.jobs.refuse(attempt, code=code, reason=reason)
+                log.error("call refused for good", code=code, reason=reason)
+                return Step("refused", job_id, code)
+            case "later":
+                delay_s = backoff.jittered(self.settings.call_retry_seconds)
+                self.jobs.release(attempt, delay_s=delay_s, code=code, reason=reason)
+                log.warning("call put off", code=code, reason=reason, delay_s=round(delay_s))
+                return Step("put_off", job_id, code)
+            case "halt":
+                halt_s = min(HALT_SECONDS, self.settings.call_retry_seconds)
+                self.jobs.release(attempt, delay_s=0, code=code, reason=reason, halt_s=halt_s)
+                log.critical("all calls are paused: our account or configuration is broken", code=code, reason=reason)
+                return Step("halted", job_id, code)
+            case "in_doubt":
+                self.jobs.doubt(attempt, code=code, reason=reason, ask_s=self._ask_again_s)
+                log.error("call in doubt: nobody dials until that is settled", code=code, reason=reason)
+                return Step("in_doubt", job_id, code)
+            case _:
+                assert_never(verdict.kind)
+
+    def _read_number(self, job_id: int, typed: str) -> None:
+        number = read_number(typed, self.settings)
+        if isinstance(number, Refusal):
+            self.jobs.set_number(job_id, typed, None, number.code, number.reason)
+            log.warning("call refused", job=job_id, code=number.code, reason=number.reason)
+        else:
+            self.jobs.set_number(job_id, typed, number, None, None)
+
+    # --- to look after ------------------------------------------------------------------------------------------------
+
+    def look_after_one(self) -> Step:
+        """Take the next call that is in doubt, without news or one too many, and find out, or end it."""
+        settings = self.settings
+        call = self.jobs.claim_open(
+            hold_s=settings.call_lease_seconds,
+            ask_s=settings.call_ask_seconds,
+            give_up_s=TWILIO_QUEUE_SECONDS + settings.call_ring_seconds + settings.call_time_limit_seconds,
+        )
+        if isinstance(call, NoOpenCall):
+            return Step("nothing")
+        with structlog.contextvars.bound_contextvars(job=call.job_id, attempt=str(call.attempt)):
+            self._at("asking")
+            if call.lease_ran_out:
+                log.error("lease ran out: the call is in doubt")
+            try:
+                return self._settle(call) if call.call_sid is None else self._ask_after(call, call.call_sid)
+            except TwilioSilent as silent:
+                log.error("Twilio could not be asked: the call stays as it is", state=call.state, reason=str(silent))
+                return Step("unasked", call.job_id, call.state)
+
+    def _settle(self, call: OpenCall) -> Step:
+        settings = self.settings
+        listed = self._telephony.find(call.phone_e164, call.started_at)
+        self._at("listed")
+        settlement = self.jobs.settle(
+            call.attempt,
+            call.asked_at,
+            listed,
+            settling_s=settings.call_settling_seconds,
+            ask_s=self._ask_again_s,
+            poll_s=settings.call_ask_seconds,
+            delays_s=backoff.delays(settings.call_retry_seconds, settings.call_max_attempts),
+            gives_up=settings.call_in_doubt == "give-up",
+        )
+        match settlement:
+            case Found():
+                log.warning("doubt settled: Twilio has the call", call_sid=settlement.call_sid)
+                found = next(c for c in listed if c.sid == settlement.call_sid)
+                self.end_if_unwanted(self._record(call.attempt, found), found.sid)
+                return Step("settled", call.job_id, "found")
+            case Absent():
+                log.warning("doubt settled: Twilio has no such call", job_status=settlement.job_status)
+                return Step("settled", call.job_id, "absent")
+            case NotYet():
+                return Step("still_in_doubt", call.job_id, "not_yet")
+            case Ambiguous():
+                log.critical("a call in doubt could be any of several: somebody must look", calls=settlement.calls)
+                return Step("still_in_doubt", call.job_id, "ambiguous")
+            case Settled():
+                return Step("settled", call.job_id, "meanwhile")
+            case _:
+                assert_never(settlement)
+
+    def _ask_after(self, call: OpenCall, call_sid: str) -> Step:
+        if call.end:
+            self._telephony.end(call_sid)
+            log.warning("call ended: it is not wanted", state=call.state, call_sid=call_sid)
+        known = self._telephony.fetch(call_sid)
+        self._at("fetched")
+        if known is None:  # of a fresh SID this is no absence; an old one is given up in time
+            return Step("asked", call.job_id, "unknown")
+        recorded = self._record(call.attempt, known)
+        if not call.end:
+            self.end_if_unwanted(recorded, call_sid)
+        return Step("ended" if call.end else "asked", call.job_id, known.status)
+
+    def _record(self, attempt: UUID, call: TwilioCall) -> LiveCall:
+        return self.record_status(
+            attempt, call.sid, call.status, duration_s=call.duration_s, answered_by=call.answered_by
+        )
+
+    # --- what Twilio tells us -----------------------------------------------------------------------------------------
+
+    def record_status(
+        self,
+        attempt: UUID,
+        call_sid: str,
+        status: CallStatus,
+        *,
+        answered_by: str | None = None,
+        duration_s: int | None = None,
+        sip_code: int | None = None,
+        error_code: str | None = None,
+    ) -> LiveCall:
+        """Write down what Twilio says of a call. Order and number of tellings do not matter."""
+        hopeless = status == "failed" and sip_code in UNALLOCATED_SIP
+        redial_s = (
+            () if hopeless else backoff.delays(self.settings.call_redial_seconds, self.settings.call_max_attempts)
+        )
+        call = self.jobs.record_status(
+            attempt,
+            call_sid,
+            status,
+            ask_s=self.settings.call_ask_seconds,
+            redial_delays_s=redial_s,
+            answered_by=answered_by,
+            duration_s=duration_s,
+            sip_code=sip_code,
+            error_code=error_code,
+        )
+        if call.moved:
+            log.info("call status", call_sid=call_sid, status=status, job_status=call.job and call.job.status)
+        return call
+
+    def end_if_unwanted(self, call: LiveCall, call_sid: str) -> None:
+        """End a call that the database does not want: one too many, canceled, or of no attempt of ours."""
+        if call.is_wanted or call.call_status in FINAL_CALL_STATUSES:
+            return
+        if call.state in ("duplicate", None):
+            log.critical("a call too many: it is being ended", call_sid=call_sid, state=call.state)
+        try:
+            self._telephony.end(call_sid)
+        except TwilioSilent as silent:
+            log.error("the call could not be ended; the sweep tries again", call_sid=call_sid, reason=str(silent))
+
+    @property
+    def _ask_again_s(self) -> float:
+        return self.settings.call_settling_seconds / ASKS_PER_SETTLING
+
+
+def _why_not(claim: NothingDue) -> str:
+    if claim.status is None:
+        return "no such job"
+    return f"not due before {claim.due_at:%Y-%m-%d %H:%M:%S}" if claim.status == "queued" else f"already {claim.status}"
+
+
+def build_dispatcher(settings: Settings) -> Dispatcher:
+    """The one place that wires the parts. Call it after the fork: it opens what must not be shared between processes."""
+    return Dispatcher(settings, Jobs(connect(settings)), Telephony(settings))

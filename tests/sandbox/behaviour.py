@@ -1,0 +1,146 @@
+"""What goes wrong on demand: the rules a test or an operator gives the Twilio stand-in, and `/_sandbox`, where they give them.
+
+Rules stack. For each key the newest rule decides that matches the number and has times left; the keys it leaves out are
+filled by older rules, the rest by the defaults of a polite world. A rule's `times` is spent by each create request for
+which it decided a key. A call keeps for its life what it drew when it was asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+if TYPE_CHECKING:
+    from tests.sandbox.twilio import Twilio
+
+Create = Literal["ok", "accept_then_drop", "accept_then_500", "accept_late", "hang", "drop", "garbled"]
+Refused = Annotated[str, Field(pattern=r"^error:(\d{3}|\d{5}|html502)$")]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Conduct(_Strict):
+    """How the stand-in treats one create request and the call it makes; the defaults are a polite world.
+
+    create: `ok`; `accept_then_drop` takes the call and closes the connection; `accept_then_500` takes it and answers 500;
+        `accept_late` takes it `late_s` after the client has gone; `garbled` takes it and answers what is not JSON; `hang`
+        never answers, `drop` closes, neither takes it; `error:<code>` refuses with a Twilio code or an HTTP status;
+        `error:html502` is a proxy's page.
+    latency_ms: how long the answer to a create waits; the call is taken before.
+    list_delay_s: lists do not show the call before; a fetch by its SID does.
+    list: `error` answers lists and fetches with 503, while the rule applies.
+    callbacks: `none` sends none; `twice` repeats each; `late` holds each back for `callback_delay_s`; `shuffled` holds all
+        until the call is over and sends them in another order than they arose.
+    outcome, sip_code: what becomes of the ringing, and the SIP code reported for it.
+    digits: what is pressed at each Gather in turn; "" and the end of the list are silence.
+    hangup_after: so many Gathers and they hang up (0: at once). talk_s: the line stays up so long at least.
+    """
+
+    create: Create | Refused = "ok"
+    latency_ms: Seconds = 0.0
+    late_s: Seconds = 1.0
+    list_delay_s: Seconds = 0.0
+    list: Literal["ok", "error"] = "ok"
+    callbacks: Literal["ok", "none", "twice", "shuffled", "late"] = "ok"
+    callback_delay_s: Seconds = 2.0
+    outcome: Literal["answered", "busy", "no-answer", "failed", "machine"] = "answered"
+    sip_code: Annotated[int, Field(ge=100, le=699)] | None = None
+    digits: tuple[Annotated[str, Field(pattern=r"^[0-9*#A-Dw]*$")], ...] = ()
+    hangup_after: Annotated[int, Field(ge=0)] | None = None
+    talk_s: Seconds = 0.0
+
+
+class Rule(Conduct):
+    """Some keys of `Conduct`, for one number (`to`) or all, for so many create requests (`times`) or for good."""
+
+    to: str | None = None
+    times: Annotated[int, Field(ge=1)] | None = None
+
+    def says(self) -> dict[str, object]:
+        return self.model_dump(include=self.model_fields_set & Conduct.model_fields.keys())
+
+
+class Clock(_Strict):
+    """How far the sandbox's time is ahead of the machine's."""
+
+    offset_s: Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Rules:
+    """The rules in force. Safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rules: list[list[object]] = []
+        self._stack: list[tuple[Rule, list[int | None]]] = []  # oldest first; the list holds the times left
+
+    def add(self, rule: Rule) -> None:
+        with self._lock:
+            self._stack.append((rule, [rule.times]))
+
+    def clear(self) -> None:
+        with self._lock:
+            self._stack.clear()
+
+    def draw(self, to: str) -> Conduct:
+        """What awaits a create request for this number; spends `times`."""
+        drawn: dict[str, object] = {}
+        with self._lock:
+            for rule, left in reversed(self._stack):
+                news = {key: value for key, value in rule.says().items() if key not in drawn}
+                if not news or not self._applies(rule, left, to):
+                    continue
+                drawn |= news
+                if left[0] is not None:
+                    left[0] -= 1
+        return Conduct.model_validate(drawn)
+
+    def lists_fail(self, to: str | None) -> bool:
+        """Whether a list (of one number's calls, or all) or a fetch is refused just now; spends nothing."""
+        with self._lock:
+            for rule, left in reversed(self._stack):
+                if "list" in rule.model_fields_set and self._applies(rule, left, to):
+                    return rule.list == "error"
+        return False
+
+    @staticmethod
+    def _applies(rule: Rule, left: list[int | None], to: str | None) -> bool:
+        return (rule.to is None or rule.to == to) and left[0] != 0
+
+
+def control(twilio: Twilio) -> list[web.RouteDef]:
+    """The routes of `/_sandbox`. Whoever can reach the stand-in may use them: it serves loopback only."""
+
+    async def calls(_: web.Request) -> web.Response:
+        return web.json_response([call.report() for call in twilio.calls])
+
+    async def behave(request: web.Request) -> web.Response:
+        twilio.rules.add(await _body(request, Rule))
+        return web.json_response({"ok": True})
+
+    async def be_polite(_: web.Request) -> web.Response:
+        twilio.rules.clear()
+        return web.json_response({"ok": True})
+
+    async def set_clock(request: web.Request) -> web.Response:
+        clock = await _body(request, Clock)
+        await twilio.set_clock(clock.offset_s)
+        return web.json_response({"offset_s": clock.offset_s})
+
+    return [
+        web.get("/_sandbox/calls", calls),
+        web.put("/_sandbox/behaviour", behave),
+        web.delete("/_sandbox/behaviour", be_polite),
+        web.put("/_sandbox/clock", set_clock),
+    ]
+
+
+async def _body[Model: BaseModel](request: web.Request, model: type[Model]) -> Model:
+    """The request's JSON as `model`; else 400 that names every wrong field."""

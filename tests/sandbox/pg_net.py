@@ -1,0 +1,87 @@
+"""A stand-in for pg_net's worker: takes what net.http_post queued and posts it, as the real one does, faults included.
+
+In batches of up to 200, all at once and in no order; the next batch a second after the slowest has ended; no retries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+
+import aiohttp
+import psycopg
+from psycopg.rows import TupleRow
+
+BATCH = 200
+BETWEEN_BATCHES_S = 1.0
+POLL_S = 0.05
+
+_TAKE = """
+delete from net.http_request_queue
+where id in (select id from net.http_request_queue order by id limit %s)
+returning id, url, headers, body, timeout_milliseconds
+"""
+_KEEP = """
+insert into net._http_response (id, status_code, content_type, headers, content, timed_out, error_msg)
+values (%s, %s, %s, %s, %s, %s, %s)
+"""
+
+
+class PgNetWorker:
+    """Runs in a thread of its own from start() to stop(); survives a database that goes away."""
+
+    def __init__(self, database_url: str) -> None:
+        self._database_url = database_url
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="pg_net", daemon=True)
+        self.delivered = 0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    async def _run(self) -> None:
+        connector = aiohttp.TCPConnector(limit=BATCH)
+        async with aiohttp.ClientSession(connector=connector, headers={"User-Agent": "pg_net/0.20.4"}) as session:
+            while not self._stopping.is_set():
+                with contextlib.suppress(psycopg.OperationalError):
+                    async with await psycopg.AsyncConnection.connect(self._database_url) as connection:
+                        while not self._stopping.is_set():
+                            taken = await self._deliver_batch(connection, session)
+                            await asyncio.sleep(BETWEEN_BATCHES_S if taken == BATCH else POLL_S)
+                await asyncio.sleep(POLL_S)
+
+    async def _deliver_batch(
+        self, connection: psycopg.AsyncConnection[TupleRow], session: aiohttp.ClientSession
+    ) -> int:
+        async with connection.transaction():
+            rows = await (await connection.execute(_TAKE, (BATCH,))).fetchall()
+            for answer in await asyncio.gather(*(self._post(session, *row) for row in rows)):
+                await connection.execute(_KEEP, answer)
+            return len(rows)
+
+    async def _post(
+        self,
+        session: aiohttp.ClientSession,
+        number: int,
+        url: str,
+        headers: dict[str, str],
+        body: bytes,
+        timeout_ms: int,
+    ) -> tuple[object, ...]:
+        timeout = aiohttp.ClientTimeout(total=timeout_ms / 1000)
+        try:
+            async with session.post(url, data=bytes(body), headers=headers, timeout=timeout) as answer:
+                text = await answer.text()
+                self.delivered += 1
+                kept = json.dumps(dict(answer.headers))
+                return (number, answer.status, answer.content_type, kept, text, False, None)
+        except TimeoutError:
+            return (number, None, None, None, None, True, f"Timeout of {timeout_ms} ms reached.")
+        except aiohttp.ClientError as error:
+            return (number, None, None, None, None, False, str(error) or type(error).__name__)

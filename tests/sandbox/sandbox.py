@@ -1,0 +1,239 @@
+"""A Supabase, a Twilio, a scheduler and the function itself, on loopback and free ports; the demo and the tests use it.
+
+Real: Postgres with the real migrations, supabase-py, twilio-python, functions-framework. Stand-ins: Supabase's HTTP face,
+Vault and pg_net, Cloud Scheduler, Twilio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+import psycopg
+from aiohttp import web
+
+from shared.settings import Settings
+from tests.sandbox.auth import Auth
+from tests.sandbox.database import bootstrap, install_clock, migrate, set_clock
+from tests.sandbox.function_process import FunctionProcess
+from tests.sandbox.gateway import Gateway, anon_key, service_key
+from tests.sandbox.pg_net import PgNetWorker
+from tests.sandbox.postgres import Postgres
+from tests.sandbox.scheduler import Scheduler
+from tests.sandbox.serve import Server
+from tests.sandbox.twilio import Twilio
+
+OUR_NUMBER = "+15005550006"  # Twilio's own magic From
+
+# What lets anyone see a call at any hour, and a failure settled while they watch.
+EASY_SETTINGS: Mapping[str, str] = {
+    "CALL_HOURS": "always",
+    "CALLS_PER_SECOND": "100",
+    "CALLS_PER_NUMBER_PER_DAY": "1000000",
+    "CALLS_PER_PREFIX_PER_HOUR": "0",
+    "TWILIO_TIMEOUT_SECONDS": "2",
+    "CALL_LEASE_SECONDS": "8",
+    "CALL_SETTLING_SECONDS": "8",
+    "CALL_ASK_SECONDS": "3",
+    "CALL_RETRY_SECONDS": "1",
+    "CALL_REDIAL_SECONDS": "2",
+    "CALL_RING_SECONDS": "5",
+    "CALL_TIME_LIMIT_SECONDS": "60",
+}
+SWEEP_EVERY_S = 1.0
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What the ready file holds. `function_pid` leads a process group; None with --no-function."""
+
+    function_url: str
+    function_pid: int | None
+    supabase_url: str
+    supabase_anon_key: str
+    supabase_service_key: str
+    database_url: str
+    twilio_url: str
+    twilio_account_sid: str
+    twilio_auth_token: str
+    twilio_phone_number: str
+    dispatch_secret: str
+
+
+class Part(Protocol):
+    """Whatever was started and has to be stopped."""
+
+    def stop(self) -> None: ...
+
+
+class Sandbox:
+    """Started and stopped as a whole; a context manager. Settings of the product in `environ` go before EASY_SETTINGS."""
+
+    def __init__(
+        self,
+        *,
+        function: bool = True,
+        scheduler: bool = True,
+        webhooks: bool = True,
+        port: int = 0,
+        ready_file: Path | None = None,
+        environ: Mapping[str, str] | None = None,
+        twilio_calls_per_second: float = 100.0,
+    ) -> None:
+        self._with_function, self._with_scheduler, self._with_webhooks = function, scheduler, webhooks
+        self._ready_file = ready_file
+        self._environ = os.environ if environ is None else environ
+        self._port = port
+        self._folder = Path(tempfile.mkdtemp(prefix="sandbox-"))
+        self._parts: list[Part] = []
+        self._jwt_secret = secrets.token_hex(32)
+        self._account_sid = "AC" + secrets.token_hex(16)
+        self._auth_token = secrets.token_hex(16)
+        self.function_log = self._folder / "function.log"
+        self.dispatch_secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+        self.settings: dict[str, str] = {}
+        self.postgres = Postgres()
+        self.twilio = Twilio(
+            account_sid=self._account_sid,
+            auth_token=self._auth_token,
+            phone_number=OUR_NUMBER,
+            calls_per_second=twilio_calls_per_second,
+            on_clock=self._set_clock,
+        )
+        self.function: FunctionProcess | None = None
+        self.scheduler: Scheduler | None = None
+        self.gateway: Gateway
+        self.ready: Ready
+
+    def __enter__(self) -> Sandbox:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> Sandbox:
+        """Returns when all of it answers; stops what it had started when something does not."""
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """In the reverse order of starting. Nothing is left behind."""
+        while self._parts:
+            self._parts.pop().stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._ready_file:
+            self._ready_file.unlink(missing_ok=True)
+
+    def _start(self) -> None:
+        self.postgres.start()
+        self._parts.append(self.postgres)
+        bootstrap(self.postgres)
+        migrate(self.postgres)
+        install_clock(self.postgres)
+
+        self.gateway = Gateway(self.postgres.url("authenticator"), jwt_secret=self._jwt_secret, pool_size=20)
+        supabase = self._serve(self._supabase_app)
+        twilio = self._serve(self.twilio.app)
+
+        port = self._port or _free_port()
+        function_url = f"http://127.0.0.1:{port}"
+        self.ready = Ready(
+            function_url=function_url,
+            function_pid=None,
+            supabase_url=supabase.url,
+            supabase_anon_key=anon_key(self._jwt_secret),
+            supabase_service_key=service_key(self._jwt_secret),
+            database_url=self.postgres.url(),
+            twilio_url=twilio.url,
+            twilio_account_sid=self._account_sid,
+            twilio_auth_token=self._auth_token,
+            twilio_phone_number=OUR_NUMBER,
+            dispatch_secret=self.dispatch_secret,
+        )
+        self.settings = self._settings()
+        self._fill_vault(f"{function_url}/")
+        if self._with_function:
+            self.function = FunctionProcess(port, self.settings, self.function_log, self._on_function_start)
+            self._parts.append(self.function)
+            self.function.start()
+        if self._with_webhooks:
+            worker = PgNetWorker(self.postgres.url())
+            worker.start()
+            self._parts.append(worker)
+        if self._with_scheduler:
+            self.scheduler = Scheduler(function_url, self.dispatch_secret, SWEEP_EVERY_S)
+            self.scheduler.start()
+            self._parts.append(self.scheduler)
+        self._write_ready_file()
+
+    def _serve(self, app: Callable[[], web.Application]) -> Server:
+        server = Server(app).start()
+        self._parts.append(server)
+        return server
+
+    def _supabase_app(self) -> web.Application:
+        app = self.gateway.app()
+        Auth(self.postgres.url("supabase_auth_admin"), jwt_secret=self._jwt_secret).routes(app)
+        return app
+
+    def _settings(self) -> dict[str, str]:
+        """What the function is told. Whatever would reach a real Supabase or Twilio is the sandbox's own, always."""
+        optional = {name.upper() for name in Settings.model_fields} - {
+            "SUPABASE_URL", "SUPABASE_SERVICE_KEY", "DISPATCH_SECRET", "API_BASE_URL",
+            "TWILIO_ACCOUNT_SID", "TWILIO_AUTH_TOKEN", "TWILIO_PHONE_NUMBER", "TWILIO_API_BASE_URL",
+        }  # fmt: skip
+        return {
+            **EASY_SETTINGS,
+            **{name: self._environ[name] for name in optional if name in self._environ},
+            "SUPABASE_URL": self.ready.supabase_url,
+            "SUPABASE_SERVICE_KEY": self.ready.supabase_service_key,
+            "TWILIO_ACCOUNT_SID": self._account_sid,
+            "TWILIO_AUTH_TOKEN": self._auth_token,
+            "TWILIO_PHONE_NUMBER": OUR_NUMBER,
+            "TWILIO_API_BASE_URL": self.ready.twilio_url,
+            "API_BASE_URL": self.ready.function_url,
+            "DISPATCH_SECRET": self.dispatch_secret,
+        }
+
+    def _fill_vault(self, url: str) -> None:
+        with psycopg.connect(self.postgres.url(), autocommit=True) as connection:
+            connection.execute("select vault.create_secret(%s, 'call_dispatcher_url')", (url,))
+            connection.execute("select vault.create_secret(%s, 'call_dispatcher_secret')", (self.dispatch_secret,))
+
+    def _on_function_start(self, pid: int) -> None:
+        self.ready = replace(self.ready, function_pid=pid)
+        if self._parts and self._ready_file and self._ready_file.exists():
+            self._write_ready_file()
+
+    def _write_ready_file(self) -> None:
+        if self._ready_file:
+            half = self._ready_file.with_name(self._ready_file.name + ".half")
+            half.write_text(json.dumps(asdict(self.ready), indent=2) + "\n")
+            half.chmod(0o600)
+            half.replace(self._ready_file)
+
+    async def _set_clock(self, offset_s: float) -> None:
+        await asyncio.to_thread(set_clock, self.postgres.url(), offset_s)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,104 @@
+"""Serves an aiohttp application from a thread of its own.
+
+The sandbox's stand-ins (Supabase's HTTP face, Twilio) are asynchronous; the tests and the product that talk to them are
+not. Each server therefore gets its own event loop in its own thread, and nothing but its port is shared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from types import TracebackType
+
+from aiohttp import web
+
+BACKLOG = 1024  # a burst of a thousand clients waits in the kernel, it is not refused
+STOP_SECONDS = 5.0  # how long stop() lets requests under way finish
+
+
+class Server:
+    """One application, listening on `host`:`port` (0: any free one) from `start()` until `stop()`.
+
+    Takes a factory rather than an application where one server is started more than once: aiohttp binds an application
+    to the first event loop that runs it.
+    """
+
+    def __init__(
+        self, app: web.Application | Callable[[], web.Application], host: str = "127.0.0.1", port: int = 0
+    ) -> None:
+        self._app = app
+        self._host = host
+        self._port = port
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Event | None = None
+        self._thread: threading.Thread | None = None
+        self._started = threading.Event()
+        self._failure: BaseException | None = None
+
+    @property
+    def port(self) -> int:
+        """The port in use; the chosen one once started with 0, and kept over a later start()."""
+        return self._port
+
+    @property
+    def url(self) -> str:
+        """`http://host:port`, without a slash at the end."""
+        return f"http://{self._host}:{self._port}"
+
+    def start(self) -> Server:
+        """Returns when the port answers. Raises what kept it from doing so (OSError: the port is taken)."""
+        if self._thread is not None:
+            raise RuntimeError("this server is running already")
+        self._started.clear()
+        self._failure = None
+        self._thread = threading.Thread(target=self._run, name=f"server:{self._port}", daemon=True)
+        self._thread.start()
+        self._started.wait()
+        if self._failure is not None:
+            self._thread.join()
+            self._thread = None
+            raise self._failure
+        return self
+
+    def stop(self) -> None:
+        """Stops listening, gives requests under way `STOP_SECONDS` to end, then runs the application's clean-up."""
+        thread, loop, stopping = self._thread, self._loop, self._stopping
+        if thread is None or loop is None or stopping is None:
+            return
+        loop.call_soon_threadsafe(stopping.set)
+        thread.join()
+        self._thread = self._loop = self._stopping = None
+
+    def __enter__(self) -> Server:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:
+            if self._started.is_set():
+                raise
+            self._failure = error
+        finally:
+            self._started.set()
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        app = self._app if isinstance(self._app, web.Application) else self._app()
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_SECONDS)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, self._host, self._port, backlog=BACKLOG, reuse_address=True)
+            await site.start()
+            self._port = runner.addresses[0][1]
+            self._started.set()
+            await self._stopping.wait()
+        finally:
+            await runner.cleanup()
