@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Create = Literal["ok", "accept_then_drop", "accept_then_500", "accept_late", "hang", "drop", "garbled"]
 Refused = Annotated[str, Field(pattern=r"^error:(\d{3}|\d{5}|html502)$")]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Strict(BaseModel):
@@ -78,7 +79,6 @@ class Rules:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._rules: list[list[object]] = []
         self._stack: list[tuple[Rule, list[int | None]]] = []  # oldest first; the list holds the times left
 
     def add(self, rule: Rule) -> None:
@@ -142,5 +142,11 @@ def control(twilio: Twilio) -> list[web.RouteDef]:
     ]
 
 
-async def _body[Model: BaseModel](request: web.Request, model: type[Model]) -> Model:
+async def _body(request: web.Request, model: type[Model]) -> Model:
     """The request's JSON as `model`; else 400 that names every wrong field."""
+    try:
+        return model.model_validate_json(await request.read(), strict=True)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors())
+        answer = {"error": {"code": "invalid", "message": wrong}}
+        raise web.HTTPBadRequest(text=json.dumps(answer), content_type="application/json") from None

@@ -22,7 +22,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, LiteralString, cast
 
@@ -40,6 +40,9 @@ MAX_BODY = 32 * 1024 * 1024  # bytes; PostgREST itself takes 20 MB without compl
 CLOCK_SKEW_SECONDS = 30
 POOL_WAIT_SECONDS = 10.0  # PostgREST's db-pool-acquisition-timeout
 LONG_EXPIRY = 4102444800  # 2100-01-01, as Unix time
+
+RESERVED = frozenset({"select", "order", "offset", "columns", "on_conflict", "and", "or", "not.and", "not.or"})
+LOOKS_LIKE_A_FILTER = re.compile(r"(not\.)?[a-z]+(\([a-z]+\))?\.")
 
 JSON = "application/json"
 SINGLE = "application/vnd.pgrst.object+json"
@@ -169,8 +172,10 @@ def _status_of(sqlstate: str) -> int:
 def _database_error(error: psycopg.Error, role: str) -> ApiError:
     """What became of the statement, as PostgREST tells it."""
     sqlstate, said = error.sqlstate, error.diag
-    if sqlstate is None or (sqlstate == "57P01" and isinstance(error, psycopg.OperationalError)):
+    if sqlstate == "57P01" or (sqlstate is None and isinstance(error, psycopg.OperationalError)):
         return ApiError(503, "PGRST001", "Database client error. Retrying the connection.", str(error))
+    if sqlstate is None:
+        return not_done(f"this request: {error}")
     message = said.message_primary or str(error)
     reason = None
     if sqlstate == "PGRST":
@@ -226,7 +231,7 @@ class Connections:
             yield connection
             await connection.execute("commit")
         except BaseException:
-            if not connection.broken:
+            with suppress(psycopg.OperationalError):  # it may be what broke
                 await connection.rollback()
             raise
         finally:
@@ -275,7 +280,7 @@ class Function:
     arguments: tuple[Argument, ...]
     volatile: bool
     returns_set: bool
-    shape: Literal["void", "scalar", "object", "record"]
+    shape: Literal["void", "scalar", "object", "record", "variadic"]
     settings: tuple[str, ...]  # `name=value`, from the function's SET clauses
 
     def takes(self, keys: frozenset[str]) -> bool:
@@ -285,9 +290,10 @@ class Function:
 
 FUNCTIONS = """
 select p.proname, p.provolatile = 'v', p.proretset,
-       case when p.prorettype = 'void'::regtype then 'void'
+       case when p.provariadic <> 0 then 'variadic'
+            when p.prorettype = 'void'::regtype then 'void'
             when p.proargmodes && '{o,b,t}' or r.typtype = 'c' then 'object'
-            when p.prorettype = 'record'::regtype then 'record'
+            when p.prorettype = 'record'::regtype or b.typtype = 'c' then 'record'
             else 'scalar' end,
        coalesce(p.proconfig, '{}'),
        array(select json_build_array(coalesce(p.proargnames[i.n], ''), format('%%I.%%I', s.nspname, t.typname),
@@ -298,7 +304,7 @@ select p.proname, p.provolatile = 'v', p.proretset,
              join pg_type t on t.oid = p.proargtypes[i.ord - 1]
              join pg_namespace s on s.oid = t.typnamespace
              order by i.ord)
-from pg_proc p join pg_type r on r.oid = p.prorettype
+from pg_proc p join pg_type r on r.oid = p.prorettype left join pg_type b on b.oid = r.typbasetype
 where p.pronamespace = %s::regnamespace and p.prokind = 'f'
 order by p.oid
 """
@@ -361,7 +367,7 @@ class Caller:
 
 @dataclass(frozen=True)
 class Payload:
-    """A JSON body as it came, and the object keys in it. `many`: it is an array of objects, which have the same keys."""
+    """A JSON body as it came, and the keys of its object. `many`: it is an array of objects, and these are the first's."""
 
     text: str
     keys: frozenset[str]
@@ -372,7 +378,7 @@ def _reject_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-async def _payload(request: web.Request) -> Payload:
+async def _payload(request: web.Request, *, same_keys: bool = True) -> Payload:
     content_type = request.headers.get("Content-Type", JSON).split(";")[0].strip().lower()
     if content_type in ("application/x-www-form-urlencoded", "text/csv", "application/octet-stream", "text/plain"):
         raise not_done(f"bodies of type {content_type}")
@@ -390,13 +396,19 @@ async def _payload(request: web.Request) -> Payload:
     if not all(isinstance(item, dict) for item in body):
         raise not_done("arrays of anything but objects")
     key_sets = {frozenset(item) for item in body}
-    if len(key_sets) > 1:
+    if same_keys and len(key_sets) > 1:
         raise ApiError(400, "PGRST102", "All object keys must match")
-    return Payload(text, next(iter(key_sets), frozenset()), many=True)
+    return Payload(text, frozenset(body[0]) if body else frozenset(), many=True)
 
 
-def _preferences(request: web.Request) -> set[str]:
-    return {part.strip() for line in request.headers.getall("Prefer", []) for part in line.split(",") if part.strip()}
+def _preferences(request: web.Request, *done: str) -> set[str]:
+    """What the caller prefers; anything that begins with none of `done` is refused."""
+    lines = request.headers.getall("Prefer", [])
+    preferences = {part.strip() for line in lines for part in line.split(",") if part.strip()}
+    for preference in preferences:
+        if not preference.startswith(done):
+            raise not_done(f"Prefer: {preference}")
+    return preferences
 
 
 def _check_profile(request: web.Request) -> dict[str, str]:
@@ -429,7 +441,7 @@ def _limit(request: web.Request) -> int | None:
     values = request.query.getall("limit", [])
     if not values:
         return None
-    if len(values) > 1 or not values[0].isdecimal():
+    if len(values) > 1 or not re.fullmatch("[1-9][0-9]{0,8}", values[0]):
         raise not_done(f"limit={','.join(values)}")
     return int(values[0])
 
@@ -609,78 +621,236 @@ class Gateway:
     async def _call(self, request: web.Request, caller: Caller, name: str) -> web.Response:
         if request.method not in ("POST", "GET", "HEAD"):
             raise ApiError(405, "PGRST101", f"Cannot use the {request.method} method on RPC")
+        posted = request.method == "POST"
         profile = _check_profile(request)
-        preferences = _preferences(request)
-        for preference in preferences:
-            if preference.split("=")[0] not in ("count", "return", "tx", "params", "missing", "resolution") or (
-                preference in ("count=planned", "count=estimated")
-            ):
-                raise not_done(f"Prefer: {preference}")
+        preferences = _preferences(request, "count=exact", "return=", "params=", "tx=")
         limit = _limit(request)
-        if request.method == "POST":
+        if posted:
             _refuse_other_parameters(request, "limit")
             payload = await _payload(request)
-            keys, values = payload.keys, [payload.text]
-            arguments = "(%s::json->0)" if payload.many else "%s::json"
+            function = await self._resolve(name, payload.keys, posted)
+            call = _call_with_json(function, payload)
         else:
-            if "Range" in request.headers:
-                raise not_done("the header Range")
-            given = {key: value for key, value in request.query.items() if key != "limit"}
-            keys = frozenset(given)
-            arguments = None
-        function = await self._resolve(name, keys, posted=request.method == "POST")
+            query = self._query_arguments(request, name)
+            function = await self._resolve(name, frozenset(query), posted)
+            call = _call_with_text(function, query)
         media_type = _media_type(request)
-        if function.shape == "record":
-            raise not_done("functions that return record")
         if limit is not None and not function.returns_set:
             raise not_done("limit on a function that returns no set")
+        counted = "count=exact" in preferences
+        if counted and not function.returns_set:
+            raise not_done("count=exact on a function that returns no set")
 
-        taken = [argument for argument in function.arguments if argument.name in keys]
-        named = sql.SQL(", ")
-        if arguments is None:
-            passed = named.join(
-                sql.SQL("{} := %s::{}").format(sql.Identifier(argument.name), _type(argument)) for argument in taken
-            )
-            values = [given[argument.name] for argument in taken]
-            source = sql.SQL("")
-        elif taken:
-            passed = named.join(sql.SQL("{0} := a.{0}").format(sql.Identifier(argument.name)) for argument in taken)
-            source = sql.SQL("json_to_record({}) as a({}), lateral ").format(
-                sql.SQL(cast(LiteralString, arguments)),
-                named.join(
-                    sql.SQL("{} {}").format(sql.Identifier(argument.name), _type(argument)) for argument in taken
-                ),
-            )
-        else:
-            passed, source, values = sql.SQL(""), sql.SQL(""), []
-        call = sql.SQL("{}.{}({})").format(sql.Identifier(SCHEMA), sql.Identifier(name), passed)
-        # A scalar is one column of a name of ours; a row keeps its columns' names, even if it has but one.
-        alias = sql.SQL("f(value)") if function.shape != "object" else sql.SQL("f")
-        item = sql.SQL("to_json(r.value)") if function.shape != "object" else sql.SQL("row_to_json(r)")
-        rows = min(limit if limit is not None else MAX_ROWS, MAX_ROWS)
-        statement = sql.SQL(
-            "with called as materialized (select f.* from {source}{call} as {alias}), "
-            "r as (select * from called limit {rows}) "
-            "select coalesce(json_agg({item}), '[]')::text, (json_agg({item})->0)::text, count(*), "
-            "(select count(*) from called) from r"
-        ).format(source=source, call=call, alias=alias, item=item, rows=sql.Literal(rows))
-        if function.shape == "void":
-            statement = sql.SQL("select '[]', null, count(*), count(*) from {}{} as f").format(source, call)
-
-        read_only = request.method != "POST" or not function.volatile
-        async with self._as_caller(
-            request, caller, read_only=read_only, settings=function.settings
-        ) as connection:
-            cursor = await connection.execute(statement, values)
-            found = await cursor.fetchone()
-            assert found is not None  # an aggregate is always one row
-            whole, first, count, total = found
-            single = function.returns_set and media_type == SINGLE
+        single = function.returns_set and media_type == SINGLE
+        statement = _statement(function, call, as_array=function.returns_set and not single, limit=limit)
+        read_only = not (posted and function.volatile)
+        async with self._as_caller(request, caller, read_only=read_only, settings=function.settings) as connection:
+            cursor = await connection.execute(statement, call.values)
+            row = await cursor.fetchone()
+            assert row is not None  # an aggregate is always one row
+            body, count, total = row
             if single and count != 1:
-                raise ApiError(
-                    406,
-                    "PGRST116",
-                    "Cannot coerce the result to a single JSON object",
-                    f"The result contains {count} rows",
-                )
-        return self._result(request, function, profile, preferences, media_type, single, whole, first, count, total)
+                details = f"The result contains {count} rows"
+                raise ApiError(406, "PGRST116", "Cannot coerce the result to a single JSON object", details)
+
+        headers = {"Content-Range": _content_range(count, total if counted else None)}
+        if function.shape == "void":
+            return web.Response(status=204, headers=headers)
+        if counted:
+            headers["Preference-Applied"] = "count=exact"
+        status = 206 if counted and count < total else 200
+        return _json_response(body or "null", status, {**headers, **profile}, media_type=media_type)
+
+    async def _resolve(self, name: str, keys: frozenset[str], posted: bool) -> Function:
+        """The one function of that name that takes exactly these arguments; unknown ones are looked for once more."""
+        found = self._catalogue.find(name, keys)
+        if not found:
+            await self._catalogue.load(self._connections)
+            found = self._catalogue.find(name, keys)
+        if len(found) > 1:
+            shown = (f"{SCHEMA}.{name}({', '.join(f'{a.name} => {a.shown}' for a in f.arguments)})" for f in found)
+            raise ApiError(
+                300,
+                "PGRST203",
+                f"Could not choose the best candidate function between: {', '.join(shown)}",
+                hint="Try renaming the parameters or the function itself in the database so function overloading "
+                "can be resolved",
+            )
+        if found:
+            (function,) = found
+            unusual = {"record": "functions that return record", "variadic": "variadic functions"}
+            if function.shape in unusual:
+                raise not_done(unusual[function.shape])
+            if function.shape == "void" and function.returns_set:
+                raise not_done("functions that return setof void")
+            if any(setting.startswith("default_transaction_isolation=") for setting in function.settings):
+                raise not_done("functions that set default_transaction_isolation")
+            return function
+        if any(argument.name == "" for f in self._catalogue.functions.get(name, []) for argument in f.arguments):
+            raise not_done("functions with unnamed arguments")
+        named = sorted(keys)
+        signature = f"{SCHEMA}.{name}({', '.join(named)})" if named else f"{SCHEMA}.{name} without parameters"
+        searched = (
+            f"with parameter{'s' if len(named) > 1 else ''} {', '.join(named)}" if named else "without parameters"
+        )
+        alternative = " or with a single unnamed json/jsonb parameter" if posted else ""
+        raise ApiError(
+            404,
+            "PGRST202",
+            f"Could not find the function {signature} in the schema cache",
+            f"Searched for the function {SCHEMA}.{name} {searched}{alternative}, but no matches were found in the "
+            "schema cache.",
+        )
+
+    def _query_arguments(self, request: web.Request, name: str) -> dict[str, str]:
+        if "Range" in request.headers:
+            raise not_done("the header Range")
+        query = {key: value for key, value in request.query.items() if key != "limit"}
+        arguments = {argument.name for f in self._catalogue.functions.get(name, []) for argument in f.arguments}
+        for key, value in query.items():
+            if len(request.query.getall(key)) > 1:
+                raise not_done(f"the repeated query parameter {key!r}")
+            if key not in arguments and (key in RESERVED or LOOKS_LIKE_A_FILTER.match(value)):
+                raise not_done(f"the query parameter {key!r}")
+        return query
+
+    # ------------------------------------------------------------ tables
+
+    async def _table(self, request: web.Request, caller: Caller, name: str) -> web.Response:
+        if request.method not in ("GET", "POST"):
+            raise not_done(f"{request.method} on tables")
+        profile = _check_profile(request)
+        if _media_type(request) != JSON:
+            raise not_done(f"Accept: {SINGLE} on tables")
+        if name not in self._catalogue.tables:
+            await self._catalogue.load(self._connections)
+        columns = self._catalogue.tables.get(name)
+        if columns is None:
+            raise ApiError(404, "PGRST205", f"Could not find the table '{SCHEMA}.{name}' in the schema cache")
+        table = sql.Identifier(SCHEMA, name)
+        if request.method == "GET":
+            return await self._list(request, caller, table, profile)
+        return await self._insert(request, caller, table, columns, profile)
+
+    async def _list(
+        self, request: web.Request, caller: Caller, table: sql.Identifier, profile: dict[str, str]
+    ) -> web.Response:
+        _refuse_other_parameters(request, "select", "limit")
+        _preferences(request)
+        if "Range" in request.headers:
+            raise not_done("the header Range")
+        limit = _limit(request)
+        select = request.query.get("select", "*")
+        if not re.fullmatch(r"\*|[A-Za-z_]\w*(,[A-Za-z_]\w*)*", select):
+            raise not_done(f"select={select}")
+        wanted = (
+            sql.SQL("*")
+            if select == "*"
+            else sql.SQL(", ").join(
+                sql.SQL("{}.{}").format(table, sql.Identifier(column)) for column in select.split(",")
+            )
+        )
+        statement = sql.SQL(
+            "select coalesce(json_agg(row_to_json(r)), '[]')::text, count(*) from (select {} from {} limit {}) as r"
+        ).format(wanted, table, sql.Literal(MAX_ROWS if limit is None else min(limit, MAX_ROWS)))
+        async with self._as_caller(request, caller, read_only=True) as connection:
+            row = await (await connection.execute(statement)).fetchone()
+            assert row is not None  # an aggregate is always one row
+        return _json_response(row[0], 200, {"Content-Range": _content_range(row[1], None), **profile})
+
+    async def _insert(
+        self,
+        request: web.Request,
+        caller: Caller,
+        table: sql.Identifier,
+        columns: dict[str, str],
+        profile: dict[str, str],
+    ) -> web.Response:
+        _refuse_other_parameters(request, "columns")
+        preferences = _preferences(request, "return=minimal", "return=representation")
+        listed = request.query.get("columns")
+        payload = await _payload(request, same_keys=listed is None)
+        keys = sorted(payload.keys) if listed is None else [part.strip('"') for part in listed.split(",")]
+        for key in keys:
+            if key not in columns:
+                message = f"Could not find the '{key}' column of '{request.match_info['path']}' in the schema cache"
+                raise ApiError(400, "PGRST204", message)
+        if not keys:
+            raise not_done("inserts without a column")
+        statement = sql.SQL("insert into {} ({}) select {} from json_to_recordset({}) as a({})").format(
+            table,
+            sql.SQL(", ").join(map(sql.Identifier, keys)),
+            sql.SQL(", ").join(sql.Identifier("a", key) for key in keys),
+            sql.SQL("%s::json" if payload.many else "json_build_array(%s::json)"),
+            sql.SQL(", ").join(sql.SQL("{} {}").format(sql.Identifier(key), _type(columns[key])) for key in keys),
+        )
+        # Asking for the rows back needs the right to read them; a plain insert does not.
+        representation = "return=representation" in preferences
+        if representation:
+            statement = sql.SQL(
+                "with i as ({} returning *) select coalesce(json_agg(row_to_json(i)), '[]')::text from i"
+            ).format(statement)
+        async with self._as_caller(request, caller, read_only=False) as connection:
+            cursor = await connection.execute(statement, [payload.text])
+            row = await cursor.fetchone() if representation else None
+        applied = {"Preference-Applied": preference for preference in preferences}
+        headers = {"Content-Range": "*/*", **applied, **profile}
+        return _json_response(row[0], 201, headers) if row else web.Response(status=201, headers=headers)
+
+
+# ---------------------------------------------------------------- statements
+
+
+@dataclass(frozen=True)
+class Call:
+    """The FROM item that calls a function, what has to stand before it, and the values of its placeholders."""
+
+    source: sql.Composable
+    function: sql.Composable
+    values: list[str]
+
+
+def _type(qualified: str) -> sql.SQL:
+    return sql.SQL(cast(LiteralString, qualified))  # from the catalogue, quoted there
+
+
+def _function_call(function: Function, arguments: Iterable[sql.Composable]) -> sql.Composable:
+    return sql.SQL("{}({})").format(sql.Identifier(SCHEMA, function.name), sql.SQL(", ").join(arguments))
+
+
+def _call_with_json(function: Function, payload: Payload) -> Call:
+    """Arguments out of a JSON object, by json_to_record, as PostgREST does: of an array, the first one."""
+    taken = [argument for argument in function.arguments if argument.name in payload.keys]
+    if not taken:
+        return Call(sql.SQL(""), _function_call(function, []), [])
+    source = sql.SQL("json_to_record({}) as a({}), lateral ").format(
+        sql.SQL("%s::json -> 0" if payload.many else "%s::json"),
+        sql.SQL(", ").join(sql.SQL("{} {}").format(sql.Identifier(a.name), _type(a.type)) for a in taken),
+    )
+    passed = (sql.SQL("{} := {}").format(sql.Identifier(a.name), sql.Identifier("a", a.name)) for a in taken)
+    return Call(source, _function_call(function, passed), [payload.text])
+
+
+def _call_with_text(function: Function, query: dict[str, str]) -> Call:
+    """Arguments out of the query string, each through its type's text input."""
+    taken = [argument for argument in function.arguments if argument.name in query]
+    passed = (sql.SQL("{} := %s::{}").format(sql.Identifier(a.name), _type(a.type)) for a in taken)
+    return Call(sql.SQL(""), _function_call(function, passed), [query[a.name] for a in taken])
+
+
+def _statement(function: Function, call: Call, *, as_array: bool, limit: int | None) -> sql.Composed:
+    """Answers one row: the JSON, how many rows are in it, and how many there were before any limit."""
+    if function.shape == "void":
+        return sql.SQL("select null, count(*), count(*) from {}{} as f").format(call.source, call.function)
+    # A scalar becomes a column of a name of ours; a row keeps its columns' names, even if it has but one.
+    alias, item = ("f", "row_to_json(r)") if function.shape == "object" else ("f(value)", "to_json(r.value)")
+    return sql.SQL(
+        "with called as materialized (select f.* from {}{} as {}), r as (select * from called limit {}) "
+        "select {}, count(*), (select count(*) from called) from r"
+    ).format(
+        call.source,
+        call.function,
+        sql.SQL(alias),
+        sql.Literal(MAX_ROWS if limit is None else min(limit, MAX_ROWS)),
+        sql.SQL("coalesce(json_agg({0}), '[]')::text" if as_array else "min({0}::text)").format(sql.SQL(item)),
+    )

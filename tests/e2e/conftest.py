@@ -1,0 +1,117 @@
+"""One sandbox for the whole folder, with everything in it real or a stand-in; each test has numbers and users of its own."""
+
+from __future__ import annotations
+
+import itertools
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import httpx
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+
+from tests.sandbox.sandbox import Sandbox
+
+T = TypeVar("T")
+Row = dict[str, Any]
+
+_numbers = (
+    f"+1{npa}5550{last}" for npa, last in itertools.product(range(201, 990), range(100, 200)) if npa % 100 != 11 and npa != 911
+)
+
+
+@dataclass
+class World:
+    """What a test says of the sandbox, in the product's words."""
+
+    sandbox: Sandbox
+    database: psycopg.Connection[Row]
+    http: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=60))
+
+    def number(self) -> str:
+        """A number that no other test has: +1 NPA 555-0100 to 0199."""
+        return next(_numbers)
+
+    def rows(self, query: str, *values: object) -> list[Row]:
+        return self.database.execute(query.encode(), values).fetchall()
+
+    def insert_job(self, number: str, mode: str = "default", **columns: object) -> int:
+        columns = {"user_id": uuid.uuid4(), "phone_number": number, "signup_mode": mode, **columns}
+        names, marks = ", ".join(columns), ", ".join(["%s"] * len(columns))
+        query = f"insert into public.outbound_call_jobs ({names}) values ({marks}) returning id"
+        return int(self.rows(query, *columns.values())[0]["id"])
+
+    def job(self, job_id: int) -> Row:
+        return self.rows("select * from public.outbound_call_jobs where id = %s", job_id)[0]
+
+    def attempts(self, job_id: int) -> list[Row]:
+        return self.rows("select * from public.outbound_call_attempts where job_id = %s order by number, started_at", job_id)
+
+    def calls(self, number: str) -> list[Row]:
+        calls: list[Row] = self.http.get(f"{self.sandbox.ready.twilio_url}/_sandbox/calls").json()
+        return [call for call in calls if call["to"] == number]
+
+    def behave(self, **rule: object) -> None:
+        self.http.put(f"{self.sandbox.ready.twilio_url}/_sandbox/behaviour", json=rule).raise_for_status()
+
+    def set_clock(self, offset_s: float) -> None:
+        self.http.put(f"{self.sandbox.ready.twilio_url}/_sandbox/clock", json={"offset_s": offset_s}).raise_for_status()
+
+    def until(self, look: Callable[[], T], timeout_s: float = 30.0) -> T:
+        """Await what must come true; the failure shows what there was instead."""
+        end = time.monotonic() + timeout_s
+        found = look()
+        while not found and time.monotonic() < end:
+            time.sleep(0.05)
+            found = look()
+        assert found, f"not within {timeout_s:.0f} s; the function said:\n" + self.sandbox.function_log.read_text()[-3000:]
+        return found
+
+    def until_status(self, job_id: int, *statuses: str, timeout_s: float = 30.0) -> Row:
+        return self.until(lambda: job if (job := self.job(job_id))["status"] in statuses else None, timeout_s) or {}
+
+    def post(self, path: str, **request: Any) -> httpx.Response:
+        return self.http.post(f"{self.sandbox.ready.function_url}{path}", **request)
+
+    def webhook(self, body: object, secret: str | None = None) -> httpx.Response:
+        """As Supabase's dashboard sends it: the bearer secret."""
+        return self.post("/", json=body, headers={"Authorization": f"Bearer {secret or self.sandbox.dispatch_secret}"})
+
+
+def open_world(sandbox: Sandbox) -> Iterator[World]:
+    with psycopg.connect(sandbox.ready.database_url, autocommit=True, row_factory=dict_row) as database:
+        yield World(sandbox, database)
+
+
+@pytest.fixture(scope="session")
+def whole_sandbox() -> Iterator[Sandbox]:
+    """Webhooks and sweeps on; failures are settled within seconds."""
+    with Sandbox(environ={"CALL_SETTLING_SECONDS": "3", "TWILIO_TIMEOUT_SECONDS": "1", "CALL_LEASE_SECONDS": "5.5"}) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def world(whole_sandbox: Sandbox) -> Iterator[World]:
+    for world in open_world(whole_sandbox):
+        yield world
+        world.http.delete(f"{whole_sandbox.ready.twilio_url}/_sandbox/behaviour").raise_for_status()
+        world.set_clock(0)
+
+
+@pytest.fixture(scope="session")
+def quiet_sandbox() -> Iterator[Sandbox]:
+    """No webhooks and no sweeps but those that the test sends."""
+    with Sandbox(webhooks=False, scheduler=False, environ={}) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def quiet(quiet_sandbox: Sandbox) -> Iterator[World]:
+    for world in open_world(quiet_sandbox):
+        yield world
+        world.http.delete(f"{quiet_sandbox.ready.twilio_url}/_sandbox/behaviour").raise_for_status()
+        world.set_clock(0)

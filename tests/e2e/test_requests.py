@@ -1,0 +1,125 @@
+"""What the function answers: to those who can prove who they are, and to everybody else."""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from twilio.request_validator import RequestValidator
+
+from tests.e2e.conftest import World
+
+EVENT = {"type": "INSERT", "table": "outbound_call_jobs", "schema": "public", "old_record": None}
+
+
+def signed(world: World, path: str, form: dict[str, str]) -> dict[str, str]:
+    ready = world.sandbox.ready
+    url = f"{ready.function_url}{path}"
+    return {"X-Twilio-Signature": RequestValidator(ready.twilio_auth_token).compute_signature(url, form)}
+
+
+@pytest.mark.parametrize("path", ["/", "/sweep", "/voice", "/status"])
+def test_without_proof_nothing_happens(quiet: World, path: str) -> None:
+    before = quiet.sandbox.gateway.requests.total()
+    answer = quiet.post(path, json={**EVENT, "record": {"id": 1}})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized")
+    assert quiet.sandbox.gateway.requests.total() == before
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        (EVENT, "record.id"),
+        ({**EVENT, "record": None}, "record.id"),
+        ({**EVENT, "record": {}}, "record.id"),
+        ({**EVENT, "record": {"id": "seven"}}, "record.id"),
+        ({**EVENT, "record": {"id": True}}, "record.id"),
+        ({**EVENT, "record": {"id": 2**70}}, "record.id"),
+        ({"table": "outbound_call_jobs"}, "type"),
+        ([], "body"),
+    ],
+)
+def test_a_bad_body_is_400_with_the_field_named(quiet: World, body: object, names: str) -> None:
+    answer = quiet.webhook(body)
+    assert answer.status_code == 400
+    assert names in answer.json()["error"]["message"]
+
+
+def test_what_is_not_json_is_400(quiet: World) -> None:
+    headers = {"Authorization": f"Bearer {quiet.sandbox.dispatch_secret}"}
+    for body in (b"", b"{", b"\xff\xfe", b"NaN", b"[" * 5000):
+        assert quiet.post("/", content=body, headers=headers).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {**EVENT, "record": {"id": 2**40}},
+        {**EVENT, "type": "UPDATE", "record": {"id": 1}},
+        {**EVENT, "type": "DELETE", "record": None, "old_record": {"id": 1}},
+        {**EVENT, "table": "profiles", "record": {"id": 1}},
+    ],
+)
+def test_what_is_not_for_us_is_ignored_politely(quiet: World, body: object) -> None:
+    answer = quiet.webhook(body)
+    assert answer.status_code == 200
+    assert "ignored" in answer.json()
+
+
+def test_a_dashboard_webhook_with_the_full_record_is_served(quiet: World) -> None:
+    job_id = quiet.insert_job(quiet.number())
+    record = quiet.rows("select to_jsonb(j) as j from public.outbound_call_jobs j where id = %s", job_id)[0]["j"]
+    assert quiet.webhook({**EVENT, "record": record}).json() == {"did": "called", "job": job_id}
+
+
+def test_unknown_paths_and_methods(quiet: World) -> None:
+    assert quiet.post("/nowhere").status_code == 404
+    assert quiet.http.get(f"{quiet.sandbox.ready.function_url}/sweep").status_code == 405
+    assert quiet.http.get(f"{quiet.sandbox.ready.function_url}/health").json() == {"status": "ok"}
+
+
+def test_a_body_over_64_kib_is_413_and_not_read(quiet: World) -> None:
+    host, port = quiet.sandbox.ready.function_url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 30000000\r\n\r\n")
+        assert b" 413 " in connection.recv(4096).split(b"\r\n")[0]  # before a byte of the body was sent
+    chunked = quiet.post("/", content=iter([b"{}"]))
+    assert chunked.status_code == 413
+
+
+def test_a_signature_off_by_one_character_is_401(quiet: World) -> None:
+    form = {"CallSid": "CA" + "0" * 32, "CallStatus": "ringing", "Digits": ""}
+    for path in (f"/voice?attempt={uuid.uuid4()}", f"/status?attempt={uuid.uuid4()}"):
+        good = signed(quiet, path, form)["X-Twilio-Signature"]
+        assert quiet.post(path, data=form, headers={"X-Twilio-Signature": good}).status_code in (200, 204)
+        for bad in ("", good[:-2] + ("A" if good[-2] != "A" else "B") + "=", good.lower(), "é", good + good):
+            headers: dict[str, Any] = {"X-Twilio-Signature": bad.encode()}
+            assert quiet.post(path, data=form, headers=headers).status_code == 401
+        other = path.replace("attempt=", "attempt=0")
+        assert quiet.post(other, data=form, headers={"X-Twilio-Signature": good}).status_code == 401
+        assert quiet.post(path, data={**form, "x": "1"}, headers={"X-Twilio-Signature": good}).status_code == 401
+        assert quiet.post(path, data=form).status_code == 401
+
+
+def test_a_signed_request_for_an_unknown_attempt_changes_nothing(quiet: World) -> None:
+    form = {"CallSid": "CA" + "1" * 32, "CallStatus": "in-progress"}
+    for attempt in (str(uuid.uuid4()), "nonsense", ""):
+        path = "/voice?" + urlencode({"attempt": attempt})
+        answer = quiet.post(path, data=form, headers=signed(quiet, path, form))
+        assert (answer.status_code, answer.text.count("<Hangup"), answer.text.count("<Say")) == (200, 1, 0)
+        path = "/status?" + urlencode({"attempt": attempt})
+        assert quiet.post(path, data=form, headers=signed(quiet, path, form)).status_code == 204
+
+
+def test_no_answer_and_no_log_line_holds_a_number_or_a_secret(quiet: World) -> None:
+    number = quiet.number()
+    job_id = quiet.insert_job(number)
+    texts = [quiet.webhook({**EVENT, "record": {"id": job_id}}).text]
+    quiet.until_status(job_id, "completed")
+    texts += [quiet.webhook({**EVENT, "record": {"id": job_id}}).text, quiet.sandbox.function_log.read_text()]
+    ready = quiet.sandbox.ready
+    for secret in (number, number[1:], ready.dispatch_secret, ready.supabase_service_key, ready.twilio_auth_token):
+        assert not [text for text in texts if secret in text]

@@ -1,0 +1,181 @@
+"""Reads a TwiML document as Twilio would: Say, Pause, Gather, Redirect and Hangup, and an error code for anything else.
+
+Codes and limits are those of Twilio's error dictionary and of its pages on the verbs (www.twilio.com/docs/voice/twiml).
+Where Twilio only warns and goes on, a `Document` carries the warning: a test can insist that there is none.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass, field
+from typing import Literal
+
+MAX_BYTES = 64 * 1024
+MAX_SAY_CHARACTERS = 4096
+XML_TYPES = {"text/xml", "application/xml", "text/html"}  # what Twilio reads as TwiML; text/plain is not done here
+
+Method = Literal["GET", "POST"]
+
+
+class ApplicationError(Exception):
+    """What Twilio writes in its debugger when the customer's application, not the call, is at fault."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True)
+class Say:
+    text: str
+    times: int = 1
+
+
+@dataclass(frozen=True)
+class Pause:
+    """length: seconds."""
+
+    length: int = 1
+
+
+@dataclass(frozen=True)
+class Gather:
+    """timeout: seconds of silence that end it. action: None is the URL of the document it stands in."""
+
+    prompt: tuple[Say | Pause, ...] = ()
+    action: str | None = None
+    method: Method = "POST"
+    timeout: int = 5
+    num_digits: int | None = None
+    finish_on_key: str = "#"
+    on_empty_result: bool = False
+
+
+@dataclass(frozen=True)
+class Redirect:
+    url: str
+    method: Method = "POST"
+
+
+@dataclass(frozen=True)
+class Hangup:
+    pass
+
+
+Verb = Say | Pause | Gather | Redirect | Hangup
+
+
+@dataclass
+class Document:
+    verbs: list[Verb] = field(default_factory=list)
+    warnings: list[ApplicationError] = field(default_factory=list)
+
+
+ATTRIBUTES = {
+    "Response": set[str](),
+    "Say": {"voice", "language", "loop"},
+    "Pause": {"length"},
+    "Gather": {
+        *("action", "method", "timeout", "numDigits", "finishOnKey", "actionOnEmptyResult", "input", "language", "hints"),
+        *("speechTimeout", "profanityFilter", "speechModel", "enhanced", "bargeIn", "debug", "partialResultCallback"),
+        *("partialResultCallbackMethod", "maxSpeechTime"),
+    },
+    "Redirect": {"method"},
+    "Hangup": set[str](),
+}
+SSML = {"break", "emphasis", "lang", "p", "phoneme", "prosody", "s", "say-as", "sub", "w"}
+
+
+def parse(body: bytes, content_type: str) -> Document:
+    """Raises ApplicationError: what Twilio would not execute."""
+    if content_type not in XML_TYPES:
+        raise ApplicationError(12300, f"Invalid Content-Type: {content_type or 'none'}")
+    if len(body) > MAX_BYTES:
+        raise ApplicationError(11750, "TwiML response body too large")
+    try:
+        root = ET.fromstring(body)
+    except ET.ParseError as error:
+        raise ApplicationError(12100, f"Document parse failure: {error}") from None
+    if root.tag != "Response":
+        raise ApplicationError(12102, f"The root element must be Response, not {root.tag}")
+    document = Document()
+    _check(root, document)
+    document.verbs = [_verb(element, document) for element in root]
+    return document
+
+
+def _verb(element: ET.Element, document: Document) -> Verb:
+    _check(element, document)
+    match element.tag:
+        case "Say":
+            return _say(element)
+        case "Pause":
+            return Pause(_integer(element, "length", 1, 0, 13910))
+        case "Gather":
+            return _gather(element, document)
+        case "Redirect":
+            return Redirect("".join(element.itertext()).strip(), _method(element, 13710))
+        case "Hangup":
+            return Hangup()
+        case _:
+            raise ApplicationError(12200, f"Schema validation: {element.tag} is no verb that may stand here")
+
+
+def _say(element: ET.Element) -> Say:
+    for inner in element.iter():
+        if inner is not element and inner.tag not in SSML:
+            raise ApplicationError(12200, f"Schema validation: {inner.tag} may not stand in Say")
+    text = " ".join("".join(element.itertext()).split())
+    if not text or len(text) > MAX_SAY_CHARACTERS:
+        raise ApplicationError(13520, "Say: Invalid text")
+    return Say(text, _integer(element, "loop", 1, 0, 13510) or 1000)  # loop="0" is for ever, which Twilio ends at 1000
+
+
+def _gather(element: ET.Element, document: Document) -> Gather:
+    prompt: list[Say | Pause] = []
+    for inner in element:
+        if inner.tag not in ("Say", "Pause"):
+            raise ApplicationError(13320, f"Gather: Invalid nested verb {inner.tag}")
+        verb = _verb(inner, document)
+        assert isinstance(verb, Say | Pause)
+        prompt.append(verb)
+    if "dtmf" not in element.get("input", "dtmf").split():
+        raise ApplicationError(12200, "the stand-in gathers keys (input dtmf), not speech")
+    finish = element.get("finishOnKey", "#")
+    if finish not in set("0123456789#*") | {""}:
+        raise ApplicationError(13311, f"Gather: Invalid finishOnKey value {finish!r}")
+    empty = element.get("actionOnEmptyResult", "false")
+    if empty not in ("true", "false"):
+        raise ApplicationError(13338, f"Gather: Invalid actionOnEmptyResult value {empty!r}")
+    return Gather(
+        prompt=tuple(prompt),
+        action=element.get("action") or None,
+        method=_method(element, 13312),
+        timeout=_integer(element, "timeout", 5, 0, 13313),
+        num_digits=_integer(element, "numDigits", None, 1, 13314) if "numDigits" in element.attrib else None,
+        finish_on_key=finish,
+        on_empty_result=empty == "true",
+    )
+
+
+def _check(element: ET.Element, document: Document) -> None:
+    for name in element.attrib.keys() - ATTRIBUTES.get(element.tag, element.attrib.keys()):
+        document.warnings.append(ApplicationError(12200, f"Schema validation: {element.tag} has no attribute {name}"))
+
+
+def _method(element: ET.Element, code: int) -> Method:
+    match element.get("method", "POST").upper():
+        case "POST":
+            return "POST"
+        case "GET":
+            return "GET"
+        case other:
+            raise ApplicationError(code, f"{element.tag}: Invalid method value {other!r}")
+
+
+def _integer(element: ET.Element, name: str, default: int | None, least: int, code: int) -> int:
+    given = element.get(name, str(default))
+    if not (given.isascii() and given.isdigit()) or int(given) < least:
+        raise ApplicationError(code, f"{element.tag}: Invalid {name} value {given!r}")
+    return int(given)
