@@ -223,8 +223,8 @@ class Settings(BaseSettings):
         default=60, validate_default=True, description="how long a dispatcher holds a job"
     )
     call_settling_seconds: Seconds = Field(
-        # Elsewhere the attempt's id may not come back with the callbacks: then only Twilio's list can tell.
-        default_factory=lambda given: 120.0 if given.get("api_base_url_is_this_function", True) else 600.0,
+        default=None,
+        validate_default=True,
         description="how long Twilio is asked about a call in doubt before it counts as absent",
     )
     call_in_doubt: Literal["redial", "give-up"] = "redial"
@@ -289,6 +289,14 @@ class Settings(BaseSettings):
             )
         return lease
 
+    @field_validator("call_settling_seconds", mode="before")
+    @classmethod
+    def _settling_without_callbacks_takes_longer(cls, settling: object, info: ValidationInfo) -> object:
+        if settling is not None:
+            return settling
+        # Another service need not hand us the callbacks that bear the attempt's id: then only Twilio's list can tell.
+        return 120.0 if info.data.get("api_base_url_is_this_function", True) else 600.0
+
     @field_validator("sweep_audience")
     @classmethod
     def _account_and_audience_go_together(cls, audience: str | None, info: ValidationInfo) -> str | None:
@@ -350,4 +358,4 @@ def _problem(loc: tuple[int | str, ...], kind: str, message: str) -> str:
     field = str(loc[0])
     meaning = Settings.model_fields[field].description
     wrong = "is missing" if kind == "missing" else message[0].lower() + message[1:]
-    return f"{field.upper()} {wrong.removeprefix('value error, ')}" + (f" ({meaning})" if meaning else "")
+    return f"{field.upper()} {wrong}" + (f" ({meaning})" if meaning else "")

@@ -1,80 +1,75 @@
-"""One Postgres for the whole run, and a fresh, migrated database for each test that wants one."""
+"""One real Postgres for the whole run; one fresh database, with the product's migrations, for each test that asks."""
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any
+from functools import partial
+from itertools import count
+from typing import TypeAlias
 
 import psycopg
 import pytest
-from hypothesis import settings
+from psycopg.rows import TupleRow
 
-from tests.sandbox import database as sandbox_database
-from tests.sandbox.postgres import SUPERUSER, Postgres
+from tests.sandbox import database
+from tests.sandbox.postgres import Postgres
 
-TEMPLATE = "template_sandbox"
-_numbers = itertools.count(1)
+Connection: TypeAlias = psycopg.Connection[TupleRow]
+Connect: TypeAlias = Callable[..., Connection]
+SetClock: TypeAlias = Callable[[float], None]
 
-settings.register_profile("here", deadline=None)  # two cores, and others at work on them
-settings.load_profile("here")
-
-# A proxy between a test and loopback would be the network.
-os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+_TEMPLATE = "template_sandbox"
+_numbers = count(1)
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
+    """A started server, shared by all tests: do not crash it."""
     with Postgres() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def template_database(postgres: Postgres) -> str:
-    sandbox_database.create_database(postgres, TEMPLATE)
-    sandbox_database.bootstrap(postgres, TEMPLATE)
-    sandbox_database.migrate(postgres, TEMPLATE)
-    sandbox_database.install_clock(postgres, TEMPLATE)
-    return TEMPLATE
+    """Name of a database like a Supabase project with our migrations and a clock that can be set. Copied, never used."""
+    database.create_database(postgres, _TEMPLATE)
+    database.bootstrap(postgres, _TEMPLATE)
+    database.migrate(postgres, _TEMPLATE)
+    database.install_clock(postgres, _TEMPLATE)
+    return _TEMPLATE
 
 
 @pytest.fixture
-def database_name(postgres: Postgres, template_database: str) -> Iterator[str]:
+def database_url(postgres: Postgres, template_database: str) -> Iterator[str]:
+    """The superuser's URL of a database of this test's own."""
     name = f"test_{next(_numbers)}"
-    sandbox_database.create_database(postgres, name, template_database)
-    yield name
-    sandbox_database.drop_database(postgres, name)
+    database.create_database(postgres, name, template_database)
+    yield postgres.url(database=name)
+    database.drop_database(postgres, name)
 
 
 @pytest.fixture
-def database_url(postgres: Postgres, database_name: str) -> str:
-    """As the superuser."""
-    return postgres.url(database=database_name)
-
-
-Connect = Callable[..., psycopg.Connection[Any]]
-
-
-@pytest.fixture
-def connect(postgres: Postgres, database_name: str) -> Iterator[Connect]:
-    """connect(user=..., autocommit=True): as many connections to this test's database as it wants."""
+def connect(database_url: str) -> Iterator[Connect]:
+    """Opens autocommit connections to the test's database, as the superuser or as `user=`; closes them afterwards."""
     with ExitStack() as opened:
 
-        def connect(user: str = SUPERUSER, *, autocommit: bool = True) -> psycopg.Connection[Any]:
-            return opened.enter_context(psycopg.connect(postgres.url(user, database_name), autocommit=autocommit))
+        def connect(user: str | None = None) -> Connection:
+            # Every role that may log in has the server's one password.
+            connection = psycopg.connect(database_url, autocommit=True, **({"user": user} if user else {}))
+            opened.callback(connection.close)
+            return connection
 
         yield connect
 
 
 @pytest.fixture
-def connection(connect: Connect) -> psycopg.Connection[Any]:
-    """Autocommit, as the superuser."""
+def connection(connect: Connect) -> Connection:
+    """An autocommit connection to the test's database, as the superuser."""
     return connect()
 
 
 @pytest.fixture
-def set_clock(database_url: str) -> Callable[[float], None]:
-    """set_clock(seconds): private.clock() is that far ahead."""
-    return lambda offset_s: sandbox_database.set_clock(database_url, offset_s)
+def set_clock(database_url: str) -> SetClock:
+    """Sets the database's clock so many seconds ahead of the machine's (or, below zero, behind)."""
+    return partial(database.set_clock, database_url)

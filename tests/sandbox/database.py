@@ -1,120 +1,124 @@
-"""A database as Supabase hands it out, our migrations on top, and a clock that can be set."""
+"""Makes a bare Postgres look like a Supabase project, and brings the product's migrations into it.
+
+The migrations run as Supabase runs them: as the non-superuser `postgres`, each file in one transaction with its row in
+`supabase_migrations.schema_migrations`, so that `supabase db push` finds nothing left to do.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import psycopg
 from psycopg import sql
+from psycopg.rows import scalar_row
 
 from tests.sandbox.postgres import Postgres
 
-HERE = Path(__file__).parent
-MIGRATIONS = HERE.parents[1] / "shared" / "supabase" / "migrations"
+MIGRATIONS = Path(__file__).parents[2] / "shared" / "supabase" / "migrations"
+BOOTSTRAP = Path(__file__).with_name("bootstrap.sql")
+CLOCK = Path(__file__).with_name("clock.sql")
 
-# `postgres` is no superuser on Supabase either: what it may not do, a migration may not do.
-ROLES = {
-    "postgres": "nosuperuser createdb createrole login replication bypassrls",
-    "anon": "nologin",
-    "authenticated": "nologin",
-    "service_role": "nologin bypassrls",
-    "authenticator": "login noinherit",
-    "supabase_auth_admin": "login noinherit createrole",
-}
-ROLE_SETTINGS = """
-grant anon, authenticated, service_role to authenticator;
-grant anon, authenticated, service_role to postgres;
-grant supabase_auth_admin to postgres;
-alter role postgres set search_path to "$user", public, extensions;
-alter role anon set statement_timeout to '3s';
-alter role authenticated set statement_timeout to '8s';
-alter role authenticator set statement_timeout to '8s';
-alter role authenticator set lock_timeout to '8s';
-alter role supabase_auth_admin set search_path to 'auth';
-"""
-
-OLD_DEFAULT_GRANTS = """
-alter default privileges for role postgres in schema public grant all on tables to anon, authenticated, service_role;
-alter default privileges for role postgres in schema public grant all on sequences to anon, authenticated, service_role;
-alter default privileges for role postgres in schema public grant all on functions to anon, authenticated, service_role;
+_HISTORY = """
+create schema if not exists supabase_migrations;
+create table if not exists supabase_migrations.schema_migrations (version text primary key, statements text[], name text);
 """
 
 
-class MigrationFailed(Exception):
-    """A migration could not be applied; nothing of it was. The message names the file."""
+class MigrationError(Exception):
+    """A migration could not be applied; the message names the file, the line and the reason. That file changed nothing."""
 
 
 def bootstrap(server: Postgres, database: str = "postgres", *, old_default_grants: bool = False) -> None:
-    """Roles, schemas and stand-ins. `old_default_grants`: as projects were made before 2026-05-30."""
-    with psycopg.connect(server.url(database=database), autocommit=True) as connection:
-        existing = {row[0] for row in connection.execute("select rolname from pg_roles")}
-        for role, attributes in ROLES.items():
-            if role not in existing:
-                statement = sql.SQL("create role {} {} password {}").format(
-                    sql.Identifier(role), sql.SQL(attributes), server.password
-                )
-                connection.execute(statement)
-        if not existing >= ROLES.keys():
-            connection.execute(ROLE_SETTINGS)
-        script = (HERE / "bootstrap.sql").read_text().replace(":database", f'"{database}"')
-        connection.execute(script.encode())
-        if old_default_grants:
-            connection.execute(OLD_DEFAULT_GRANTS)
+    """Give an empty database what every Supabase project has. Once per database; the roles are shared by all of them.
+
+    `old_default_grants`: new tables and functions in `public` are open to the API's roles, as in projects until 2026.
+    """
+    with psycopg.connect(server.url(database=database)) as connection:
+        connection.execute(
+            "select set_config('sandbox.password', %s, true), set_config('sandbox.old_default_grants', %s, true)",
+            (server.password, str(old_default_grants)),
+        )
+        connection.execute(BOOTSTRAP.read_bytes())
 
 
 def migrate(
     server: Postgres, database: str = "postgres", *, upto: str | None = None, folder: Path = MIGRATIONS
 ) -> list[str]:
-    """Apply what is not applied yet, as role postgres, each file in a transaction of its own. -> the versions applied.
+    """Apply the files of `folder` that the database does not have yet, in order; the names of those applied.
 
-    Recorded as the Supabase CLI records it, so that `supabase db push` finds nothing left to do. `upto`: the last version.
+    `upto` is the version (or whole file name) of the last one wanted. Raises MigrationError, as the Supabase CLI does,
+    for a file it would skip because of its name and for a history that is not the beginning of the folder's.
     """
+    files = {_version(file): file for file in sorted(folder.glob("*.sql"))}
+    if upto is not None and upto.split("_")[0] not in files:
+        raise MigrationError(f"{folder} has no migration {upto}")
     applied = []
-    with psycopg.connect(server.url("postgres", database), autocommit=True) as connection:
-        connection.execute("create schema if not exists supabase_migrations")
-        connection.execute(
-            "create table if not exists supabase_migrations.schema_migrations"
-            " (version text primary key, statements text[], name text)"
-        )
-        known = {row[0] for row in connection.execute("select version from supabase_migrations.schema_migrations")}
-        for file in sorted(folder.glob("*.sql")):
-            version, _, name = file.stem.partition("_")
-            if version in known or (upto is not None and version > upto):
-                continue
-            text = file.read_text()
-            try:
-                with connection.transaction():
-                    connection.execute(text.encode())
-                    connection.execute(
-                        "insert into supabase_migrations.schema_migrations values (%s, %s, %s)", (version, [text], name)
-                    )
-            except psycopg.Error as error:
-                hint = f" ({error.diag.message_hint})" if error.diag.message_hint else ""
-                raise MigrationFailed(f"{file.name}: {error}{hint}") from error
-            applied.append(version)
+    with psycopg.connect(server.url("postgres", database), autocommit=True, row_factory=scalar_row) as connection:
+        connection.execute(_HISTORY.encode())
+        history = connection.execute("select version from supabase_migrations.schema_migrations order by 1").fetchall()
+        if history != list(files)[: len(history)]:
+            raise MigrationError(f"the database has had {history}, which is not how {folder} begins: {list(files)}")
+        for version, file in list(files.items())[len(history) :]:
+            if upto is not None and version > upto.split("_")[0]:
+                break
+            _apply(connection, version, file)
+            applied.append(file.name)
         connection.execute("notify pgrst, 'reload schema'")
     return applied
 
 
 def install_clock(server: Postgres, database: str = "postgres") -> None:
-    with psycopg.connect(server.url(database=database), autocommit=True) as connection:
-        connection.execute((HERE / "clock.sql").read_bytes())
+    """Replace `private.clock()` by one that `set_clock` moves. After the migrations, which create it."""
+    with psycopg.connect(server.url(database=database)) as connection:
+        connection.execute(CLOCK.read_bytes())
 
 
 def set_clock(url: str, offset_s: float) -> None:
-    """From the next transaction on, private.clock() is so many seconds ahead."""
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("update sandbox.clock set offset_by = make_interval(secs => %s)", (offset_s,))
+    """Let the database's clock be ahead (or, below zero, behind) by so many seconds, from the next transaction on."""
+    with psycopg.connect(url) as connection:
+        connection.execute("update sandbox.clock set offset_by = make_interval(secs => %s) where only_row", (offset_s,))
 
 
 def create_database(server: Postgres, name: str, template: str = "template1") -> None:
-    """A copy of `template`, to which nobody may be connected meanwhile."""
-    with psycopg.connect(server.url(), autocommit=True) as connection:
+    """A copy of `template`, with its owner. Nobody may be connected to the template meanwhile."""
+    with psycopg.connect(server.url(), autocommit=True, row_factory=scalar_row) as connection:
+        owner = connection.execute(
+            "select datdba::regrole::text from pg_database where datname = %s", (template,)
+        ).fetchone()
+        if owner is None:
+            raise ValueError(f"there is no database {template} to copy")
         connection.execute(
-            sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(template))
+            sql.SQL("create database {} template {} owner {}").format(
+                sql.Identifier(name), sql.Identifier(template), sql.Identifier(owner)
+            )
         )
 
 
 def drop_database(server: Postgres, name: str) -> None:
+    """Remove a database, and end whatever is still connected to it."""
     with psycopg.connect(server.url(), autocommit=True) as connection:
         connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
+
+
+def _version(file: Path) -> str:
+    named = re.fullmatch(r"(\d+)_.+\.sql", file.name)
+    if named is None:
+        raise MigrationError(f"{file.name}: the Supabase CLI skips files that are not named <digits>_<name>.sql")
+    return named[1]
+
+
+def _apply(connection: psycopg.Connection[object], version: str, file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    try:
+        with connection.transaction():
+            connection.execute(text.encode())
+            # The CLI splits the file into statements for this column; it compares versions only.
+            connection.execute(
+                "insert into supabase_migrations.schema_migrations (version, statements, name) values (%s, %s, %s)",
+                (version, [text], file.stem.removeprefix(f"{version}_")),
+            )
+    except psycopg.Error as error:
+        at = error.diag.statement_position
+        line = f", line {text.count(chr(10), 0, int(at)) + 1}" if at else ""
+        raise MigrationError(f"{file.name}{line}: {error}") from error

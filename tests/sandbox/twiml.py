@@ -77,7 +77,17 @@ ATTRIBUTES = {
     "Say": {"voice", "language", "loop"},
     "Pause": {"length"},
     "Gather": {
-        *("action", "method", "timeout", "numDigits", "finishOnKey", "actionOnEmptyResult", "input", "language", "hints"),
+        *(
+            "action",
+            "method",
+            "timeout",
+            "numDigits",
+            "finishOnKey",
+            "actionOnEmptyResult",
+            "input",
+            "language",
+            "hints",
+        ),
         *("speechTimeout", "profanityFilter", "speechModel", "enhanced", "bargeIn", "debug", "partialResultCallback"),
         *("partialResultCallbackMethod", "maxSpeechTime"),
     },

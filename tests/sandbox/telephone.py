@@ -1,0 +1,534 @@
+"""A call's life in the Twilio stand-in: it waits in the queue, rings, a person or a machine answers, the TwiML is executed.
+
+    queued -> (initiated) -> ringing -> in-progress -> completed
+       |                        |-> busy | no-answer | failed
+       +------------------------+-> canceled
+
+`Exchange` is Twilio's side, `Call` what it knows of one call. Whatever ends a call goes through `Exchange._finish`, once.
+Time: the queue, the ringing, TimeLimit and `talk_s` run in real seconds. Speech runs at `words_per_second`; pauses and the
+silence after a Gather shrink in the same proportion to the 2.5 words a second of a human voice.
+All methods belong to one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import hashlib
+import json
+import math
+import random
+import re
+import time
+import uuid
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal
+from urllib.parse import urljoin
+
+from tests.sandbox import twiml
+from tests.sandbox.behaviour import Conduct
+from tests.sandbox.twilio_orders import Event, Order, Refusal
+from tests.sandbox.twilio_webhooks import Hook, Webhooks, snake
+from tests.sandbox.twiml import ApplicationError, Document, Gather, Hangup, Pause, Redirect, Say
+
+API = "2010-04-01"
+Status = Literal["queued", "ringing", "in-progress", "completed", "busy", "failed", "no-answer", "canceled"]
+LIVE = {"queued", "ringing", "in-progress"}
+SIP = {"completed": 200, "busy": 486, "no-answer": 487, "failed": 404, "canceled": 487}
+
+HUMAN_WORDS_PER_SECOND = 2.5
+DETECTION_SECONDS = {"human": 2.0, "machine": 4.0}  # how long answering machine detection listens
+QUEUE_SECONDS = 86_400  # a fuller queue takes no more calls (error 22005)
+PATIENCE = 100  # documents a person listens to: a TwiML loop ends here, not at TimeLimit
+APOLOGY = "We are sorry, an application error has occurred. Goodbye."
+
+
+def rfc2822(at: datetime | None) -> str | None:
+    return None if at is None else email.utils.format_datetime(at.astimezone(UTC))
+
+
+def iso(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@dataclass(eq=False)
+class Call:
+    """One call that Twilio took. slot: when its turn to be dialed comes, and accepted, both by the monotonic clock."""
+
+    account_sid: str
+    order: Order
+    conduct: Conduct
+    accepted: float
+    accepted_at: datetime
+    slot: float
+    sid: str = field(default_factory=lambda: "CA" + uuid.uuid4().hex)
+    status: Status = "queued"
+    updated_at: datetime | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    answered: float | None = None
+    duration_s: int | None = None
+    sip_code: int | None = None
+    picked_up_by: Literal["human", "machine"] | None = None
+    detected: str | None = None  # AnsweredBy, where detection was asked for
+    reached: bool = False  # a human heard at least one Say
+    gathers: int = 0
+    sequence: int = 0
+    transcript: list[dict[str, str]] = field(default_factory=list)
+    errors: list[dict[str, object]] = field(default_factory=list)
+    events: list[dict[str, object]] = field(default_factory=list)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    line: asyncio.Lock = field(default_factory=asyncio.Lock)  # callbacks of one call leave one after the other
+    held: list[Hook] = field(default_factory=list)
+
+    @property
+    def to(self) -> str:
+        return self.order.to
+
+    @property
+    def from_(self) -> str:
+        return self.order.from_
+
+    @property
+    def url(self) -> str | None:
+        return self.order.url
+
+    @property
+    def answered_by(self) -> str | None:
+        """Who picked up, whether or not Twilio was asked to detect it."""
+        return self.picked_up_by
+
+    def report(self) -> dict[str, object]:
+        """As `/_sandbox/calls` shows it."""
+        return {
+            "sid": self.sid,
+            "to": self.to,
+            "from": self.from_,
+            "status": self.status,
+            "accepted_at": iso(self.accepted_at),
+            "url": self.url,
+            "answered_by": self.answered_by,
+            "duration_s": self.duration_s,
+            "reached": self.reached,
+            "transcript": list(self.transcript),
+            "errors": list(self.errors),
+        }
+
+    def resource(self) -> dict[str, object]:
+        """As Twilio's API shows it."""
+        uri = f"/{API}/Accounts/{self.account_sid}/Calls/{self.sid}"
+        parts = (
+            *("notifications", "recordings", "payments", "events", "siprec", "streams", "transcriptions"),
+            *("user_defined_message_subscriptions", "user_defined_messages"),
+        )
+        return {
+            "sid": self.sid,
+            "account_sid": self.account_sid,
+            "parent_call_sid": None,
+            "to": self.to,
+            "to_formatted": _formatted(self.to),
+            "from": self.from_,
+            "from_formatted": _formatted(self.from_),
+            "phone_number_sid": number_sid(self.from_),
+            "status": self.status,
+            "date_created": rfc2822(self.accepted_at),
+            "date_updated": rfc2822(self.updated_at or self.accepted_at),
+            "start_time": rfc2822(self.started_at),
+            "end_time": rfc2822(self.ended_at),
+            "duration": str(self.duration_s) if self.status == "completed" else None,
+            "price": None,
+            "price_unit": "USD",
+            "direction": "outbound-api",
+            "answered_by": self.detected,
+            "api_version": API,
+            "forwarded_from": None,
+            "group_sid": None,
+            "caller_name": None,
+            "queue_time": str(round(max(0.0, self.slot - self.accepted) * 1000)),
+            "trunk_sid": None,
+            "uri": f"{uri}.json",
+            "subresource_uris": {
+                part: f"{uri}/{''.join(word.capitalize() for word in part.split('_'))}.json" for part in parts
+            },
+        }
+
+    def fields(self, status: str | None = None) -> dict[str, str]:
+        """What every webhook of this call says. Cities and such are often blank: so they are here."""
+        fields = {
+            "CallSid": self.sid,
+            "AccountSid": self.account_sid,
+            "From": self.from_,
+            "To": self.to,
+            "Caller": self.from_,
+            "Called": self.to,
+            "CallStatus": status or self.status,
+            "Direction": "outbound-api",
+            "ApiVersion": API,
+        }
+        for who, number in (("From", self.from_), ("Caller", self.from_), ("To", self.to), ("Called", self.to)):
+            country = "US" if number.startswith("+1") else ""
+            fields |= {f"{who}City": "", f"{who}State": "", f"{who}Zip": "", f"{who}Country": country}
+        if self.detected:
+            fields["AnsweredBy"] = self.detected
+        return fields
+
+
+class Exchange:
+    """Takes orders and sees each call through. words_per_second: how fast a Say is spoken."""
+
+    def __init__(
+        self,
+        webhooks: Webhooks,
+        *,
+        calls_per_second: float,
+        ring_s: float,
+        words_per_second: float,
+        now: Callable[[], datetime],
+    ) -> None:
+        self.calls: dict[str, Call] = {}
+        self._webhooks = webhooks
+        self._between_calls = 1 / calls_per_second
+        self._ring_s = ring_s
+        self._words_per_second = words_per_second
+        self._pace = HUMAN_WORDS_PER_SECOND / words_per_second
+        self._now = now
+        self._next_slot = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def take(self, account_sid: str, order: Order, conduct: Conduct) -> Call:
+        """The call exists from here on. Raises Refusal 22005 when more than a day of calls is waiting."""
+        now = time.monotonic()
+        slot = max(now, self._next_slot)
+        if slot - now > QUEUE_SECONDS:
+            raise Refusal(22005)
+        self._next_slot = slot + self._between_calls
+        call = Call(account_sid, order, conduct, accepted=now, accepted_at=self._now(), slot=slot)
+        self.calls[call.sid] = call
+        self.spawn(self._live(call))
+        return call
+
+    def end(self, call: Call, wish: Literal["canceled", "completed"]) -> None:
+        """Raises Refusal 21220 where the call is over, or already answered and only to be canceled."""
+        if call.status not in LIVE or (wish == "canceled" and call.status == "in-progress"):
+            raise Refusal(21220, f"call is {call.status}")
+        self._finish(call, "completed" if call.status == "in-progress" else "canceled")
+
+    def spawn(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def quiet(self) -> None:
+        """Returns when no call is alive and no callback is under way."""
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    async def drop_all(self) -> None:
+        """Forgets every call, and ends what is under way without a word to anyone."""
+        tasks = set(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.calls.clear()
+        self._next_slot = 0.0
+
+    # -- from the queue to the last word ------------------------------------------------------------------------------
+
+    async def _live(self, call: Call) -> None:
+        if await _ends(call, call.slot - time.monotonic()):
+            return
+        call.started_at = self._now()
+        self._notify(call, "initiated", "initiated")
+        self._become(call, "ringing")
+        self._notify(call, "ringing", "ringing")
+        if await _ends(call, min(self._ring_s, call.order.ring_limit)):
+            return
+        outcome = call.conduct.outcome if self._ring_s <= call.order.ring_limit else "no-answer"
+        match outcome:
+            case "busy" | "no-answer" | "failed":
+                self._finish(call, outcome)
+                return
+            case "machine":
+                call.picked_up_by = "machine"
+            case "answered":
+                call.picked_up_by = "human"
+        call.answered = time.monotonic()
+        self._become(call, "in-progress")
+        self._notify(call, "answered", "in-progress")
+        conversation = asyncio.ensure_future(self._converse(call))
+        over = asyncio.ensure_future(call.over.wait())
+        try:
+            await asyncio.wait({conversation, over}, timeout=call.order.time_limit, return_when="FIRST_COMPLETED")
+            if conversation.done():
+                conversation.result()  # a fault of the stand-in itself must not pass for a hang-up
+        finally:
+            for task in (conversation, over):
+                task.cancel()
+            await asyncio.gather(conversation, over, return_exceptions=True)
+            self._finish(call, "completed")
+
+    def _become(self, call: Call, status: Status) -> None:
+        call.status = status
+        call.updated_at = self._now()
+
+    def _finish(self, call: Call, status: Status) -> None:
+        if call.status not in LIVE:
+            return
+        call.duration_s = math.ceil(time.monotonic() - call.answered) if call.answered is not None else None
+        call.sip_code = call.conduct.sip_code or SIP[status]
+        call.ended_at = self._now()
+        self._become(call, status)
+        call.over.set()
+        seconds = call.duration_s or 0
+        ending = {"CallDuration": str(seconds), "Duration": str(math.ceil(seconds / 60))}
+        self._notify(call, "completed", status, **ending, SipResponseCode=str(call.sip_code))
+        if call.held:
+            self.spawn(self._deliver(call, _shuffled(call.held)))
+            call.held = []
+
+    # -- what is said, heard and pressed ------------------------------------------------------------------------------
+
+    async def _converse(self, call: Call) -> None:
+        """Returns when either side has hung up."""
+        if call.order.machine_detection:
+            if call.order.async_amd:
+                self.spawn(self._detect(call))
+            else:
+                await self._detect(call)
+        try:
+            await self._follow(call, self._first_document(call), call.order.url)
+        except ApplicationError as error:
+            self._note(call, error)
+            await self._fall_back(call, error)
+        assert call.answered is not None
+        hung_up = _has_hung_up(call)
+        if not hung_up:
+            await asyncio.sleep(call.answered + call.conduct.talk_s - time.monotonic())
+
+    async def _first_document(self, call: Call) -> Document:
+        if call.order.url is not None:
+            return await self._fetch(call, call.order.method, call.order.url)
+        return twiml.parse((call.order.twiml or "").encode(), "text/xml")
+
+    async def _fall_back(self, call: Call, error: ApplicationError) -> None:
+        order = call.order
+        try:
+            if order.fallback_url is None:
+                raise error
+            cause = {"ErrorCode": str(error.code), "ErrorUrl": order.url or ""}
+            document = self._fetch(call, order.fallback_method, order.fallback_url, cause)
+            await self._follow(call, document, order.fallback_url)
+        except ApplicationError as last:
+            if last is not error:
+                self._note(call, last)
+            await self._speak(call, APOLOGY)
+
+    async def _follow(self, call: Call, fetching: Coroutine[object, object, Document], url: str | None) -> None:
+        """Executes a document and all that it leads to. Raises ApplicationError."""
+        for _ in range(PATIENCE):
+            document = await fetching
+            for warning in document.warnings:
+                self._note(call, warning)
+            step = await self._execute(call, document)
+            if step is None:
+                return
+            method, target, fields = step
+            url = urljoin(url or "", target)
+            if not url.startswith(("http://", "https://")):
+                raise ApplicationError(11100, f"Invalid URL format: {url or 'no URL to return to'}")
+            fetching = self._fetch(call, method, url, fields)
+        fetching.close()
+
+    async def _execute(self, call: Call, document: Document) -> tuple[str, str, dict[str, str]] | None:
+        """Where to go next (method, URL, fields), or None when the call is over."""
+        for verb in document.verbs:
+            if _has_hung_up(call):
+                return None
+            match verb:
+                case Say():
+                    await self._say(call, verb)
+                case Pause():
+                    await asyncio.sleep(verb.length * self._pace)
+                case Gather():
+                    step = await self._gather(call, verb)
+                    if step is not None:
+                        return step
+                case Redirect():
+                    return verb.method, verb.url, {}
+                case Hangup():
+                    return None
+        return None
+
+    async def _gather(self, call: Call, gather: Gather) -> tuple[str, str, dict[str, str]] | None:
+        """The request that its input leads to; None: go on with the next verb."""
+        for verb in gather.prompt:
+            if isinstance(verb, Say):
+                await self._say(call, verb)
+            else:
+                await asyncio.sleep(verb.length * self._pace)
+        presses = call.conduct.digits if call.picked_up_by == "human" else ()
+        pressed = presses[call.gathers] if call.gathers < len(presses) else ""
+        call.gathers += 1
+        if pressed:
+            self._transcribe(call, "person", digits=pressed)
+        digits, finish = "", ""
+        for key in pressed:
+            if key == gather.finish_on_key:
+                finish = key
+                break
+            digits += key
+            if len(digits) == gather.num_digits:
+                break
+        else:
+            await asyncio.sleep(gather.timeout * self._pace)
+        if not digits and not gather.on_empty_result:
+            return None
+        fields = {"Digits": digits, "FinishedOnKey": finish}
+        return gather.method, gather.action or "", fields
+
+    async def _say(self, call: Call, say: Say) -> None:
+        for _ in range(say.times):
+            await self._speak(call, say.text)
+            call.reached = call.reached or call.picked_up_by == "human"
+
+    async def _speak(self, call: Call, text: str) -> None:
+        await asyncio.sleep(len(text.split()) / self._words_per_second)
+        self._transcribe(call, "call", text=text)
+
+    def _transcribe(self, call: Call, who: str, **what: str) -> None:
+        call.transcript.append({"who": who, **what, "at": iso(self._now())})
+
+    def _note(self, call: Call, error: ApplicationError) -> None:
+        call.errors.append({"code": error.code, "message": error.message, "at": iso(self._now())})
+
+    async def _detect(self, call: Call) -> None:
+        """Answering machine detection: sets AnsweredBy, and reports it where it runs beside the call."""
+        order, by = call.order, call.picked_up_by or "human"
+        listened = DETECTION_SECONDS[by] * self._pace
+        if await _ends(call, listened):
+            return
+        at_end = order.machine_detection == "DetectMessageEnd"
+        call.detected = "human" if by == "human" else "machine_end_beep" if at_end else "machine_start"
+        if order.async_amd and order.async_amd_callback:
+            fields = {
+                "CallSid": call.sid,
+                "AccountSid": call.account_sid,
+                "AnsweredBy": call.detected,
+                "MachineDetectionDuration": str(round(DETECTION_SECONDS[by] * 1000)),
+            }
+            self._post(call, Hook(order.async_amd_callback_method, order.async_amd_callback, fields))
+
+    # -- requests to the application ----------------------------------------------------------------------------------
+
+    async def _fetch(self, call: Call, method: str, url: str, more: dict[str, str] | None = None) -> Document:
+        reply = await self._send(call, Hook(method, url, call.fields() | (more or {})))
+        return twiml.parse(reply[1], reply[0])
+
+    async def _send(self, call: Call, hook: Hook) -> tuple[str, bytes]:
+        """Content type and body. Raises ApplicationError."""
+        event: dict[str, object] = {
+            "request": {"method": hook.method, "url": hook.url, "parameters": snake(hook.fields)},
+            "response": None,
+        }
+        call.events.append(event)
+        began = self._now()
+        reply = await self._webhooks.send(hook)
+        event["response"] = {
+            "response_code": reply.status,
+            "request_duration": round(reply.seconds * 1000),
+            "content_type": reply.content_type,
+            "response_body": reply.body.decode(errors="replace"),
+            "date_created": rfc2822(began),
+        }
+        return reply.content_type, reply.body
+
+    def _notify(self, call: Call, event: Event, status: str, **more: str) -> None:
+        """Fires a status callback, where it is subscribed to: numbered, and stamped with the time it arose."""
+        if call.order.status_callback is None or event not in call.order.events:
+            return
+        fields = call.fields(status) | more
+        fields |= {
+            "Timestamp": rfc2822(self._now()) or "",
+            "CallbackSource": "call-progress-events",
+            "SequenceNumber": str(call.sequence),
+        }
+        if event in ("ringing", "answered"):
+            fields["StirStatus"] = "B"
+        call.sequence += 1
+        self._post(call, Hook(call.order.status_callback_method, call.order.status_callback, fields))
+
+    def _post(self, call: Call, hook: Hook) -> None:
+        match call.conduct.callbacks:
+            case "none":
+                return
+            case "shuffled" if not (call.over.is_set() and not call.held):
+                call.held.append(hook)
+            case "twice":
+                self.spawn(self._deliver(call, [hook, hook]))
+            case "late":
+                self.spawn(self._deliver(call, [hook], call.conduct.callback_delay_s))
+            case _:
+                self.spawn(self._deliver(call, [hook]))
+
+    async def _deliver(self, call: Call, hooks: list[Hook], delay_s: float = 0.0) -> None:
+        await asyncio.sleep(delay_s)
+        for hook in hooks:
+            async with call.line:
+                try:
+                    await self._send(call, hook)
+                except ApplicationError as error:
+                    self._note(call, error)
+
+
+async def _ends(call: Call, within_s: float) -> bool:
+    """Waits so long, or until the call is over; says whether it is."""
+    try:
+        async with asyncio.timeout(max(0.0, within_s)):
+            await call.over.wait()
+    except TimeoutError:
+        return call.over.is_set()
+    return True
+
+
+def _has_hung_up(call: Call) -> bool:
+    limit = call.conduct.hangup_after
+    return call.picked_up_by == "human" and limit is not None and call.gathers >= limit
+
+
+def _shuffled(hooks: list[Hook]) -> list[Hook]:
+    """In another order than they arose, if there is one."""
+    if len(hooks) < 2:
+        return hooks
+    other = hooks[:]
+    while other == hooks:
+        random.shuffle(other)
+    return other
+
+
+def _formatted(number: str) -> str:
+    match = re.fullmatch(r"\+1(\d{3})(\d{3})(\d{4})", number)
+    return "({}) {}-{}".format(*match.groups()) if match else number
+
+
+def number_sid(number: str) -> str:
+    return "PN" + hashlib.md5(number.encode()).hexdigest()
+
+
+def create_event(call: Call, body: dict[str, object]) -> dict[str, object]:
+    """The request that made the call, as Events.json shows it."""
+    return {
+        "request": {
+            "method": "POST",
+            "url": f"https://api.twilio.com/{API}/Accounts/{call.account_sid}/Calls.json",
+            "parameters": snake(call.order.asked),
+        },
+        "response": {
+            "response_code": 201,
+            "request_duration": 1,
+            "content_type": "application/json",
+            "response_body": json.dumps(body),
+            "date_created": rfc2822(call.accepted_at),
+        },
+    }
