@@ -53,7 +53,7 @@ class Conduct(_Strict):
     callback_delay_s: Seconds = 2.0
     outcome: Literal["answered", "busy", "no-answer", "failed", "machine"] = "answered"
     sip_code: Annotated[int, Field(ge=100, le=699)] | None = None
-    digits: tuple[Annotated[str, Field(pattern=r"^[0-9*#A-Dw]*$")], ...] = ()
+    digits: tuple[Annotated[str, Field(pattern=r"^[0-9*#A-D]*$")], ...] = ()
     hangup_after: Annotated[int, Field(ge=0)] | None = None
     talk_s: Seconds = 0.0
 

@@ -267,7 +267,7 @@ class Exchange:
             for task in (conversation, over):
                 task.cancel()
             await asyncio.gather(conversation, over, return_exceptions=True)
-            self._finish(call, "completed")
+        self._finish(call, "completed")
 
     def _become(self, call: Call, status: Status) -> None:
         call.status = status
@@ -298,13 +298,13 @@ class Exchange:
             else:
                 await self._detect(call)
         try:
-            await self._follow(call, self._first_document(call), call.order.url)
+            await self._follow(call, await self._first_document(call), call.order.url)
         except ApplicationError as error:
             self._note(call, error)
-            await self._fall_back(call, error)
+            if not await self._falls_back(call, error):
+                await self._speak(call, APOLOGY)
         assert call.answered is not None
-        hung_up = _has_hung_up(call)
-        if not hung_up:
+        if not _has_hung_up(call):
             await asyncio.sleep(call.answered + call.conduct.talk_s - time.monotonic())
 
     async def _first_document(self, call: Call) -> Document:
@@ -312,23 +312,23 @@ class Exchange:
             return await self._fetch(call, call.order.method, call.order.url)
         return twiml.parse((call.order.twiml or "").encode(), "text/xml")
 
-    async def _fall_back(self, call: Call, error: ApplicationError) -> None:
+    async def _falls_back(self, call: Call, error: ApplicationError) -> bool:
+        """Whether there is a FallbackUrl, and it worked."""
         order = call.order
+        if order.fallback_url is None:
+            return False
+        cause = {"ErrorCode": str(error.code), "ErrorUrl": order.url or ""}
         try:
-            if order.fallback_url is None:
-                raise error
-            cause = {"ErrorCode": str(error.code), "ErrorUrl": order.url or ""}
-            document = self._fetch(call, order.fallback_method, order.fallback_url, cause)
+            document = await self._fetch(call, order.fallback_method, order.fallback_url, cause)
             await self._follow(call, document, order.fallback_url)
-        except ApplicationError as last:
-            if last is not error:
-                self._note(call, last)
-            await self._speak(call, APOLOGY)
+        except ApplicationError as another:
+            self._note(call, another)
+            return False
+        return True
 
-    async def _follow(self, call: Call, fetching: Coroutine[object, object, Document], url: str | None) -> None:
+    async def _follow(self, call: Call, document: Document, url: str | None) -> None:
         """Executes a document and all that it leads to. Raises ApplicationError."""
         for _ in range(PATIENCE):
-            document = await fetching
             for warning in document.warnings:
                 self._note(call, warning)
             step = await self._execute(call, document)
@@ -338,8 +338,7 @@ class Exchange:
             url = urljoin(url or "", target)
             if not url.startswith(("http://", "https://")):
                 raise ApplicationError(11100, f"Invalid URL format: {url or 'no URL to return to'}")
-            fetching = self._fetch(call, method, url, fields)
-        fetching.close()
+            document = await self._fetch(call, method, url, fields)
 
     async def _execute(self, call: Call, document: Document) -> tuple[str, str, dict[str, str]] | None:
         """Where to go next (method, URL, fields), or None when the call is over."""
@@ -463,7 +462,7 @@ class Exchange:
         match call.conduct.callbacks:
             case "none":
                 return
-            case "shuffled" if not (call.over.is_set() and not call.held):
+            case "shuffled":
                 call.held.append(hook)
             case "twice":
                 self.spawn(self._deliver(call, [hook, hook]))

@@ -1,0 +1,179 @@
+"""The gateway's way to Postgres: a pool that survives the server, and what the schema offers to callers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Literal, LiteralString
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.conninfo import conninfo_to_dict
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from tests.sandbox.gateway_errors import ApiError, unavailable
+
+SCHEMA = "public"
+POOL_WAIT_SECONDS = 10.0  # PostgREST's db-pool-acquisition-timeout
+
+
+class Connections:
+    """A pool that notices when Postgres is gone, says so at once, and is whole again as soon as Postgres is back."""
+
+    def __init__(self, database_url: str, size: int) -> None:
+        address = conninfo_to_dict(database_url)
+        self._host, self._port = str(address.get("host", "127.0.0.1")), int(address.get("port") or 5432)
+        self._pool = AsyncConnectionPool(
+            database_url,
+            # Statements are not prepared: a plan must not outlive a change of the schema.
+            kwargs={"autocommit": True, "prepare_threshold": None, "connect_timeout": 5},
+            min_size=size,
+            max_size=size,
+            # No backing off: a connection that could not be made is tried again by the next request.
+            reconnect_timeout=0.0,
+            open=False,
+        )
+
+    async def open(self) -> None:
+        await self._pool.open(wait=True)
+
+    async def close(self) -> None:
+        await self._pool.close()
+
+    @asynccontextmanager
+    async def transaction(self, begin: LiteralString = "begin") -> AsyncIterator[AsyncConnection]:
+        """One transaction: committed at the end of the block, rolled back by an exception.
+
+        ApiError PGRST000 when Postgres is down, PGRST003 when no connection came free in time.
+        """
+        connection = await self._begun(begin)
+        try:
+            yield connection
+            await connection.execute("commit")
+        except BaseException:
+            with suppress(psycopg.OperationalError):  # it may be what broke
+                await connection.rollback()
+            raise
+        finally:
+            await self._pool.putconn(connection)
+
+    async def _begun(self, begin: LiteralString) -> AsyncConnection:
+        deadline = time.monotonic() + POOL_WAIT_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                connection = await self._pool.getconn(timeout=0.5)
+            except PoolTimeout:
+                if not await self._postgres_listens():
+                    raise unavailable() from None
+                continue
+            try:
+                await connection.execute(begin)
+                return connection
+            except psycopg.OperationalError:  # died while it lay idle: nothing was done on it, take another
+                await self._pool.putconn(connection)
+        raise ApiError(504, "PGRST003", "Timed out acquiring connection from connection pool.")
+
+    async def _postgres_listens(self) -> bool:
+        try:
+            _, writer = await asyncio.wait_for(asyncio.open_connection(self._host, self._port), 2.0)
+        except OSError:
+            return False
+        writer.close()
+        return True
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An input argument. `type` is its qualified name, to be put in a statement; `shown` is what people call it."""
+
+    name: str
+    type: str
+    shown: str
+    required: bool
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of the exposed schema, as far as calling it needs."""
+
+    name: str
+    arguments: tuple[Argument, ...]
+    volatile: bool
+    returns_set: bool
+    shape: Literal["void", "scalar", "object", "record", "variadic"]
+    settings: tuple[str, ...]  # `name=value`, from the function's SET clauses
+
+    def takes(self, keys: frozenset[str]) -> bool:
+        required = {argument.name for argument in self.arguments if argument.required}
+        return required <= keys <= {argument.name for argument in self.arguments}
+
+
+FUNCTIONS = """
+select p.proname, p.provolatile = 'v', p.proretset,
+       case when p.provariadic <> 0 then 'variadic'
+            when p.prorettype = 'void'::regtype then 'void'
+            when p.proargmodes && '{o,b,t}' or r.typtype = 'c' then 'object'
+            when p.prorettype = 'record'::regtype or b.typtype = 'c' then 'record'
+            else 'scalar' end,
+       coalesce(p.proconfig, '{}'),
+       array(select json_build_array(coalesce(p.proargnames[i.n], ''), format('%%I.%%I', s.nspname, t.typname),
+                                     format_type(t.oid, null), i.ord <= p.pronargs - p.pronargdefaults)
+             from (select a.n, row_number() over (order by a.n) as ord
+                   from generate_series(1, coalesce(cardinality(p.proallargtypes), p.pronargs)) as a(n)
+                   where coalesce(p.proargmodes[a.n], 'i') in ('i', 'b', 'v')) as i
+             join pg_type t on t.oid = p.proargtypes[i.ord - 1]
+             join pg_namespace s on s.oid = t.typnamespace
+             order by i.ord)
+from pg_proc p join pg_type r on r.oid = p.prorettype left join pg_type b on b.oid = r.typbasetype
+where p.pronamespace = %s::regnamespace and p.prokind = 'f'
+order by p.oid
+"""
+
+TABLES = """
+select c.relname, array(select json_build_array(a.attname, format('%%I.%%I', s.nspname, t.typname))
+                        from pg_attribute a join pg_type t on t.oid = a.atttypid
+                        join pg_namespace s on s.oid = t.typnamespace
+                        where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped order by a.attnum)
+from pg_class c where c.relnamespace = %s::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'f')
+"""
+
+ROLE_SETTINGS = """
+select r.rolname, s.setconfig from pg_db_role_setting s join pg_roles r on r.oid = s.setrole
+where s.setdatabase in (0, (select oid from pg_database where datname = current_database()))
+order by s.setdatabase
+"""
+
+# Of a function's or role's settings PostgREST moves these to the transaction, so that they hold for the call itself.
+HOISTED = ("statement_timeout",)
+
+
+@dataclass
+class Catalogue:
+    """What may be called and what may be inserted into; read anew whenever something is not found."""
+
+    functions: dict[str, list[Function]] = field(default_factory=dict)
+    tables: dict[str, dict[str, str]] = field(default_factory=dict)  # table -> column -> type
+    role_settings: dict[str, list[str]] = field(default_factory=dict)
+
+    async def load(self, connections: Connections) -> None:
+        async with connections.transaction("begin read only") as connection:
+            functions: dict[str, list[Function]] = {}
+            async for name, volatile, returns_set, shape, settings, arguments in await connection.execute(
+                FUNCTIONS, [SCHEMA]
+            ):
+                taken = tuple(Argument(*argument) for argument in arguments)
+                functions.setdefault(name, []).append(
+                    Function(name, taken, volatile, returns_set, shape, tuple(settings))
+                )
+            tables = {name: dict(columns) async for name, columns in await connection.execute(TABLES, [SCHEMA])}
+            roles: dict[str, list[str]] = {}
+            async for role, role_settings in await connection.execute(ROLE_SETTINGS):
+                roles.setdefault(role, []).extend(role_settings)
+        self.functions, self.tables, self.role_settings = functions, tables, roles
+
+    def find(self, name: str, keys: frozenset[str]) -> list[Function]:
+        """Functions of that name that can be called with exactly these argument names."""
+        return [function for function in self.functions.get(name, []) if function.takes(keys)]
