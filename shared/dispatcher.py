@@ -47,9 +47,6 @@ TWILIO_QUEUE_SECONDS = 24 * 3600.0
 HALT_SECONDS = 60.0  # the first pause after a halt; SQL doubles it, up to an hour
 ASKS_PER_SETTLING = 4  # Twilio is asked so often before "not listed" is believed
 
-# SIP answers of a number that nobody has: dialing it again makes no sense.
-UNALLOCATED_SIP = frozenset({404, 410, 484, 604})
-
 
 def _nowhere(_point: str) -> None:
     """Fault points do nothing in production; tests stop the process, or time, at one."""
@@ -264,10 +261,7 @@ class Dispatcher:
         error_code: str | None = None,
     ) -> LiveCall:
         """Write down what Twilio says of a call. Order and number of tellings do not matter."""
-        hopeless = status == "failed" and sip_code in UNALLOCATED_SIP
-        redial_s = (
-            () if hopeless else backoff.delays(self.settings.call_redial_seconds, self.settings.call_max_attempts)
-        )
+        redial_s = backoff.delays(self.settings.call_redial_seconds, self.settings.call_max_attempts)
         call = self.jobs.record_status(
             attempt,
             call_sid,

@@ -1,127 +1,234 @@
-"""One JSON object a line, as Cloud Logging reads it; readable lines on a terminal. Nothing that leaves holds a phone number
-or a secret, whoever wrote the line: masking is the last step before rendering, for our own lines and for the libraries'.
+"""What leaves the program as text: one line an event, and no phone number or secret in it, whoever wrote the line.
+
+On Cloud Run, and wherever standard output is no terminal, a line is one JSON object as Cloud Logging reads it; on a
+terminal it is for people. Our own lines (`structlog.get_logger()`) and the libraries' (stdlib logging, from WARNING:
+twilio and httpx write whole URLs, numbers included, at INFO) go through the same handler, so they are masked alike and
+one write is one line, also between threads.
 
 https://cloud.google.com/logging/docs/structured-logging
+https://cloud.google.com/error-reporting/docs/formatting-error-messages
 """
 
-import json
 import logging
+import math
 import os
 import re
 import sys
-import traceback
 from collections.abc import Iterable, Mapping
-from typing import Any, TextIO
+from collections.abc import Set as AbstractSet
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol, TextIO
+from urllib.parse import quote
 
 import structlog
-from structlog.typing import EventDict, WrappedLogger
+from structlog.typing import EventDict, Processor, WrappedLogger
 
-TRACE = "logging.googleapis.com/trace"
-LABELS = "logging.googleapis.com/labels"
+_OURS: Final = "dispatcher"
+_TRACE_ID: Final = re.compile(r"(?:[0-9a-f]{2}-)?([0-9a-f]{32})(?![0-9a-z])")
+_DEEPEST: Final = 8
+"""Levels of nesting that are written out: a value may contain itself."""
 
-# Eight to fifteen digits that stand alone, as E.164 has them, with or without the plus sign (%2B in a URL). Not part of a
-# SID, a uuid, a time with its colons, a decimal number or a longer run of digits.
-_PHONE = re.compile(r"(?<![\w.:/-])(\+|%2B)?([1-9][0-9])([0-9]{4,11})([0-9]{2})(?![\w:-]|\.[0-9])", re.IGNORECASE)
-_PLUS_PHONE = re.compile(r"(\+|%2B)([1-9][0-9])([0-9]{4,11})([0-9]{2})(?![0-9])", re.IGNORECASE)
+# Kept as they are: uuids, whose groups of digits may be as long as phone numbers, and times with many decimals.
+_KEPT: Final = (
+    r"(?P<kept>\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b"
+    r"|\b[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?![0-9]))"
+)
+# Where digits without a plus sign begin alone: not inside a word (a SID is one), but after an escape that ends in a
+# letter, as in `%3D14155550123` or the repr of a line break.
+_ALONE: Final = r"(?:(?<![0-9A-Za-z])|(?<=%[0-9A-Fa-f]{2})|(?<=\\[nrt]))"
+_PHONE: Final = re.compile(
+    rf"{_KEPT}"
+    r"|(?P<plus>\+|%(?:25)*2B)[0-9](?:[ ().-]{0,2}[0-9]){6,13}(?P<after_plus>[0-9])(?![0-9])"
+    rf"|{_ALONE}(?P<first>[0-9])[0-9]{{5,12}}(?P<last>[0-9]{{2}})(?![0-9A-Za-z])"
+    rf"|{_ALONE}\(?[0-9]{{3}}\)?[ .-]{{1,2}}[0-9]{{3}}[ .-][0-9]{{4}}(?![0-9A-Za-z])",
+    re.IGNORECASE,
+)
 
 
 def mask_phone(text: str) -> str:
-    """Every phone number in `text`, less all but its first two and last two digits.
+    """`text` with each phone number reduced to its first digit and its last two.
+
+    That is a run of 8 to 15 digits that stands alone, after a plus sign (`%2B` in a URL) also with the spaces and
+    dashes that people type, or an American number as people write it. Digits inside a SID or another word, a uuid or
+    an ISO time stay.
 
     >>> mask_phone("calling +14155550123")
-    'calling +14•••23'
+    'calling +1*******23'
     """
-    masked = _PLUS_PHONE.sub(r"\1\2•••\4", text)
-    return _PHONE.sub(lambda found: f"{found[1] or ''}{found[2]}•••{found[4]}", masked)
+    return _PHONE.sub(_masked, text)
+
+
+def _masked(found: re.Match[str]) -> str:
+    if found["kept"]:
+        return found["kept"]
+    digits = re.sub("[^0-9]", "", found[0][len(found["plus"] or "") :])
+    return f"{found['plus'] or ''}{digits[0]}*******{digits[-2:]}"
 
 
 class _Mask:
+    """Replaces phone numbers and secrets in everything, at any depth, and leaves only what JSON can say."""
+
     def __init__(self, secrets: Iterable[str]) -> None:
-        self._secrets = sorted((secret for secret in secrets if secret), key=len, reverse=True)
+        bare = {part for secret in secrets for part in (secret, secret.removeprefix("whsec_")) if part}
+        shapes = bare | {quote(secret, safe="") for secret in bare}
+        # The longest first, or the rest of a secret would stay where a shorter one is its beginning.
+        longest_first = sorted(shapes, key=len, reverse=True)
+        self._secret = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def __call__(self, _logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
-        return {str(key): self._value(value) for key, value in event.items()}
+        return {
+            key if key.startswith("_") else self.text(key): value if key.startswith("_") else self.value(value)
+            for key, value in event.items()
+        }
 
-    def _value(self, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {str(key): self._value(inner) for key, inner in value.items()}
-        if isinstance(value, list | tuple | set | frozenset):
-            return [self._value(inner) for inner in value]
-        if value is None or isinstance(value, bool | int | float):
+    def text(self, text: str) -> str:
+        # A secret may hold a run of digits: masked first as a number, it would no longer be found as a secret.
+        return mask_phone(self._secret.sub("[secret]", text))
+
+    def value(self, value: Any, depth: int = 0) -> Any:
+        # Numbers stay: a phone number is never one here, and ids, counts and durations are.
+        if value is None or type(value) in (bool, int) or (type(value) is float and math.isfinite(value)):
             return value
-        text = str(value)
-        for secret in self._secrets:
-            text = text.replace(secret, "[secret]")
-        return mask_phone(text)
+        if depth < _DEEPEST:
+            if isinstance(value, Mapping):
+                return {self.text(_said(key)): self.value(inner, depth + 1) for key, inner in value.items()}
+            if isinstance(value, list | tuple | AbstractSet):
+                return [self.value(inner, depth + 1) for inner in value]
+        return self.text(_said(value))
 
 
-def _one_line_exception(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
-    error = event.pop("exc_info", None)
-    if error is True:
-        error = sys.exc_info()[1]
-    if isinstance(error, tuple):
-        error = error[1]
-    if isinstance(error, BaseException):
-        event["stack_trace"] = "".join(traceback.format_exception(error))  # JSON keeps it on one line
+def _said(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 - a value that cannot say what it is must not stop the work that it is about
+        return f"<{type(value).__name__}>"
+
+
+def _stack_trace(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+    if "exception" in event:
+        event["stack_trace"] = event.pop("exception")
     return event
 
 
 def _for_cloud_logging(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
-    shaped: EventDict = {
-        "severity": str(event.pop("level", "info")).upper(),
-        "message": event.pop("event", ""),
-        "time": event.pop("timestamp", None),
+    record: logging.LogRecord = event.pop("_record")
+    ours: bool = event.pop("_from_structlog")
+    line: EventDict = {
+        "severity": record.levelname,
+        "message": event.pop("event"),
+        "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
     }
-    trace, project = event.pop("trace", None), os.environ.get("GOOGLE_CLOUD_PROJECT")
-    if trace:
-        shaped[TRACE] = f"projects/{project}/traces/{trace}" if project else trace
+    if record.levelno >= logging.ERROR:
+        # Error Reporting then takes the entry also without a stack trace.
+        line["@type"] = "type.googleapis.com/google.devtools.clouderrorreporting.v1beta1.ReportedErrorEvent"
+    project = os.environ.get("GOOGLE_CLOUD_PROJECT")
+    if project and "trace" in event:
+        line["logging.googleapis.com/trace"] = f"projects/{project}/traces/{event.pop('trace')}"
     labels = {name: str(event[name]) for name in ("job", "attempt") if event.get(name) is not None}
     if labels:
-        shaped[LABELS] = labels
-    return {**shaped, **event}
+        line["logging.googleapis.com/labels"] = labels
+    if not ours:
+        line["logger"] = record.name
+    # An event's own `message` or `time` must not hide these.
+    return line | {name: value for name, value in event.items() if name not in line}
 
 
-def configure_logs(stream: TextIO | None = None, *, as_json: bool | None = None, secrets: Iterable[str] = ()) -> None:
-    """Once a process. `as_json`: not given, on Cloud Run and wherever standard output is no terminal."""
+def _for_people(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+    record: logging.LogRecord = event.pop("_record")
+    event.pop("_from_structlog")
+    trace = event.pop("stack_trace", None)
+    line: EventDict = {name: _printable(value) for name, value in event.items()}
+    line["timestamp"] = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
+    line["level"] = record.levelname.lower()
+    if trace:
+        line["exception"] = "\n".join(_printable(part) for part in trace.split("\n"))
+    return line
+
+
+def _printable(value: Any) -> Any:
+    """A value that can neither end its line nor steer the terminal."""
+    text = _said(value)
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+class _Lines(logging.StreamHandler[TextIO]):
+    """The one way out."""
+
+    def filter(self, record: logging.LogRecord) -> bool | logging.LogRecord:
+        # Not left to the loggers' levels: werkzeug sets its own to INFO.
+        return super().filter(record) if record.name == _OURS or record.levelno >= logging.WARNING else False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        # logging would print the event as it came, unmasked, and a log line that fails must not fail its caller.
+        sys.stderr.write('{"severity": "ERROR", "message": "a log line could not be written"}\n')
+
+
+class _Turned(logging.Filter):
+    """For a logger that will get a handler of its own: takes each record over before that handler sees it."""
+
+    def __init__(self, lines: _Lines) -> None:
+        super().__init__()
+        self._lines = lines
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self._lines.handle(record)
+        return False
+
+
+def configure_logs(stream: TextIO | None = None, json: bool | None = None, *, secrets: Iterable[str] = ()) -> None:
+    """Once a process, before the first line; again replaces what was there.
+
+    `stream` is standard output and `json` is for Cloud Logging, unless given. `secrets` are replaced wherever they occur.
+    """
     stream = stream or sys.stdout
-    if as_json is None:
-        as_json = "K_SERVICE" in os.environ or not stream.isatty()
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _one_line_exception,
-    ]
-    render: list[structlog.typing.Processor]
-    if as_json:
-        render = [_Mask(secrets), _for_cloud_logging, structlog.processors.JSONRenderer(json.dumps, ensure_ascii=False)]
-    else:
-        render = [_Mask(secrets), structlog.dev.ConsoleRenderer()]
-    structlog.configure(
-        processors=[*shared, *render],
-        logger_factory=structlog.WriteLoggerFactory(file=stream),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        cache_logger_on_first_use=False,
+    if json is None:
+        json = "K_SERVICE" in os.environ or not stream.isatty()
+    written: list[Processor] = (
+        [_for_cloud_logging, structlog.processors.JSONRenderer()]
+        if json
+        else [_for_people, structlog.dev.ConsoleRenderer(colors=stream.isatty())]
     )
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(
+    lines = _Lines(stream)
+    lines.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
+            foreign_pre_chain=[structlog.contextvars.merge_contextvars],
+            processors=[
+                structlog.processors.StackInfoRenderer(),
+                structlog.processors.ExceptionRenderer(),
+                _stack_trace,
+                _Mask(secrets),
+                *written,
+            ],
         )
     )
-    logging.basicConfig(
-        handlers=[handler], level=logging.WARNING, force=True
-    )  # twilio and httpx log URLs with numbers at INFO
-
-
-def bind_trace(headers: Any) -> None:
-    """X-Cloud-Trace-Context (TRACE/SPAN;o=1) or traceparent (version-trace-span-flags), when one is there."""
-    found = re.match(r"([0-9a-f]{32})/", headers.get("X-Cloud-Trace-Context", "")) or re.match(
-        r"[0-9a-f]{2}-([0-9a-f]{32})-", headers.get("traceparent", "")
+    root = logging.getLogger()
+    root.handlers[:] = [lines]
+    root.setLevel(logging.WARNING)
+    logging.getLogger(_OURS).setLevel(logging.INFO)
+    # gunicorn sets up its logger after our code is loaded, and lets nothing of it reach the root.
+    gunicorn = logging.getLogger("gunicorn.error")
+    gunicorn.filters[:] = [_Turned(lines)]
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=lambda *_: logging.getLogger(_OURS),
+        cache_logger_on_first_use=False,
     )
-    if found:
-        structlog.contextvars.bind_contextvars(trace=found[1])
+
+
+class _Headers(Protocol):
+    def items(self) -> Iterable[tuple[str, str]]: ...
+
+
+def bind_trace(headers: _Headers) -> None:
+    """Let the lines of this request be found from its trace: `X-Cloud-Trace-Context` (TRACE/SPAN;o=1) or `traceparent`
+    (version-TRACE-span-flags), when one is there and well formed."""
+    given = {name.lower(): value for name, value in headers.items()}
+    for name in ("x-cloud-trace-context", "traceparent"):
+        found = _TRACE_ID.match(given.get(name, ""))
+        if found:
+            structlog.contextvars.bind_contextvars(trace=found[1])
+            return
 
 
 def clear() -> None:

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
 from tests.sandbox import database
@@ -56,7 +57,7 @@ def connect(database_url: str) -> Iterator[Connect]:
 
         def connect(user: str | None = None) -> Connection:
             # Every role that may log in has the server's one password.
-            connection = psycopg.connect(database_url, autocommit=True, **({"user": user} if user else {}))
+            connection = psycopg.connect(make_conninfo(database_url, user=user), autocommit=True)
             opened.callback(connection.close)
             return connection
 

@@ -81,14 +81,13 @@ def test_a_placed_call_costs_two_rpcs_and_one_request_to_twilio(quiet: World) ->
     quiet.behave(to=number, callbacks="none", talk_s=30)
     job_id = quiet.insert_job(number)
     rpcs, requests = quiet.sandbox.gateway.requests, quiet.sandbox.twilio.requests
-    before = (rpcs.total(), requests.total())
+    rpcs.clear()
+    requests.clear()
     answer = quiet.webhook({"type": "INSERT", "table": "outbound_call_jobs", "schema": "public", "record": {"id": job_id}})
     assert answer.json() == {"did": "called", "job": job_id}
-    assert (rpcs["claim_call_job"] >= 1, rpcs["accept_call"] >= 1)
-    after = (rpcs.total(), requests.total())
-    # /voice may have been asked for by now: that is its own one RPC.
-    voice = rpcs["record_call_status"]
-    assert (after[0] - before[0] - voice, after[1] - before[1]) == (2 if voice else after[0] - before[0], 1)
+    placing = {name: count for name, count in rpcs.items() if name != "record_call_status"}  # one for /voice, by now or soon
+    assert placing == {"claim_call_job": 1, "accept_call": 1}
+    assert dict(requests) == {"create": 1}
 
 
 def test_twenty_enqueues_at_once_make_one_job(world: World) -> None:
@@ -128,15 +127,15 @@ def test_two_hundred_jobs_at_once_are_each_called_once(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("create", "statuses"),
-    [("accept_then_drop", 1), ("accept_then_500", 1), ("hang", 1), ("drop", 1), ("error:503", 1), ("accept_late", 1), ("error:429", 1)],
+    "create",
+    ["accept_then_drop", "accept_then_500", "garbled", "accept_late", "hang", "drop", "error:503", "error:html502", "error:429"],
 )
-def test_whatever_twilio_does_to_one_request_the_person_is_called_once(world: World, create: str, statuses: int) -> None:
+def test_whatever_twilio_does_to_one_request_the_person_is_called_once(world: World, create: str) -> None:
     number = world.number()
     world.behave(to=number, create=create, times=1)
     job_id = world.insert_job(number)
     assert world.until_status(job_id, "completed", "failed", timeout_s=40)["status"] == "completed"
-    assert len([call for call in world.calls(number) if call["reached"]]) == statuses
+    assert len([call for call in world.calls(number) if call["reached"]]) == 1
 
 
 def test_a_number_that_twilio_refuses_is_not_tried_again(world: World) -> None:

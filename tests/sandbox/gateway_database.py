@@ -24,20 +24,21 @@ class Connections:
     """A pool that notices when Postgres is gone, says so at once, and is whole again as soon as Postgres is back."""
 
     def __init__(self, database_url: str, size: int) -> None:
-        address = conninfo_to_dict(database_url)
-        self._host, self._port = str(address.get("host", "127.0.0.1")), int(address.get("port") or 5432)
+        self._url, self._size = database_url, size
+        self._pool: AsyncConnectionPool
+
+    async def open(self) -> None:
+        """Connect; may follow a close(). psycopg_pool.PoolTimeout when Postgres is not there."""
         self._pool = AsyncConnectionPool(
-            database_url,
+            self._url,
             # Statements are not prepared: a plan must not outlive a change of the schema.
             kwargs={"autocommit": True, "prepare_threshold": None, "connect_timeout": 5},
-            min_size=size,
-            max_size=size,
+            min_size=self._size,
+            max_size=self._size,
             # No backing off: a connection that could not be made is tried again by the next request.
             reconnect_timeout=0.0,
             open=False,
         )
-
-    async def open(self) -> None:
         await self._pool.open(wait=True)
 
     async def close(self) -> None:
@@ -77,8 +78,10 @@ class Connections:
         raise ApiError(504, "PGRST003", "Timed out acquiring connection from connection pool.")
 
     async def _postgres_listens(self) -> bool:
+        address = conninfo_to_dict(self._url)
+        host, port = str(address.get("host") or "127.0.0.1"), int(address.get("port") or 5432)
         try:
-            _, writer = await asyncio.wait_for(asyncio.open_connection(self._host, self._port), 2.0)
+            _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), 2.0)
         except OSError:
             return False
         writer.close()

@@ -172,7 +172,7 @@ end
 $$;
 
 -- Called by /status, by /voice and by the sweep's asking: what Twilio says about a call, in any order. Binds the SID first.
--- p_redial_delays_s: as in retry_or_fail, for a person who was not reached; empty when another try makes no sense.
+-- p_redial_delays_s: as in retry_or_fail, for a person who was not reached.
 -- -> as accept_call; "moved" is true when this word was news
 create function public.record_call_status(
   p_attempt         uuid,

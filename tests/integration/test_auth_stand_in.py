@@ -1,0 +1,184 @@
+"""The sandbox's Auth writes what a real sign-up writes, as the role that does it, and supabase-py understands it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from aiohttp import web
+from supabase import Client, ClientOptions, create_client
+from supabase_auth.errors import AuthApiError, AuthWeakPasswordError
+
+from tests.sandbox import database
+from tests.sandbox.auth import Auth
+from tests.sandbox.gateway import Gateway, anon_key, secret_key, service_key
+from tests.sandbox.postgres import Postgres
+from tests.sandbox.serve import Server
+
+SECRET = "a-signing-key-for-tests-that-is-long-enough"
+EMAIL, PHONE, PASSWORD = "someone@example.com", "+12125550123", "correct horse"
+
+# Notes, as a sign-up trigger of the product's would see it: who writes the row, and what is in it then.
+WITNESS = """
+create table public.seen (what text, by text, phone text, confirmed boolean, metadata jsonb, xact text);
+create function public.see() returns trigger language plpgsql security definer set search_path = '' as $$
+begin
+  if new.email = 'refused@example.com' then
+    raise exception 'the trigger is broken';
+  end if;
+  insert into public.seen values (tg_op, session_user, new.phone, new.confirmed_at is not null,
+                                  new.raw_user_meta_data, pg_current_xact_id()::text);
+  return null;
+end
+$$;
+create trigger see after insert or update of email_confirmed_at, phone_confirmed_at on auth.users
+  for each row execute function public.see();
+create function public.whoami() returns uuid language sql stable as 'select auth.uid()';
+grant execute on function public.whoami() to authenticated;
+"""
+
+
+@pytest.fixture
+def connection(postgres: Postgres) -> Iterator[psycopg.Connection[Any]]:
+    """The superuser's, to a database like a project without our migrations, but with a witness."""
+    database.create_database(postgres, "auth")
+    database.bootstrap(postgres, "auth")
+    with psycopg.connect(postgres.url(database="auth"), autocommit=True) as connection:
+        connection.execute(WITNESS)
+        yield connection
+    database.drop_database(postgres, "auth")
+
+
+@pytest.fixture
+def server(postgres: Postgres, connection: psycopg.Connection[Any]) -> Iterator[Server]:
+    """Both halves of the stand-in on one port, as the sandbox serves them."""
+
+    def app() -> web.Application:
+        app = Gateway(postgres.url("authenticator", "auth"), jwt_secret=SECRET, pool_size=2).app()
+        Auth(postgres.url("supabase_auth_admin", "auth"), jwt_secret=SECRET).routes(app)
+        return app
+
+    with Server(app) as server:
+        yield server
+
+
+def client_with(key: str, server: Server) -> Client:
+    options = ClientOptions(httpx_client=httpx.Client(timeout=30), auto_refresh_token=False)
+    return create_client(server.url, key, options)
+
+
+@pytest.fixture
+def anyone(server: Server) -> Client:
+    return client_with(anon_key(SECRET), server)
+
+
+@pytest.fixture
+def admin(server: Server) -> Client:
+    return client_with(service_key(SECRET), server)
+
+
+def users(connection: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:
+    return connection.execute("select email, phone, raw_user_meta_data from auth.users order by created_at").fetchall()
+
+
+def test_a_sign_up_by_email_writes_the_user_with_what_was_said_about_them(
+    anyone: Client, connection: psycopg.Connection[Any]
+) -> None:
+    answer = anyone.auth.sign_up(
+        {"email": "Someone@Example.com", "password": PASSWORD, "options": {"data": {"phone_number": PHONE}}}
+    )
+    assert users(connection) == [(EMAIL, None, {"phone_number": PHONE})]
+    assert answer.user is not None
+    assert (answer.user.email, answer.user.user_metadata) == (EMAIL, {"phone_number": PHONE})
+
+
+def test_a_sign_up_by_phone_is_stored_without_the_plus(anyone: Client, connection: psycopg.Connection[Any]) -> None:
+    anyone.auth.sign_up({"phone": PHONE, "password": PASSWORD})
+    assert users(connection) == [(None, PHONE.removeprefix("+"), {})]
+
+
+def test_a_trigger_sees_an_unconfirmed_insert_and_then_its_confirmation_in_one_transaction(
+    anyone: Client, connection: psycopg.Connection[Any]
+) -> None:
+    anyone.auth.sign_up({"phone": PHONE, "password": PASSWORD, "options": {"data": {"mode": "phone"}}})
+    seen = connection.execute("select what, by, phone, confirmed, metadata from public.seen").fetchall()
+    told = ("supabase_auth_admin", PHONE.removeprefix("+"))
+    assert seen == [("INSERT", *told, False, {"mode": "phone"}), ("UPDATE", *told, True, {"mode": "phone"})]
+    assert connection.execute("select count(distinct xact) from public.seen").fetchone() == (1,)
+
+
+def test_whoever_signed_up_is_signed_in_and_known_to_sql(anyone: Client) -> None:
+    answer = anyone.auth.sign_up({"email": EMAIL, "password": PASSWORD})
+    assert answer.session is not None
+    assert answer.user is not None
+    assert anyone.rpc("whoami").execute().data == answer.user.id
+    known = anyone.auth.get_user()
+    assert known is not None
+    assert known.user.id == answer.user.id
+
+
+def test_a_second_sign_up_is_told_that_the_user_exists(anyone: Client, connection: psycopg.Connection[Any]) -> None:
+    anyone.auth.sign_up({"email": EMAIL, "password": PASSWORD})
+    with pytest.raises(AuthApiError, match="User already registered") as error:
+        anyone.auth.sign_up({"email": EMAIL, "password": PASSWORD})
+    assert (error.value.status, error.value.code) == (422, "user_already_exists")
+    assert len(users(connection)) == 1
+
+
+def test_a_trigger_that_fails_fails_the_sign_up(anyone: Client, connection: psycopg.Connection[Any]) -> None:
+    with pytest.raises(AuthApiError, match="Database error saving new user") as error:
+        anyone.auth.sign_up({"email": "refused@example.com", "password": PASSWORD})
+    assert (error.value.status, error.value.code) == (500, "unexpected_failure")
+    assert users(connection) == []
+
+
+def test_the_body_of_an_error_is_that_of_supabase_auth(server: Server) -> None:
+    answer = httpx.post(f"{server.url}/auth/v1/signup", json={"email": "refused@example.com", "password": PASSWORD})
+    expected = {"code": 500, "error_code": "unexpected_failure", "msg": "Database error saving new user"}
+    assert (answer.status_code, answer.json()) == (500, expected)
+
+
+def test_a_short_password_and_a_number_that_is_none_are_refused(
+    anyone: Client, connection: psycopg.Connection[Any]
+) -> None:
+    with pytest.raises(AuthWeakPasswordError):
+        anyone.auth.sign_up({"email": EMAIL, "password": "12345"})
+    with pytest.raises(AuthApiError, match="Invalid phone number format"):
+        anyone.auth.sign_up({"phone": "0123", "password": PASSWORD})
+    assert users(connection) == []
+
+
+def test_signing_in_takes_the_right_password(anyone: Client) -> None:
+    anyone.auth.sign_up({"email": EMAIL, "password": PASSWORD})
+    anyone.auth.sign_out()
+    with pytest.raises(AuthApiError, match="Invalid login credentials"):
+        anyone.auth.sign_in_with_password({"email": EMAIL, "password": "wrong horse"})
+    assert anyone.auth.sign_in_with_password({"email": EMAIL, "password": PASSWORD}).session is not None
+
+
+def test_an_administrator_adds_and_deletes_users(admin: Client, connection: psycopg.Connection[Any]) -> None:
+    added = admin.auth.admin.create_user({"phone": PHONE, "user_metadata": {"mode": "import"}}).user
+    assert users(connection) == [(None, PHONE.removeprefix("+"), {"mode": "import"})]
+    assert added.confirmed_at is None
+    admin.auth.admin.delete_user(added.id)
+    assert users(connection) == []
+
+
+def test_a_secret_key_is_as_good_as_the_legacy_service_key(server: Server, connection: psycopg.Connection[Any]) -> None:
+    added = client_with(secret_key(SECRET), server).auth.admin.create_user({"phone": PHONE, "phone_confirm": True})
+    assert added.user.phone_confirmed_at is not None
+
+
+def test_nobody_else_adds_users(anyone: Client, connection: psycopg.Connection[Any]) -> None:
+    with pytest.raises(AuthApiError, match="User not allowed"):
+        anyone.auth.admin.create_user({"phone": PHONE})
+    assert users(connection) == []
+
+
+def test_what_the_stand_in_does_not_do_is_501_and_named(anyone: Client) -> None:
+    with pytest.raises(AuthApiError, match="does not do POST /auth/v1/otp") as error:
+        anyone.auth.sign_in_with_otp({"phone": PHONE})
+    assert error.value.status == 501
