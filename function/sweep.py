@@ -84,12 +84,13 @@ class _Crew:
                     self._tickets.release()
                     self._wait(step.wait_s)
                     continue
-                if step.did in ("nothing", "paused"):
-                    self._done.set()
-                if step.did != "nothing":
-                    with self._counting:
-                        self.did[step.did] += 1
-                if step.did == "halted":
+                if step.did == "nothing":
+                    # For this thread only: what is left, if anything, is in the hands of one that waits for the pace.
+                    self._tickets.release()
+                    return
+                with self._counting:
+                    self.did[step.did] += 1
+                if step.did in ("paused", "halted"):
                     self._done.set()
         except BaseException:
             self._done.set()

@@ -9,6 +9,7 @@ https://cloud.google.com/logging/docs/structured-logging
 https://cloud.google.com/error-reporting/docs/formatting-error-messages
 """
 
+import contextlib
 import logging
 import math
 import os
@@ -28,19 +29,19 @@ _TRACE_ID: Final = re.compile(r"(?:[0-9a-f]{2}-)?([0-9a-f]{32})(?![0-9a-z])")
 _DEEPEST: Final = 8
 """Levels of nesting that are written out: a value may contain itself."""
 
-# Kept as they are: uuids, whose groups of digits may be as long as phone numbers, and times with many decimals.
-_KEPT: Final = (
-    r"(?P<kept>\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b"
-    r"|\b[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?![0-9]))"
-)
-# Where digits without a plus sign begin alone: not inside a word (a SID is one), but after an escape that ends in a
-# letter, as in `%3D14155550123` or the repr of a line break.
-_ALONE: Final = r"(?:(?<![0-9A-Za-z])|(?<=%[0-9A-Fa-f]{2})|(?<=\\[nrt]))"
+# Where a word begins: digits inside one (a SID is one) are no phone number. One also begins after an escape that ends
+# in a letter or digit, as in `%3D14155550123` or the repr of a line break.
+_BEGIN: Final = r"(?:(?<![0-9A-Za-z])|(?<=%[0-9A-Fa-f]{2})|(?<=\\[nrt]))"
+_END: Final = r"(?![0-9A-Za-z])"
+_PLUS: Final = r"(?:[+\uff0b]|%(?:25)*2B)"
 _PHONE: Final = re.compile(
-    rf"{_KEPT}"
-    r"|(?P<plus>\+|%(?:25)*2B)[0-9](?:[ ().-]{0,2}[0-9]){6,13}(?P<after_plus>[0-9])(?![0-9])"
-    rf"|{_ALONE}(?P<first>[0-9])[0-9]{{5,12}}(?P<last>[0-9]{{2}})(?![0-9A-Za-z])"
-    rf"|{_ALONE}\(?[0-9]{{3}}\)?[ .-]{{1,2}}[0-9]{{3}}[ .-][0-9]{{4}}(?![0-9A-Za-z])",
+    # Kept: uuids, whose groups may be all digits, and times with many decimals.
+    rf"(?P<kept>{_BEGIN}[0-9a-f]{{8}}(?:-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}{_END}"
+    rf"|{_BEGIN}[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}[T ][0-9]{{2}}:[0-9]{{2}}:[0-9]{{2}}(?:\.[0-9]{{1,9}})?(?!\d))"
+    # E.164; then, as people type it, with spaces and dashes; without the plus sign; and as Americans write it.
+    rf"|(?P<plus>{_PLUS})(?P<digits>\d{{8,15}}(?!\d)|\d(?:[ ().-]{{0,2}}\d){{7,14}}(?!\d))"
+    rf"|{_BEGIN}\d{{8,15}}(?!\d){_END}"
+    rf"|{_BEGIN}\(?\d{{3}}\)?[ .-]{{1,2}}\d{{3}}[ .-]\d{{4}}(?!\d){_END}",
     re.IGNORECASE,
 )
 
@@ -61,7 +62,7 @@ def mask_phone(text: str) -> str:
 def _masked(found: re.Match[str]) -> str:
     if found["kept"]:
         return found["kept"]
-    digits = re.sub("[^0-9]", "", found[0][len(found["plus"] or "") :])
+    digits = re.sub(r"\D", "", found["digits"] or found[0])
     return f"{found['plus'] or ''}{digits[0]}*******{digits[-2:]}"
 
 
@@ -76,10 +77,8 @@ class _Mask:
         self._secret = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def __call__(self, _logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
-        return {
-            key if key.startswith("_") else self.text(key): value if key.startswith("_") else self.value(value)
-            for key, value in event.items()
-        }
+        kept = {name: event.pop(name) for name in ("_record", "_from_structlog")}
+        return {self.text(name): self.value(value) for name, value in event.items()} | kept
 
     def text(self, text: str) -> str:
         # A secret may hold a run of digits: masked first as a number, it would no longer be found as a secret.
@@ -130,7 +129,7 @@ def _for_cloud_logging(_logger: WrappedLogger, _name: str, event: EventDict) -> 
     if not ours:
         line["logger"] = record.name
     # An event's own `message` or `time` must not hide these.
-    return line | {name: value for name, value in event.items() if name not in line}
+    return {**line, **{name: value for name, value in event.items() if name not in line}}
 
 
 def _for_people(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
@@ -154,13 +153,15 @@ def _printable(value: Any) -> Any:
 class _Lines(logging.StreamHandler[TextIO]):
     """The one way out."""
 
-    def filter(self, record: logging.LogRecord) -> bool | logging.LogRecord:
-        # Not left to the loggers' levels: werkzeug sets its own to INFO.
-        return super().filter(record) if record.name == _OURS or record.levelno >= logging.WARNING else False
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+    def handleError(self, record: logging.LogRecord) -> None:
         # logging would print the event as it came, unmasked, and a log line that fails must not fail its caller.
-        sys.stderr.write('{"severity": "ERROR", "message": "a log line could not be written"}\n')
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write('{"severity": "ERROR", "message": "a log line could not be written"}\n')
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    # Not left to the loggers' levels: werkzeug sets its own to INFO.
+    return record.name == _OURS or record.levelno >= logging.WARNING
 
 
 class _Turned(logging.Filter):
@@ -189,6 +190,7 @@ def configure_logs(stream: TextIO | None = None, json: bool | None = None, *, se
         else [_for_people, structlog.dev.ConsoleRenderer(colors=stream.isatty())]
     )
     lines = _Lines(stream)
+    lines.addFilter(_is_wanted)
     lines.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.contextvars.merge_contextvars],

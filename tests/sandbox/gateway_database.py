@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -17,6 +18,9 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from tests.sandbox.gateway_errors import ApiError, unavailable
 
 SCHEMA = "public"
+# While Postgres is down each request would log its attempt to connect; the caller is told, by a 503.
+logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+
 POOL_WAIT_SECONDS = 10.0  # PostgREST's db-pool-acquisition-timeout
 
 
@@ -25,6 +29,7 @@ class Connections:
 
     def __init__(self, database_url: str, size: int) -> None:
         self._url, self._size = database_url, size
+        self._lent = 0
         self._pool: AsyncConnectionPool
 
     async def open(self) -> None:
@@ -51,6 +56,7 @@ class Connections:
         ApiError PGRST000 when Postgres is down, PGRST003 when no connection came free in time.
         """
         connection = await self._begun(begin)
+        self._lent += 1
         try:
             yield connection
             await connection.execute("commit")
@@ -59,6 +65,7 @@ class Connections:
                 await connection.rollback()
             raise
         finally:
+            self._lent -= 1
             await self._pool.putconn(connection)
 
     async def _begun(self, begin: LiteralString) -> AsyncConnection:
@@ -67,7 +74,8 @@ class Connections:
             try:
                 connection = await self._pool.getconn(timeout=0.5)
             except PoolTimeout:
-                if not await self._postgres_listens():
+                # With all of them lent this is a queue and no outage.
+                if self._lent < self._size and not await self._postgres_listens():
                     raise unavailable() from None
                 continue
             try:

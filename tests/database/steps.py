@@ -1,0 +1,276 @@
+"""The SQL functions as the steps of a story, called as the service calls them, and eyes to see what came of them."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, TypeVar
+
+from psycopg import sql
+from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
+
+from tests.conftest import Connection
+
+T = TypeVar("T")
+Row = dict[str, Any]
+
+LEASE_S = 30.0
+BUSY_S = 45.0
+HOLD_S = 20.0
+ASK_S = 600.0
+SETTLING_S = 120.0
+GIVE_UP_S = 90_000.0
+PACE = 1e6  # calls a second: no test but those of the pace waits for it
+DELAYS_S = (60.0, 240.0)  # two delays are three attempts
+OPEN = ("started", "in_doubt", "accepted")
+FINAL = ("completed", "failed", "canceled")
+
+# Blocks of another test's numbers do not matter: each test begins with an empty table.
+_numbers = itertools.cycle(
+    f"+1{npa}5550{last}" for npa in range(201, 990) for last in range(100, 200) if npa % 100 != 11
+)
+_sids = (f"CA{n:032x}" for n in itertools.count(1))
+
+
+def a_number() -> str:
+    return next(_numbers)
+
+
+def a_sid() -> str:
+    return next(_sids)
+
+
+class Steps:
+    """`service` runs the functions as role service_role; `eyes` looks, and arranges what no function would."""
+
+    def __init__(self, service: Connection, eyes: Connection) -> None:
+        service.execute("set role service_role")
+        self.service = service
+        self._eyes = eyes
+
+    def call(self, function: str, **arguments: object) -> Any:
+        """public.function(p_argument => value, ...), in a transaction of its own."""
+        pairs = [sql.SQL("{} => %s").format(sql.Identifier(f"p_{name}")) for name in arguments]
+        query = sql.SQL("select public.{}({})").format(sql.Identifier(function), sql.SQL(", ").join(pairs))
+        row = self.service.execute(query, list(arguments.values())).fetchone()
+        assert row is not None
+        return row[0]
+
+    def rows(self, query: str, *values: object) -> list[Row]:
+        with self._eyes.cursor(row_factory=dict_row) as cursor:
+            cursor.execute(query.encode(), values)
+            return cursor.fetchall() if cursor.description else []
+
+    def one(self, query: str, *values: object) -> Any:
+        """The one value of the one row."""
+        (row,) = self.rows(query, *values)
+        (value,) = row.values()
+        return value
+
+    def job(self, job_id: int) -> Row:
+        (row,) = self.rows("select * from public.outbound_call_jobs where id = %s", job_id)
+        return row
+
+    def attempt(self, attempt: uuid.UUID) -> Row:
+        (row,) = self.rows("select * from public.outbound_call_attempts where id = %s", attempt)
+        return row
+
+    def attempts(self, job_id: int) -> list[Row]:
+        query = "select * from public.outbound_call_attempts where job_id = %s order by number, accepted_at, id"
+        return self.rows(query, job_id)
+
+    def settings(self) -> Row:
+        (row,) = self.rows("select * from private.call_settings")
+        return row
+
+    def everything(self) -> list[list[Row]]:
+        """All that a step could change: to say that one changed nothing."""
+        return [
+            self.rows("select * from public.outbound_call_jobs order by id"),
+            self.rows("select * from public.outbound_call_attempts order by id"),
+            self.rows("select * from private.call_settings"),
+        ]
+
+    def now(self) -> datetime:
+        now: datetime = self.one("select private.clock() as now")
+        return now
+
+    def pass_time(self, seconds: float) -> None:
+        """private.clock() goes on; the real one does not wait."""
+        self.rows("update sandbox.clock set offset_by = offset_by + make_interval(secs => %s)", seconds)
+
+    # --- a job's life -------------------------------------------------------------------------------------------------
+
+    def queue(self, number: str | None = None, **columns: object) -> int:
+        """A job, as a plain insert makes it."""
+        columns = {"user_id": uuid.uuid4(), "phone_number": number or a_number(), **columns}
+        query = sql.SQL("insert into public.outbound_call_jobs ({}) values ({}) returning id").format(
+            sql.SQL(", ").join(map(sql.Identifier, columns)), sql.SQL(", ").join([sql.Placeholder()] * len(columns))
+        )
+        row = self._eyes.execute(query, list(columns.values())).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def claim(self, job_id: int | None = None, attempt: uuid.UUID | None = None, *, pace: float = PACE) -> Row:
+        answer: Row = self.call(
+            "claim_call_job",
+            attempt=attempt or uuid.uuid4(),
+            lease_s=LEASE_S,
+            calls_per_second=pace,
+            busy_s=BUSY_S,
+            job_id=job_id,
+        )
+        return answer
+
+    def start(self, job_id: int) -> uuid.UUID:
+        """Claim this job, which must succeed. -> the attempt"""
+        claim = self.claim(job_id)
+        assert claim["outcome"] == "claimed", claim
+        return uuid.UUID(claim["attempt"]["id"])
+
+    def release(self, attempt: uuid.UUID, *, delay_s: float = 0.0, halt_s: float | None = None) -> bool:
+        counted: bool = self.call(
+            "release_call_job", attempt=attempt, delay_s=delay_s, code="hours", reason="too early there", halt_s=halt_s
+        )
+        return counted
+
+    def accept(self, attempt: uuid.UUID, sid: str) -> Row:
+        answer: Row = self.call("accept_call", attempt=attempt, call_sid=sid, ask_s=ASK_S)
+        return answer
+
+    def refuse(self, attempt: uuid.UUID) -> bool:
+        counted: bool = self.call(
+            "refuse_call", attempt=attempt, code="number_invalid", reason="Twilio: no such number"
+        )
+        return counted
+
+    def doubt(self, attempt: uuid.UUID) -> bool:
+        counted: bool = self.call("doubt_call", attempt=attempt, code="read_timeout", reason="no answer", ask_s=5.0)
+        return counted
+
+    def status(
+        self, attempt: uuid.UUID, sid: str, status: str, *, delays_s: Sequence[float] = DELAYS_S, **more: object
+    ) -> Row:
+        answer: Row = self.call(
+            "record_call_status",
+            attempt=attempt,
+            call_sid=sid,
+            call_status=status,
+            ask_s=ASK_S,
+            redial_delays_s=list(delays_s),
+            **more,
+        )
+        return answer
+
+    def ask(self) -> Row:
+        """What the sweep takes to look after."""
+        answer: Row = self.call("claim_open_call", hold_s=HOLD_S, ask_s=ASK_S, give_up_s=GIVE_UP_S)
+        return answer
+
+    def settle(
+        self,
+        attempt: uuid.UUID,
+        *listed: tuple[str, str],
+        asked_at: datetime | None = None,
+        settling_s: float = 0.0,
+        gives_up: bool = False,
+        delays_s: Sequence[float] = DELAYS_S,
+    ) -> Row:
+        """What Twilio listed, as (sid, status). Without asked_at: an ask that began now."""
+        answer: Row = self.call(
+            "settle_call",
+            attempt=attempt,
+            asked_at=asked_at or self.now(),
+            calls=Jsonb([{"sid": sid, "status": status} for sid, status in listed]),
+            settling_s=settling_s,
+            ask_s=10.0,
+            poll_s=ASK_S,
+            delays_s=list(delays_s),
+            gives_up=gives_up,
+        )
+        return answer
+
+    # --- places in that life ------------------------------------------------------------------------------------------
+
+    def attempt_in(self, state: str, number: str | None = None) -> tuple[int, uuid.UUID]:
+        """A job of its own, with its attempt brought to this state by the steps that lead there. -> (job, attempt)
+
+        `released` is not in the table: the attempt is gone. `ended` is by a busy line, of three attempts; the job is queued.
+        """
+        job = self.queue(number)
+        attempt = self.start(job)
+        match state:
+            case "started":
+                pass
+            case "released":
+                assert self.release(attempt)
+            case "in_doubt":
+                assert self.doubt(attempt)
+            case "accepted":
+                assert self.accept(attempt, a_sid())["then"] == "keep"
+            case "ended":
+                assert self.status(attempt, a_sid(), "busy")["moved"]
+            case "refused":
+                assert self.refuse(attempt)
+            case "absent":
+                assert self.doubt(attempt)
+                assert self.settle(attempt)["outcome"] == "absent"
+            case "duplicate":
+                assert self.refuse(attempt)
+                assert self.accept(attempt, a_sid())["then"] == "end"
+            case _:
+                raise ValueError(state)
+        if state != "released":
+            assert self.attempt(attempt)["state"] == state
+        return job, attempt
+
+    def make_due(self, job_id: int) -> None:
+        self.rows("update public.outbound_call_jobs set due_at = private.clock() where id = %s", job_id)
+
+
+def until(look: Callable[[], T], what: str, timeout_s: float = 10.0) -> T:
+    """Await what must come true."""
+    end = time.monotonic() + timeout_s
+    while not (found := look()):
+        assert time.monotonic() < end, f"not within {timeout_s:.0f} s: {what}"
+        time.sleep(0.002)
+    return found
+
+
+@contextmanager
+def in_background(eyes: Connection) -> Iterator[Callable[[Steps, Callable[[], T]], Future[T]]]:
+    """start(steps, step): run the step on another thread, and return once it waits for a lock, as Postgres itself sees it."""
+    with ThreadPoolExecutor() as threads:
+
+        def start(steps: Steps, step: Callable[[], T]) -> Future[T]:
+            query = "select wait_event_type = 'Lock' from pg_stat_activity where pid = %s"
+            future = threads.submit(step)
+
+            def waits() -> bool:
+                row = eyes.execute(query, (steps.service.info.backend_pid,)).fetchone()
+                assert not future.done(), f"it did not wait: {future.result()}"
+                return row is not None and bool(row[0])
+
+            until(waits, "the step waits for a lock")
+            return future
+
+        yield start
+
+
+def all_at_once(steps: Sequence[Callable[[], T]]) -> list[T]:
+    """Each on a thread of its own, none before all are ready. Raises what any of them raises."""
+    ready = threading.Barrier(len(steps))
+
+    def run(step: Callable[[], T]) -> T:
+        ready.wait(30)
+        return step()
+
+    with ThreadPoolExecutor(len(steps)) as threads:
+        return list(threads.map(run, steps))

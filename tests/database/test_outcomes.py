@@ -1,0 +1,379 @@
+"""What an outcome may change: the tables of states of the design, function by function, and the rules about late truth."""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+
+import pytest
+
+from tests.database.steps import ASK_S, DELAYS_S, GIVE_UP_S, OPEN, Steps, a_number, a_sid
+
+STATES = ("started", "in_doubt", "accepted", "ended", "refused", "absent", "duplicate", "released")
+UNDECIDED = ("started", "in_doubt")
+FINAL_WORDS = ("completed", "busy", "no-answer", "failed", "canceled")
+
+
+def others(*states: str) -> list[str]:
+    return [state for state in STATES if state not in states]
+
+
+# --- refuse, release, doubt: only while nobody knows better -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", UNDECIDED)
+def test_a_refusal_ends_the_job(steps: Steps, state: str) -> None:
+    job, attempt = steps.attempt_in(state)
+    assert steps.refuse(attempt)
+    assert steps.attempt(attempt)["state"] == "refused"
+    assert steps.job(job)["status"] == "failed"
+    assert steps.job(job)["reason_code"] == "number_invalid"
+
+
+@pytest.mark.parametrize("state", others(*UNDECIDED))
+def test_a_refusal_that_comes_late_changes_nothing(steps: Steps, state: str) -> None:
+    _, attempt = steps.attempt_in(state)
+    before = steps.everything()
+    assert not steps.refuse(attempt)
+    assert steps.everything() == before
+
+
+@pytest.mark.parametrize("state", UNDECIDED)
+def test_a_released_job_waits_with_its_attempt_unspent(steps: Steps, state: str) -> None:
+    job, attempt = steps.attempt_in(state)
+    assert steps.release(attempt, delay_s=300)
+    row = steps.job(job)
+    assert (row["status"], row["attempts"], row["reason_code"]) == ("queued", 0, "hours")
+    assert 290 < (row["due_at"] - steps.now()).total_seconds() <= 300
+    assert steps.attempts(job) == []
+
+
+@pytest.mark.parametrize("state", others(*UNDECIDED))
+def test_a_release_that_comes_late_changes_nothing(steps: Steps, state: str) -> None:
+    _, attempt = steps.attempt_in(state)
+    before = steps.everything()
+    assert not steps.release(attempt, halt_s=60)
+    assert steps.everything() == before
+
+
+def test_a_doubt_holds_the_job_until_it_is_settled(steps: Steps) -> None:
+    job, attempt = steps.attempt_in("started")
+    assert steps.doubt(attempt)
+    assert steps.attempt(attempt)["state"] == "in_doubt"
+    assert steps.job(job)["status"] == "in_doubt"
+    assert steps.claim(job) | {"due_at": None} == {"outcome": "none", "status": "in_doubt", "due_at": None}
+
+
+@pytest.mark.parametrize("state", others("started"))
+def test_a_doubt_that_comes_late_changes_nothing(steps: Steps, state: str) -> None:
+    _, attempt = steps.attempt_in(state)
+    before = steps.everything()
+    assert not steps.doubt(attempt)
+    assert steps.everything() == before
+
+
+# --- accept: a SID is truth -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["started", "in_doubt", "absent"])
+def test_a_sid_makes_it_the_jobs_call(steps: Steps, state: str) -> None:
+    job, attempt = steps.attempt_in(state)
+    answer = steps.accept(attempt, sid := a_sid())
+    assert (answer["then"], answer["state"], answer["call_status"]) == ("keep", "accepted", "queued")
+    assert (answer["job"]["id"], answer["job"]["status"]) == (job, "calling")
+    assert steps.attempt(attempt)["call_sid"] == sid
+    assert 590 < (steps.job(job)["due_at"] - steps.now()).total_seconds() <= ASK_S
+
+
+@pytest.mark.parametrize("state", ["started", "in_doubt", "absent"])
+def test_the_same_sid_again_changes_nothing(steps: Steps, state: str) -> None:
+    _, attempt = steps.attempt_in(state)
+    first, before = steps.accept(attempt, sid := a_sid()), steps.everything()
+    assert steps.accept(attempt, sid) == first
+    assert steps.everything() == before
+
+
+def test_a_call_that_came_though_it_was_refused_is_one_too_many(steps: Steps) -> None:
+    job, attempt = steps.attempt_in("refused")
+    assert steps.accept(attempt, a_sid())["then"] == "end"
+    assert steps.attempt(attempt)["state"] == "duplicate"
+    assert steps.job(job)["status"] == "failed"
+
+
+@pytest.mark.parametrize("state", ["released", "accepted", "ended", "duplicate"])
+def test_a_sid_of_an_attempt_that_has_none_or_another_is_to_be_ended(steps: Steps, state: str) -> None:
+    _, attempt = steps.attempt_in(state)
+    assert steps.accept(attempt, a_sid())["then"] in (["unknown"] if state == "released" else ["end"])
+
+
+@pytest.mark.parametrize("state", ["accepted", "ended"])
+def test_a_second_sid_is_kept_as_a_duplicate_of_its_own(steps: Steps, state: str) -> None:
+    job, attempt = steps.attempt_in(state)
+    first, before = steps.attempt(attempt), steps.job(job)
+    answer = steps.accept(attempt, second := a_sid())
+    assert (answer["then"], answer["state"]) == ("end", "duplicate")
+    assert steps.attempt(attempt) == first
+    assert steps.job(job) == before
+    assert [row["call_sid"] for row in steps.attempts(job) if row["state"] == "duplicate"] == [second]
+
+
+def test_a_duplicate_is_to_be_ended_however_often_it_speaks(steps: Steps) -> None:
+    _, attempt = steps.attempt_in("accepted")
+    second = a_sid()
+    for word in ("initiated", "ringing", "ringing", "in-progress"):
+        assert steps.status(attempt, second, word)["then"] == "end"
+
+
+def test_the_end_of_a_duplicate_is_not_the_end_of_the_job(steps: Steps) -> None:
+    job, attempt = steps.attempt_in("accepted")
+    steps.accept(attempt, second := a_sid())
+    assert steps.status(attempt, second, "completed")["then"] == "keep"
+    assert steps.job(job)["status"] == "calling"
+    (duplicate,) = [row for row in steps.attempts(job) if row["state"] == "duplicate"]
+    assert duplicate["closed_at"] is not None
+    assert duplicate["end_due_at"] is None
+
+
+def test_a_sid_of_nobodys_attempt_is_unknown_and_never_an_error(steps: Steps) -> None:
+    nothing = {"state": None, "call_status": None, "job": None}
+    assert steps.accept(uuid.uuid4(), a_sid()) == {"then": "unknown", **nothing}
+    assert steps.status(uuid.uuid4(), a_sid(), "ringing") == {"then": "unknown", "moved": False, **nothing}
+
+
+# --- late truth -------------------------------------------------------------------------------------------------------
+
+
+def test_late_truth_revives_a_job_that_waits_to_be_dialed_again(steps: Steps) -> None:
+    job, attempt = steps.attempt_in("absent")
+    assert steps.job(job)["status"] == "queued"
+    assert steps.accept(attempt, a_sid())["then"] == "keep"
+    assert (steps.job(job)["status"], steps.attempt(attempt)["closed_at"]) == ("calling", None)
+
+
+@pytest.mark.parametrize(("delays_s", "gives_up", "code"), [((), False, "absent"), (DELAYS_S, True, "gave_up")])
+def test_late_truth_revives_a_job_that_failed_by_absence(
+    steps: Steps, delays_s: tuple[float, ...], gives_up: bool, code: str
+) -> None:
+    job, attempt = steps.attempt_in("in_doubt")
+    assert steps.settle(attempt, delays_s=delays_s, gives_up=gives_up)["job_status"] == "failed"
+    assert steps.job(job)["reason_code"] == code
+    assert steps.accept(attempt, a_sid())["then"] == "keep"
+    row = steps.job(job)
+    assert (row["status"], row["finished_at"], row["reason_code"]) == ("calling", None, None)
+
+
+def test_late_truth_does_not_revive_a_job_that_was_canceled(steps: Steps) -> None:
+    job, attempt = steps.attempt_in("absent")
+    steps.call("cancel_call_job", job_id=job)
+    assert steps.accept(attempt, a_sid())["then"] == "end"
+    assert (steps.job(job)["status"], steps.attempt(attempt)["state"]) == ("canceled", "duplicate")
+
+
+def test_late_truth_is_one_call_too_many_when_the_job_is_dialed_again(steps: Steps) -> None:
+    job, first = steps.attempt_in("absent")
+    steps.make_due(job)
+    second = steps.start(job)
+    assert steps.accept(first, a_sid())["then"] == "end"
+    assert steps.accept(second, a_sid())["then"] == "keep"
+    assert [steps.attempt(attempt)["state"] for attempt in (first, second)] == ["duplicate", "accepted"]
+
+
+def test_late_truth_is_one_call_too_many_when_another_job_has_the_number(steps: Steps) -> None:
+    number = a_number()
+    job, late = steps.attempt_in("absent", number)
+    _, open_attempt = steps.attempt_in("started", number)
+    assert steps.accept(late, a_sid())["then"] == "end"
+    assert [steps.attempt(attempt)["state"] for attempt in (late, open_attempt)] == ["duplicate", "started"]
+    assert steps.job(job)["status"] == "queued"
+
+
+def test_nobody_is_dialed_while_a_duplicate_to_that_number_lives(steps: Steps) -> None:
+    number = a_number()
+    _, first = steps.attempt_in("refused", number)
+    steps.accept(first, sid := a_sid())
+    job = steps.queue(number)
+    assert steps.claim(job)["outcome"] == "none"
+    assert steps.job(job)["reason_code"] == "number_in_use"
+    steps.status(first, sid, "completed")
+    steps.make_due(job)
+    assert steps.claim(job)["outcome"] == "claimed"
+
+
+def test_a_sid_that_the_list_gave_to_another_attempt_speaks_for_that_one(steps: Steps) -> None:
+    number, sid = a_number(), a_sid()
+    _, late = steps.attempt_in("absent", number)
+    job, open_attempt = steps.attempt_in("in_doubt", number)
+    assert steps.settle(open_attempt, (sid, "ringing"))["outcome"] == "found"
+    assert steps.status(late, sid, "completed")["job"]["id"] == job
+    assert steps.job(job)["status"] == "completed"
+    assert steps.attempt(late)["state"] == "absent"
+
+
+# --- the words of a call ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "order", list(itertools.permutations(["initiated", "ringing", "in-progress", "completed"])), ids="-".join
+)
+def test_words_in_any_order_end_the_same(steps: Steps, order: tuple[str, ...]) -> None:
+    job, attempt = steps.attempt_in("accepted")
+    sid = steps.attempt(attempt)["call_sid"]
+    for word in order:
+        steps.status(attempt, sid, word)
+    row = steps.attempt(attempt)
+    assert (row["state"], row["call_status"], row["closed_at"] is not None) == ("ended", "completed", True)
+    assert (steps.job(job)["status"], steps.job(job)["attempts"]) == ("completed", 1)
+
+
+@pytest.mark.parametrize(("first", "second"), list(itertools.permutations(FINAL_WORDS, 2)), ids=lambda word: str(word))
+def test_the_first_final_word_wins(steps: Steps, first: str, second: str) -> None:
+    _, attempt = steps.attempt_in("started")
+    steps.status(attempt, sid := a_sid(), first)
+    before = steps.everything()
+    assert not steps.status(attempt, sid, second)["moved"]
+    assert steps.everything() == before
+
+
+def test_a_word_twice_is_no_news(steps: Steps) -> None:
+    _, attempt = steps.attempt_in("accepted")
+    sid = steps.attempt(attempt)["call_sid"]
+    assert steps.status(attempt, sid, "ringing")["moved"]
+    before = steps.everything()
+    assert not steps.status(attempt, sid, "ringing")["moved"]
+    assert steps.everything() == before
+
+
+def test_a_word_that_twilio_does_not_have_is_no_news_and_no_error(steps: Steps) -> None:
+    job, attempt = steps.attempt_in("accepted")
+    answer = steps.status(attempt, steps.attempt(attempt)["call_sid"], "teleported")
+    assert (answer["then"], answer["moved"]) == ("keep", False)
+    assert steps.job(job)["status"] == "calling"
+
+
+@pytest.mark.parametrize("state", ["started", "in_doubt", "absent"])
+@pytest.mark.parametrize("word", FINAL_WORDS)
+def test_a_callback_alone_tells_the_whole_story(steps: Steps, state: str, word: str) -> None:
+    job, attempt = steps.attempt_in(state)
+    assert steps.status(attempt, a_sid(), word)["moved"]
+    expected = {"completed": "completed", "canceled": "canceled"}.get(word, "queued")
+    assert (steps.job(job)["status"], steps.attempt(attempt)["state"]) == (expected, "ended")
+
+
+def test_what_is_known_of_a_call_is_kept_with_it(steps: Steps) -> None:
+    _, attempt = steps.attempt_in("started")
+    steps.status(attempt, sid := a_sid(), "in-progress", answered_by="human")
+    steps.status(attempt, sid, "completed", duration_s=61, sip_code=200)
+    row = steps.attempt(attempt)
+    assert (row["answered_by"], row["duration_s"], row["sip_code"]) == ("human", 61, 200)
+
+
+@pytest.mark.parametrize("word", ["busy", "no-answer", "failed"])
+def test_a_person_who_was_not_reached_is_dialed_three_times_with_growing_pauses(steps: Steps, word: str) -> None:
+    job = steps.queue()
+    pauses = []
+    for _ in range(2):
+        steps.status(steps.start(job), a_sid(), word)
+        pauses.append(round((steps.job(job)["due_at"] - steps.now()).total_seconds()))
+        steps.make_due(job)
+    steps.status(steps.start(job), a_sid(), word, sip_code=486)
+    row = steps.job(job)
+    assert pauses == list(DELAYS_S)
+    assert (row["status"], row["attempts"], row["reason_code"]) == ("failed", 3, word)
+    assert row["reason"].endswith("(SIP 486)")
+
+
+def test_a_number_that_nobody_has_is_not_dialed_again(steps: Steps) -> None:
+    job, attempt = steps.attempt_in("started")
+    steps.status(attempt, a_sid(), "failed", delays_s=())
+    assert steps.job(job)["status"] == "failed"
+
+
+def test_absent_attempts_count_so_that_a_crash_loop_ends(steps: Steps) -> None:
+    job = steps.queue()
+    for expected in ("queued", "queued", "failed"):
+        attempt = steps.start(job)
+        steps.doubt(attempt)
+        assert steps.settle(attempt)["job_status"] == expected
+        steps.rows("update public.outbound_call_jobs set due_at = private.clock() where status = 'queued'")
+    assert [row["number"] for row in steps.attempts(job)] == [1, 2, 3]
+
+
+def test_released_attempts_do_not_count_however_many(steps: Steps) -> None:
+    job = steps.queue()
+    for _ in range(5):
+        assert steps.release(steps.start(job))
+    steps.status(steps.start(job), a_sid(), "busy")
+    assert (steps.job(job)["status"], steps.job(job)["attempts"]) == ("queued", 1)
+
+
+# --- an end that never became known -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def given_up(steps: Steps) -> tuple[int, uuid.UUID, str]:
+    job, attempt = steps.attempt_in("accepted")
+    steps.pass_time(GIVE_UP_S + 1)
+    assert steps.ask() == {"outcome": "none"}
+    return job, attempt, steps.attempt(attempt)["call_sid"]
+
+
+def test_a_call_whose_end_never_became_known_is_closed(steps: Steps, given_up: tuple[int, uuid.UUID, str]) -> None:
+    job, attempt, _ = given_up
+    assert (steps.job(job)["status"], steps.job(job)["reason_code"]) == ("failed", "outcome_unknown")
+    assert (steps.attempt(attempt)["state"], steps.attempt(attempt)["error_code"]) == ("ended", "outcome_unknown")
+
+
+@pytest.mark.parametrize("word", ["initiated", "ringing", "in-progress", *FINAL_WORDS])
+def test_words_after_the_giving_up_change_no_job_and_are_no_error(
+    steps: Steps, given_up: tuple[int, uuid.UUID, str], word: str
+) -> None:
+    job, attempt, sid = given_up
+    before = steps.job(job)
+    assert steps.status(attempt, sid, word)["then"] in ("keep", "end")
+    assert steps.job(job) == before
+    assert steps.attempt(attempt)["state"] == "ended"
+
+
+def test_a_call_is_not_given_up_a_moment_too_early(steps: Steps) -> None:
+    job, _ = steps.attempt_in("accepted")
+    steps.pass_time(GIVE_UP_S - 60)
+    assert steps.ask()["outcome"] == "ask"
+    assert steps.job(job)["status"] == "calling"
+
+
+# --- what cancel means for an attempt under way -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", OPEN)
+def test_a_canceled_call_is_ended_by_whoever_hears_of_it(steps: Steps, state: str) -> None:
+    job, attempt = steps.attempt_in(state)
+    sid = steps.attempt(attempt)["call_sid"] or a_sid()
+    steps.call("cancel_call_job", job_id=job)
+    assert steps.accept(attempt, sid)["then"] == "end"
+    assert steps.status(attempt, sid, "ringing")["then"] == "end"
+    assert steps.job(job)["due_at"] <= steps.now()
+
+
+@pytest.mark.parametrize("word", FINAL_WORDS)
+def test_a_canceled_job_is_canceled_however_its_call_ends(steps: Steps, word: str) -> None:
+    job, attempt = steps.attempt_in("accepted")
+    steps.call("cancel_call_job", job_id=job)
+    steps.status(attempt, steps.attempt(attempt)["call_sid"], word)
+    assert (steps.job(job)["status"], steps.job(job)["reason_code"]) == ("canceled", "canceled")
+
+
+def test_a_canceled_job_is_canceled_when_its_call_is_given_up(steps: Steps) -> None:
+    job, _ = steps.attempt_in("accepted")
+    steps.call("cancel_call_job", job_id=job)
+    steps.pass_time(GIVE_UP_S + 1)
+    steps.ask()
+    assert steps.job(job)["status"] == "canceled"
+
+
+@pytest.mark.parametrize("state", UNDECIDED)
+def test_a_canceled_job_is_canceled_when_nothing_came_of_its_attempt(steps: Steps, state: str) -> None:
+    for outcome in (steps.refuse, steps.release):
+        job, attempt = steps.attempt_in(state)
+        steps.call("cancel_call_job", job_id=job)
+        assert outcome(attempt)
+        assert steps.job(job)["status"] == "canceled"

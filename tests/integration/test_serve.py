@@ -1,0 +1,49 @@
+"""The stand-ins' server: it answers once started, says why when it cannot, and may come back on the same port."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from aiohttp import web
+
+from tests.sandbox.serve import Server
+
+
+def application() -> web.Application:
+    async def hello(request: web.Request) -> web.Response:
+        return web.Response(text="hello")
+
+    app = web.Application()
+    app.router.add_get("/", hello)
+    return app
+
+
+def test_a_started_server_answers_and_a_stopped_one_does_not() -> None:
+    with Server(application) as server:
+        assert httpx.get(server.url).text == "hello"
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(server.url)
+
+
+def test_a_server_comes_back_on_the_port_it_had() -> None:
+    server = Server(application).start()
+    url = server.url
+    server.stop()
+    with server:
+        assert server.url == url
+        assert httpx.get(url).text == "hello"
+
+
+def test_a_taken_port_is_an_error_at_start() -> None:
+    with Server(application) as server, pytest.raises(OSError, match="address already in use"):
+        Server(application, port=server.port).start()
+
+
+def test_an_application_that_cannot_start_is_an_error_at_start() -> None:
+    async def fail(app: web.Application) -> None:
+        raise RuntimeError("no database")
+
+    app = application()
+    app.on_startup.append(fail)
+    with pytest.raises(RuntimeError, match="no database"):
+        Server(app).start()
