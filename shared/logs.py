@@ -31,7 +31,7 @@ _DEEPEST: Final = 8
 
 # Where a word begins: digits inside one (a SID is one) are no phone number. One also begins after an escape that ends
 # in a letter or digit, as in `%3D14155550123` or the repr of a line break.
-_BEGIN: Final = r"(?:(?<![0-9A-Za-z])|(?<=%[0-9A-Fa-f]{2})|(?<=\\[nrt]))"
+_BEGIN: Final = r"(?:(?<![0-9A-Za-z%])|(?<=%[0-9A-Fa-f]{2})|(?<=\\[nrt]))"
 _END: Final = r"(?![0-9A-Za-z])"
 _PLUS: Final = r"(?:[+\uff0b]|%(?:25)*2B)"
 _PHONE: Final = re.compile(

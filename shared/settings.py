@@ -301,7 +301,7 @@ class Settings(BaseSettings):
     @classmethod
     def _account_and_audience_go_together(cls, audience: str | None, info: ValidationInfo) -> str | None:
         if "sweep_service_account" in info.data and (audience is None) != (info.data["sweep_service_account"] is None):
-            raise _wrong("SWEEP_SERVICE_ACCOUNT and SWEEP_AUDIENCE must be set both or neither")
+            raise _wrong("must be set exactly when SWEEP_SERVICE_ACCOUNT is: both or neither")
         return audience
 
     @property

@@ -50,22 +50,24 @@ def migrate(
     `upto` is the version (or whole file name) of the last one wanted. Raises MigrationError, as the Supabase CLI does,
     for a file it would skip because of its name and for a history that is not the beginning of the folder's.
     """
-    files = {_version(file): file for file in sorted(folder.glob("*.sql"))}
+    files: dict[str, Path] = {}
+    for file in sorted(folder.glob("*.sql")):
+        if files.setdefault(_version(file), file) != file:
+            raise MigrationError(f"{file.name}: another file has the same version")
+    versions = list(files)
     if upto is not None and upto.split("_")[0] not in files:
         raise MigrationError(f"{folder} has no migration {upto}")
-    applied = []
+    end = len(versions) if upto is None else versions.index(upto.split("_")[0]) + 1
     with psycopg.connect(server.url("postgres", database), autocommit=True, row_factory=scalar_row) as connection:
         connection.execute(_HISTORY.encode())
         history = connection.execute("select version from supabase_migrations.schema_migrations order by 1").fetchall()
-        if history != list(files)[: len(history)]:
-            raise MigrationError(f"the database has had {history}, which is not how {folder} begins: {list(files)}")
-        for version, file in list(files.items())[len(history) :]:
-            if upto is not None and version > upto.split("_")[0]:
-                break
-            _apply(connection, version, file)
-            applied.append(file.name)
+        if history != versions[: len(history)]:
+            raise MigrationError(f"the database has had {history}, which is not how {folder} begins: {versions}")
+        pending = versions[len(history) : end]
+        for version in pending:
+            _apply(connection, version, files[version])
         connection.execute("notify pgrst, 'reload schema'")
-    return applied
+    return [files[version].name for version in pending]
 
 
 def install_clock(server: Postgres, database: str = "postgres") -> None:

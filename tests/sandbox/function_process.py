@@ -82,7 +82,7 @@ class FunctionProcess:
             )  # fmt: skip
         # Holds the read end of a pipe whose write end dies with us, however we die; then it kills the group.
         self._guard = subprocess.Popen(
-            ["sh", "-c", f"read _; kill -KILL -- -{self._process.pid} 2>/dev/null"],
+            ["sh", "-c", f"read _; kill -KILL -{self._process.pid} 2>/dev/null"],
             stdin=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         self._await_health()

@@ -27,6 +27,7 @@ from psycopg import AsyncConnection, sql
 
 from tests.sandbox.gateway_database import HOISTED, SCHEMA, Catalogue, Connections, Function
 from tests.sandbox.gateway_errors import (
+    ANON,
     JSON,
     ApiError,
     database_error,
@@ -136,14 +137,17 @@ class Gateway:
             return web.Response(status=502, text=page, content_type="text/html")
         try:
             caller = authenticate(request, self._secret)
-            if not path or "/" in (function if function is not None else path) or function == "":
+            name = path if function is None else function
+            if not path:
+                raise not_done("the description of the API")
+            if not name or "/" in name:
                 raise ApiError(404, "PGRST125", "Invalid path specified in request URL")
-            if function is not None:
-                response = await self._call(request, caller, function)
-            else:
-                response = await self._table(request, caller, path)
+            serve = self._table if function is None else self._call
+            response = await serve(request, caller, name)
         except ApiError as error:
             response = error.response()
+        except psycopg.Error as error:  # Postgres went away while the schema was read
+            response = database_error(error, ANON).response()
         if fault == "lose_response" and request.transport is not None:
             request.transport.close()
         return response

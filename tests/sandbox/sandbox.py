@@ -97,7 +97,7 @@ class Sandbox:
         self._port = port
         self._folder = Path(tempfile.mkdtemp(prefix="sandbox-"))
         self._parts: list[Part] = []
-        self._jwt_secret = secrets.token_hex(32)
+        self.jwt_secret = secrets.token_hex(32)
         self._account_sid = "AC" + secrets.token_hex(16)
         self._auth_token = secrets.token_hex(16)
         self.function_log = self._folder / "function.log"
@@ -148,18 +148,18 @@ class Sandbox:
         migrate(self.postgres)
         install_clock(self.postgres)
 
-        self.gateway = Gateway(self.postgres.url("authenticator"), jwt_secret=self._jwt_secret, pool_size=20)
+        self.gateway = Gateway(self.postgres.url("authenticator"), jwt_secret=self.jwt_secret, pool_size=20)
         supabase = self._serve(self._supabase_app)
         twilio = self._serve(self.twilio.app)
 
-        port = self._port or _free_port()
+        port = self._port or free_port()
         function_url = f"http://127.0.0.1:{port}"
         self.ready = Ready(
             function_url=function_url,
             function_pid=None,
             supabase_url=supabase.url,
-            supabase_anon_key=anon_key(self._jwt_secret),
-            supabase_service_key=service_key(self._jwt_secret),
+            supabase_anon_key=anon_key(self.jwt_secret),
+            supabase_service_key=service_key(self.jwt_secret),
             database_url=self.postgres.url(),
             twilio_url=twilio.url,
             twilio_account_sid=self._account_sid,
@@ -190,7 +190,7 @@ class Sandbox:
 
     def _supabase_app(self) -> web.Application:
         app = self.gateway.app()
-        Auth(self.postgres.url("supabase_auth_admin"), jwt_secret=self._jwt_secret).routes(app)
+        Auth(self.postgres.url("supabase_auth_admin"), jwt_secret=self.jwt_secret).routes(app)
         return app
 
     def _settings(self) -> dict[str, str]:
@@ -233,7 +233,7 @@ class Sandbox:
         await asyncio.to_thread(set_clock, self.postgres.url(), offset_s)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -49,11 +49,11 @@ begin
 
     begin
       insert into public.outbound_call_attempts (id, job_id, number, phone_e164, started_at)
-      values (p_attempt, v_job.id, v_job.attempts + 1, v_job.phone_e164, v_now)
+      select p_attempt, v_job.id, v_job.attempts + 1, v_job.phone_e164, v_now
+      where not exists (select from public.outbound_call_attempts a
+                        where a.phone_e164 = v_job.phone_e164 and a.state = 'duplicate' and a.closed_at is null)
       on conflict (phone_e164) where state in ('started', 'in_doubt', 'accepted') do nothing;
-      if not found or exists (select from public.outbound_call_attempts a
-                              where a.phone_e164 = v_job.phone_e164 and a.state = 'duplicate' and a.closed_at is null) then
-        delete from public.outbound_call_attempts where id = p_attempt;
+      if not found then
         update public.outbound_call_jobs
         set due_at = v_now + make_interval(secs => p_busy_s), reason_code = 'number_in_use',
             reason = 'another call to this number is under way'

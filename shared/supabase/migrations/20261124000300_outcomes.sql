@@ -59,7 +59,8 @@ begin
   if v_attempt.call_sid is not null then  -- one request, two calls: keep the second as a row of its own, and end it
     insert into public.outbound_call_attempts
       (id, job_id, number, phone_e164, state, call_sid, call_status, started_at, accepted_at, end_due_at)
-    values (gen_random_uuid(), v_job.id, v_attempt.number, v_attempt.phone_e164, 'duplicate', p_sid, 'queued', v_attempt.started_at, v_now, v_now);
+    values (gen_random_uuid(), v_job.id, v_attempt.number, v_attempt.phone_e164, 'duplicate', p_sid, 'queued', v_attempt.started_at, v_now, v_now)
+    on conflict (call_sid) do nothing;
     return 'end';
   end if;
 
@@ -81,6 +82,9 @@ begin
           finished_at = null, reason_code = null, reason = null
       where id = v_job.id;
     exception when unique_violation then
+      if exists (select from public.outbound_call_attempts a where a.call_sid = p_sid) then
+        return private.bind_call(p_attempt, p_sid, p_ask_s);  -- the list has just given this SID to another attempt
+      end if;
       v_state := 'duplicate';  -- by now another attempt holds the number
     end;
   end if;
@@ -203,7 +207,7 @@ begin
   update public.outbound_call_attempts
   set call_status = p_call_status,
       state       = case when v_final and state = 'accepted' then 'ended' else state end,
-      closed_at   = case when v_final then v_now end,
+      closed_at   = case when v_final then v_now else closed_at end,
       end_due_at  = case when not v_final then end_due_at end,
       answered_by = coalesce(p_answered_by, answered_by),
       duration_s  = coalesce(p_duration_s, duration_s),

@@ -13,6 +13,10 @@ declare
   v_lapsed  boolean;
 begin
   update public.outbound_call_attempts
+  set closed_at = v_now, error_code = 'outcome_unknown', error_message = 'the end of the call never became known'
+  where state = 'duplicate' and closed_at is null and accepted_at + make_interval(secs => p_give_up_s) <= v_now;
+
+  update public.outbound_call_attempts
   set end_due_at = v_now + make_interval(secs => p_hold_s)
   where id = (select a.id from public.outbound_call_attempts a
               where a.state = 'duplicate' and a.closed_at is null and a.end_due_at <= v_now
@@ -39,7 +43,8 @@ begin
       set state = 'ended', closed_at = v_now, error_code = 'outcome_unknown', error_message = 'the end of the call never became known'
       where id = v_attempt.id;
       update public.outbound_call_jobs
-      set status = 'failed', due_at = null, finished_at = v_now, reason_code = 'outcome_unknown',
+      set status = case when cancel_requested then 'canceled' else 'failed' end,
+          due_at = null, finished_at = v_now, reason_code = 'outcome_unknown',
           reason = 'Twilio took the call, and its end never became known'
       where id = v_job.id;
       continue;
@@ -104,8 +109,11 @@ begin
   if v_attempt.state is distinct from 'in_doubt' then
     return jsonb_build_object('outcome', 'settled');
   end if;
+  if jsonb_typeof(p_calls) is distinct from 'array' then
+    raise exception 'p_calls must be a list: no list is not an empty one';
+  end if;
   select coalesce(jsonb_agg(c), '[]') into v_candidates
-  from jsonb_array_elements(p_calls) c
+  from (select distinct on (e ->> 'sid') e from jsonb_array_elements(p_calls) e) as once(c)
   where not exists (select from public.outbound_call_attempts a where a.call_sid = c ->> 'sid');
 
   if jsonb_array_length(v_candidates) = 1 then

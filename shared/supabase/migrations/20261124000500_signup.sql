@@ -25,7 +25,11 @@ $$;
 create function private.queue_onboarding_call(p_user_id uuid, p_phone text, p_metadata jsonb) returns void
 language plpgsql set search_path = '' as $$
 declare
-  v_metadata constant jsonb := case when jsonb_typeof(p_metadata) = 'object' and length(p_metadata::text) <= 8192 then p_metadata else '{}' end;
+  v_metadata constant jsonb := case when jsonb_typeof(p_metadata) = 'object' then p_metadata else '{}' end;
+  v_name     constant text := coalesce(
+    case jsonb_typeof(v_metadata -> 'first_name') when 'string' then nullif(btrim(v_metadata ->> 'first_name'), '') end,
+    case jsonb_typeof(v_metadata -> 'name') when 'string' then nullif(split_part(btrim(v_metadata ->> 'name'), ' ', 1), '') end,
+    case jsonb_typeof(v_metadata -> 'full_name') when 'string' then nullif(split_part(btrim(v_metadata ->> 'full_name'), ' ', 1), '') end);
   v_phone    constant text := left(coalesce('+' || nullif(p_phone, ''), nullif(btrim(v_metadata ->> 'phone'), ''), nullif(btrim(v_metadata ->> 'phone_number'), '')), 64);
 begin
   if v_phone is null then
@@ -36,9 +40,8 @@ begin
     p_user_id,
     v_phone,
     coalesce(left(nullif(btrim(v_metadata ->> 'signup_mode'), ''), 64), 'default'),
-    left(coalesce(nullif(btrim(v_metadata ->> 'first_name'), ''),
-                  nullif(split_part(btrim(coalesce(v_metadata ->> 'name', v_metadata ->> 'full_name', '')), ' ', 1), '')), 100),
-    v_metadata)
+    left(v_name, 100),
+    case when length(v_metadata::text) <= 8192 then v_metadata else '{}' end)  -- no script reads an avatar out
   on conflict do nothing;
 end
 $$;
@@ -86,7 +89,10 @@ begin
       delete from private.missed_signups where user_id = v_missed.user_id;
       v_healed := v_healed + 1;
     exception when others then
-      update private.missed_signups set error = sqlstate || ': ' || sqlerrm where user_id = v_missed.user_id;
+      -- To the end of the line: one that cannot be healed must not keep the others from it.
+      update private.missed_signups
+      set error = sqlstate || ': ' || sqlerrm, noted_at = private.clock()
+      where user_id = v_missed.user_id;
     end;
   end loop;
   return v_healed;
@@ -106,6 +112,9 @@ declare
   v_id     constant text := 'job_' || new.id || '_' || gen_random_uuid();
   v_at     constant text := floor(extract(epoch from clock_timestamp()))::bigint;  -- the wire's time, not private.clock()
 begin
+  if new.due_at > private.clock() then
+    return null;
+  end if;
   select decrypted_secret into v_url from vault.decrypted_secrets where name = 'call_dispatcher_url';
   select decrypted_secret into v_secret from vault.decrypted_secrets where name = 'call_dispatcher_secret';
   if v_url is null or v_secret is null then

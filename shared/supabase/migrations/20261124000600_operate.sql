@@ -51,7 +51,7 @@ $$;
 -- Stop all dialing, until resume_calls or p_until. Once this has committed no claim to dial succeeds; calls under way go on.
 create function public.pause_calls(p_reason text, p_until timestamptz default 'infinity') returns void
 language sql security definer set search_path = '' as $$
-  update private.call_settings set paused_until = p_until, pause_reason = p_reason where only_row
+  update private.call_settings set paused_until = coalesce(p_until, 'infinity'), pause_reason = p_reason where only_row
 $$;
 
 create function public.resume_calls() returns void

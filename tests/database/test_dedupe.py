@@ -1,0 +1,128 @@
+"""One job per key within a true sliding hour, however many ask at once."""
+
+from __future__ import annotations
+
+import uuid
+
+import psycopg
+import pytest
+
+from tests.database.conftest import Another
+from tests.database.steps import Row, Steps, a_number, all_at_once
+
+
+def enqueue(steps: Steps, user: uuid.UUID, **arguments: object) -> Row:
+    answer: Row = steps.call("enqueue_call_job", user_id=user, phone_number=a_number(), **arguments)
+    return answer
+
+
+def test_a_second_job_within_the_hour_is_the_first_one(steps: Steps) -> None:
+    first = enqueue(steps, user := uuid.uuid4())
+    steps.pass_time(59 * 60)
+    assert enqueue(steps, user) == {"job_id": first["job_id"], "created": False}
+    assert first["created"]
+
+
+def test_a_second_job_after_the_hour_is_a_new_one(steps: Steps) -> None:
+    first = enqueue(steps, user := uuid.uuid4())
+    steps.pass_time(61 * 60)
+    second = enqueue(steps, user)
+    assert second["created"]
+    assert second["job_id"] != first["job_id"]
+
+
+def test_the_hour_begins_with_the_job_and_not_with_the_clock(steps: Steps) -> None:
+    to_59_past = 59 * 60 - steps.now().minute * 60 - steps.now().second
+    steps.pass_time(to_59_past)
+    enqueue(steps, user := uuid.uuid4())
+    steps.pass_time(120)  # the next hour, by the clock
+    assert not enqueue(steps, user)["created"]
+
+
+@pytest.mark.parametrize("status", ["completed", "failed", "canceled"])
+def test_the_hour_holds_though_the_job_is_over(steps: Steps, status: str) -> None:
+    first = enqueue(steps, user := uuid.uuid4())
+    steps.rows("update public.outbound_call_jobs set status = %s, due_at = null, finished_at = now()", status)
+    assert enqueue(steps, user) == {"job_id": first["job_id"], "created": False}
+
+
+def test_twenty_at_once_make_one_job_and_all_are_told_which(steps: Steps, another: Another) -> None:
+    user, callers = uuid.uuid4(), [another() for _ in range(20)]
+    answers = all_at_once([lambda caller=caller: enqueue(caller, user) for caller in callers])  # type: ignore[misc]
+    assert sum(answer["created"] for answer in answers) == 1
+    assert {answer["job_id"] for answer in answers} == {steps.one("select id from public.outbound_call_jobs")}
+
+
+def test_twenty_people_at_once_have_a_job_each(steps: Steps, another: Another) -> None:
+    callers = [another() for _ in range(20)]
+    answers = all_at_once([lambda caller=caller: enqueue(caller, uuid.uuid4()) for caller in callers])  # type: ignore[misc]
+    assert all(answer["created"] for answer in answers)
+    assert len({answer["job_id"] for answer in answers}) == 20
+
+
+def test_another_key_of_the_same_person_is_another_job(steps: Steps) -> None:
+    enqueue(steps, user := uuid.uuid4())
+    assert enqueue(steps, user, dedupe_key=f"renewal:{user}")["created"]
+
+
+def test_the_same_key_from_two_people_is_one_job(steps: Steps) -> None:
+    first = enqueue(steps, uuid.uuid4(), dedupe_key="household:7")
+    assert enqueue(steps, uuid.uuid4(), dedupe_key="household:7") == {"job_id": first["job_id"], "created": False}
+
+
+def test_a_job_for_later_counts_from_when_it_was_made(steps: Steps) -> None:
+    enqueue(steps, user := uuid.uuid4(), not_before=steps.now().replace(year=2030))
+    assert not enqueue(steps, user)["created"]
+
+
+def test_a_plain_insert_is_held_to_the_same_hour(steps: Steps) -> None:
+    enqueue(steps, user := uuid.uuid4())
+    with pytest.raises(psycopg.errors.ExclusionViolation):
+        steps.queue(user_id=user)
+    steps.pass_time(61 * 60)
+    assert steps.queue(user_id=user)
+
+
+def test_what_is_not_said_is_filled_in(steps: Steps) -> None:
+    user = uuid.uuid4()
+    job = steps.job(enqueue(steps, user, signup_mode=None, first_name=None, metadata=None)["job_id"])
+    assert (job["signup_mode"], job["first_name"], job["metadata"]) == ("default", None, {})
+    assert (job["status"], job["dedupe_key"], job["attempts"]) == ("queued", f"onboarding:{user}", 0)
+    assert job["phone_e164"] == job["phone_number"]
+    assert job["due_at"] == job["created_at"]
+
+
+@pytest.mark.parametrize("typed", ["415 555 0100", "+1 415 555 0100", "0", "+0155550100", "call me", "+14155550100 "])
+def test_what_is_not_e164_as_it_stands_is_left_to_the_dispatcher(steps: Steps, typed: str) -> None:
+    job = steps.queue(typed)
+    assert steps.job(job)["phone_e164"] is None
+    assert steps.claim(job) == {"outcome": "unparsed", "job_id": job, "phone_number": typed}
+
+
+def test_a_number_once_read_is_dialed(steps: Steps) -> None:
+    job, number = steps.queue("415 555 0100"), a_number()
+    assert steps.call("set_call_number", job_id=job, phone_number="415 555 0100", phone_e164=number)
+    assert steps.claim(job)["job"]["phone_e164"] == number
+
+
+def test_a_number_that_cannot_be_read_ends_the_job_with_the_reason(steps: Steps) -> None:
+    job = steps.queue("call me")
+    why = {"code": "number_invalid", "reason": "that is no phone number"}
+    assert steps.call("set_call_number", job_id=job, phone_number="call me", phone_e164=None, **why)
+    row = steps.job(job)
+    assert (row["status"], row["reason_code"], row["due_at"]) == ("failed", "number_invalid", None)
+
+
+@pytest.mark.parametrize("typed", ["something older", None])
+def test_a_number_counts_only_for_what_was_read(steps: Steps, typed: str | None) -> None:
+    job = steps.queue("call me")
+    assert not steps.call("set_call_number", job_id=job, phone_number=typed, phone_e164=a_number())
+    assert steps.job(job)["phone_e164"] is None
+
+
+def test_a_number_does_not_change_under_a_call(steps: Steps) -> None:
+    job, _ = steps.attempt_in("started")
+    before = steps.everything()
+    number = steps.job(job)["phone_number"]
+    assert not steps.call("set_call_number", job_id=job, phone_number=number, phone_e164=a_number())
+    assert steps.everything() == before

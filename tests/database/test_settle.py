@@ -1,0 +1,254 @@
+"""Calls in doubt: settled by evidence, never by impatience. And what the sweep takes to look after, in which order."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import psycopg
+import pytest
+from psycopg.types.json import Jsonb
+
+from tests.database.conftest import Another
+from tests.database.steps import ASK_S, GIVE_UP_S, HOLD_S, LEASE_S, SETTLING_S, Steps, a_number, a_sid, all_at_once
+
+
+def lapse(steps: Steps) -> None:
+    steps.pass_time(LEASE_S + 1)
+
+
+# --- a lease that ran out ---------------------------------------------------------------------------------------------
+
+
+def test_a_lease_that_ran_out_is_a_doubt_and_never_a_queued_job(steps: Steps) -> None:
+    job, attempt = steps.attempt_in("started")
+    lapse(steps)
+    assert steps.claim()["outcome"] == "none"
+    asked = steps.ask()
+    assert (asked["outcome"], asked["state"], asked["lease_ran_out"]) == ("ask", "in_doubt", True)
+    assert (steps.job(job)["status"], steps.attempt(attempt)["state"]) == ("in_doubt", "in_doubt")
+
+
+def test_a_lease_that_holds_is_left_alone(steps: Steps) -> None:
+    steps.attempt_in("started")
+    steps.pass_time(LEASE_S - 5)
+    before = steps.everything()
+    assert steps.ask() == {"outcome": "none"}
+    assert steps.everything() == before
+
+
+def test_a_dispatcher_that_wakes_up_after_its_lease_still_tells_the_truth(steps: Steps) -> None:
+    job, attempt = steps.attempt_in("started")
+    lapse(steps)
+    steps.ask()
+    assert steps.accept(attempt, a_sid())["then"] == "keep"
+    assert steps.job(job)["status"] == "calling"
+
+
+def test_the_doubt_begins_when_it_was_noticed(steps: Steps) -> None:
+    """The request may have begun late in the lease: settling counts from its end, not from the claim."""
+    _, attempt = steps.attempt_in("started")
+    lapse(steps)
+    steps.ask()
+    row = steps.attempt(attempt)
+    assert row["doubted_at"] - row["started_at"] >= timedelta(seconds=LEASE_S)
+
+
+# --- absent -----------------------------------------------------------------------------------------------------------
+
+
+def test_absent_is_only_what_an_ask_after_the_settling_time_did_not_find(steps: Steps) -> None:
+    job, attempt = steps.attempt_in("in_doubt")
+    steps.pass_time(SETTLING_S + 1)
+    assert steps.settle(attempt, settling_s=SETTLING_S) == {"outcome": "absent", "job_status": "queued"}
+    assert (steps.attempt(attempt)["state"], steps.job(job)["reason_code"]) == ("absent", "absent")
+
+
+def test_an_ask_that_began_before_the_settling_time_ended_proves_nothing(steps: Steps) -> None:
+    """However late its answer comes: Twilio's list was read before."""
+    job, attempt = steps.attempt_in("in_doubt")
+    steps.pass_time(SETTLING_S - 1)
+    asked_at = steps.now()
+    steps.pass_time(60)
+    assert steps.settle(attempt, asked_at=asked_at, settling_s=SETTLING_S) == {"outcome": "not_yet"}
+    assert (steps.attempt(attempt)["state"], steps.job(job)["status"]) == ("in_doubt", "in_doubt")
+
+
+def test_the_next_ask_is_at_the_latest_when_the_settling_time_ends(steps: Steps) -> None:
+    job, attempt = steps.attempt_in("in_doubt")
+    doubted_at = steps.attempt(attempt)["doubted_at"]
+    steps.pass_time(SETTLING_S - 3)
+    steps.settle(attempt, settling_s=SETTLING_S)
+    assert steps.job(job)["due_at"] == doubted_at + timedelta(seconds=SETTLING_S)
+
+
+def test_twilio_silent_leaves_it_in_doubt_however_long(steps: Steps) -> None:
+    """Nobody settles: the sweep could not ask. It is asked again, and never dialed."""
+    job, _ = steps.attempt_in("in_doubt")
+    for _ in range(50):
+        steps.pass_time(3600)
+        assert steps.ask()["state"] == "in_doubt"
+        assert steps.claim()["outcome"] == steps.claim(job)["outcome"] == "none"
+    assert steps.job(job)["status"] == "in_doubt"
+
+
+def test_absent_ends_the_job_where_doubtful_calls_are_not_repeated(steps: Steps) -> None:
+    job, attempt = steps.attempt_in("in_doubt")
+    assert steps.settle(attempt, gives_up=True) == {"outcome": "absent", "job_status": "failed"}
+    assert steps.job(job)["reason_code"] == "gave_up"
+
+
+def test_no_list_is_not_an_empty_list(steps: Steps) -> None:
+    _, attempt = steps.attempt_in("in_doubt")
+    nothing = {"settling_s": 0.0, "ask_s": 10.0, "poll_s": ASK_S, "delays_s": [60.0]}
+    for no_list in (None, Jsonb(None)):
+        with pytest.raises(psycopg.Error):
+            steps.call("settle_call", attempt=attempt, asked_at=steps.now(), calls=no_list, **nothing)
+    assert steps.attempt(attempt)["state"] == "in_doubt"
+
+
+# --- found ------------------------------------------------------------------------------------------------------------
+
+
+def test_one_call_that_nobody_else_has_is_it(steps: Steps) -> None:
+    job, attempt = steps.attempt_in("in_doubt")
+    found = steps.settle(attempt, (sid := a_sid(), "ringing"), settling_s=SETTLING_S)
+    assert found == {"outcome": "found", "call_sid": sid, "call_status": "ringing", "then": "keep"}
+    assert (steps.attempt(attempt)["call_sid"], steps.job(job)["status"]) == (sid, "calling")
+
+
+def test_calls_of_other_attempts_are_not_it(steps: Steps) -> None:
+    number = a_number()
+    _, earlier = steps.attempt_in("ended", number)
+    _, attempt = steps.attempt_in("in_doubt", number)
+    known = steps.attempt(earlier)["call_sid"]
+    assert steps.settle(attempt, (known, "busy"), settling_s=SETTLING_S)["outcome"] == "not_yet"
+    found = steps.settle(attempt, (known, "busy"), (sid := a_sid(), "queued"), settling_s=SETTLING_S)
+    assert (found["outcome"], found["call_sid"]) == ("found", sid)
+
+
+def test_a_duplicates_call_is_not_it(steps: Steps) -> None:
+    number = a_number()
+    _, first = steps.attempt_in("refused", number)
+    steps.accept(first, second := a_sid())
+    steps.status(first, second, "completed")
+    _, attempt = steps.attempt_in("in_doubt", number)
+    assert steps.settle(attempt, (second, "completed"))["outcome"] == "absent"
+
+
+@pytest.mark.parametrize("later_s", [0, SETTLING_S + 1])
+def test_several_calls_bind_none_however_late(steps: Steps, later_s: float) -> None:
+    job, attempt = steps.attempt_in("in_doubt")
+    steps.pass_time(later_s)
+    answer = steps.settle(attempt, (a_sid(), "queued"), (a_sid(), "ringing"), settling_s=SETTLING_S)
+    assert answer == {"outcome": "ambiguous", "calls": 2}
+    assert (steps.attempt(attempt)["call_sid"], steps.job(job)["status"]) == (None, "in_doubt")
+    assert steps.job(job)["due_at"] > steps.now()
+
+
+def test_one_call_listed_twice_is_one_call(steps: Steps) -> None:
+    """Twilio's pages shift when a call is added while they are read."""
+    _, attempt = steps.attempt_in("in_doubt")
+    sid = a_sid()
+    assert steps.settle(attempt, (sid, "queued"), (sid, "queued"))["outcome"] == "found"
+
+
+@pytest.mark.parametrize("state", ["started", "accepted", "ended", "refused", "absent", "duplicate", "released"])
+def test_what_is_not_in_doubt_is_settled_already(steps: Steps, state: str) -> None:
+    _, attempt = steps.attempt_in(state)
+    before = steps.everything()
+    assert steps.settle(attempt, (a_sid(), "ringing")) == {"outcome": "settled"}
+    assert steps.settle(attempt) == {"outcome": "settled"}
+    assert steps.everything() == before
+
+
+# --- canceled while in doubt ------------------------------------------------------------------------------------------
+
+
+def test_a_job_canceled_in_doubt_is_asked_after_at_once_and_ended_when_found(steps: Steps) -> None:
+    job, attempt = steps.attempt_in("in_doubt")
+    assert steps.call("cancel_call_job", job_id=job) == "in_doubt"
+    assert steps.ask()["end"]
+    assert steps.settle(attempt, (a_sid(), "ringing"))["then"] == "end"
+
+
+def test_a_job_canceled_in_doubt_is_canceled_when_the_call_is_absent(steps: Steps) -> None:
+    job, attempt = steps.attempt_in("in_doubt")
+    steps.call("cancel_call_job", job_id=job)
+    assert steps.settle(attempt) == {"outcome": "absent", "job_status": "canceled"}
+    assert steps.job(job)["status"] == "canceled"
+
+
+# --- what the sweep takes ---------------------------------------------------------------------------------------------
+
+
+def test_calls_too_many_come_first(steps: Steps) -> None:
+    steps.attempt_in("in_doubt")
+    _, duplicate = steps.attempt_in("duplicate")
+    steps.pass_time(HOLD_S + LEASE_S)
+    asked = steps.ask()
+    assert (asked["attempt"], asked["state"], asked["end"]) == (str(duplicate), "duplicate", True)
+    assert steps.ask()["state"] == "in_doubt"
+
+
+def test_a_call_is_asked_after_when_no_callback_came(steps: Steps) -> None:
+    job, attempt = steps.attempt_in("accepted")
+    assert steps.ask() == {"outcome": "none"}
+    steps.pass_time(ASK_S)
+    asked = steps.ask()
+    assert (asked["state"], asked["call_sid"], asked["end"]) == ("accepted", steps.attempt(attempt)["call_sid"], False)
+    assert (asked["job_id"], asked["phone_e164"]) == (job, steps.job(job)["phone_e164"])
+
+
+@pytest.mark.parametrize(("state", "again_s"), [("in_doubt", HOLD_S), ("accepted", ASK_S), ("duplicate", HOLD_S)])
+def test_what_was_taken_is_held_and_comes_again(steps: Steps, state: str, again_s: float) -> None:
+    steps.attempt_in(state)
+    steps.pass_time(ASK_S)
+    assert steps.ask()["state"] == state
+    assert steps.ask() == {"outcome": "none"}
+    steps.pass_time(again_s + 1)
+    assert steps.ask()["state"] == state
+
+
+def test_an_ended_duplicate_is_not_taken_again(steps: Steps) -> None:
+    _, attempt = steps.attempt_in("duplicate")
+    assert steps.ask()["state"] == "duplicate"
+    steps.status(attempt, steps.attempt(attempt)["call_sid"], "completed")
+    steps.pass_time(10 * HOLD_S)
+    assert steps.ask() == {"outcome": "none"}
+
+
+def test_a_duplicate_whose_end_never_became_known_does_not_hold_its_number_for_ever(steps: Steps) -> None:
+    number = a_number()
+    steps.attempt_in("duplicate", number)
+    steps.pass_time(GIVE_UP_S + 1)
+    steps.ask()
+    assert steps.claim(steps.queue(number))["outcome"] == "claimed"
+
+
+def test_several_sweeps_take_each_call_once(steps: Steps, another: Another) -> None:
+    for state in ("in_doubt", "accepted", "duplicate") * 8:
+        steps.attempt_in(state)
+    steps.pass_time(ASK_S + 1)
+
+    def sweep(mine: Steps) -> list[str]:
+        taken = []
+        while (asked := mine.ask())["outcome"] == "ask":
+            taken.append(asked["attempt"])
+        return taken
+
+    sweeps = [another() for _ in range(4)]
+    taken = sum(all_at_once([lambda mine=mine: sweep(mine) for mine in sweeps]), [])  # type: ignore[misc]  # noqa: RUF017
+    assert len(taken) == len(set(taken)) == 24
+
+
+def test_a_call_that_another_sweep_holds_is_passed_over_without_waiting(steps: Steps, another: Another) -> None:
+    _, first = steps.attempt_in("in_doubt")
+    _, second = steps.attempt_in("in_doubt")
+    steps.pass_time(60)
+    mine, theirs = another(), another()
+    mine.service.autocommit = False
+    assert mine.ask()["attempt"] == str(first)
+    theirs.service.execute("set statement_timeout = '5s'")
+    assert theirs.ask()["attempt"] == str(second)
+    assert theirs.ask() == {"outcome": "none"}
+    mine.service.rollback()

@@ -1,0 +1,100 @@
+"""Each failure that Twilio can produce leaves the job in the state that the design names, and nothing dials meanwhile."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.e2e.conftest import World
+
+
+def hook(job_id: int) -> dict[str, object]:
+    return {"type": "INSERT", "table": "outbound_call_jobs", "schema": "public", "record": {"id": job_id}, "old_record": None}
+
+
+@pytest.mark.parametrize(
+    ("create", "did", "status", "attempt"),
+    [
+        ("accept_then_drop", "in_doubt", {"in_doubt", "calling", "completed"}, {"in_doubt", "accepted", "ended"}),
+        ("accept_then_500", "in_doubt", {"in_doubt", "calling", "completed"}, {"in_doubt", "accepted", "ended"}),
+        ("garbled", "in_doubt", {"in_doubt", "calling", "completed"}, {"in_doubt", "accepted", "ended"}),
+        ("hang", "in_doubt", {"in_doubt"}, {"in_doubt"}),
+        ("drop", "in_doubt", {"in_doubt"}, {"in_doubt"}),
+        ("error:500", "in_doubt", {"in_doubt"}, {"in_doubt"}),
+        ("error:20500", "in_doubt", {"in_doubt"}, {"in_doubt"}),
+        ("error:20503", "in_doubt", {"in_doubt"}, {"in_doubt"}),
+        ("error:html502", "in_doubt", {"in_doubt"}, {"in_doubt"}),
+        ("error:21211", "refused", {"failed"}, {"refused"}),
+        ("error:21215", "refused", {"failed"}, {"refused"}),
+        ("error:20429", "put_off", {"queued"}, set()),
+        ("error:429", "put_off", {"queued"}, set()),
+        ("error:20003", "halted", {"queued"}, set()),
+        ("error:21210", "halted", {"queued"}, set()),
+    ],
+)
+def test_a_failure_leaves_the_job_where_the_design_says(
+    quiet: World, create: str, did: str, status: set[str], attempt: set[str]
+) -> None:
+    number = quiet.number()
+    quiet.behave(to=number, create=create)
+    job_id = quiet.insert_job(number)
+    try:
+        assert quiet.webhook(hook(job_id)).json() == {"did": did, "job": job_id}
+        job = quiet.job(job_id)
+        assert job["status"] in status
+        states = {row["state"] for row in quiet.attempts(job_id)}
+        assert (states <= attempt) and bool(states) == bool(attempt)
+        assert job["attempts"] == len(states)
+    finally:
+        quiet.rows("select resume_calls()")
+        quiet.rows("select cancel_call_job(id) from public.outbound_call_jobs where id = %s and finished_at is null", job_id)
+
+
+def test_a_halt_pauses_everything_and_spends_nothing(quiet: World) -> None:
+    first, second = quiet.number(), quiet.number()
+    quiet.behave(to=first, create="error:20003", times=1)
+    jobs = [quiet.insert_job(first), quiet.insert_job(second)]
+    assert quiet.webhook(hook(jobs[0])).json()["did"] == "halted"
+    assert quiet.webhook(hook(jobs[1])).json()["did"] == "paused"
+    assert [quiet.job(job)["attempts"] for job in jobs] == [0, 0]
+    assert '"severity": "CRITICAL"' in quiet.sandbox.function_log.read_text()
+    quiet.rows("select resume_calls()")
+    assert [quiet.webhook(hook(job)).json()["did"] for job in jobs] == ["called", "called"]
+
+
+@pytest.mark.parametrize("fault", ["503", "html"])
+def test_a_database_that_is_down_is_503_and_the_job_stays(quiet: World, fault: str) -> None:
+    number = quiet.number()
+    job_id = quiet.insert_job(number)
+    quiet.sandbox.gateway.fault = fault  # type: ignore[assignment]
+    try:
+        answer = quiet.webhook(hook(job_id))
+    finally:
+        quiet.sandbox.gateway.fault = None
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+    assert quiet.job(job_id)["status"] == "queued"
+    assert quiet.webhook(hook(job_id)).json()["did"] == "called"
+
+
+@pytest.mark.parametrize("lost", ["claim_call_job", "accept_call"])
+def test_an_answer_lost_after_the_commit_calls_nobody_twice(world: World, lost: str) -> None:
+    number = world.number()
+    gateway = world.sandbox.gateway
+    gateway.fault, gateway.fault_times, gateway.fault_on = "lose_response", 1, {lost}
+    try:
+        job_id = world.insert_job(number)
+        world.until_status(job_id, "completed", timeout_s=60)
+    finally:
+        gateway.fault = gateway.fault_times = gateway.fault_on = None
+    assert len([call for call in world.calls(number) if call["reached"]]) == 1
+
+
+def test_a_caller_hears_an_apology_when_the_database_is_down(quiet: World) -> None:
+    number = quiet.number()
+    gateway = quiet.sandbox.gateway
+    gateway.fault, gateway.fault_on = "503", {"record_call_status"}
+    try:
+        quiet.webhook(hook(quiet.insert_job(number)))
+        said = quiet.until(lambda: [line for call in quiet.calls(number) for line in call["transcript"]])
+    finally:
+        gateway.fault = gateway.fault_on = None
+    assert "We are sorry" in said[0]["text"]

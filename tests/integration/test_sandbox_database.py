@@ -1,0 +1,404 @@
+"""The sandbox's Supabase: its roles and rights are the platform's, its stand-ins behave, migrations run as there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from itertools import count
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from psycopg import errors
+
+from tests.conftest import Connect, Connection, SetClock
+from tests.sandbox import database
+from tests.sandbox.database import MIGRATIONS, MigrationError, bootstrap, migrate
+from tests.sandbox.postgres import Postgres, installed_binaries
+
+CLOCK = (
+    "create schema private; create function private.clock() returns timestamptz language sql stable as 'select now()'"
+)
+
+Project = Callable[..., str]
+_numbers = count(1)
+
+
+@pytest.fixture
+def project(postgres: Postgres) -> Iterator[Project]:
+    """Makes databases as Supabase makes a new project: bootstrapped, no migrations."""
+    made = []
+
+    def project(*, old_default_grants: bool = False) -> str:
+        name = f"project_{next(_numbers)}"
+        database.create_database(postgres, name)
+        made.append(name)
+        bootstrap(postgres, name, old_default_grants=old_default_grants)
+        return name
+
+    yield project
+    for name in made:
+        database.drop_database(postgres, name)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, str], Path]:
+    """Writes a migration into a folder of the test's own; the folder."""
+
+    def write(name: str, text: str) -> Path:
+        (tmp_path / name).write_text(text)
+        return tmp_path
+
+    return write
+
+
+def ask(server: Postgres, name: str, query: str, user: str = "supabase_admin") -> object:
+    """The one value that the query gives."""
+    with psycopg.connect(server.url(user, name)) as connection:
+        row = connection.execute(query.encode()).fetchone()
+    assert row is not None
+    return row[0]
+
+
+# ---------------------------------------------------------------------------------------------- migrations
+
+
+@pytest.mark.parametrize("bin_dir", installed_binaries(), ids=str)
+def test_the_migrations_of_this_product_apply_on_every_postgres_of_this_machine(bin_dir: Path) -> None:
+    with Postgres(bin_dir) as server:
+        bootstrap(server)
+        assert migrate(server) == sorted(file.name for file in MIGRATIONS.glob("*.sql")) != []
+
+
+def test_migrations_run_as_postgres_who_is_no_superuser(
+    postgres: Postgres, project: Project, write: Callable[[str, str], Path]
+) -> None:
+    name = project()
+    migrate(postgres, name, folder=write("1_who.sql", "create table who as select current_user::text as is_it"))
+    assert ask(postgres, name, "select is_it from who") == "postgres"
+    with pytest.raises(MigrationError, match=r"2_superuser\.sql"):
+        migrate(postgres, name, folder=write("2_superuser.sql", "create role boss superuser"))
+
+
+def test_a_migration_that_fails_changes_nothing_and_those_before_it_stay(
+    postgres: Postgres, project: Project, write: Callable[[str, str], Path]
+) -> None:
+    name = project()
+    write("1_good.sql", "create table good ()")
+    folder = write("2_bad.sql", "create table bad ();\n\nselect 1/0;")
+
+    with pytest.raises(MigrationError, match=r"2_bad\.sql: division by zero"):
+        migrate(postgres, name, folder=folder)
+
+    assert ask(postgres, name, "select to_regclass('public.good') is not null and to_regclass('public.bad') is null")
+    assert ask(postgres, name, "select array_agg(version) from supabase_migrations.schema_migrations") == ["1"]
+    assert migrate(postgres, name, folder=write("2_bad.sql", "create table bad ();")) == ["2_bad.sql"]
+
+
+def test_an_error_names_the_line_where_postgres_knows_it(
+    postgres: Postgres, project: Project, write: Callable[[str, str], Path]
+) -> None:
+    with pytest.raises(MigrationError, match=r"1_bad\.sql, line 3: syntax error"):
+        migrate(postgres, project(), folder=write("1_bad.sql", "select 1;\n\nselekt 2;"))
+
+
+def test_migrating_twice_applies_nothing_the_second_time(postgres: Postgres, project: Project) -> None:
+    name = project()
+    assert migrate(postgres, name)
+    assert migrate(postgres, name) == []
+
+
+def test_migrating_can_stop_at_a_version_and_go_on_later(
+    postgres: Postgres, project: Project, write: Callable[[str, str], Path]
+) -> None:
+    name = project()
+    write("1_a.sql", "create table a ()")
+    folder = write("2_b.sql", "create table b ()")
+    assert migrate(postgres, name, upto="1", folder=folder) == ["1_a.sql"]
+    assert migrate(postgres, name, upto="2_b.sql", folder=folder) == ["2_b.sql"]
+    with pytest.raises(MigrationError, match="no migration 3"):
+        migrate(postgres, name, upto="3", folder=folder)
+
+
+def test_a_file_that_comes_before_one_already_applied_is_refused(
+    postgres: Postgres, project: Project, write: Callable[[str, str], Path]
+) -> None:
+    name = project()
+    migrate(postgres, name, folder=write("2_late.sql", "create table late ()"))
+    with pytest.raises(MigrationError, match="not how"):
+        migrate(postgres, name, folder=write("1_early.sql", "create table early ()"))
+    assert ask(postgres, name, "select to_regclass('public.early') is null")
+
+
+def test_two_files_of_one_version_are_refused(
+    postgres: Postgres, project: Project, write: Callable[[str, str], Path]
+) -> None:
+    write("1_a.sql", "select 1")
+    with pytest.raises(MigrationError, match=r"1_b\.sql"):
+        migrate(postgres, project(), folder=write("1_b.sql", "select 1"))
+
+
+def test_a_file_name_that_the_supabase_cli_would_skip_is_refused(
+    postgres: Postgres, project: Project, write: Callable[[str, str], Path]
+) -> None:
+    with pytest.raises(MigrationError, match=r"jobs\.sql"):
+        migrate(postgres, project(), folder=write("jobs.sql", "select 1"))
+
+
+def test_the_history_is_kept_where_the_supabase_cli_keeps_it(
+    postgres: Postgres, project: Project, write: Callable[[str, str], Path]
+) -> None:
+    name = project()
+    migrate(postgres, name, folder=write("20261124000100_call_jobs.sql", "select 1"))
+    with psycopg.connect(postgres.url("postgres", name)) as connection:
+        rows = connection.execute("select version, name, statements from supabase_migrations.schema_migrations")
+        assert rows.fetchall() == [("20261124000100", "call_jobs", ["select 1"])]
+
+
+def test_the_gateway_is_told_to_read_the_schema_anew(
+    postgres: Postgres, project: Project, write: Callable[[str, str], Path]
+) -> None:
+    name = project()
+    with psycopg.connect(postgres.url(database=name), autocommit=True) as listener:
+        listener.execute("listen pgrst")
+        migrate(postgres, name, folder=write("1_a.sql", "select 1"))
+        assert [notify.payload for notify in listener.notifies(timeout=5, stop_after=1)] == ["reload schema"]
+
+
+def test_a_trusted_extension_can_be_created_by_a_migration(
+    postgres: Postgres, project: Project, write: Callable[[str, str], Path]
+) -> None:
+    name = project()
+    migrate(
+        postgres, name, folder=write("1_gist.sql", "create extension if not exists btree_gist with schema extensions")
+    )
+    assert ask(
+        postgres, name, "select extnamespace::regnamespace::text from pg_extension where extname = 'btree_gist'"
+    ) == ("extensions")
+
+
+# ---------------------------------------------------------------------------------------------- roles and rights
+
+
+@pytest.mark.parametrize("role", ["anon", "authenticated", "service_role"])
+@pytest.mark.parametrize("old_default_grants", [True, False])
+def test_new_tables_are_open_to_the_api_only_in_the_old_regime_of_grants(
+    postgres: Postgres, project: Project, write: Callable[[str, str], Path], old_default_grants: bool, role: str
+) -> None:
+    name = project(old_default_grants=old_default_grants)
+    migrate(postgres, name, folder=write("1_t.sql", "create table t (id int generated always as identity)"))
+    with psycopg.connect(postgres.url("authenticator", name)) as connection:
+        connection.execute(f"set role {role}".encode())
+        if old_default_grants:
+            connection.execute("insert into t default values")
+            assert connection.execute("select id from t").fetchone() == (1,)
+        else:
+            with pytest.raises(errors.InsufficientPrivilege, match="permission denied for table t"):
+                connection.execute("select id from t")
+
+
+def test_the_authenticator_has_no_right_but_to_become_one_of_the_three(postgres: Postgres, project: Project) -> None:
+    with psycopg.connect(postgres.url("authenticator", project()), autocommit=True) as connection:
+        with pytest.raises(errors.InsufficientPrivilege):
+            connection.execute("select id from auth.users")
+        for role in ("anon", "authenticated", "service_role"):
+            connection.execute(f"set role {role}".encode())
+        with pytest.raises(errors.InsufficientPrivilege):
+            connection.execute("set role postgres")
+
+
+def test_row_level_security_holds_for_users_and_not_for_the_service(
+    postgres: Postgres, project: Project, write: Callable[[str, str], Path]
+) -> None:
+    name = project()
+    table = "create table t as select 1 as n; alter table t enable row level security; grant select on t to {}"
+    migrate(postgres, name, folder=write("1_t.sql", table.format("anon, service_role")))
+    with psycopg.connect(postgres.url("authenticator", name)) as connection:
+        connection.execute("set role anon")
+        assert connection.execute("select n from t").fetchall() == []
+        connection.execute("set role service_role")
+        assert connection.execute("select n from t").fetchall() == [(1,)]
+
+
+def test_a_migration_may_hang_a_trigger_on_auth_users_and_the_sign_up_fires_it(
+    postgres: Postgres, project: Project, write: Callable[[str, str], Path]
+) -> None:
+    name = project()
+    migrate(
+        postgres,
+        name,
+        folder=write(
+            "1_trigger.sql",
+            """
+            create table welcomed (id uuid references auth.users (id));
+            create function welcome() returns trigger language plpgsql security definer set search_path = '' as
+              'begin insert into public.welcomed values (new.id); return null; end';
+            create trigger welcome after insert on auth.users for each row execute function welcome();
+            """,
+        ),
+    )
+    user = uuid4()
+    with psycopg.connect(postgres.url("supabase_auth_admin", name)) as connection:
+        connection.execute("insert into auth.users (id, email) values (%s, 'a@example.com')", (user,))
+    assert ask(postgres, name, "select id from welcomed") == user
+
+
+def test_a_migration_may_create_nothing_in_the_schema_auth(
+    postgres: Postgres, project: Project, write: Callable[[str, str], Path]
+) -> None:
+    with pytest.raises(MigrationError, match="permission denied for schema auth"):
+        migrate(postgres, project(), folder=write("1_auth.sql", "create table auth.mine ()"))
+
+
+def test_an_email_is_taken_once_but_for_single_sign_on(postgres: Postgres, project: Project) -> None:
+    insert = "insert into auth.users (id, email, is_sso_user) values (gen_random_uuid(), 'a@example.com', %s)"
+    with psycopg.connect(postgres.url("supabase_auth_admin", project()), autocommit=True) as connection:
+        connection.execute(insert, (False,))
+        connection.execute(insert, (True,))
+        with pytest.raises(errors.UniqueViolation):
+            connection.execute(insert, (False,))
+
+
+def test_the_claims_of_a_request_can_be_asked_for(postgres: Postgres, project: Project) -> None:
+    ask_all = "select auth.uid(), auth.role(), auth.email(), auth.jwt() ->> 'aal'"
+    claims = '{"sub": "00000000-0000-0000-0000-00000000000a", "role": "authenticated", "email": "a@b.c", "aal": "aal1"}'
+    with psycopg.connect(postgres.url("authenticator", project())) as connection:
+        connection.execute("set role authenticated")
+        assert connection.execute(ask_all).fetchone() == (None, None, None, None)
+        connection.execute("select set_config('request.jwt.claims', %s, true)", (claims,))
+        assert connection.execute(ask_all).fetchone() == (UUID(int=10), "authenticated", "a@b.c", "aal1")
+
+
+def test_a_second_project_lives_in_the_same_server(postgres: Postgres, project: Project) -> None:
+    first, second = project(), project()
+    with psycopg.connect(postgres.url("supabase_auth_admin", first)) as connection:
+        connection.execute("insert into auth.users (id) values (gen_random_uuid())")
+    assert ask(postgres, first, "select count(*) from auth.users") == 1
+    assert ask(postgres, second, "select count(*) from auth.users") == 0
+
+
+# ---------------------------------------------------------------------------------------------- net and vault, stand-ins
+
+
+def test_a_request_is_queued_at_commit_and_the_worker_is_woken(postgres: Postgres, project: Project) -> None:
+    name = project()
+    post = """select net.http_post('http://127.0.0.1/x', '{"a": 1}', '{"q": "ä &"}', '{"X-Y": "z"}')"""
+    with (
+        psycopg.connect(postgres.url(database=name), autocommit=True) as listener,
+        psycopg.connect(postgres.url("authenticator", name)) as connection,
+    ):
+        listener.execute("listen pg_net")
+        connection.execute("set role anon")  # any role may: the real one takes no care either
+        row = connection.execute(post.encode()).fetchone()
+        assert row is not None
+        assert listener.execute("select count(*) from net.http_request_queue").fetchone() == (0,)
+
+        connection.commit()
+
+        assert len(list(listener.notifies(timeout=5, stop_after=1))) == 1
+        assert listener.execute("select * from net.http_request_queue").fetchall() == [
+            (
+                row[0],
+                "POST",
+                "http://127.0.0.1/x?q=%C3%A4%20%26",
+                {"X-Y": "z", "Content-Type": "application/json"},
+                b'{"a": 1}',
+                5000,
+            )
+        ]
+
+
+def test_a_request_of_a_transaction_that_is_rolled_back_is_never_sent(postgres: Postgres, project: Project) -> None:
+    name = project()
+    with psycopg.connect(postgres.url(database=name)) as connection:
+        connection.execute("select net.http_post('http://127.0.0.1/x')")
+        connection.rollback()
+    assert ask(postgres, name, "select count(*) from net.http_request_queue") == 0
+
+
+def test_a_request_that_is_not_json_is_refused(postgres: Postgres, project: Project) -> None:
+    with pytest.raises(errors.RaiseException, match="application/json"):
+        ask(postgres, project(), """select net.http_post('http://127.0.0.1/x', headers => '{"content-type": "a/b"}')""")
+
+
+def test_a_crash_of_the_database_loses_the_requests_as_the_real_one_does() -> None:
+    with Postgres() as server:
+        bootstrap(server)
+        ask(server, "postgres", "select net.http_post('http://127.0.0.1/x')")
+        server.kill()
+        server.restart()
+        assert ask(server, "postgres", "select count(*) from net.http_request_queue") == 0
+
+
+def test_the_service_can_keep_change_and_read_a_secret(postgres: Postgres, project: Project) -> None:
+    with psycopg.connect(postgres.url("authenticator", project())) as connection:
+        connection.execute("set role service_role")
+        connection.execute("select vault.create_secret('first', 'word')")
+        connection.execute("select vault.update_secret(id, 'second') from vault.secrets where name = 'word'")
+        read = connection.execute("select name, decrypted_secret from vault.decrypted_secrets")
+        assert read.fetchall() == [("word", "second")]
+
+
+def test_nobody_else_can_read_a_secret(postgres: Postgres, project: Project) -> None:
+    with psycopg.connect(postgres.url("authenticator", project())) as connection:
+        connection.execute("set role anon")
+        with pytest.raises(errors.InsufficientPrivilege):
+            connection.execute("select decrypted_secret from vault.decrypted_secrets")
+
+
+# ---------------------------------------------------------------------------------------------- clock and fixtures
+
+
+def clock(connection: Connection) -> datetime:
+    row = connection.execute("select private.clock()").fetchone()
+    assert row is not None
+    return row[0]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("offset_s", [3600, -86400, 0.5])
+def test_the_clock_of_the_sandbox_can_be_set(connection: Connection, set_clock: SetClock, offset_s: float) -> None:
+    set_clock(offset_s)
+    with connection.transaction():
+        now = connection.execute("select now()").fetchone()
+        assert now == (clock(connection) - timedelta(seconds=offset_s),)
+
+
+def test_the_sandbox_clock_keeps_the_owner_and_the_rights_of_the_real_one(
+    postgres: Postgres, project: Project, write: Callable[[str, str], Path]
+) -> None:
+    name = project()
+    migrate(
+        postgres, name, folder=write("1_clock.sql", f"{CLOCK}; revoke execute on function private.clock() from public")
+    )
+    rights = (
+        "select array[proowner::regrole::text, proacl::text] from pg_proc where oid = 'private.clock()'::regprocedure"
+    )
+    before = ask(postgres, name, rights)
+    database.install_clock(postgres, name)
+    assert ask(postgres, name, rights) == before == ["postgres", "{postgres=X/postgres}"]
+    assert ask(postgres, name, "select private.clock() = now()", user="postgres")
+
+
+@pytest.mark.parametrize("turn", ["first", "second"])
+def test_every_test_has_a_database_of_its_own(connection: Connection, turn: str) -> None:
+    assert connection.execute("select count(*) from auth.users").fetchone() == (0,)
+    connection.execute("insert into auth.users (id) values (gen_random_uuid())")
+
+
+def test_further_connections_reach_the_same_database_as_whom_one_likes(
+    connection: Connection, connect: Connect
+) -> None:
+    other = connect("supabase_auth_admin")
+    assert other.info.dbname == connection.info.dbname
+    assert other.execute("select current_user").fetchone() == ("supabase_auth_admin",)
+
+
+def test_a_copy_belongs_to_whom_its_template_belongs(postgres: Postgres, connection: Connection) -> None:
+    owner = connection.execute("select datdba::regrole::text from pg_database where datname = current_database()")
+    assert owner.fetchone() == ("postgres",)
+
+
+def test_only_what_exists_can_be_copied(postgres: Postgres) -> None:
+    with pytest.raises(ValueError, match="no database nowhere"):
+        database.create_database(postgres, "copy", "nowhere")
