@@ -16,10 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import structlog
-from shared.logs import configure_logs
 
 from shared.dispatcher import Dispatcher, build_dispatcher
 from shared.jobs import JobsUnavailable
+from shared.logs import configure_logs
 from shared.models import Step
 from shared.settings import DIAL_WITHIN_SECONDS, Settings, SettingsError, load_settings
 

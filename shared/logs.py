@@ -36,7 +36,7 @@ _END: Final = r"(?![0-9A-Za-z])"
 _PLUS: Final = r"(?:[+\uff0b]|%(?:25)*2B)"
 _PHONE: Final = re.compile(
     # Kept: uuids, whose groups may be all digits, and times with many decimals.
-    rf"(?P<kept>{_BEGIN}[0-9a-f]{{8}}(?:-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}{_END}"
+    rf"(?P<kept>(?:{_PLUS}|{_BEGIN})[0-9a-f]{{8}}(?:-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}{_END}"
     rf"|{_BEGIN}[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}[T ][0-9]{{2}}:[0-9]{{2}}:[0-9]{{2}}(?:\.[0-9]{{1,9}})?(?!\d))"
     # E.164; then, as people type it, with spaces and dashes; without the plus sign; and as Americans write it.
     rf"|(?P<plus>{_PLUS})(?P<digits>\d{{8,15}}(?!\d)|\d(?:[ ().-]{{0,2}}\d){{7,14}}(?!\d))"

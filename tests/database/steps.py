@@ -87,16 +87,14 @@ class Steps:
         return self.rows(query, job_id)
 
     def settings(self) -> Row:
-        (row,) = self.rows("select * from private.call_settings")
+        """Without next_call_at, which begins at -infinity: Python has no such time."""
+        (row,) = self.rows("select halts, probe_until, paused_until from private.call_settings")
         return row
 
     def everything(self) -> list[list[Row]]:
         """All that a step could change: to say that one changed nothing."""
-        return [
-            self.rows("select * from public.outbound_call_jobs order by id"),
-            self.rows("select * from public.outbound_call_attempts order by id"),
-            self.rows("select * from private.call_settings"),
-        ]
+        tables = ("public.outbound_call_jobs", "public.outbound_call_attempts", "private.call_settings")
+        return [self.rows(f"select to_jsonb(t) as row from {table} t order by 1") for table in tables]
 
     def now(self) -> datetime:
         now: datetime = self.one("select private.clock() as now")

@@ -206,5 +206,6 @@ def test_stats_count_what_is_open_and_say_how_late_we_are(steps: Steps) -> None:
 
 
 def test_stats_of_an_idle_day(steps: Steps) -> None:
-    counts = dict.fromkeys(["queued", "dialing", "in_doubt", "calling", "live_duplicates", "missed_signups"], 0)
-    assert steps.call("call_job_stats") == counts | {"oldest_due_s": None, "paused_until": None, "pause_reason": None}
+    stats = steps.call("call_job_stats")
+    assert (stats.pop("paused_until"), stats.pop("pause_reason")) == (None, None)
+    assert set(stats.values()) == {0}

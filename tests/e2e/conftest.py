@@ -6,6 +6,7 @@ import itertools
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -20,7 +21,9 @@ T = TypeVar("T")
 Row = dict[str, Any]
 
 _numbers = (
-    f"+1{npa}5550{last}" for npa, last in itertools.product(range(201, 990), range(100, 200)) if npa % 100 != 11 and npa != 911
+    f"+1{npa}5550{last}"
+    for npa, last in itertools.product(range(201, 990), range(100, 200))
+    if npa % 100 != 11 and npa != 911
 )
 
 
@@ -49,7 +52,9 @@ class World:
         return self.rows("select * from public.outbound_call_jobs where id = %s", job_id)[0]
 
     def attempts(self, job_id: int) -> list[Row]:
-        return self.rows("select * from public.outbound_call_attempts where job_id = %s order by number, started_at", job_id)
+        return self.rows(
+            "select * from public.outbound_call_attempts where job_id = %s order by number, started_at", job_id
+        )
 
     def calls(self, number: str) -> list[Row]:
         calls: list[Row] = self.http.get(f"{self.sandbox.ready.twilio_url}/_sandbox/calls").json()
@@ -68,7 +73,9 @@ class World:
         while not found and time.monotonic() < end:
             time.sleep(0.05)
             found = look()
-        assert found, f"not within {timeout_s:.0f} s; the function said:\n" + self.sandbox.function_log.read_text()[-3000:]
+        assert found, (
+            f"not within {timeout_s:.0f} s; the function said:\n" + self.sandbox.function_log.read_text()[-3000:]
+        )
         return found
 
     def until_status(self, job_id: int, *statuses: str, timeout_s: float = 30.0) -> Row:
@@ -82,6 +89,7 @@ class World:
         return self.post("/", json=body, headers={"Authorization": f"Bearer {secret or self.sandbox.dispatch_secret}"})
 
 
+@contextmanager
 def open_world(sandbox: Sandbox) -> Iterator[World]:
     with psycopg.connect(sandbox.ready.database_url, autocommit=True, row_factory=dict_row) as database:
         yield World(sandbox, database)
@@ -90,13 +98,15 @@ def open_world(sandbox: Sandbox) -> Iterator[World]:
 @pytest.fixture(scope="session")
 def whole_sandbox() -> Iterator[Sandbox]:
     """Webhooks and sweeps on; failures are settled within seconds."""
-    with Sandbox(environ={"CALL_SETTLING_SECONDS": "3", "TWILIO_TIMEOUT_SECONDS": "1", "CALL_LEASE_SECONDS": "5.5"}) as sandbox:
+    with Sandbox(
+        environ={"CALL_SETTLING_SECONDS": "3", "TWILIO_TIMEOUT_SECONDS": "1", "CALL_LEASE_SECONDS": "5.5"}
+    ) as sandbox:
         yield sandbox
 
 
 @pytest.fixture
 def world(whole_sandbox: Sandbox) -> Iterator[World]:
-    for world in open_world(whole_sandbox):
+    with open_world(whole_sandbox) as world:
         yield world
         world.http.delete(f"{whole_sandbox.ready.twilio_url}/_sandbox/behaviour").raise_for_status()
         world.set_clock(0)
@@ -111,7 +121,7 @@ def quiet_sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def quiet(quiet_sandbox: Sandbox) -> Iterator[World]:
-    for world in open_world(quiet_sandbox):
+    with open_world(quiet_sandbox) as world:
         yield world
         world.http.delete(f"{quiet_sandbox.ready.twilio_url}/_sandbox/behaviour").raise_for_status()
         world.set_clock(0)

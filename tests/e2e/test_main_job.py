@@ -15,7 +15,11 @@ def test_a_sign_up_makes_a_phone_ring_with_the_words_for_its_mode(world: World) 
     number = world.number()
     client = create_client(world.sandbox.ready.supabase_url, world.sandbox.ready.supabase_anon_key)
     client.auth.sign_up(
-        {"phone": number, "password": "correct horse", "options": {"data": {"first_name": "Ada", "signup_mode": "demo"}}}
+        {
+            "phone": number,
+            "password": "correct horse",
+            "options": {"data": {"first_name": "Ada", "signup_mode": "demo"}},
+        }
     )
     job = world.rows("select id from public.outbound_call_jobs where phone_e164 = %s", number)[0]
     done = world.until_status(job["id"], "completed", "failed")
@@ -67,7 +71,13 @@ def test_a_person_who_is_never_reached_is_called_three_times(world: World) -> No
 def test_fifty_identical_webhooks_make_one_call(quiet: World) -> None:
     number = quiet.number()
     job_id = quiet.insert_job(number)
-    body = {"type": "INSERT", "table": "outbound_call_jobs", "schema": "public", "record": {"id": job_id}, "old_record": None}
+    body = {
+        "type": "INSERT",
+        "table": "outbound_call_jobs",
+        "schema": "public",
+        "record": {"id": job_id},
+        "old_record": None,
+    }
     with ThreadPoolExecutor(50) as pool:
         answers = list(pool.map(lambda _: quiet.webhook(body), range(50)))
     assert {answer.status_code for answer in answers} == {200}
@@ -83,9 +93,13 @@ def test_a_placed_call_costs_two_rpcs_and_one_request_to_twilio(quiet: World) ->
     rpcs, requests = quiet.sandbox.gateway.requests, quiet.sandbox.twilio.requests
     rpcs.clear()
     requests.clear()
-    answer = quiet.webhook({"type": "INSERT", "table": "outbound_call_jobs", "schema": "public", "record": {"id": job_id}})
+    answer = quiet.webhook(
+        {"type": "INSERT", "table": "outbound_call_jobs", "schema": "public", "record": {"id": job_id}}
+    )
     assert answer.json() == {"did": "called", "job": job_id}
-    placing = {name: count for name, count in rpcs.items() if name != "record_call_status"}  # one for /voice, by now or soon
+    placing = {
+        name: count for name, count in rpcs.items() if name != "record_call_status"
+    }  # one for /voice, by now or soon
     assert placing == {"claim_call_job": 1, "accept_call": 1}
     assert dict(requests) == {"create": 1}
 
@@ -128,7 +142,17 @@ def test_two_hundred_jobs_at_once_are_each_called_once(world: World) -> None:
 
 @pytest.mark.parametrize(
     "create",
-    ["accept_then_drop", "accept_then_500", "garbled", "accept_late", "hang", "drop", "error:503", "error:html502", "error:429"],
+    [
+        "accept_then_drop",
+        "accept_then_500",
+        "garbled",
+        "accept_late",
+        "hang",
+        "drop",
+        "error:503",
+        "error:html502",
+        "error:429",
+    ],
 )
 def test_whatever_twilio_does_to_one_request_the_person_is_called_once(world: World, create: str) -> None:
     number = world.number()

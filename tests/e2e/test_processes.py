@@ -22,7 +22,9 @@ FRAMEWORK = str(Path(sys.executable).with_name("functions-framework"))
 
 
 @pytest.mark.parametrize(
-    ("folder", "source"), [("function", {}), (".", {"FUNCTION_SOURCE": "function/main.py"})], ids=["in function/", "from the root"]
+    ("folder", "source"),
+    [("function", {}), (".", {"FUNCTION_SOURCE": "function/main.py"})],
+    ids=["in function/", "from the root"],
 )
 def test_functions_framework_serves_it(quiet: World, folder: str, source: dict[str, str]) -> None:
     port = free_port()

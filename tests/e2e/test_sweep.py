@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def bare_sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def bare(bare_sandbox: Sandbox) -> Iterator[World]:
-    for world in open_world(bare_sandbox):
+    with open_world(bare_sandbox) as world:
         yield world
         world.rows("update public.outbound_call_jobs set status = 'canceled', due_at = null, finished_at = now()"
                    " where status = 'queued' returning id")  # fmt: skip
@@ -115,19 +115,19 @@ def test_a_worker_stops_cleanly_when_told(bare: World) -> None:
 
 
 def test_a_worker_survives_a_database_that_goes_away() -> None:
-    with Sandbox(function=False, webhooks=False, scheduler=False, environ={}) as sandbox:
-        for before in open_world(sandbox):
-            with worker(before) as process:
-                first = insert_many(before, 1)
-                before.until(lambda: taken(before, first))
-                sandbox.postgres.kill()
-                time.sleep(1)  # a few sweeps meet nobody
-                sandbox.postgres.restart()
-                for after in open_world(sandbox):
-                    second = insert_many(after, 1)
-                    after.until(lambda: taken(after, second))
-                    assert process.poll() is None
-                    assert len(taken(after, first)) == 1
+    with Sandbox(function=False, webhooks=False, scheduler=False, environ={}) as sandbox, ExitStack() as opened:
+        before = opened.enter_context(open_world(sandbox))
+        process = opened.enter_context(worker(before))
+        first = insert_many(before, 1)
+        before.until(lambda: taken(before, first))
+        sandbox.postgres.kill()
+        time.sleep(1)  # a few sweeps meet nobody
+        sandbox.postgres.restart()
+        after = opened.enter_context(open_world(sandbox))
+        second = insert_many(after, 1)
+        after.until(lambda: taken(after, second))
+        assert process.poll() is None
+        assert len(taken(after, first)) == 1
 
 
 def test_a_sweep_that_cannot_reach_the_database_says_so(bare: World) -> None:

@@ -67,7 +67,9 @@ def show(sandbox: Sandbox) -> None:
     print(f"1. Ada signs up by phone for a demo ({ADA}).")
     follow(sandbox, ADA, {"first_name": "Ada", "signup_mode": "demo"})
     print(f"\n2. Bob tries it for free, in Spanish ({BOB}). His line is busy the first time.")
-    httpx.put(f"{sandbox.ready.twilio_url}/_sandbox/behaviour", json={"to": BOB, "outcome": "busy", "times": 1}).raise_for_status()
+    httpx.put(
+        f"{sandbox.ready.twilio_url}/_sandbox/behaviour", json={"to": BOB, "outcome": "busy", "times": 1}
+    ).raise_for_status()
     follow(sandbox, BOB, {"first_name": "Bob", "signup_mode": "prueba"})
 
 
@@ -79,7 +81,10 @@ def follow(sandbox: Sandbox, phone: str, metadata: dict[str, str]) -> None:
     timeline.show(time.time(), "signup", "signed up (supabase-py, auth.sign_up)")
 
     with psycopg.connect(sandbox.ready.database_url, autocommit=True, row_factory=dict_row) as database:
-        job = _await(lambda: _one(database, "select * from public.outbound_call_jobs where phone_e164 = %s", phone), "no job was queued")
+        job = _await(
+            lambda: _one(database, "select * from public.outbound_call_jobs where phone_e164 = %s", phone),
+            "no job was queued",
+        )
         timeline.show(job["created_at"].timestamp(), "job", f"job {job['id']} queued by the trigger on auth.users")
 
         def done() -> bool:
@@ -89,14 +94,16 @@ def follow(sandbox: Sandbox, phone: str, metadata: dict[str, str]) -> None:
                 raise DidNotHappen(f"job {job['id']} is {row['status']}: {row['reason']}")
             return bool(row and row["status"] == "completed")
 
-        _await(done, f"job {job['id']} was not completed within {PATIENCE_S:.0f} s; the function's log: {sandbox.function_log}")
+        _await(done, f"job {job['id']} was not completed within {PATIENCE_S:.0f} s")
         tell_attempts(sandbox, database, timeline, job["id"])
         row = _one(database, "select finished_at, attempts from public.outbound_call_jobs where id = %s", job["id"])
         assert row is not None
         timeline.show(row["finished_at"].timestamp(), "end", f"job completed, attempts spent: {row['attempts']}")
 
 
-def tell_attempts(sandbox: Sandbox, database: psycopg.Connection[dict[str, Any]], timeline: Timeline, job_id: int) -> None:
+def tell_attempts(
+    sandbox: Sandbox, database: psycopg.Connection[dict[str, Any]], timeline: Timeline, job_id: int
+) -> None:
     attempts = database.execute(
         "select * from public.outbound_call_attempts where job_id = %s order by number", (job_id,)
     ).fetchall()
@@ -108,11 +115,10 @@ def tell_attempts(sandbox: Sandbox, database: psycopg.Connection[dict[str, Any]]
         if sid in calls:
             call = calls[sid]
             events.append((_at(call["accepted_at"]), f"taken{n}", f"Twilio took the call: {sid}"))
-            events += [(_at(e["at"]), f"{n}{e['status']}", e["status"]) for e in call.get("history", []) if e["status"] != "queued"]
-            events += [
-                (_at(line["at"]), f"{n}said{i}", f'{"said" if line["who"] == "call" else "pressed"}: "{line.get("text", line.get("digits"))}"')
-                for i, line in enumerate(call["transcript"])
-            ]  # fmt: skip
+            events += [(_at(e["at"]), f"{n}{e['status']}", e["status"]) for e in call["history"]]
+            for i, line in enumerate(call["transcript"]):
+                what = f'said: "{line["text"]}"' if line["who"] == "call" else f"pressed: {line['digits']}"
+                events.append((_at(line["at"]), f"{n}said{i}", what))
     for at, key, what in sorted(events):
         timeline.show(at, key, what)
 
@@ -137,7 +143,7 @@ def _one(database: psycopg.Connection[dict[str, Any]], query: str, *values: obje
     return database.execute(query.encode(), values).fetchone()
 
 
-def _await(look: Callable[[], T], otherwise: str) -> T:
+def _await(look: Callable[[], T | None], otherwise: str) -> T:
     until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until:
         if found := look():

@@ -79,6 +79,7 @@ class Call:
     transcript: list[dict[str, str]] = field(default_factory=list)
     errors: list[dict[str, object]] = field(default_factory=list)
     events: list[dict[str, object]] = field(default_factory=list)
+    history: list[dict[str, str]] = field(default_factory=list)
     over: asyncio.Event = field(default_factory=asyncio.Event)
     line: asyncio.Lock = field(default_factory=asyncio.Lock)  # callbacks of one call leave one after the other
     held: list[Hook] = field(default_factory=list)
@@ -112,6 +113,7 @@ class Call:
             "answered_by": self.answered_by,
             "duration_s": self.duration_s,
             "reached": self.reached,
+            "history": list(self.history),
             "transcript": list(self.transcript),
             "errors": list(self.errors),
         }
@@ -272,6 +274,7 @@ class Exchange:
     def _become(self, call: Call, status: Status) -> None:
         call.status = status
         call.updated_at = self._now()
+        call.history.append({"status": status, "at": iso(call.updated_at)})
 
     def _finish(self, call: Call, status: Status) -> None:
         if call.status not in LIVE:

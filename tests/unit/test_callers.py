@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 import jwt
@@ -342,11 +343,7 @@ def test_googles_public_key_is_not_taken_for_a_shared_secret() -> None:
 def test_a_token_changed_by_one_character_is_unproved(data: st.DataObject) -> None:
     text = token()["Authorization"].removeprefix("Bearer ")
     # The last character of each part bears bits that base64 does not use.
-    at = data.draw(
-        st.sampled_from(
-            [at for at, (here, after) in enumerate(zip(text, text[1:], strict=False)) if "." not in (here, after)]
-        )
-    )
+    at = data.draw(st.sampled_from([at for at, (here, after) in enumerate(pairwise(text)) if "." not in (here, after)]))
     other = "B" if text[at] == "A" else "A"
     with pytest.raises(Unproved):
         prove_sweep(BY_GOOGLE, bearer(text[:at] + other + text[at + 1 :]), LocalKeys())
@@ -416,6 +413,13 @@ def test_an_authorization_of_junk_does_not_start_a_sweep(text: str, dots: int) -
     for authorization in (text, f"Bearer {text}", "Bearer " + ".".join([text] * dots)):
         with pytest.raises(Unproved):
             prove_sweep(BY_GOOGLE, {"Authorization": authorization}, NoKeys())
+
+
+@pytest.mark.parametrize("odd", [float("inf"), float("nan"), 10**400, [1], {}, "soon", None, True])
+@pytest.mark.parametrize("name", ["exp", "iat", "nbf"])
+def test_a_time_that_is_none_is_unproved(name: str, odd: object) -> None:
+    with pytest.raises(Unproved):
+        prove_sweep(BY_GOOGLE, forged(json.dumps(claims() | {name: odd}).encode()), LocalKeys())
 
 
 def test_a_token_nested_without_end_is_unproved() -> None:

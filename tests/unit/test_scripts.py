@@ -44,7 +44,9 @@ def test_the_name_is_said_and_its_fallback_when_there_is_none(folder: Path) -> N
 
 def test_a_name_with_braces_is_only_a_name(folder: Path) -> None:
     script = Scripts(folder).default
-    assert script.say(script.greeting, Person(first_name="{goodbye}", signup_mode="x", metadata={})) == "Hello {goodbye}."
+    assert (
+        script.say(script.greeting, Person(first_name="{goodbye}", signup_mode="x", metadata={})) == "Hello {goodbye}."
+    )
 
 
 @pytest.mark.parametrize(

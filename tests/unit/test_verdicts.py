@@ -53,7 +53,9 @@ def _read_request(connection: socket.socket) -> bytes:
     while b"\r\n\r\n" not in data:
         data += connection.recv(65536)
     head, _, body = data.partition(b"\r\n\r\n")
-    length = next(int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length"))
+    length = next(
+        int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")
+    )
     while len(body) < length:
         body += connection.recv(65536)
     return head + body
@@ -94,7 +96,7 @@ def _reset(connection: socket.socket) -> None:
         pytest.param(_answer("400 No", '{"code": 21210, "message": "x", "status": 400}'), "halt", "twilio_21210", id="21210"),
         pytest.param(_answer("302 Go", ""), "halt", "twilio_302", id="redirect"),
         pytest.param(_answer("400 No", '{"code": 21211, "message": "x", "status": 400}'), "refused", "twilio_21211", id="21211"),
-        pytest.param(_answer("400 No", '{"code": 29999, "message": "x", "status": 400}'), "refused", "twilio_29999", id="a new code"),
+        pytest.param(_answer("400 No", '{"code": 29999, "message": "x", "status": 400}'), "refused", "twilio_29999", id="new code"),
     ],
 )  # fmt: skip
 def test_each_failure_has_its_verdict(reply: Reply, kind: str, code: str) -> None:

@@ -1,0 +1,409 @@
+"""Crash everything that dials, in the middle of its work, and count from outside who was called twice and who never.
+
+    python -m tests.chaos.crash [--jobs 400] [--what function|sweep|postgres|frozen|all] [--seed N]
+
+A sandbox gets the jobs in waves. In each wave, when as many requests to Twilio are under way as the strike wants, one of
+these happens; Twilio has by then taken calls whose answers nobody will read:
+
+    function   SIGKILL to the function's whole process group; the sandbox starts it again, as Cloud Run would
+    sweep      SIGKILL to all sweep workers; they are started again
+    postgres   SIGKILL to the database; it comes back after a moment
+    frozen     SIGSTOP to the function for longer than the lease and the settling time, SIGCONT when others have dialed
+
+The seed draws what else goes wrong at Twilio: answers lost, requests that hang, lists and callbacks that are late or never
+come. All of it stays within what the README promises; a call that Twilio lists only after the settling time would not.
+
+The judge is Twilio's own record, not what the product believes. Last line, and exit code 1 unless the last three are 0:
+    histories N, dialed twice D, lost L, in doubt at the end Q
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import httpx
+import psutil
+import psycopg
+from psycopg.rows import dict_row
+
+from tests.sandbox.sandbox import Sandbox
+
+Row = dict[str, Any]
+
+ROOT = Path(__file__).parents[2]
+KINDS = ("function", "sweep", "postgres", "frozen")
+WAVE = 100  # jobs; the function's threads are as many
+WORKERS = 6  # of eight dialers each
+MAX_ATTEMPTS = 3
+
+# Twilio answers after LATENCY_S, so that a whole wave is under way before the first answer; its time limit leaves room for
+# a machine with two cores. The lease is the shortest that the settings allow with it, and a little.
+LATENCY_S = (1.0, 1.6)
+TIMEOUT_S = 4.0
+LEASE_S = 11.5
+SETTLING_S = 3.0
+SETTINGS = {
+    "TWILIO_TIMEOUT_SECONDS": str(TIMEOUT_S),
+    "CALL_LEASE_SECONDS": str(LEASE_S),
+    "CALL_SETTLING_SECONDS": str(SETTLING_S),
+    "CALL_MAX_ATTEMPTS": str(MAX_ATTEMPTS),
+    "CALL_RETRY_SECONDS": "0.5",
+    "CALL_REDIAL_SECONDS": "1",
+    "CALLS_PER_SECOND": "1000",
+    "CALL_DISPATCHER_LIMIT": "400",
+}
+# Slower than the function asks: calls that were taken wait in Twilio's queue when the crash comes, and nobody has heard of
+# them yet. Faster, and the person would have hung up again before the answer to the request is lost.
+TWILIO_CALLS_PER_SECOND = 25.0
+
+STRIKE_WITHIN_S = 20.0  # a wave that never gets as far is struck as it is
+QUIET_S = 3.0  # nothing may happen for so long: more than a dispatcher's 2 s from claim to request
+PATIENCE_S = 150.0  # three attempts, each of lease and settling time, twice over
+
+# Of a hundred numbers, so many meet this at Twilio; the others meet nothing but the crash. Late ones stay, with the lease's
+# slack, below the settling time: beyond it one repeat is possible, and the README says so.
+FAULTS: Sequence[tuple[int, Row]] = (
+    (7, {"create": "accept_then_drop", "times": 1}),
+    (7, {"create": "accept_then_500", "times": 1}),
+    (5, {"create": "hang", "times": 1}),
+    (3, {"create": "drop", "times": 1}),
+    (3, {"create": "accept_late", "late_s": 1, "times": 1}),
+    (8, {"callbacks": "none"}),
+    (8, {"callbacks": "late", "callback_delay_s": 4}),
+    (3, {"callbacks": "twice"}),
+    (3, {"callbacks": "shuffled"}),
+    (5, {"list_delay_s": 1.5}),
+    (4, {"outcome": "busy", "times": 1}),
+)
+
+
+@dataclass(frozen=True)
+class Count:
+    """What Twilio's record says in the end. `apologies`: answered while the function was down, and told so by Twilio."""
+
+    histories: int
+    twice: int
+    lost: int
+    in_doubt: int
+    apologies: int
+    seconds: float
+
+    @property
+    def is_clean(self) -> bool:
+        return not (self.twice or self.lost or self.in_doubt)
+
+    def __str__(self) -> str:
+        return f"histories {self.histories}, dialed twice {self.twice}, lost {self.lost}, in doubt at the end {self.in_doubt}"
+
+
+class GroupSurvived(Exception):
+    """Processes of a killed group are still there, and may dial."""
+
+
+def run(jobs: int, what: Sequence[str], seed: int, say: Callable[[str], None] = print) -> Count:
+    """`jobs` histories in waves, each struck by the next of `what`; returns when all is quiet, or patience ends."""
+    with (
+        patch.dict(os.environ, THREADS=str(WAVE)),
+        Sandbox(environ=SETTINGS, twilio_calls_per_second=TWILIO_CALLS_PER_SECOND) as sandbox,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        scene = Scene(sandbox, random.Random(seed), Path(folder) / "workers.log", say)
+        began = time.monotonic()
+        left = jobs
+        for kind in itertools.cycle(what):
+            scene.wave(kind, min(left, WAVE))
+            left -= WAVE
+            if left <= 0:
+                break
+        scene.await_quiet()
+        return scene.count(time.monotonic() - began)
+
+
+def numbers() -> Iterator[str]:
+    """+1 NPA 555-0100 to 0199; area codes repeat only when all have been used."""
+    codes = [code for code in range(201, 990) if code % 100 != 11]
+    return (f"+1{code}5550{last}" for last, code in itertools.product(range(100, 200), codes))
+
+
+class Scene:
+    """One sandbox, what is done to it, and what is seen of it from outside."""
+
+    def __init__(self, sandbox: Sandbox, chance: random.Random, workers_log: Path, say: Callable[[str], None]) -> None:
+        self._sandbox = sandbox
+        self._chance = chance
+        self._workers_log = workers_log
+        self._say = say
+        self._numbers = numbers()
+        self._http = httpx.Client(base_url=sandbox.ready.twilio_url, timeout=30)
+
+    # --- to look ------------------------------------------------------------------------------------------------------
+
+    def rows(self, query: str, *values: object) -> list[Row]:
+        """On a connection of its own: Postgres is killed in between."""
+        with psycopg.connect(self._sandbox.ready.database_url, autocommit=True, row_factory=dict_row) as database:
+            return database.execute(query.encode(), values).fetchall()
+
+    def calls(self) -> list[Row]:
+        calls: list[Row] = self._http.get("/_sandbox/calls").raise_for_status().json()
+        return calls
+
+    def under_way(self) -> list[Row]:
+        return self.rows("select id from public.outbound_call_attempts where state = 'started'")
+
+    def until(self, look: Callable[[], object], within_s: float) -> bool:
+        """Whether it came true."""
+        end = time.monotonic() + within_s
+        while not look():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.05)
+        return True
+
+    # --- a wave, and its strike ---------------------------------------------------------------------------------------
+
+    def wave(self, kind: str, count: int) -> None:
+        self._behave(latency_ms=round(self._chance.uniform(*LATENCY_S) * 1000))
+        match kind:
+            case "function":
+                self._insert(count)
+                self._await_requests(kind, count)
+                self._kill_function()
+            case "sweep":
+                with self._workers(WORKERS) as workers:
+                    # Due in a moment: such a job sends no webhook, and the sweeps find it.
+                    self._insert(count, due_in_s=0.5)
+                    self._await_requests(kind, min(count, WORKERS * 8))
+                    for worker in workers:
+                        kill_group(worker.pid)
+                        worker.wait()
+                with self._workers(WORKERS):
+                    self.until(
+                        lambda: not self.rows("select from public.outbound_call_jobs where status = 'queued'"), LEASE_S
+                    )
+            case "postgres":
+                self._insert(count)
+                self._await_requests(kind, count)
+                self._sandbox.postgres.kill()
+                time.sleep(self._chance.uniform(0, 2))  # how long it is away is part of what is drawn
+                self._sandbox.postgres.restart()
+            case "frozen":
+                self._insert(count)
+                self._await_requests(kind, count)
+                self._freeze_function()
+
+    def _insert(self, count: int, due_in_s: float = 0.0) -> None:
+        called = list(itertools.islice(self._numbers, count))
+        weights = [weight for weight, _ in FAULTS]
+        for number in called:
+            if self._chance.random() < sum(weights) / 100:
+                (fault,) = self._chance.choices([fault for _, fault in FAULTS], weights)
+                self._behave(to=number, **fault)
+        self.rows(
+            "insert into public.outbound_call_jobs (user_id, phone_number, due_at)"
+            " select gen_random_uuid(), number, case when %s > 0 then now() + make_interval(secs => %s) end"
+            " from unnest(%s::text[]) as number returning id",
+            due_in_s, due_in_s, called,
+        )  # fmt: skip
+
+    def _behave(self, **rule: object) -> None:
+        self._http.put("/_sandbox/behaviour", json=rule).raise_for_status()
+
+    def _await_requests(self, kind: str, possible: int) -> None:
+        """Until most of what is possible at once is under way: then some have been answered, some not even sent."""
+        wanted = round(possible * self._chance.uniform(0.5, 0.9))
+        self.until(lambda: len(self.under_way()) >= wanted, STRIKE_WITHIN_S)
+        under_way = {str(attempt["id"]) for attempt in self.under_way()}
+        taken = sum(attempt_of(call) in under_way for call in self.calls())
+        self._say(f"{kind}: strikes with {len(under_way)} requests under way; Twilio has taken {taken} of them")
+
+    def _kill_function(self) -> None:
+        old = self._sandbox.ready.function_pid
+        assert old is not None
+        kill_group(old)
+        assert self.until(lambda: self._sandbox.ready.function_pid != old, 60), "the sandbox did not start it again"
+
+    def _freeze_function(self) -> None:
+        """Thawed when the lease and the settling time are over and others have dealt with all that it held."""
+        pid = self._sandbox.ready.function_pid
+        assert pid is not None
+        held = [attempt["id"] for attempt in self.under_way()]
+        os.killpg(pid, signal.SIGSTOP)
+        began = time.monotonic()
+        open_still = "select from public.outbound_call_attempts where id = any(%s) and state in ('started', 'in_doubt')"
+        try:
+            with self._workers(2):
+                self.until(
+                    lambda: time.monotonic() - began > LEASE_S + SETTLING_S and not self.rows(open_still, held),
+                    3 * (LEASE_S + SETTLING_S),
+                )
+        finally:
+            os.killpg(pid, signal.SIGCONT)
+        self._say(f"frozen: thawed after {time.monotonic() - began:.0f} s")
+
+    @contextmanager
+    def _workers(self, count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+        """Sweep workers, as an operator would run them: without DISPATCH_SECRET, for they serve no HTTP."""
+        settings = {name: value for name, value in self._sandbox.settings.items() if name != "DISPATCH_SECRET"}
+        with self._workers_log.open("ab") as log:
+            workers = [
+                subprocess.Popen(
+                    [sys.executable, "-m", "function.sweep", "--every", "1"], cwd=ROOT, stdout=log, stderr=log,
+                    env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **settings}, start_new_session=True,
+                )
+                for _ in range(count)
+            ]  # fmt: skip
+        try:
+            yield workers
+        finally:
+            for worker in workers:
+                worker.terminate()
+            for worker in workers:
+                worker.wait(60)
+
+    # --- to judge -----------------------------------------------------------------------------------------------------
+
+    def await_quiet(self) -> None:
+        """Until nothing is open anywhere and nothing has happened for QUIET_S."""
+        end = time.monotonic() + PATIENCE_S
+        quiet_since, seen = time.monotonic(), -1
+        while time.monotonic() - quiet_since < QUIET_S and time.monotonic() < end:
+            time.sleep(0.2)
+            asked = self._sandbox.twilio.requests["create"]
+            if asked != seen or self._is_busy():
+                quiet_since, seen = time.monotonic(), asked
+
+    def _is_busy(self) -> bool:
+        return bool(
+            self.rows("select from public.outbound_call_jobs where finished_at is null limit 1")
+            or self.rows("select from public.outbound_call_attempts where closed_at is null limit 1")
+            or any(call["status"] in ("queued", "ringing", "in-progress") for call in self.calls())
+        )
+
+    def count(self, seconds: float) -> Count:
+        """Tells the whole history of each job that went wrong."""
+        calls: dict[str, list[Row]] = defaultdict(list)
+        for call in self.calls():
+            calls[call["to"]].append(call)
+        attempts: dict[int, list[Row]] = defaultdict(list)
+        for attempt in self.rows("select * from public.outbound_call_attempts order by started_at"):
+            attempts[attempt["job_id"]].append(attempt)
+        jobs = self.rows("select * from public.outbound_call_jobs order by id")
+        twice = [job for job in jobs if len(picked_up(calls[job["phone_e164"]])) > 1]
+        lost = [job for job in jobs if is_lost(job, attempts[job["id"]], calls[job["phone_e164"]])]
+        for wrong, what in ((twice, "DIALED TWICE"), (lost, "LOST")):
+            for job in wrong[:5]:
+                self._tell(what, job, attempts[job["id"]], calls[job["phone_e164"]])
+        self._summarize(jobs, [attempt for own in attempts.values() for attempt in own])
+        answered = [call for job in jobs for call in picked_up(calls[job["phone_e164"]])]
+        return Count(
+            histories=len(jobs),
+            twice=len(twice),
+            lost=len(lost),
+            in_doubt=sum(job["status"] == "in_doubt" for job in jobs),
+            apologies=sum(not call["reached"] for call in answered),
+            seconds=seconds,
+        )
+
+    def _summarize(self, jobs: list[Row], attempts: list[Row]) -> None:
+        for rows, column in ((jobs, "status"), (attempts, "state"), (attempts, "error_code")):
+            each = sorted(str(row[column]) for row in rows if row[column])
+            told = ", ".join(f"{name} {len(list(group))}" for name, group in itertools.groupby(each))
+            self._say(f"{'jobs' if rows is jobs else 'attempts'} by {column}: {told}")
+
+    def _tell(self, what: str, job: Row, attempts: list[Row], calls: list[Row]) -> None:
+        self._say(f"{what}: job {shown(job)}")
+        for attempt in attempts:
+            self._say(f"  attempt {shown(attempt)}")
+        for call in calls:
+            self._say(f"  call {shown(call)}")
+        ids = [str(attempt["id"]) for attempt in attempts] + [attempt_of(call) for call in calls]
+        for log in (self._sandbox.function_log, self._workers_log):
+            lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+            for line in lines:
+                if any(known in line for known in ids):
+                    self._say(f"  {log.stem}: {line}")
+
+
+def kill_group(pgid: int) -> None:
+    """SIGKILL to all of it. Raises GroupSurvived."""
+    os.killpg(pgid, signal.SIGKILL)
+    end = time.monotonic() + 5
+    while alive := [pid for pid in psutil.pids() if is_alive_in(pgid, pid)]:
+        if time.monotonic() > end:
+            raise GroupSurvived(f"{alive} outlived SIGKILL to group {pgid}")
+        time.sleep(0.01)
+
+
+def is_alive_in(pgid: int, pid: int) -> bool:
+    try:
+        return os.getpgid(pid) == pgid and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return False
+
+
+def attempt_of(call: Row) -> str:
+    """The attempt's id, which travels in the URL."""
+    return str(call["url"]).partition("attempt=")[2]
+
+
+def picked_up(calls: list[Row]) -> list[Row]:
+    """Calls that a person answered: `reached` ones, and those in which they heard a hang-up or Twilio's apology."""
+    return [call for call in calls if call["reached"] or call["answered_by"] == "human"]
+
+
+def is_lost(job: Row, attempts: list[Row], calls: list[Row]) -> bool:
+    """Whether nobody will call this person any more, nobody did, and no rule allows that."""
+    if job["finished_at"] is None:
+        return True
+    if any(call["status"] == "completed" for call in calls) or job["status"] == "canceled":
+        return False
+    if any(attempt["state"] == "refused" for attempt in attempts):
+        return False
+    at_twilio = {attempt_of(call) for call in calls}
+    in_vain = [
+        attempt for attempt in attempts
+        if (attempt["state"] == "absent" and str(attempt["id"]) not in at_twilio)
+        or (attempt["state"] == "ended" and attempt["call_status"] in ("busy", "no-answer", "failed"))
+    ]  # fmt: skip
+    return not (job["status"] == "failed" and len(in_vain) == MAX_ATTEMPTS)
+
+
+def shown(row: Row) -> str:
+    return " ".join(f"{name}={value}" for name, value in row.items() if value not in (None, [], {}))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.crash", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--jobs", type=int, default=400)
+    parser.add_argument("--what", choices=(*KINDS, "all"), default="all")
+    parser.add_argument("--seed", type=int, default=random.randrange(2**32))
+    options = parser.parse_args()
+    if options.jobs < 1:
+        parser.error("argument --jobs: must be at least 1")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    print(f"seed {options.seed}", flush=True)
+    what = KINDS if options.what == "all" else (options.what,)
+    count = run(options.jobs, what, options.seed, lambda line: print(line, flush=True))
+    print(f"{count.apologies} were picked up while nobody could say what to say, and heard Twilio's apology")
+    print(f"all was settled after {count.seconds:.0f} s")
+    print(count)
+    return 0 if count.is_clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
