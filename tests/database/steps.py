@@ -262,13 +262,13 @@ def in_background(eyes: Connection) -> Iterator[Callable[[Steps, Callable[[], T]
         yield start
 
 
-def all_at_once(steps: Sequence[Callable[[], T]]) -> list[T]:
+def all_at_once(step: Callable[[Steps], T], callers: Sequence[Steps]) -> list[T]:
     """Each on a thread of its own, none before all are ready. Raises what any of them raises."""
-    ready = threading.Barrier(len(steps))
+    ready = threading.Barrier(len(callers))
 
-    def run(step: Callable[[], T]) -> T:
+    def run(caller: Steps) -> T:
         ready.wait(30)
-        return step()
+        return step(caller)
 
-    with ThreadPoolExecutor(len(steps)) as threads:
-        return list(threads.map(run, steps))
+    with ThreadPoolExecutor(len(callers)) as threads:
+        return list(threads.map(run, callers))

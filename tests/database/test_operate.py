@@ -49,7 +49,9 @@ def test_a_queued_job_is_canceled_at_once(steps: Steps) -> None:
     assert steps.claim(job)["outcome"] == "none"
 
 
-@pytest.mark.parametrize(("state", "status"), [("started", "dialing"), ("in_doubt", "in_doubt"), ("accepted", "calling")])
+@pytest.mark.parametrize(
+    ("state", "status"), [("started", "dialing"), ("in_doubt", "in_doubt"), ("accepted", "calling")]
+)
 def test_a_job_under_way_is_canceled_when_its_call_is_over(steps: Steps, state: str, status: str) -> None:
     job, _ = steps.attempt_in(state)
     assert cancel(steps, job) == status

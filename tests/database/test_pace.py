@@ -79,7 +79,11 @@ def test_a_number_in_use_puts_the_job_off_and_the_next_one_is_dialed(steps: Step
     steps.attempt_in("accepted", number)
     busy, free = steps.queue(number), steps.queue()
     assert steps.claim()["job"]["id"] == free
-    assert (steps.job(busy)["status"], steps.job(busy)["reason_code"], steps.job(busy)["attempts"]) == ("queued", "number_in_use", 0)
+    assert (steps.job(busy)["status"], steps.job(busy)["reason_code"], steps.job(busy)["attempts"]) == (
+        "queued",
+        "number_in_use",
+        0,
+    )
     assert steps.job(busy)["due_at"] > steps.now()
 
 

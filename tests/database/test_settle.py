@@ -237,7 +237,7 @@ def test_several_sweeps_take_each_call_once(steps: Steps, another: Another) -> N
         return taken
 
     sweeps = [another() for _ in range(4)]
-    taken = sum(all_at_once([lambda mine=mine: sweep(mine) for mine in sweeps]), [])  # type: ignore[misc]  # noqa: RUF017
+    taken = [attempt for one in all_at_once(sweep, sweeps) for attempt in one]
     assert len(taken) == len(set(taken)) == 24
 
 

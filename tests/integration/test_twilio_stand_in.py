@@ -826,6 +826,7 @@ def test_control_shows_every_call_that_was_taken_in_order(world: World) -> None:
     world.twilio.wait_quiet()
     calls = world.control("GET", "calls").json()
     assert [call["sid"] for call in calls] == sids
+    assert [step["status"] for step in calls[0].pop("history")] == ["ringing", "in-progress", "completed"]
     assert calls[0] | {"accepted_at": "", "transcript": [], "duration_s": 1} == {
         "sid": sids[0],
         "to": THEIRS,

@@ -114,7 +114,7 @@ def tell_attempts(
         events.append((attempt["started_at"].timestamp(), f"claim{n}", f"claimed: attempt {n}"))
         if sid in calls:
             call = calls[sid]
-            events.append((_at(call["accepted_at"]), f"taken{n}", f"Twilio took the call: {sid}"))
+            events.append((_at(call["accepted_at"]) - 0.001, f"taken{n}", f"Twilio took the call: {sid}"))
             events += [(_at(e["at"]), f"{n}{e['status']}", e["status"]) for e in call["history"]]
             for i, line in enumerate(call["transcript"]):
                 what = f'said: "{line["text"]}"' if line["who"] == "call" else f"pressed: {line['digits']}"

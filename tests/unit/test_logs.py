@@ -24,8 +24,9 @@ SECRET = "whsec_c2VjcmV0+/secret/14155550123="
 
 log = structlog.get_logger()
 digits = st.text("0123456789", min_size=8, max_size=15)
-# What may stand beside a number that stands alone.
-beside = st.sampled_from([*" =:/-_,;.()[]{}<>\"'&?#@!|~*\n\té•", "%20", "%3D", "%2b", "%2B", "%252B", "tel:", "\\n"])
+# What may stand on either side of a number that stands alone.
+after_it = st.sampled_from([*" =:/-_,;.()[]{}<>\"'&?#@!|~*\n\té•", "%20", "%3D", "%2B", "\\n"])
+before_it = after_it | st.sampled_from(["%2b", "%252B", "tel:"])
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +71,7 @@ def out() -> Written:
     return written
 
 
-@given(st.text(), beside, digits, beside, st.text())
+@given(st.text(), before_it, digits, after_it, st.text())
 def test_no_number_that_stands_alone_survives(before: str, left: str, number: str, right: str, after: str) -> None:
     text = mask_phone(f"{before}{left}{number}{right}{after}")
     # What is before or after may be digits, too: then the run is another one, and may be too long for a number.
@@ -98,7 +99,7 @@ def test_a_masked_number_keeps_what_tells_it_from_another() -> None:
     assert mask_phone("?To=%2B14155550123&Page=0") == "?To=%2B1*******23&Page=0"
 
 
-@given(st.uuids() | st.integers(0, 10**20).map(lambda number: UUID(f"{number:032d}")), beside, beside)
+@given(st.uuids() | st.integers(0, 10**20).map(lambda number: UUID(f"{number:032d}")), before_it, after_it)
 def test_uuids_are_kept(uuid: UUID, left: str, right: str) -> None:
     assert str(uuid) in mask_phone(f"{left}{uuid}{right}")
 

@@ -163,7 +163,8 @@ begin
   where id = v_job.id;
 
   if p_halt_s is null then
-    update private.call_settings set probe_until = null where only_row and probe_until is not null;
+    -- The probe proved nothing: the next one may go. Its lease is the mark of the probe; others leave the gate as it is.
+    update private.call_settings set probe_until = null where only_row and probe_until = v_job.due_at;
   else
     -- Ten requests under way that all meet the same broken account are one halt, not ten.
     update private.call_settings

@@ -144,7 +144,7 @@ begin
   set state = 'refused', error_code = coalesce(p_error_code, p_code), error_message = p_reason, closed_at = private.clock()
   where id = p_attempt;
   perform private.retry_or_fail(v_job, '{}', p_code, p_reason);
-  update private.call_settings set probe_until = null where only_row and probe_until is not null;
+  update private.call_settings set probe_until = null where only_row and probe_until = v_job.due_at;  -- if it was the probe
   return true;
 end
 $$;
