@@ -9,14 +9,14 @@ from typing import Any
 
 import flask
 import structlog
-from shared.logs import bind_trace, clear, configure_logs
 
 from function import call_status, voice, webhook
-from function.callers import ProofUnavailable, Unproved, google_keys, prove_sweep, prove_twilio, prove_webhook
+from function.callers import ProofUnavailable, Unproved, google_keys, own_path, prove_sweep, prove_twilio, prove_webhook
 from function.sweep import sweep_once
 from function.twilio_form import read_attempt, read_event
 from shared.dispatcher import Dispatcher, build_dispatcher
 from shared.jobs import JobsUnavailable
+from shared.logs import bind_trace, clear, configure_logs
 from shared.scripts import ScriptError, Scripts
 from shared.settings import SettingsError, load_settings
 
@@ -47,7 +47,7 @@ def dispatch(request: flask.Request) -> flask.Response:
     """Every request comes in here, and every error is answered here."""
     clear()
     bind_trace(request.headers)
-    route = ROUTES.get(request.path)
+    route = ROUTES.get(own_path(settings, request.path))
     if route is None:
         return problem(404, "not_found", "there is nothing at this path")
     method, handle = route

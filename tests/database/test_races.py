@@ -6,13 +6,14 @@ import itertools
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 
 import psycopg
 import pytest
 
 from tests.conftest import Connection
 from tests.database.conftest import Another
-from tests.database.steps import OPEN, Row, Steps, a_number, a_sid, all_at_once, in_background
+from tests.database.steps import OPEN, Row, Steps, a_number, a_sid, all_at_once, in_background, until
 from tests.sandbox.postgres import Postgres
 
 Step = Callable[[Steps], Row | bool | None]
@@ -35,10 +36,7 @@ def one_after_the_other(eyes: Connection, another: Another, *crowd: Step) -> lis
     first.service.autocommit = False
     answer = crowd[0](first)
     with in_background(eyes) as start:
-        waiting = [
-            start(steps, lambda steps=steps, step=step: step(steps))
-            for steps, step in zip(rest, crowd[1:], strict=True)
-        ]
+        waiting = [start(steps, partial(step, steps)) for steps, step in zip(rest, crowd[1:], strict=True)]
         first.service.commit()
         return [answer, *(future.result(20) for future in waiting)]
 

@@ -1,0 +1,346 @@
+"""From a sign-up to a job: whatever was typed, and whatever of ours is broken, the sign-up itself never fails or hangs."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from psycopg.types.json import Jsonb
+
+from tests.conftest import Connection
+from tests.database.conftest import Another
+from tests.database.steps import Row, Steps, a_number
+
+AT_MOST_S = 2.0
+
+
+@pytest.fixture
+def auth(connection: Connection) -> Iterator[Connection]:
+    """Supabase Auth: it has no right to anything of ours."""
+    connection.execute("set role supabase_auth_admin")
+    yield connection
+    connection.execute("reset role")
+
+
+def sign_up(auth: Connection, phone: str | None = None, metadata: object = None) -> uuid.UUID:
+    user = uuid.uuid4()
+    query = "insert into auth.users (id, phone, raw_user_meta_data, created_at) values (%s, %s, %s, now())"
+    auth.execute(query, (user, phone, None if metadata is None else Jsonb(metadata)))
+    return user
+
+
+def jobs(auth: Connection, user: uuid.UUID) -> list[Row]:
+    rows = auth.execute("reset role").execute(
+        "select to_jsonb(j) from public.outbound_call_jobs j where user_id = %s", (user,)
+    )
+    found = [row[0] for row in rows]
+    auth.execute("set role supabase_auth_admin")
+    return found
+
+
+def job(auth: Connection, user: uuid.UUID) -> Row:
+    (found,) = jobs(auth, user)
+    return found
+
+
+def missed(steps: Steps) -> list[uuid.UUID]:
+    return [
+        row["user_id"] for row in steps.rows("reset role; select user_id from private.missed_signups order by noted_at")
+    ]
+
+
+# --- who is called, and what is known of them -------------------------------------------------------------------------
+
+
+def test_a_sign_up_with_a_phone_is_one_job(auth: Connection) -> None:
+    number = a_number()
+    row = job(auth, sign_up(auth, number.removeprefix("+"), {"signup_mode": "demo"}))
+    assert (row["phone_number"], row["phone_e164"], row["signup_mode"]) == (number, number, "demo")
+    assert (row["status"], row["attempts"]) == ("queued", 0)
+
+
+@pytest.mark.parametrize("key", ["phone", "phone_number"])
+def test_the_phone_may_be_in_the_metadata(auth: Connection, key: str) -> None:
+    number = a_number()
+    assert job(auth, sign_up(auth, None, {key: f"  {number} "}))["phone_e164"] == number
+
+
+def test_the_phone_of_the_account_goes_before_that_of_the_metadata(auth: Connection) -> None:
+    number = a_number()
+    user = sign_up(auth, number.removeprefix("+"), {"phone": a_number()})
+    assert job(auth, user)["phone_number"] == number
+
+
+@pytest.mark.parametrize(
+    "metadata", [None, {}, {"phone": ""}, {"phone": "  "}, {"phone": None}, {"email": "a@example.com"}]
+)
+@pytest.mark.parametrize("phone", [None, ""])
+def test_without_a_phone_there_is_no_job(auth: Connection, phone: str | None, metadata: object) -> None:
+    assert jobs(auth, sign_up(auth, phone, metadata)) == []
+
+
+@pytest.mark.parametrize("typed", ["abc", "415 555 0100", "(415) 555-0100", "☎", "00 1 415 555 0100", "1" * 500])
+def test_what_is_no_e164_is_a_job_that_the_dispatcher_judges(auth: Connection, typed: str) -> None:
+    row = job(auth, sign_up(auth, None, {"phone": typed}))
+    assert (row["phone_number"], row["phone_e164"]) == (typed[:64], None)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "name"),
+    [
+        ({"first_name": "Ada"}, "Ada"),
+        ({"first_name": " Ada ", "name": "Grace Hopper"}, "Ada"),
+        ({"name": "Grace Hopper"}, "Grace"),
+        ({"full_name": "Katherine Johnson"}, "Katherine"),
+        ({"first_name": "", "name": " ", "full_name": "Katherine Johnson"}, "Katherine"),
+        ({"first_name": None, "name": None}, None),
+        ({"first_name": ["Ada"], "name": {"first": "Ada"}, "full_name": 7}, None),
+        ({"first_name": "A" * 200}, "A" * 100),
+        ({"first_name": "Zoë 🎉"}, "Zoë 🎉"),
+        ({}, None),
+    ],
+)
+def test_the_first_name_is_what_a_person_would_be_called(auth: Connection, metadata: Row, name: str | None) -> None:
+    assert job(auth, sign_up(auth, a_number()[1:], metadata))["first_name"] == name
+
+
+@pytest.mark.parametrize("mode", [None, "", "  "])
+def test_who_did_not_say_how_signed_up_by_default(auth: Connection, mode: str | None) -> None:
+    assert job(auth, sign_up(auth, a_number()[1:], {"signup_mode": mode}))["signup_mode"] == "default"
+
+
+def deep(levels: int) -> object:
+    value: object = "bottom"
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        [],
+        "text",
+        7,
+        True,
+        {"signup_mode": ["a"], "first_name": {"b": []}},
+        {"signup_mode": 7, "phone": 14155550100},
+        {"signup_mode": "m" * 1000},
+        {"phone": ["+14155550100"]},
+        {"phone": {"number": 1}},
+        {"phone": True},
+        {"avatar": "x" * 1_000_000},
+        {"deep": deep(900)},
+        {"first_name": "'; drop table auth.users; --"},
+        {"first_name": "%s %I \\ \x01 \u2028"},
+        {"": {"": ""}},
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_odd_metadata_never_fails_a_sign_up(auth: Connection, steps: Steps, metadata: object) -> None:
+    assert len(jobs(auth, sign_up(auth, a_number()[1:], metadata))) == 1
+    assert missed(steps) == []
+
+
+def test_a_json_null_is_no_metadata(auth: Connection) -> None:
+    user = uuid.uuid4()
+    query = "insert into auth.users (id, phone, raw_user_meta_data) values (%s, %s, 'null')"
+    auth.execute(query, (user, a_number()[1:]))
+    assert job(auth, user)["metadata"] == {}
+
+
+def test_a_phone_beside_an_avatar_is_called(auth: Connection) -> None:
+    metadata = {"phone": (number := a_number()), "first_name": "Ada", "signup_mode": "demo", "avatar": "x" * 1_000_000}
+    row = job(auth, sign_up(auth, None, metadata))
+    assert (row["phone_e164"], row["first_name"], row["signup_mode"]) == (number, "Ada", "demo")
+    assert row["metadata"] == {}
+
+
+def test_a_sign_up_that_is_rolled_back_leaves_nothing(auth: Connection, steps: Steps) -> None:
+    with auth.transaction(force_rollback=True):
+        user = sign_up(auth, a_number()[1:])
+    assert jobs(auth, user) == missed(steps) == []
+
+
+def test_a_thousand_sign_ups_in_one_statement_are_a_thousand_jobs(auth: Connection, steps: Steps) -> None:
+    auth.execute(
+        "insert into auth.users (id, phone) select gen_random_uuid(), '1415555' || n from generate_series(1000, 1999) n"
+    )
+    assert steps.one("reset role; select count(*) from public.outbound_call_jobs") == 1000
+
+
+# --- what may break ---------------------------------------------------------------------------------------------------
+
+BREAKS = {
+    "the table is gone": "drop table public.outbound_call_jobs cascade",
+    "the table has another name": "alter table public.outbound_call_jobs rename to jobs",
+    "a column is gone": "alter table public.outbound_call_jobs drop column dedupe_window cascade",
+    "the helper is gone": "drop function private.queue_onboarding_call",
+    "the table refuses every row": "alter table public.outbound_call_jobs add constraint never check (false) not valid",
+    "the sequence is at its end": "alter table public.outbound_call_jobs alter id set maxvalue 1;"
+    "insert into public.outbound_call_jobs (user_id, phone_number) values (gen_random_uuid(), '1')",
+    "a trigger of somebody's raises": "create function public.no() returns trigger language plpgsql as 'begin assert 1 = 2; end';"
+    "create trigger no before insert on public.outbound_call_jobs for each row execute function public.no()",
+    "nobody may write": "revoke all on public.outbound_call_jobs from postgres",
+}
+HARMLESS = {
+    "vault is gone": "drop schema vault cascade",
+    "pg_net is gone": "drop schema net cascade",
+    "nobody may read vault": "revoke all on vault.decrypted_secrets from postgres",
+    "the clock of the webhook is gone": "drop function private.hmac_sha256",
+}
+
+
+@pytest.mark.parametrize("broken", [name for name in BREAKS if "raises" not in name])
+def test_a_sign_up_succeeds_and_is_noted_when_its_job_cannot_be_written(
+    connection: Connection, steps: Steps, broken: str
+) -> None:
+    with connection.transaction(force_rollback=True):
+        connection.execute(BREAKS[broken].encode())
+        user = sign_up(connection.execute("set local role supabase_auth_admin").connection, a_number()[1:])
+        assert missed(steps) == [user]
+        assert steps.one("select error <> '' from private.missed_signups")
+
+
+@pytest.mark.parametrize("broken", HARMLESS)
+def test_a_sign_up_has_its_job_though_no_webhook_can_be_sent(connection: Connection, steps: Steps, broken: str) -> None:
+    connection.execute("select vault.create_secret('http://127.0.0.1:9/', 'call_dispatcher_url')")
+    connection.execute("select vault.create_secret('whsec_c2VjcmV0', 'call_dispatcher_secret')")
+    with connection.transaction(force_rollback=True):
+        connection.execute(HARMLESS[broken].encode())
+        connection.execute("set local role supabase_auth_admin")
+        user = sign_up(connection, a_number()[1:])
+        assert missed(steps) == []
+        assert steps.rows("select user_id from public.outbound_call_jobs") == [{"user_id": user}]
+
+
+def test_a_sign_up_succeeds_when_it_can_be_neither_queued_nor_noted(connection: Connection, steps: Steps) -> None:
+    with connection.transaction(force_rollback=True):
+        connection.execute("drop table public.outbound_call_jobs, private.missed_signups cascade")
+        connection.execute("set local role supabase_auth_admin")
+        user = sign_up(connection, a_number()[1:])
+        assert steps.rows("reset role; select id from auth.users") == [{"id": user}]
+
+
+# --- locks ------------------------------------------------------------------------------------------------------------
+
+LOCKS = {
+    "the jobs": ("public.outbound_call_jobs",),
+    "the notes of what was missed, too": ("public.outbound_call_jobs", "private.missed_signups"),
+    "the webhooks": ("net.http_request_queue",),
+    "vault": ("vault.secrets",),
+    "all of it": ("public.outbound_call_jobs", "private.missed_signups", "net.http_request_queue", "vault.secrets"),
+}
+
+
+@pytest.mark.parametrize("locked", LOCKS)
+def test_a_sign_up_does_not_wait_for_a_lock(auth: Connection, another: Another, locked: str) -> None:
+    other = another().service
+    other.execute("reset role")
+    with other.transaction():
+        for table in LOCKS[locked]:
+            other.execute(f"lock table {table}".encode())
+        began = time.monotonic()
+        user = sign_up(auth, a_number()[1:])
+        assert time.monotonic() - began < AT_MOST_S
+    assert auth.execute("select count(*) from auth.users where id = %s", (user,)).fetchone() == (1,)
+
+
+def test_what_a_lock_kept_from_its_job_is_healed(auth: Connection, steps: Steps, another: Another) -> None:
+    other = another().service
+    other.execute("reset role")
+    with other.transaction():
+        other.execute("lock table public.outbound_call_jobs")
+        user = sign_up(auth, a_number()[1:])
+    assert missed(steps) == [user]
+    assert steps.call("heal_onboarding_calls") == 1
+    assert job(auth, user)["status"] == "queued"
+
+
+def test_the_sign_ups_own_lock_timeout_comes_back(auth: Connection) -> None:
+    auth.execute("set lock_timeout = '7s'")
+    sign_up(auth, a_number()[1:])
+    assert auth.execute("show lock_timeout").fetchone() == ("7s",)
+
+
+# --- healing ----------------------------------------------------------------------------------------------------------
+
+
+def miss(connection: Connection, phone: str | None = None) -> uuid.UUID:
+    """A sign-up whose job could not be written."""
+    connection.execute("alter table public.outbound_call_jobs add constraint never check (false) not valid")
+    user = sign_up(connection, phone or a_number()[1:], {"signup_mode": "demo"})
+    connection.execute("alter table public.outbound_call_jobs drop constraint never")
+    return user
+
+
+def test_a_missed_sign_up_is_healed_once(connection: Connection, steps: Steps) -> None:
+    user = miss(connection)
+    assert [steps.call("heal_onboarding_calls") for _ in range(2)] == [1, 0]
+    assert [(row["user_id"], row["signup_mode"]) for row in steps.rows("select * from public.outbound_call_jobs")] == [
+        (user, "demo")
+    ]
+    assert missed(steps) == []
+
+
+def test_who_was_noted_and_has_a_job_by_now_gets_no_second_one(connection: Connection, steps: Steps) -> None:
+    user = miss(connection)
+    job_id = steps.queue(user_id=user)
+    assert steps.call("heal_onboarding_calls") == 1
+    assert [row["id"] for row in steps.rows("select id from public.outbound_call_jobs")] == [job_id]
+
+
+def test_who_left_meanwhile_is_not_called(connection: Connection, steps: Steps) -> None:
+    user = miss(connection)
+    connection.execute("delete from auth.users where id = %s", (user,))
+    steps.call("heal_onboarding_calls")
+    assert steps.rows("select * from public.outbound_call_jobs") == []
+    assert missed(steps) == []
+
+
+def test_what_cannot_be_healed_yet_stays_noted(connection: Connection, steps: Steps) -> None:
+    user = miss(connection)
+    with connection.transaction():
+        connection.execute("alter table public.outbound_call_jobs add constraint never check (false) not valid")
+    assert steps.call("heal_onboarding_calls") == 0
+    assert missed(steps) == [user]
+    connection.execute("alter table public.outbound_call_jobs drop constraint never")
+    assert steps.call("heal_onboarding_calls") == 1
+
+
+def test_those_that_cannot_be_healed_do_not_keep_the_others_from_it(connection: Connection, steps: Steps) -> None:
+    sick = [miss(connection) for _ in range(3)]
+    well = miss(connection)
+    connection.execute(
+        f"alter table public.outbound_call_jobs add constraint sick check (user_id not in"
+        f" ({', '.join(f"'{user}'" for user in sick)}))".encode()
+    )
+    try:
+        healed = []
+        for _ in range(4):
+            steps.pass_time(60)
+            healed.append(steps.call("heal_onboarding_calls", limit=1))
+    finally:
+        connection.execute("alter table public.outbound_call_jobs drop constraint sick")
+    assert sum(healed) == 1
+    assert [row["user_id"] for row in steps.rows("select user_id from public.outbound_call_jobs")] == [well]
+
+
+def test_two_sweeps_that_heal_at_once_make_one_job_each(connection: Connection, another: Another) -> None:
+    users = {miss(connection) for _ in range(4)}
+    first, second = another(), another()
+    first.service.autocommit = False
+    assert first.call("heal_onboarding_calls", limit=2) == 2
+    assert second.call("heal_onboarding_calls") == 2
+    first.service.commit()
+    assert {row["user_id"] for row in second.rows("select user_id from public.outbound_call_jobs")} == users
+
+
+def test_a_trigger_of_ours_takes_nothing_from_a_sign_up_that_fails_for_reasons_of_its_own(auth: Connection) -> None:
+    user = sign_up(auth, number := a_number()[1:])
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        sign_up(auth, number)
+    assert len(jobs(auth, user)) == 1
