@@ -63,9 +63,10 @@ class Since:
     def now(cls) -> "Since":
         return cls(time.monotonic(), time.time())
 
-    def seconds(self) -> float:
+    def is_fresh(self) -> bool:
+        """False for a process that froze since then: by now somebody else may be dialing."""
         now = Since.now()
-        return max(now.monotonic - self.monotonic, abs(now.wall - self.wall))
+        return max(now.monotonic - self.monotonic, abs(now.wall - self.wall)) <= DIAL_WITHIN_SECONDS
 
 
 class Dispatcher:
@@ -123,15 +124,8 @@ class Dispatcher:
             log.warning("call refused", code=refusal.code, reason=refusal.reason)
             return Step("refused", job.id, refusal.code)
         self._at("screened")
-        if since.seconds() > DIAL_WITHIN_SECONDS:
-            # A process that froze since the claim: by now somebody else may be dialing.
-            self.jobs.release(
-                attempt, delay_s=0, code="too_late", reason="the dispatcher was held up before it could dial"
-            )
-            log.warning("released: too long since the claim", seconds=round(since.seconds(), 1))
-            return Step("put_off", job.id, "too_late")
         try:
-            call_sid = self._telephony.place(attempt, job.phone_e164)
+            call_sid = self._telephony.place(attempt, job.phone_e164, since.is_fresh)
         except CallNotPlaced as failure:
             self._at("failed")
             return self._record_failure(job.id, attempt, failure.verdict)

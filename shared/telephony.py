@@ -6,9 +6,10 @@ has a connection of its own: on a reused one a dead socket looks like a call in 
 """
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast, get_args
+from urllib.parse import urlencode
 from uuid import UUID
 
 import requests
@@ -92,27 +93,67 @@ class TwilioSilent(Exception):
     """Twilio did not say what we asked. What we believed stands, and we ask again later."""
 
 
+class TooLate(Exception):
+    """The process was held up until nobody may dial for this claim any more. Without its body a request is none."""
+
+
+class _LastMoment:
+    """The body of a request for a call. It looks at the clocks when connection and headers are behind it, not before."""
+
+    def __init__(self, body: bytes, in_time: Callable[[], bool]) -> None:
+        self._body, self._in_time = body, in_time
+
+    def __len__(self) -> int:
+        return len(self._body)
+
+    def __iter__(self) -> Iterator[bytes]:
+        if not self._in_time():
+            raise TooLate
+        yield self._body
+
+
+class _Http(TwilioHttpClient):
+    """twilio-python's client, with timeouts, without retries, and with a body that goes out in time or not at all."""
+
+    def __init__(self, settings: Settings, in_time: Callable[[], bool] | None = None) -> None:
+        super().__init__(pool_connections=False, max_retries=None)
+        # A pair, which the constructor refuses and requests takes. The default is to wait for ever.
+        self.timeout = cast(float, (settings.twilio_connect_seconds, settings.twilio_timeout_seconds))
+        self._in_time = in_time
+
+    def request(self, method: str, url: str, params: Any = None, data: Any = None, *more: Any, **others: Any) -> Any:
+        if self._in_time is not None:
+            data = _LastMoment(urlencode(data, doseq=True).encode(), self._in_time)
+        return super().request(method, url, params, data, *more, **others)
+
+
 class Telephony:
     """Calls from our number. Thread-safe; makes no connection before it is used."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        http = TwilioHttpClient(pool_connections=False, max_retries=None)
-        # A pair, which the constructor refuses and requests takes. The default is to wait for ever.
-        http.timeout = cast(float, (settings.twilio_connect_seconds, settings.twilio_timeout_seconds))
-        self._client = Client(settings.twilio_account_sid, settings.twilio_auth_tokens[0], http_client=http)
-        if settings.twilio_api_base_url:
-            self._client.api.base_url = settings.twilio_api_base_url
+        self._client = self._connect()
 
-    def place(self, attempt: UUID, to: str) -> str:
-        """Ask Twilio, once, for a call to `to` (E.164). -> its SID. Raises CallNotPlaced."""
+    def _connect(self, in_time: Callable[[], bool] | None = None) -> Client:
+        settings = self._settings
+        http = _Http(settings, in_time)
+        client = Client(settings.twilio_account_sid, settings.twilio_auth_tokens[0], http_client=http)
+        if settings.twilio_api_base_url:
+            client.api.base_url = settings.twilio_api_base_url
+        return client
+
+    def place(self, attempt: UUID, to: str, in_time: Callable[[], bool]) -> str:
+        """Ask Twilio, once, for a call to `to` (E.164), if it is still `in_time` when the request leaves. -> its SID.
+
+        Raises CallNotPlaced.
+        """
         base, settings = self._settings.api_base_url, self._settings
         detection: dict[str, Any] = {}
         if settings.call_machine_detection == "on":
             callback = f"{base}/status?attempt={attempt}{CALLBACK_RETRIES}"
             detection = {"machine_detection": "Enable", "async_amd": "true", "async_amd_status_callback": callback}
         try:
-            call = self._client.calls.create(
+            call = self._connect(in_time).calls.create(
                 to=to,
                 from_=settings.twilio_phone_number,
                 url=f"{base}/voice?attempt={attempt}",
@@ -181,6 +222,8 @@ def verdict_on(error: BaseException) -> Verdict:
     if isinstance(error, TwilioRestException):
         return _verdict_on_answer(error)
     causes = list(_chain(error))
+    if any(isinstance(cause, TooLate) for cause in causes):
+        return Verdict("later", "too_late", "the dispatcher was held up before it could dial; nothing was sent")
     if isinstance(error, requests.exceptions.ConnectTimeout) or any(
         isinstance(cause, NewConnectionError | NameResolutionError) for cause in causes
     ):

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import logging
 import os
 import random
 import signal
@@ -47,26 +48,41 @@ Row = dict[str, Any]
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("function", "sweep", "postgres", "frozen")
-WAVE = 100  # jobs; the function's threads are as many
-WORKERS = 6  # of eight dialers each
 MAX_ATTEMPTS = 3
 
-# Twilio answers after LATENCY_S, so that a whole wave is under way before the first answer; its time limit leaves room for
-# a machine with two cores. The lease is the shortest that the settings allow with it, and a little.
-LATENCY_S = (1.0, 1.6)
-TIMEOUT_S = 4.0
-LEASE_S = 11.5
+
+@dataclass(frozen=True)
+class Size:
+    """How many, and how fast; times in seconds.
+
+    wave: jobs per strike, and the function's threads. workers: of eight dialers each. latency: Twilio's, so long that a whole
+    wave is under way before the first answer. timeout: leaves room for a machine with two cores. lease: the shortest that
+    the settings allow with it, and a little.
+    """
+
+    wave: int = 100
+    workers: int = 6
+    latency: tuple[float, float] = (1.0, 1.6)
+    timeout: float = 4.0
+    lease: float = 11.5
+
+    def settings(self) -> dict[str, str]:
+        return {
+            "TWILIO_TIMEOUT_SECONDS": str(self.timeout),
+            "CALL_LEASE_SECONDS": str(self.lease),
+            "CALL_SETTLING_SECONDS": str(SETTLING_S),
+            "CALL_MAX_ATTEMPTS": str(MAX_ATTEMPTS),
+            "CALL_RETRY_SECONDS": "0.5",
+            "CALL_REDIAL_SECONDS": "1",
+            "CALLS_PER_SECOND": "1000",
+            "CALL_DISPATCHER_LIMIT": "400",
+        }
+
+
+FULL = Size()
+SMALL = Size(wave=25, workers=2, latency=(0.4, 0.6), timeout=2.0, lease=7.5)
+
 SETTLING_S = 3.0
-SETTINGS = {
-    "TWILIO_TIMEOUT_SECONDS": str(TIMEOUT_S),
-    "CALL_LEASE_SECONDS": str(LEASE_S),
-    "CALL_SETTLING_SECONDS": str(SETTLING_S),
-    "CALL_MAX_ATTEMPTS": str(MAX_ATTEMPTS),
-    "CALL_RETRY_SECONDS": "0.5",
-    "CALL_REDIAL_SECONDS": "1",
-    "CALLS_PER_SECOND": "1000",
-    "CALL_DISPATCHER_LIMIT": "400",
-}
 # Slower than the function asks: calls that were taken wait in Twilio's queue when the crash comes, and nobody has heard of
 # them yet. Faster, and the person would have hung up again before the answer to the request is lost.
 TWILIO_CALLS_PER_SECOND = 25.0
@@ -111,23 +127,58 @@ class Count:
         return f"histories {self.histories}, dialed twice {self.twice}, lost {self.lost}, in doubt at the end {self.in_doubt}"
 
 
+@dataclass(frozen=True)
+class History:
+    """One job with its attempts, and every call to its number in Twilio's record."""
+
+    job: Row
+    attempts: list[Row]
+    calls: list[Row]
+
+    @property
+    def picked_up(self) -> list[Row]:
+        """Calls that a person answered: `reached` ones, and those in which they heard a hang-up or Twilio's apology."""
+        return [call for call in self.calls if call["reached"] or call["answered_by"] == "human"]
+
+    @property
+    def is_twice(self) -> bool:
+        return len(self.picked_up) > 1
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nobody called this person, and the job is not over or no rule allows that it is."""
+        if self.job["finished_at"] is None:
+            return True
+        if any(call["status"] == "completed" for call in self.calls) or self.job["status"] == "canceled":
+            return False
+        if any(attempt["state"] == "refused" for attempt in self.attempts):
+            return False
+        at_twilio = {attempt_of(call) for call in self.calls}
+        in_vain = [
+            attempt for attempt in self.attempts
+            if (attempt["state"] == "absent" and str(attempt["id"]) not in at_twilio)
+            or (attempt["state"] == "ended" and attempt["call_status"] in ("busy", "no-answer", "failed"))
+        ]  # fmt: skip
+        return not (self.job["status"] == "failed" and len(in_vain) == MAX_ATTEMPTS)
+
+
 class GroupSurvived(Exception):
     """Processes of a killed group are still there, and may dial."""
 
 
-def run(jobs: int, what: Sequence[str], seed: int, say: Callable[[str], None] = print) -> Count:
+def run(jobs: int, what: Sequence[str], seed: int, size: Size = FULL, say: Callable[[str], None] = print) -> Count:
     """`jobs` histories in waves, each struck by the next of `what`; returns when all is quiet, or patience ends."""
     with (
-        patch.dict(os.environ, THREADS=str(WAVE)),
-        Sandbox(environ=SETTINGS, twilio_calls_per_second=TWILIO_CALLS_PER_SECOND) as sandbox,
+        patch.dict(os.environ, THREADS=str(size.wave)),
+        Sandbox(environ=size.settings(), twilio_calls_per_second=TWILIO_CALLS_PER_SECOND) as sandbox,
         tempfile.TemporaryDirectory() as folder,
     ):
-        scene = Scene(sandbox, random.Random(seed), Path(folder) / "workers.log", say)
+        scene = Scene(sandbox, size, random.Random(seed), Path(folder) / "workers.log", say)
         began = time.monotonic()
         left = jobs
         for kind in itertools.cycle(what):
-            scene.wave(kind, min(left, WAVE))
-            left -= WAVE
+            scene.wave(kind, min(left, size.wave))
+            left -= size.wave
             if left <= 0:
                 break
         scene.await_quiet()
@@ -143,12 +194,16 @@ def numbers() -> Iterator[str]:
 class Scene:
     """One sandbox, what is done to it, and what is seen of it from outside."""
 
-    def __init__(self, sandbox: Sandbox, chance: random.Random, workers_log: Path, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, sandbox: Sandbox, size: Size, chance: random.Random, workers_log: Path, say: Callable[[str], None]
+    ) -> None:
         self._sandbox = sandbox
+        self._size = size
         self._chance = chance
         self._workers_log = workers_log
         self._say = say
         self._numbers = numbers()
+        self._faults: dict[str, Row] = {}
         self._http = httpx.Client(base_url=sandbox.ready.twilio_url, timeout=30)
 
     # --- to look ------------------------------------------------------------------------------------------------------
@@ -177,24 +232,24 @@ class Scene:
     # --- a wave, and its strike ---------------------------------------------------------------------------------------
 
     def wave(self, kind: str, count: int) -> None:
-        self._behave(latency_ms=round(self._chance.uniform(*LATENCY_S) * 1000))
+        latency_ms = round(self._chance.uniform(*self._size.latency) * 1000)
+        self._behave(latency_ms=latency_ms)
         match kind:
             case "function":
                 self._insert(count)
                 self._await_requests(kind, count)
                 self._kill_function()
             case "sweep":
-                with self._workers(WORKERS) as workers:
+                with self._workers(self._size.workers) as workers:
                     # Due in a moment: such a job sends no webhook, and the sweeps find it.
                     self._insert(count, due_in_s=0.5)
-                    self._await_requests(kind, min(count, WORKERS * 8))
+                    self._await_requests(kind, min(count, self._size.workers * 8))
                     for worker in workers:
                         kill_group(worker.pid)
                         worker.wait()
-                with self._workers(WORKERS):
-                    self.until(
-                        lambda: not self.rows("select from public.outbound_call_jobs where status = 'queued'"), LEASE_S
-                    )
+                with self._workers(self._size.workers):
+                    queued = "select from public.outbound_call_jobs where status = 'queued' limit 1"
+                    self.until(lambda: not self.rows(queued), self._size.lease)
             case "postgres":
                 self._insert(count)
                 self._await_requests(kind, count)
@@ -203,9 +258,12 @@ class Scene:
                 self._sandbox.postgres.restart()
             case "frozen":
                 # `accept_late` waits until the client has gone, and a frozen one has not: Twilio would take the call longer
-                # after the request than it ever keeps one.
+                # after the request than it ever keeps one. So none is drawn, and none may be left over.
+                self._http.delete("/_sandbox/behaviour").raise_for_status()
+                self._behave(latency_ms=latency_ms)
+                self.until(lambda: not self.under_way(), 2 * self._size.lease)
                 self._insert(count, unless="accept_late")
-                self._await_requests(kind, count)
+                self._await_requests(kind, round(count / 2))  # early: many are on their way from claim to request
                 self._freeze_function()
 
     def _insert(self, count: int, due_in_s: float = 0.0, unless: str = "") -> None:
@@ -216,6 +274,7 @@ class Scene:
         for number, fault in zip(called, self._chance.choices(drawn, weights, k=count), strict=True):
             if fault:
                 self._behave(to=number, **fault)
+                self._faults[number] = fault
         self.rows(
             "insert into public.outbound_call_jobs (user_id, phone_number, due_at)"
             " select gen_random_uuid(), number, case when %s > 0 then now() + make_interval(secs => %s) end"
@@ -247,13 +306,11 @@ class Scene:
         held = [attempt["id"] for attempt in self.under_way()]
         os.killpg(pid, signal.SIGSTOP)
         began = time.monotonic()
+        least = self._size.lease + SETTLING_S
         open_still = "select from public.outbound_call_attempts where id = any(%s) and state in ('started', 'in_doubt')"
         try:
             with self._workers(2):
-                self.until(
-                    lambda: time.monotonic() - began > LEASE_S + SETTLING_S and not self.rows(open_still, held),
-                    3 * (LEASE_S + SETTLING_S),
-                )
+                self.until(lambda: time.monotonic() - began > least and not self.rows(open_still, held), 3 * least)
         finally:
             os.killpg(pid, signal.SIGCONT)
         self._say(f"frozen: thawed after {time.monotonic() - began:.0f} s")
@@ -305,20 +362,20 @@ class Scene:
         attempts: dict[int, list[Row]] = defaultdict(list)
         for attempt in self.rows("select * from public.outbound_call_attempts order by started_at"):
             attempts[attempt["job_id"]].append(attempt)
-        jobs = self.rows("select * from public.outbound_call_jobs order by id")
-        twice = [job for job in jobs if len(picked_up(calls[job["phone_e164"]])) > 1]
-        lost = [job for job in jobs if is_lost(job, attempts[job["id"]], calls[job["phone_e164"]])]
-        for wrong, what in ((twice, "DIALED TWICE"), (lost, "LOST")):
-            for job in wrong[:5]:
-                self._tell(what, job, attempts[job["id"]], calls[job["phone_e164"]])
-        self._summarize(jobs, [attempt for own in attempts.values() for attempt in own])
-        answered = [call for job in jobs for call in picked_up(calls[job["phone_e164"]])]
+        histories = [
+            History(job, attempts[job["id"]], calls[job["phone_e164"]])
+            for job in self.rows("select * from public.outbound_call_jobs order by id")
+        ]
+        self._summarize([history.job for history in histories], [row for own in attempts.values() for row in own])
+        for history in histories:
+            if history.is_twice or history.is_lost:
+                self._tell(history)
         return Count(
-            histories=len(jobs),
-            twice=len(twice),
-            lost=len(lost),
-            in_doubt=sum(job["status"] == "in_doubt" for job in jobs),
-            apologies=sum(not call["reached"] for call in answered),
+            histories=len(histories),
+            twice=sum(history.is_twice for history in histories),
+            lost=sum(history.is_lost for history in histories),
+            in_doubt=sum(history.job["status"] == "in_doubt" for history in histories),
+            apologies=sum(not call["reached"] for history in histories for call in history.picked_up),
             seconds=seconds,
         )
 
@@ -328,16 +385,15 @@ class Scene:
             told = ", ".join(f"{name} {len(list(group))}" for name, group in itertools.groupby(each))
             self._say(f"{'jobs' if rows is jobs else 'attempts'} by {column}: {told}")
 
-    def _tell(self, what: str, job: Row, attempts: list[Row], calls: list[Row]) -> None:
-        self._say(f"{what}: job {shown(job)}")
-        for attempt in attempts:
-            self._say(f"  attempt {shown(attempt)}")
-        for call in calls:
-            self._say(f"  call {shown(call)}")
-        ids = [str(attempt["id"]) for attempt in attempts] + [attempt_of(call) for call in calls]
+    def _tell(self, history: History) -> None:
+        self._say(f"{'DIALED TWICE' if history.is_twice else 'LOST'}: job {shown(history.job)}")
+        self._say(f"  drawn {shown(self._faults.get(history.job['phone_e164'], {}))}")
+        for kind, rows in (("attempt", history.attempts), ("call", history.calls)):
+            for row in rows:
+                self._say(f"  {kind} {shown(row)}")
+        ids = {str(attempt["id"]) for attempt in history.attempts} | {attempt_of(call) for call in history.calls}
         for log in (self._sandbox.function_log, self._workers_log):
-            lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-            for line in lines:
+            for line in log.read_text(errors="replace").splitlines() if log.exists() else ():
                 if any(known in line for known in ids):
                     self._say(f"  {log.stem}: {line}")
 
@@ -364,28 +420,6 @@ def attempt_of(call: Row) -> str:
     return str(call["url"]).partition("attempt=")[2]
 
 
-def picked_up(calls: list[Row]) -> list[Row]:
-    """Calls that a person answered: `reached` ones, and those in which they heard a hang-up or Twilio's apology."""
-    return [call for call in calls if call["reached"] or call["answered_by"] == "human"]
-
-
-def is_lost(job: Row, attempts: list[Row], calls: list[Row]) -> bool:
-    """Whether nobody will call this person any more, nobody did, and no rule allows that."""
-    if job["finished_at"] is None:
-        return True
-    if any(call["status"] == "completed" for call in calls) or job["status"] == "canceled":
-        return False
-    if any(attempt["state"] == "refused" for attempt in attempts):
-        return False
-    at_twilio = {attempt_of(call) for call in calls}
-    in_vain = [
-        attempt for attempt in attempts
-        if (attempt["state"] == "absent" and str(attempt["id"]) not in at_twilio)
-        or (attempt["state"] == "ended" and attempt["call_status"] in ("busy", "no-answer", "failed"))
-    ]  # fmt: skip
-    return not (job["status"] == "failed" and len(in_vain) == MAX_ATTEMPTS)
-
-
 def shown(row: Row) -> str:
     return " ".join(f"{name}={value}" for name, value in row.items() if value not in (None, [], {}))
 
@@ -399,9 +433,11 @@ def main() -> int:
     if options.jobs < 1:
         parser.error("argument --jobs: must be at least 1")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    # What a stand-in could not answer because its client was killed is no news here.
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     print(f"seed {options.seed}", flush=True)
     what = KINDS if options.what == "all" else (options.what,)
-    count = run(options.jobs, what, options.seed, lambda line: print(line, flush=True))
+    count = run(options.jobs, what, options.seed, say=lambda line: print(line, flush=True))
     print(f"{count.apologies} were picked up while nobody could say what to say, and heard Twilio's apology")
     print(f"all was settled after {count.seconds:.0f} s")
     print(count)

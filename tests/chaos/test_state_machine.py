@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, cast, get_args
 from uuid import UUID
 
 import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from tests.chaos.model_twilio import FINAL_WORDS, NEXT, WORDS, Call, Request, Twilio, rank
+from shared.models import JobStatus
+from tests.chaos.model_twilio import FINAL_WORDS, LATE_S, NEXT, WORDS, Call, Request, Twilio, rank
 from tests.database.conftest import EMPTY
-from tests.database.steps import DELAYS_S, FINAL, OPEN, SETTLING_S, Row, Steps
+from tests.database.steps import DELAYS_S, FINAL, OPEN, SETTLING_S, Steps
 from tests.sandbox import database
 from tests.sandbox.postgres import Postgres
 
@@ -35,6 +36,7 @@ NUMBERS = ("+12015550100", "+12015550101")  # fewer than users: they are shared
 DIAL_WITHIN_S = 2.0
 MAX_ATTEMPTS = len(DELAYS_S) + 1
 NEVER = float("inf")
+SWEEP_EVERY_S = 60.0
 
 # The clock stands still unless the machine moves it: a history that failed fails again.
 STILL_CLOCK = """
@@ -74,6 +76,24 @@ SETTINGS = settings(
 )
 
 
+class Brief(dict[str, Any]):
+    """A row that shows only what is told here."""
+
+    def __repr__(self) -> str:
+        shown = (
+            "id",
+            "status",
+            "state",
+            "reason_code",
+            "attempts",
+            "cancel_requested",
+            "call_sid",
+            "call_status",
+            "phone_e164",
+        )
+        return " ".join(f"{name}={self[name]}" for name in shown if self.get(name) is not None)
+
+
 class Broken(AssertionError):
     """An invariant does not hold; the message begins with its name."""
 
@@ -83,6 +103,21 @@ class Broken(AssertionError):
 
 
 Saw = Literal["answered", "answer lost", "request lost", "refused", "later", "halt", "refused by screening", "put off"]
+SAWS: tuple[Saw, ...] = ("answered", "answer lost", *get_args(Saw), "answer lost")  # some are likelier
+
+INTERFERENCES = {  # what people do, and to jobs in which states
+    "cancels": ("queued", "dialing", "in_doubt", "calling"),
+    "deletes": get_args(JobStatus),
+    "retries": ("failed", "canceled"),
+    "pauses": (),
+}
+ALSO = (*INTERFERENCES, "contradictions", "sign-ups", "webhooks")
+
+
+class OneOf(Protocol):
+    """Draws."""
+
+    def __call__(self, choices: Sequence[T], /) -> T: ...
 
 
 @dataclass(eq=False)
@@ -107,14 +142,11 @@ class Look:
     listed: tuple[Call, ...]
 
 
-def of(name: str) -> st.SearchStrategy[Any]:
-    """One of the machine's own things, as they are now."""
-    return st.runner().flatmap(lambda machine: st.sampled_from(tuple(getattr(machine, name))))
-
-
 class Dispatching(RuleBasedStateMachine):
-    def __init__(self, steps: Steps) -> None:
+    def __init__(self, steps: Steps, watched: Container[str] | None = None) -> None:
+        """`watched`: look at these invariants only."""
         super().__init__()
+        self.watched = watched
         self.steps = steps
         steps.rows(EMPTY)
         self.twilio = Twilio()
@@ -122,61 +154,81 @@ class Dispatching(RuleBasedStateMachine):
         self.looks: list[Look] = []
         self.rounds: Counter[int] = Counter()  # job -> how often it was retried by hand
         self.cancels: set[int] = set()  # jobs that somebody wanted to cancel, or delete
+        self.also: set[str] = set()
         self.paused = False
         self.broken = False
         self.claims = 0
         self.started_at: dict[UUID, float] = {}
-        self.jobs: dict[int, Row] = {}
-        self.attempts: dict[UUID, Row] = {}
+        self.jobs: dict[int, Brief] = {}
+        self.attempts: dict[UUID, Brief] = {}
         self.born: dict[int, tuple[UUID, float]] = {}
 
-    # --- people -------------------------------------------------------------------------------------------------------
+    # --- what may happen ----------------------------------------------------------------------------------------------
 
-    @rule(user=st.sampled_from(USERS), number=st.sampled_from(NUMBERS))
-    def enqueue(self, user: UUID, number: str) -> None:
+    @initialize(numbers=st.lists(st.sampled_from(NUMBERS), min_size=1, max_size=3), also=st.sets(st.sampled_from(ALSO)))
+    def people_sign_up(self, numbers: list[str], also: set[str]) -> None:
+        self.also = also
+        for user, number in zip(USERS, numbers, strict=False):
+            self._enqueue(user, number)
+
+    @rule(data=st.data())
+    def something_happens(self, data: st.DataObject) -> None:
+        """One rule for all that may happen: of several, hypothesis leaves out a random half in each example, and without
+        workers, Twilio or the sweep there is no story. What a story can do without is left out here (`also`)."""
+        waiting, open_ = self.next_due_s("queued") is not None, self.next_due_s("open") is not None
+        acts = [
+            *[self.a_worker_claims] * (3 if waiting else 0),
+            *[self.a_worker_wakes_up] * (2 if self.workers else 0),
+            *[self.the_sweep_looks] * (3 if open_ else 0),
+            *[self.a_sweep_settles] * (1 if self.looks else 0),
+            *[self.a_call_goes_on] * (2 if self.twilio.live else 0),
+            *[self.a_callback_arrives] * (2 if self.twilio.made else 0),
+            *[self.twilio_contradicts_itself] * (1 if self.over_and_told and "contradictions" in self.also else 0),
+            *[self.somebody_signs_up] * (1 if "sign-ups" in self.also else 0),
+            *[self.somebody_interferes] * (1 if self.jobs and self.also & INTERFERENCES.keys() else 0),
+            *[self.a_webhook_claims] * (1 if self.jobs and "webhooks" in self.also else 0),
+            self.time_passes,
+        ]
+        act = data.draw(st.sampled_from([act.__name__ for act in acts]), label="act")
+        getattr(self, act)(lambda choices: data.draw(st.sampled_from(choices)))
+
+    def somebody_signs_up(self, one_of: OneOf) -> None:
+        self._enqueue(one_of(USERS), one_of(NUMBERS))
+
+    def _enqueue(self, user: UUID, number: str) -> None:
         recent = [j for j, (u, at) in self.born.items() if j in self.jobs and u == user and self.twilio.now - at < 3600]
         answer = self.do(lambda: self.steps.call("enqueue_call_job", user_id=user, phone_number=number))
         self.require(answer["created"] is not bool(recent), "one job an hour and user", (answer, recent))
         self.require(answer["job_id"] in (recent or self.jobs), "a second sign-up is told of the first", answer)
         self.born.setdefault(answer["job_id"], (user, self.twilio.now))
 
-    @precondition(lambda self: self.jobs)
-    @rule(what=st.sampled_from(["cancel", "delete", "retry", "retry", "pause", "resume", "resume"]), data=st.data())
-    def somebody_interferes(self, what: str, data: st.DataObject) -> None:
-        """One rule for all of it, so that it does not drown what the product does by itself."""
-        final = {job: row["status"] in FINAL for job, row in self.jobs.items()}
-        may_be = {
-            "cancel": [job for job in final if not final[job]],
-            "delete": list(final),
-            "retry": [job for job in final if final[job] and self.jobs[job]["status"] != "completed"],
-        }.get(what)
-        if what == "pause":
+    def somebody_interferes(self, one_of: OneOf) -> None:
+        what = one_of(sorted(self.also & INTERFERENCES.keys()))
+        jobs = [job for job, row in self.jobs.items() if row["status"] in INTERFERENCES[what]]
+        if what == "pauses" and not self.paused:
             self.paused = True
             self.do(lambda: self.steps.call("pause_calls", reason="by hand"))
-        elif what == "resume":
+        elif what == "pauses":
             self._resume()
-        elif may_be:
-            job = data.draw(st.sampled_from(may_be))
-            if what == "delete":
-                self.cancels.add(job)
-                self.do(lambda: self.steps.rows("delete from public.outbound_call_jobs where id = %s", job))
-            elif what == "cancel":
-                self.cancels.add(job)
-                self.do(lambda: self.steps.call("cancel_call_job", job_id=job))
-            else:
+        elif jobs:
+            job = one_of(jobs)
+            if what == "retries":
                 self.cancels.discard(job)
                 self.rounds[job] += 1
                 self.do(lambda: self.steps.call("retry_call_job", job_id=job))
+            else:
+                self.cancels.add(job)
+                if what == "cancels":
+                    self.do(lambda: self.steps.call("cancel_call_job", job_id=job))
+                else:
+                    self.do(lambda: self.steps.rows("delete from public.outbound_call_jobs where id = %s", job))
 
     def _resume(self) -> None:
         self.paused = False
         self.do(lambda: self.steps.call("resume_calls"))
 
-    # --- time ---------------------------------------------------------------------------------------------------------
-
-    @rule(seconds=st.sampled_from([1, 3, 20, 45, 120, 900, 3600, 90_000]))
-    def time_passes(self, seconds: float) -> None:
-        self._wait(seconds)
+    def time_passes(self, one_of: OneOf) -> None:
+        self._wait(one_of([1.0, 3.0, 20.0, 45.0, 120.0, 900.0, 3600.0, 90_000.0]))
 
     def _wait(self, seconds: float) -> None:
         self.twilio.pass_time(seconds)
@@ -184,38 +236,30 @@ class Dispatching(RuleBasedStateMachine):
 
     # --- workers ------------------------------------------------------------------------------------------------------
 
-    @rule(by_id=st.booleans(), data=st.data())
-    def claim(self, by_id: bool, data: st.DataObject) -> None:
-        """And no more, for now."""
-        job = data.draw(st.sampled_from(tuple(self.jobs))) if by_id and self.jobs else None
-        self._claim(job)
-
-    saws = st.sampled_from(
-        ["answered", "answer lost", "answer lost", "request lost", "refused", "later", "halt", "refused by screening", "put off"]
-    )
-    lates = st.sampled_from([0.0, 0.0, 5.0, 15.0])
-    listings = st.sampled_from([0.0, 30.0, 90.0, 90.0, 600.0, NEVER])
-
-    @precondition(lambda self: self.next_due_s("queued") is not None)
-    @rule(saw=saws, late_s=lates, listed_after_s=listings, reports=st.booleans())
-    def claim_and_dial(self, saw: Saw, late_s: float, listed_after_s: float, reports: bool) -> None:
-        """The next one, as soon as it is due."""
+    def a_worker_claims(self, one_of: OneOf) -> None:
+        """The next job, as soon as it is due; and does no more for now, or all of it."""
         self._wait(self.next_due_s("queued") or 0.0)
-        if worker := self._claim(None):
-            self._dial(worker, saw, late_s, listed_after_s)
-            if reports:
+        then = one_of(["waits", "dials", "dials and reports", "dials and reports"])
+        if (worker := self._claim(None)) and "dials" in then:
+            self._dials(worker, one_of)
+            if "reports" in then:
                 self._report(worker)
 
-    @precondition(lambda self: self.may_dial)
-    @rule(worker=of("may_dial"), saw=saws, late_s=lates, listed_after_s=listings)
-    def dial(self, worker: Worker, saw: Saw, late_s: float, listed_after_s: float) -> None:
-        self._dial(worker, saw, late_s, listed_after_s)
+    def a_webhook_claims(self, one_of: OneOf) -> None:
+        """This job, whatever its state."""
+        self._claim(one_of(list(self.jobs)))
 
-    @precondition(lambda self: self.may_report)
-    @rule(worker=of("may_report"))
-    def report(self, worker: Worker) -> None:
-        """Now, much later, or once more."""
-        self._report(worker)
+    def a_worker_wakes_up(self, one_of: OneOf) -> None:
+        """And dials, within two seconds of its claim: the lease is built on that. Else it reports: now, much later, once more."""
+        worker = one_of(self.workers)
+        if worker.saw is None and self.twilio.now - worker.claimed_at <= DIAL_WITHIN_S:
+            self._dials(worker, one_of)
+        else:
+            self._report(worker)
+
+    def _dials(self, worker: Worker, one_of: OneOf) -> None:
+        late_s, listed_after_s = one_of([0.0, 0.0, 5.0, LATE_S]), one_of([0.0, 30.0, 90.0, 90.0, 600.0, NEVER])
+        self._dial(worker, one_of(SAWS), late_s, listed_after_s)
 
     def _claim(self, job: int | None) -> Worker | None:
         self.claims += 1
@@ -257,21 +301,16 @@ class Dispatching(RuleBasedStateMachine):
 
     # --- the sweep ----------------------------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.next_due_s("open") is not None)
-    @rule(
-        late_s=st.sampled_from([0.0, 0.0, 0.0, 60.0, 150.0, 3600.0, 90_000.0]),
-        twilio=st.sampled_from(["answers", "answers", "answers", "is silent"]),
-        settles=st.booleans(),
-    )
-    def look_after_one(self, late_s: float, twilio: str, settles: bool) -> None:
-        """The first that is due; the sweep may come late."""
+    def the_sweep_looks(self, one_of: OneOf) -> None:
+        """After the first that is due; it may come late."""
+        late_s = one_of([0.0, 0.0, 0.0, 60.0, 150.0, 3600.0, 90_000.0])
         self._wait((self.next_due_s("open") or 0.0) + late_s)
-        self._look_after_one(answers=twilio == "answers", settles=settles)
+        answers, settles = one_of([True, True, True, False]), one_of([True, True, False])
+        self._look_after_one(answers=answers, settles=settles)
 
-    @precondition(lambda self: self.looks)
-    @rule(look=of("looks"))
-    def settle(self, look: Look) -> None:
-        self._settle(look)
+    def a_sweep_settles(self, one_of: OneOf) -> None:
+        """With what it was told some time ago."""
+        self._settle(one_of(self.looks))
 
     def _look_after_one(self, *, answers: bool = True, settles: bool = True) -> bool:
         """-> whether there was one to look after."""
@@ -314,26 +353,23 @@ class Dispatching(RuleBasedStateMachine):
 
     # --- Twilio -------------------------------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.twilio.live)
-    @rule(data=st.data())
-    def a_call_goes_on(self, data: st.DataObject) -> None:
-        call = data.draw(st.sampled_from(self.twilio.live))
+    def a_call_goes_on(self, one_of: OneOf) -> None:
+        call = one_of(self.twilio.live)
         later = WORDS[WORDS.index(call.status) + 1 :] if call.status != "in-progress" else NEXT["in-progress"]
-        self.twilio.goes_on(call, data.draw(st.sampled_from(later)))
+        self.twilio.goes_on(call, one_of(later))
+        if one_of([True, False]):
+            self._tell(call, call.status, call.request.attempt, ending_works=one_of([True, False]))
 
-    @precondition(lambda self: self.twilio.made)
-    @rule(data=st.data(), ending_works=st.booleans())
-    def a_callback_arrives(self, data: st.DataObject, ending_works: bool) -> None:
-        """Any word that was true at some time, as often as it likes."""
-        call = data.draw(st.sampled_from(self.twilio.made))
-        word = data.draw(st.sampled_from([*{word: None for word in call.words}]))
-        self._tell(call, word, call.request.attempt, ending_works=ending_works)
+    def a_callback_arrives(self, one_of: OneOf) -> None:
+        """Any word that was true at some time, as often as it likes; of a call that nobody here knows of, if there is one."""
+        call = one_of([c for c in self.twilio.made if c.told is None] or self.twilio.made)
+        word = one_of([*dict.fromkeys(call.words)])
+        self._tell(call, word, call.request.attempt, ending_works=one_of([True, False]))
 
-    @precondition(lambda self: self.over_and_told)
-    @rule(call=of("over_and_told"), word=st.sampled_from(FINAL_WORDS))
-    def twilio_contradicts_itself(self, call: Call, word: str) -> None:
+    def twilio_contradicts_itself(self, one_of: OneOf) -> None:
         """How the call ended is known; a second telling says otherwise."""
-        self._tell(call, word, call.request.attempt)
+        call = one_of(self.over_and_told)
+        self._tell(call, one_of(FINAL_WORDS), call.request.attempt)
 
     def _tell(self, call: Call, word: str | None, attempt: UUID, *, ending_works: bool = True) -> None:
         """A SID comes in: by the answer to the request (no word), a callback, or our own asking."""
@@ -377,16 +413,16 @@ class Dispatching(RuleBasedStateMachine):
         except psycopg.Error as error:
             self.broken = True
             raise Broken("no function ever raises", error) from error
-        jobs = {row["id"]: row for row in self.steps.rows("select * from public.outbound_call_jobs order by id")}
+        jobs = {row["id"]: Brief(row) for row in self.steps.rows("select * from public.outbound_call_jobs order by id")}
         rows = self.steps.rows("select * from public.outbound_call_attempts order by job_id, number, id")
-        attempts = {row["id"]: row for row in rows}
+        attempts = {row["id"]: Brief(row) for row in rows}
         self._ways_are_known(jobs, attempts)
         self.jobs, self.attempts = jobs, attempts
         self._rows_agree()
         self._calls_are_bound()
         return answer
 
-    def _ways_are_known(self, jobs: dict[int, Row], attempts: dict[UUID, Row]) -> None:
+    def _ways_are_known(self, jobs: dict[int, Brief], attempts: dict[UUID, Brief]) -> None:
         for job in self.jobs.keys() | jobs.keys():
             old, new = self.jobs.get(job), jobs.get(job)
             way = (old["status"] if old else "new", new["status"] if new else "gone")
@@ -421,8 +457,9 @@ class Dispatching(RuleBasedStateMachine):
             if call.told is None or call.request.job not in self.jobs:
                 continue
             row = by_sid.get(call.sid)
+            self.require(row, "a call that we were told of is bound", call)
             if row is None:
-                raise self._breaks("a call that we were told of is bound", call)
+                continue
             right = row["id"] == call.request.attempt
             self.require(right, "a call is bound to the attempt that asked for it", (call, row))
             forward = row["call_status"] == call.told
@@ -441,7 +478,9 @@ class Dispatching(RuleBasedStateMachine):
         late = {(c.request.job, c.request.round) for c in self.twilio.calls if c.listed_late}
         reached = Counter((c.request.job, c.request.round) for c in self.twilio.made if c.reached_a_person)
         twice = [job for job, calls in reached.items() if calls > 1 and job not in late]
-        self.require(not twice, "nobody is called twice", [c for c in self.twilio.calls if c.request.job in dict(twice)])
+        self.require(
+            not twice, "nobody is called twice", [c for c in self.twilio.calls if c.request.job in dict(twice)]
+        )
 
     @invariant()
     def no_phone_rings_for_two_calls_at_once(self) -> None:
@@ -456,16 +495,17 @@ class Dispatching(RuleBasedStateMachine):
             return
         if self.paused:
             self._resume()
-        for _ in range(300):
+        for _ in range(300):  # sweeps
             self._everybody_picks_up()
-            if self._look_after_one() or self._dial_one():
-                continue
+            while self._look_after_one():
+                pass
+            while self._dial_one():
+                self._everybody_picks_up()
             if (due_s := self.next_due_s("open", "queued")) is None:
                 break
-            self.require(due_s > 0, "what is due gets done", (due_s, self.jobs))
-            self._wait(due_s)
+            self._wait(max(due_s, SWEEP_EVERY_S))
         else:
-            raise self._breaks("it comes to rest", self.jobs)
+            self.require(False, "it comes to rest", self.jobs)
         self.nobody_is_called_twice()
         self._nothing_is_lost()
 
@@ -490,7 +530,7 @@ class Dispatching(RuleBasedStateMachine):
             match job["status"], job["reason_code"]:
                 case "completed", None:
                     fair = "completed" in words
-                case "canceled", "canceled":
+                case "canceled", "canceled" | "outcome_unknown":
                     fair = job["id"] in self.cancels
                 case "canceled", "call_canceled":
                     fair = "canceled" in words
@@ -508,16 +548,6 @@ class Dispatching(RuleBasedStateMachine):
             self.require(fair, "no job is lost", (job, mine))
 
     # --- what the rules choose from -----------------------------------------------------------------------------------
-
-    @property
-    def may_dial(self) -> list[Worker]:
-        """By the design, within two seconds of the claim, and never after: that is what the lease is built on."""
-        return [w for w in self.workers if w.saw is None and self.twilio.now - w.claimed_at <= DIAL_WITHIN_S]
-
-    @property
-    def may_report(self) -> list[Worker]:
-        """One that has not dialed gives its job back only when it is too late to."""
-        return [w for w in self.workers if w.saw or self.twilio.now - w.claimed_at > DIAL_WITHIN_S]
 
     @property
     def over_and_told(self) -> list[Call]:
@@ -542,12 +572,9 @@ class Dispatching(RuleBasedStateMachine):
         return next(call for call in self.twilio.calls if call.sid == sid)
 
     def require(self, holds: object, invariant: str, detail: object) -> None:
-        if not holds:
-            raise self._breaks(invariant, detail)
-
-    def _breaks(self, invariant: str, detail: object) -> Broken:
-        self.broken = True
-        return Broken(invariant, detail)
+        if not holds and (self.watched is None or invariant in self.watched):
+            self.broken = True
+            raise Broken(invariant, detail)
 
 
 @contextmanager
@@ -563,17 +590,17 @@ def a_copy(postgres: Postgres, template: str, name: str) -> Iterator[str]:
 
 
 @contextmanager
-def the_machine(url: str) -> Iterator[Callable[[], Dispatching]]:
+def the_machine(url: str, watched: Container[str] | None = None) -> Iterator[Callable[[], Dispatching]]:
     """Makes machines that share two connections to this database, one after the other."""
     with (
         closing(psycopg.connect(url, autocommit=True)) as service,
         closing(psycopg.connect(url, autocommit=True)) as eyes,
     ):
         steps = Steps(service, eyes)
-        yield lambda: Dispatching(steps)
+        yield lambda: Dispatching(steps, watched)
 
 
 @pytest.mark.timeout(7200)
 def test_in_every_history_nobody_is_called_twice_and_nobody_is_lost(postgres: Postgres, template_database: str) -> None:
     with a_copy(postgres, template_database, "state_machine") as url, the_machine(url) as machine:
-        run_state_machine_as_test(machine, settings=SETTINGS)
+        run_state_machine_as_test(cast(Any, machine), settings=SETTINGS)

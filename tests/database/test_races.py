@@ -24,9 +24,11 @@ def no_deadlocks(postgres: Postgres, module_database: str) -> Iterator[None]:
     """Over the whole file, as Postgres counted them."""
     yield
     with psycopg.connect(postgres.url(), autocommit=True) as connection:
-        row = connection.execute(
-            "select deadlocks from pg_stat_database where datname = %s", (module_database,)
-        ).fetchone()
+        # A backend has told what it counted when it is gone.
+        others = "select count(*) from pg_stat_activity where datname = %s"
+        until(lambda: connection.execute(others, (module_database,)).fetchone() == (0,), "all connections are closed")
+        query = "select deadlocks from pg_stat_database where datname = %s"
+        row = connection.execute(query, (module_database,)).fetchone()
     assert row == (0,)
 
 

@@ -11,8 +11,8 @@ from uuid import UUID
 
 import pytest
 import structlog
-from gunicorn.config import Config  # type: ignore[import-untyped]
-from gunicorn.glogging import Logger as GunicornLogger  # type: ignore[import-untyped]
+from gunicorn.config import Config
+from gunicorn.glogging import Logger as GunicornLogger
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -101,7 +101,7 @@ def _reset(connection: socket.socket) -> None:
 )  # fmt: skip
 def test_each_failure_has_its_verdict(reply: Reply, kind: str, code: str) -> None:
     with twilio_that(reply) as ours, pytest.raises(CallNotPlaced) as failure:
-        Telephony(ours).place(uuid4(), "+14155550100")
+        Telephony(ours).place(uuid4(), "+14155550100", lambda: True)
     assert (failure.value.verdict.kind, failure.value.verdict.code) == (kind, code)
 
 
@@ -110,7 +110,7 @@ def test_a_refused_connection_sent_nothing() -> None:
         port = closed.getsockname()[1]
     ours = settings(TWILIO_API_BASE_URL=f"http://127.0.0.1:{port}")
     with pytest.raises(CallNotPlaced) as failure:
-        Telephony(ours).place(uuid4(), "+14155550100")
+        Telephony(ours).place(uuid4(), "+14155550100", lambda: True)
     assert failure.value.verdict.kind == "later"
 
 
@@ -131,3 +131,34 @@ def test_no_code_is_in_two_tables() -> None:
     tables = [telephony.REFUSED, telephony.LATER, telephony.HALT, telephony.IN_DOUBT]
     codes = [code for table in tables for code in table]
     assert len(codes) == len(set(codes))
+
+
+def test_a_process_that_freezes_while_it_connects_sends_no_request() -> None:
+    """The clocks are looked at when connection and headers are behind it: what Twilio gets then is no request."""
+    got = b""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = settings(TWILIO_API_BASE_URL=f"http://127.0.0.1:{listener.getsockname()[1]}")
+
+        def serve() -> None:
+            nonlocal got
+            connection, _ = listener.accept()
+            with connection:
+                while chunk := connection.recv(65536):
+                    got += chunk
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        looks: list[bytes] = []
+
+        def in_time() -> bool:
+            looks.append(got)
+            return False
+
+        with pytest.raises(CallNotPlaced) as failure:
+            Telephony(ours).place(uuid4(), "+14155550100", in_time)
+        thread.join(5)
+    assert (failure.value.verdict.kind, failure.value.verdict.code) == ("later", "too_late")
+    assert len(looks) == 1
+    head, _, body = got.partition(b"\r\n\r\n")
+    assert b"Content-Length: " in head
+    assert body == b""

@@ -38,7 +38,6 @@ declare
   v_job     public.outbound_call_jobs;
   v_locked  record;
   v_attempt public.outbound_call_attempts;
-  v_state   text;
 begin
   -- Twilio's list may have given this SID to another attempt of the number; then that row speaks for the call.
   select * into v_locked from private.lock_attempt(
@@ -56,24 +55,19 @@ begin
     return case when v_attempt.state = 'duplicate' or v_job.cancel_requested then 'end' else 'keep' end;
   end if;
 
-  if v_attempt.call_sid is not null then  -- one request, two calls: keep the second as a row of its own, and end it
-    insert into public.outbound_call_attempts
-      (id, job_id, number, phone_e164, state, call_sid, call_status, started_at, accepted_at, end_due_at)
-    values (gen_random_uuid(), v_job.id, v_attempt.number, v_attempt.phone_e164, 'duplicate', p_sid, 'queued', v_attempt.started_at, v_now, v_now)
-    on conflict (call_sid) do nothing;
-    return 'end';
-  end if;
+  begin
+    if v_attempt.call_sid is not null then  -- one request, two calls: keep the second as a row of its own, and end it
+      insert into public.outbound_call_attempts
+        (id, job_id, number, phone_e164, state, call_sid, call_status, started_at, accepted_at, end_due_at)
+      values (gen_random_uuid(), v_job.id, v_attempt.number, v_attempt.phone_e164, 'duplicate', p_sid, 'queued',
+              v_attempt.started_at, v_now, v_now);
+      return 'end';
+    end if;
 
-  if v_attempt.state in ('started', 'in_doubt') then
-    v_state := 'accepted';
-  elsif v_attempt.state = 'absent' and (v_job.status = 'queued' or (v_job.status = 'failed' and v_job.reason_code in ('absent', 'gave_up'))) then
-    v_state := 'accepted';  -- late truth: this is the job's call after all
-  else
-    v_state := 'duplicate'; -- the job has gone on, or is over
-  end if;
-
-  if v_state = 'accepted' then
-    begin
+    -- Open, or late truth: believed absent, and yet this is the job's call.
+    if v_attempt.state in ('started', 'in_doubt')
+       or (v_attempt.state = 'absent'
+           and (v_job.status = 'queued' or (v_job.status = 'failed' and v_job.reason_code in ('absent', 'gave_up')))) then
       update public.outbound_call_attempts
       set state = 'accepted', call_sid = p_sid, call_status = 'queued', accepted_at = v_now, closed_at = null
       where id = p_attempt;
@@ -81,19 +75,24 @@ begin
       set status = 'calling', due_at = case when cancel_requested then v_now else v_now + make_interval(secs => p_ask_s) end,
           finished_at = null, reason_code = null, reason = null
       where id = v_job.id;
-    exception when unique_violation then
-      if exists (select from public.outbound_call_attempts a where a.call_sid = p_sid) then
-        return private.bind_call(p_attempt, p_sid, p_ask_s);  -- the list has just given this SID to another attempt
-      end if;
-      v_state := 'duplicate';  -- by now another attempt holds the number
-    end;
-  end if;
-  if v_state = 'duplicate' then
+      return case when v_job.cancel_requested then 'end' else 'keep' end;
+    end if;
+  exception when unique_violation then
+    if exists (select from public.outbound_call_attempts a where a.call_sid = p_sid) then
+      return private.bind_call(p_attempt, p_sid, p_ask_s);  -- the list has just given this SID to another attempt
+    end if;
+    -- Otherwise another attempt holds the number by now.
+  end;
+
+  -- The job has gone on, or is over, or the number is another's: a call too many.
+  begin
     update public.outbound_call_attempts
     set state = 'duplicate', call_sid = p_sid, call_status = 'queued', accepted_at = v_now, closed_at = null, end_due_at = v_now
     where id = p_attempt;
-  end if;
-  return case when v_state = 'duplicate' or v_job.cancel_requested then 'end' else 'keep' end;
+  exception when unique_violation then
+    return private.bind_call(p_attempt, p_sid, p_ask_s);
+  end;
+  return 'end';
 end
 $$;
 

@@ -14,7 +14,9 @@ declare
 begin
   update public.outbound_call_attempts
   set closed_at = v_now, error_code = 'outcome_unknown', error_message = 'the end of the call never became known'
-  where state = 'duplicate' and closed_at is null and accepted_at + make_interval(secs => p_give_up_s) <= v_now;
+  where id in (select a.id from public.outbound_call_attempts a
+               where a.state = 'duplicate' and a.closed_at is null and a.accepted_at + make_interval(secs => p_give_up_s) <= v_now
+               for update skip locked);
 
   update public.outbound_call_attempts
   set end_due_at = v_now + make_interval(secs => p_hold_s)

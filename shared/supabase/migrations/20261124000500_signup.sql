@@ -116,7 +116,9 @@ begin
     return null;
   end if;
   select decrypted_secret into v_url from vault.decrypted_secrets where name = 'call_dispatcher_url';
-  select decrypted_secret into v_secret from vault.decrypted_secrets where name = 'call_dispatcher_secret';
+  -- The first of two, while they are rotated, less its prefix: base64.
+  select nullif(substr(split_part(btrim(decrypted_secret), ' ', 1), length('whsec_') + 1), '') into v_secret
+  from vault.decrypted_secrets where name = 'call_dispatcher_secret';
   if v_url is null or v_secret is null then
     raise warning 'no webhook for call job %: Vault lacks call_dispatcher_url or call_dispatcher_secret; the sweep will take it', new.id;
     return null;
@@ -131,7 +133,7 @@ begin
       'webhook-id', v_id,
       'webhook-timestamp', v_at,
       'webhook-signature', 'v1,' || encode(private.hmac_sha256(
-        decode(substr(split_part(v_secret, ' ', 1), length('whsec_') + 1), 'base64'),
+        decode(v_secret, 'base64'),
         convert_to(v_id || '.' || v_at || '.' || v_body::text, 'UTF8')), 'base64')),
     timeout_milliseconds := 10000);
   return null;

@@ -1,0 +1,486 @@
+"""A seeded simulation: one seed, one history of a few jobs in a world where nearly everything goes wrong, in virtual time.
+
+    python -m tests.chaos.simulation [--runs 1000] [--seed 1]
+
+Real: the dispatcher, its policy, the SQL functions on a real Postgres, the handlers of callbacks. Virtual: time, Twilio (a
+model, because the stand-in lives in real time), and the transport to the database, which loses answers. Workers are killed
+and frozen at the dispatcher's fault points, before and after each write and the request to Twilio. The one case that the
+README does not promise, a call that Twilio lists only after the settling time and never calls back about, is not drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import itertools
+import random
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest.mock import patch
+from uuid import UUID
+
+import httpx
+import psycopg
+import structlog
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from shared import backoff
+from shared.dispatcher import Dispatcher, Since
+from shared.jobs import Jobs, JobsUnavailable
+from shared.models import FINAL_CALL_STATUSES, CallStatus, TwilioCall, Verdict
+from shared.settings import Settings, load_settings
+from shared.telephony import CallNotPlaced, Telephony, TwilioSilent
+from tests.sandbox import database as sandbox_database
+from tests.sandbox.postgres import Postgres
+
+DATABASE = "simulation"
+SWEEP_EVERY_S = 60.0
+GIVE_UP_S = 6 * 86400.0  # virtual; a history that is not quiet by then never will be
+LISTED_WITHIN_S = 100.0  # below CALL_SETTLING_SECONDS, as it has to be
+ALLOWED_REASONS = {"absent", "busy", "no-answer", "failed", "canceled", "call_canceled", "twilio_21211"}
+
+SETTINGS = {
+    "SUPABASE_URL": "http://127.0.0.1:1",
+    "SUPABASE_SERVICE_KEY": "unused",
+    "TWILIO_ACCOUNT_SID": "AC" + "0" * 32,
+    "TWILIO_AUTH_TOKEN": "unused",
+    "TWILIO_PHONE_NUMBER": "+15005550006",
+    "API_BASE_URL": "https://calls.example.com",
+    "CALLS_PER_SECOND": "100",
+}
+
+
+class Killed(BaseException):
+    """The worker's process is gone. Not an Exception: nothing may catch it, as nothing catches SIGKILL."""
+
+
+@dataclass
+class Call:
+    """A call as Twilio knows it. `reached`: a person heard our words."""
+
+    sid: str
+    attempt: UUID
+    to: str
+    created_at: float
+    listed_at: float
+    callbacks: str
+    outcome: CallStatus
+    status: CallStatus = "queued"
+    reached: bool = False
+    held: list[CallStatus] = field(default_factory=list)
+
+    @property
+    def is_over(self) -> bool:
+        return self.status in FINAL_CALL_STATUSES
+
+
+class Transport:
+    """Stands in for supabase-py: the SQL functions over a plain connection, with answers that get lost."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+
+    def rpc(self, function: str, arguments: dict[str, Any]) -> SimpleNamespace:
+        return SimpleNamespace(execute=lambda: SimpleNamespace(data=self._call(function, arguments)))
+
+    def _call(self, function: str, arguments: dict[str, Any]) -> Any:
+        history = self._history
+        history.maybe_die(f"before {function}")
+        if history.chance(0.02):
+            raise httpx.ConnectError("the database is away")
+        values = {name: Jsonb(value) if name == "p_calls" else value for name, value in arguments.items()}
+        named = sql.SQL(", ").join(sql.SQL("{} => {}").format(sql.Identifier(n), sql.Placeholder(n)) for n in values)
+        query = sql.SQL("select to_jsonb(public.{}({}))").format(sql.Identifier(function), named)
+        row = history.connection.execute(query, values).fetchone()
+        if history.chance(0.02):
+            raise httpx.ReadError("the answer was lost after the commit")
+        history.maybe_die(f"after {function}")
+        return row and row[0]
+
+
+class VirtualTwilio:
+    """The part of Telephony that the dispatcher sees, over a model of Twilio with everything that goes wrong there."""
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+        self.calls: list[Call] = []
+
+    def place(self, attempt: UUID, to: str, in_time: Callable[[], bool]) -> str:
+        history = self.history
+        history.maybe_die("before the request")
+        history.maybe_freeze("about to ask Twilio")
+        if not in_time():
+            raise CallNotPlaced(Verdict("later", "too_late", "held up"))
+        kind = history.draw(
+            ok=10, accept_then_drop=2, accept_then_500=2, accept_late=2, hang=2, drop=2, refused=1, later=1
+        )
+        if kind == "refused":
+            raise CallNotPlaced(Verdict("refused", "twilio_21211", "not a valid phone number"))
+        if kind == "later":
+            raise CallNotPlaced(Verdict("later", "twilio_20429", "too many requests at once"))
+        if kind in ("ok", "accept_then_drop", "accept_then_500"):
+            call = self.take(attempt, to)
+            history.maybe_die("after the request")
+            if kind == "ok":
+                history.maybe_freeze("an answer under way")
+                return call.sid
+        if kind == "accept_late":
+            history.after(history.random.uniform(0.1, 10), lambda: self.take(attempt, to))
+        if kind in ("hang", "accept_late"):
+            history.run_for(history.settings.twilio_timeout_seconds)
+        raise CallNotPlaced(Verdict("in_doubt", "read_timeout", f"Twilio did not answer ({kind})"))
+
+    def take(self, attempt: UUID, to: str) -> Call:
+        history = self.history
+        outcome = history.draw(completed=6, busy=1, **{"no-answer": 1, "failed": 1})
+        call = Call(
+            sid=f"CA{len(self.calls):032x}",
+            attempt=attempt,
+            to=to,
+            created_at=history.now,
+            listed_at=history.now + history.random.choice([0.0, 0.0, 5.0, history.random.uniform(0, LISTED_WITHIN_S)]),
+            callbacks=history.draw(ok=6, none=2, twice=1, shuffled=1, late=1),
+            outcome=cast(CallStatus, outcome),
+        )
+        self.calls.append(call)
+        history.after(history.random.uniform(0.1, 5), lambda: self._ring(call))
+        return call
+
+    def _ring(self, call: Call) -> None:
+        if call.is_over:
+            return
+        self._tell(call, "initiated")
+        call.status = "ringing"
+        self._tell(call, "ringing")
+        self.history.after(self.history.random.uniform(1, 20), lambda: self._answer(call))
+
+    def _answer(self, call: Call) -> None:
+        if call.is_over:
+            return
+        if call.outcome != "completed":
+            self._finish(call, call.outcome)
+            return
+        call.status = "in-progress"
+        self._tell(call, "in-progress")
+        call.reached = self.history.voice(call)
+        talk_s = self.history.random.uniform(5, 60) if call.reached else 0.0
+        self.history.after(talk_s, lambda: self._finish(call, "completed"))
+
+    def _finish(self, call: Call, status: CallStatus) -> None:
+        if not call.is_over:
+            call.status = status
+            self._tell(call, status)
+
+    def _tell(self, call: Call, status: CallStatus) -> None:
+        history = self.history
+        match call.callbacks:
+            case "none":
+                pass
+            case "shuffled":
+                call.held.append(status)
+                if status in FINAL_CALL_STATUSES:
+                    for held in history.random.sample(call.held, len(call.held)):
+                        history.after(history.random.uniform(0, 5), partial(history.callback, call, held))
+            case "late":
+                history.after(history.random.uniform(30, 3600), lambda: history.callback(call, status))
+            case _:
+                for _ in range(2 if call.callbacks == "twice" else 1):
+                    history.after(history.random.uniform(0, 2), lambda: history.callback(call, status))
+
+    def _ask(self) -> None:
+        if self.history.chance(0.1):
+            raise TwilioSilent("no answer")
+
+    def find(self, to: str, since: datetime) -> list[TwilioCall]:
+        self._ask()
+        began = since.timestamp() - 5
+        return [
+            self._as_listed(call)
+            for call in reversed(self.calls)
+            if call.to == to
+            and call.listed_at <= self.history.now
+            and self.history.wall(call.created_at).timestamp() >= began
+        ]
+
+    def fetch(self, call_sid: str) -> TwilioCall | None:
+        self._ask()
+        return next(self._as_listed(call) for call in self.calls if call.sid == call_sid)
+
+    def end(self, call_sid: str) -> None:
+        self._ask()
+        call = next(call for call in self.calls if call.sid == call_sid)
+        self._finish(call, "completed" if call.status == "in-progress" else "canceled")
+
+    def _as_listed(self, call: Call) -> TwilioCall:
+        return TwilioCall(call.sid, call.status, self.history.wall(call.created_at).replace(microsecond=0), None, None)
+
+
+class History:
+    """One seed's history. Everything happens in one thread; a frozen worker is one in whose middle the others go on."""
+
+    def __init__(self, seed: int, connection: psycopg.Connection[Any], settings: Settings) -> None:
+        self.seed = seed
+        self.random = random.Random(seed)
+        self.connection = connection
+        self.settings = settings
+        self.now = 0.0
+        self.began = datetime.now(UTC)
+        self.twilio = VirtualTwilio(self)
+        self.log: list[str] = []
+        self._events: list[tuple[float, int, Callable[[], object]]] = []
+        self._order = itertools.count()
+        self._frozen = 0
+        # API_BASE_URL is another service: it speaks to everybody and tells us nothing, so Twilio's list is all there is.
+        self._elsewhere = self.random.random() < 0.3
+        self._calm = False  # near the end nothing new goes wrong, so that the history can become quiet
+        self._worker_lives = False
+        self._reset()
+
+    # --- chance -------------------------------------------------------------------------------------------------------
+
+    def chance(self, probability: float) -> bool:
+        return not self._calm and self.random.random() < probability
+
+    def draw(self, **weights: int) -> str:
+        if self._calm:
+            return next(iter(weights))
+        return self.random.choices(list(weights), list(weights.values()))[0]
+
+    def maybe_die(self, point: str) -> None:
+        if self._worker_lives and self.chance(0.02):
+            self.note(f"killed {point}")
+            raise Killed(point)
+
+    def maybe_freeze(self, point: str) -> None:
+        if self._worker_lives and self._frozen < 2 and self.chance(0.03):
+            seconds = self.random.choice([1.0, 10.0, 90.0, 400.0])
+            self.note(f"frozen for {seconds:g} s: {point}")
+            self._frozen += 1
+            self.run_for(seconds)
+            self._frozen -= 1
+
+    def at(self, point: str) -> None:
+        self.maybe_die(f"at {point}")
+        self.maybe_freeze(f"at {point}")
+
+    def note(self, what: str) -> None:
+        self.log.append(f"{self.now:9.1f}  {what}")
+
+    # --- time ---------------------------------------------------------------------------------------------------------
+
+    def wall(self, at: float) -> datetime:
+        return self.began + timedelta(seconds=at)
+
+    def after(self, seconds: float, event: Callable[[], object]) -> None:
+        heapq.heappush(self._events, (self.now + seconds, next(self._order), event))
+
+    def run_for(self, seconds: float) -> None:
+        """Let the rest of the world go on for so long."""
+        until, lives = self.now + seconds, self._worker_lives
+        while self._events and self._events[0][0] <= until:
+            at, _, event = heapq.heappop(self._events)
+            self._set_now(max(at, self.now))
+            self._worker_lives = False  # whoever acts now is another process
+            event()
+        self._set_now(max(until, self.now))
+        self._worker_lives = lives
+
+    def _set_now(self, now: float) -> None:
+        self.now = now
+        offset = self.wall(now) - datetime.now(UTC)
+        self.connection.execute("update sandbox.clock set offset_by = %s", (offset,))
+
+    def _reset(self) -> None:
+        self.connection.execute(
+            "truncate public.outbound_call_jobs, public.outbound_call_attempts, private.missed_signups restart identity cascade;"
+            "update private.call_settings set paused_until = null, halts = 0, probe_until = null, next_call_at = '-infinity'"
+        )
+        self._set_now(0.0)
+
+    # --- those who act ------------------------------------------------------------------------------------------------
+
+    def worker(self, at: Callable[[str], None] | None = None) -> Dispatcher:
+        jobs = Jobs(cast(Any, Transport(self)))
+        return Dispatcher(self.settings, jobs, cast(Telephony, self.twilio), at or self.at)
+
+    @contextmanager
+    def _living(self) -> Iterator[None]:
+        """One process at work: it may be killed, and the database may fail it."""
+        outer, self._worker_lives = self._worker_lives, True
+        try:
+            yield
+        except (Killed, JobsUnavailable) as end:
+            self.note(f"{type(end).__name__}: {end}")
+        finally:
+            self._worker_lives = outer
+
+    def webhook(self, job_id: int) -> None:
+        with self._living():
+            self.note(f"webhook for job {job_id}: {self.worker().dial_one(job_id).did}")
+
+    def sweep(self) -> None:
+        with self._living():
+            worker = self.worker()
+            for step in (worker.dial_one, worker.look_after_one):
+                while (done := step()).did not in ("nothing", "waiting", "paused"):
+                    self.note(f"sweep: job {done.job_id} {done.did} {done.detail}")
+        self.after(SWEEP_EVERY_S, self.sweep)
+
+    def voice(self, call: Call) -> bool:
+        """What /voice does. -> whether the person hears our words; when the database is away, the apology is words, too."""
+        if self._elsewhere:
+            return True
+        try:
+            return self.worker(lambda _point: None).record_status(call.attempt, call.sid, "in-progress").is_wanted
+        except JobsUnavailable:
+            return True
+
+    def callback(self, call: Call, status: CallStatus, tries: int = 5) -> None:
+        """What /status does; Twilio repeats it when it fails."""
+        if self._elsewhere:
+            return
+        worker = self.worker(lambda _point: None)
+        try:
+            told = worker.record_status(call.attempt, call.sid, status)
+            if status not in FINAL_CALL_STATUSES:
+                worker.end_if_unwanted(told, call.sid)
+        except JobsUnavailable:
+            if tries:
+                self.after(1.0, lambda: self.callback(call, status, tries - 1))
+
+    def cancel(self, job_id: int) -> None:
+        with self.connection.transaction(force_rollback=False):
+            open_ = self.connection.execute(
+                "select id from public.outbound_call_jobs where id = %s and finished_at is null for update", (job_id,)
+            ).fetchone()
+            if open_:
+                self.connection.execute("select public.cancel_call_job(%s)", (job_id,))
+
+    # --- a history ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> Verdicts:
+        """From a few jobs until all is quiet."""
+        numbers = [f"+1415555{100 + n:04d}" for n in range(3)]
+        for number in self.random.choices(numbers, k=self.random.randint(1, 5)):
+            row = self.connection.execute(
+                "insert into public.outbound_call_jobs (user_id, phone_number) values (%s, %s) returning id",
+                (uuid.UUID(int=self.random.getrandbits(128)), number),
+            ).fetchone()
+            assert row is not None
+            for _ in range(self.random.choice([0, 1, 1, 2])):  # lost, delivered, repeated
+                self.after(self.random.choice([0.05, 0.05, 30.0, 200.0]), partial(self.webhook, row[0]))
+            if self.random.random() < 0.1:
+                self.after(self.random.uniform(0, 300), partial(self.cancel, row[0]))
+        self.after(self.random.uniform(0, SWEEP_EVERY_S), self.sweep)
+        self.after(self.random.uniform(0, SWEEP_EVERY_S), self.sweep)  # two of them, in no step
+
+        while self.now < GIVE_UP_S and not self._is_quiet():
+            self._calm = self.now > 12 * 3600
+            self.run_for(SWEEP_EVERY_S)
+        return self._judge()
+
+    def _is_quiet(self) -> bool:
+        waiting = [event for _, _, event in self._events if event != self.sweep]
+        row = self.connection.execute(
+            "select exists (select from public.outbound_call_jobs where finished_at is null)"
+            " or exists (select from public.outbound_call_attempts where state = 'duplicate' and closed_at is null)"
+        ).fetchone()
+        return not waiting and not (row and row[0])
+
+    def _judge(self) -> Verdicts:
+        jobs = self.connection.execute(
+            "select id, status, reason_code from public.outbound_call_jobs order by id"
+        ).fetchall()
+        owners = dict(self.connection.execute("select id, job_id from public.outbound_call_attempts").fetchall())
+        reached: dict[int, int] = {}
+        for call in self.twilio.calls:
+            if call.reached and call.attempt in owners:
+                reached[owners[call.attempt]] = reached.get(owners[call.attempt], 0) + 1
+        strangers = sum(call.reached for call in self.twilio.calls if call.attempt not in owners)
+        twice = sum(count - 1 for count in reached.values() if count > 1) + strangers
+        lost = sum(
+            status not in ("completed", "failed", "canceled")
+            or (status == "completed" and not reached.get(job_id))
+            or (status == "failed" and reason not in ALLOWED_REASONS)
+            for job_id, status, reason in jobs
+        )
+        return Verdicts(twice=twice, lost=lost, in_doubt=sum(status == "in_doubt" for _, status, _ in jobs))
+
+
+@dataclass
+class Verdicts:
+    """Of one history, or of all."""
+
+    twice: int = 0
+    lost: int = 0
+    in_doubt: int = 0
+
+    @property
+    def is_clean(self) -> bool:
+        return self == Verdicts()
+
+
+@contextmanager
+def prepared(server: Postgres) -> Iterator[psycopg.Connection[Any]]:
+    """A migrated database with the sandbox's clock, and the dispatcher's own clock replaced by virtual time."""
+    sandbox_database.create_database(server, DATABASE)
+    sandbox_database.bootstrap(server, DATABASE)
+    sandbox_database.migrate(server, DATABASE)
+    sandbox_database.install_clock(server, DATABASE)
+    structlog.configure(
+        processors=[], logger_factory=structlog.ReturnLoggerFactory()
+    )  # a million lines that nobody reads
+    with psycopg.connect(server.url(database=DATABASE), autocommit=True) as connection:
+        yield connection
+
+
+def run_history(
+    seed: int, connection: psycopg.Connection[Any], settings: Settings | None = None
+) -> tuple[History, Verdicts]:
+    """Replays exactly: whatever is drawn comes from the seed alone."""
+    history = History(seed, connection, settings or load_settings(http=False, environ=SETTINGS))
+    jitter, ids = random.Random(f"jitter {seed}"), random.Random(f"ids {seed}")
+    with (
+        patch.object(Since, "now", lambda: Since(history.now, history.now)),
+        patch("shared.dispatcher.backoff.delays", partial(backoff.delays, uniform=jitter.uniform)),
+        patch("shared.dispatcher.backoff.jittered", partial(backoff.jittered, uniform=jitter.uniform)),
+        patch("shared.dispatcher.uuid4", lambda: uuid.UUID(int=ids.getrandbits(128), version=4)),
+    ):
+        return history, history.run()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.simulation")
+    parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=None, help="of the first history; not given, of the clock")
+    options = parser.parse_args()
+    first = options.seed if options.seed is not None else int(time.time())
+    total = Verdicts()
+    with Postgres() as server, prepared(server) as connection:
+        for n in range(options.runs):
+            history, verdicts = run_history(first + n, connection)
+            total = Verdicts(
+                total.twice + verdicts.twice, total.lost + verdicts.lost, total.in_doubt + verdicts.in_doubt
+            )
+            if not verdicts.is_clean:
+                print(f"seed {first + n}: {verdicts}", *history.log, sep="\n  ", flush=True)
+                print(f"  again: make chaos RUNS=1 SEED={first + n}", flush=True)
+            elif (n + 1) % 100 == 0:
+                print(f"{n + 1} histories ...", flush=True)
+    print(
+        f"histories {options.runs}, dialed twice {total.twice}, lost {total.lost}, in doubt at the end {total.in_doubt}"
+    )
+    return 0 if total.is_clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

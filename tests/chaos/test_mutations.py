@@ -1,0 +1,115 @@
+"""The proof is tested too: with one rule of the design taken out of the SQL, the state machine must find a history that breaks.
+
+Each mutation is applied to a database of its own, by replacing a piece of a function as Postgres has it. A piece that is not
+there (any more) fails the test: a mutation that changes nothing proves nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+from psycopg.rows import scalar_row
+
+from tests.chaos.test_state_machine import Broken, a_copy, the_machine
+from tests.sandbox.postgres import Postgres
+
+# Always the same examples, and the first that breaks is enough.
+SETTINGS = settings(
+    derandomize=True,
+    database=None,
+    max_examples=600,
+    stateful_step_count=40,
+    phases=[Phase.generate],
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    print_blob=False,
+)
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """In `function`, `old` becomes `new`; then `also` is run."""
+
+    function: str
+    old: str
+    new: str
+    trips: frozenset[str]
+    """One of these invariants alone must find it: the others are not looked at."""
+    also: str = ""
+
+
+TWICE = frozenset({"nobody is called twice"})
+
+MUTATIONS = {
+    "a lease that ran out returns the job to the queue": Mutation(
+        "public.claim_open_call",
+        "if v_lapsed then",
+        """if v_lapsed then
+             delete from public.outbound_call_attempts where id = v_attempt.id;
+             update public.outbound_call_jobs set status = 'queued', due_at = v_now, attempts = attempts - 1
+             where id = v_job.id;
+             continue;""",
+        TWICE,
+    ),
+    "two open attempts may have one number": Mutation(
+        "public.claim_call_job",
+        "on conflict (phone_e164) where state in ('started', 'in_doubt', 'accepted') do nothing",
+        "",
+        frozenset({"no phone rings for two calls at once"}),
+        also="drop index public.outbound_call_attempts_one_open_per_number",
+    ),
+    "absent is believed at once": Mutation(
+        "public.settle_call",
+        "v_attempt.doubted_at + make_interval(secs => p_settling_s)",
+        "v_attempt.doubted_at",
+        TWICE,
+    ),
+    "a refusal counts in any state": Mutation(
+        "public.refuse_call",
+        "v_attempt.state is null or v_attempt.state not in ('started', 'in_doubt')",
+        "v_attempt.state is null",
+        frozenset({"a job's open attempt is in the state that the job says"}),
+    ),
+    "a doubt is a refusal": Mutation(
+        "public.doubt_call",
+        "update public.outbound_call_attempts",
+        "return public.refuse_call(p_attempt, p_code, p_reason); update public.outbound_call_attempts",
+        frozenset({"no job is lost"}),
+    ),
+    "late truth is ignored": Mutation(
+        "private.bind_call",
+        "or (v_attempt.state = 'absent'",
+        "or (false",
+        frozenset({"late truth revives a job that came to nothing"}),
+    ),
+    "the last final word wins": Mutation(
+        "public.record_call_status",
+        "private.call_rank(p_call_status) > private.call_rank(call_status)",
+        "private.call_rank(p_call_status) >= private.call_rank(call_status)",
+        frozenset({"a call moves only forward, and the first final word wins"}),
+    ),
+}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("what", MUTATIONS)
+def test_the_state_machine_notices_when(what: str, postgres: Postgres, template_database: str) -> None:
+    mutation = MUTATIONS[what]
+    with a_copy(postgres, template_database, "mutated") as url, the_machine(url, mutation.trips) as machine:
+        mutate(url, mutation)
+        with pytest.raises(Broken) as broken:
+            run_state_machine_as_test(cast(Any, machine), settings=SETTINGS)
+    print(f"{what}: tripped {broken.value}")
+
+
+def mutate(url: str, mutation: Mutation) -> None:
+    with psycopg.connect(url, row_factory=scalar_row) as connection:
+        source = connection.execute("select pg_get_functiondef(%s::regproc)", (mutation.function,)).fetchone()
+        assert isinstance(source, str)
+        assert source.count(mutation.old) == 1, f"{mutation.function} does not have this once: {mutation.old}"
+        connection.execute(f"{source.replace(mutation.old, mutation.new)};\n{mutation.also}".encode())

@@ -1,0 +1,97 @@
+"""The simulation in a small form; and that it sees what it is there to see: with a fence taken away, it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+from unittest.mock import patch
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from shared.dispatcher import Dispatcher
+from shared.models import Step, Verdict
+from tests.chaos.simulation import DATABASE, Verdicts, prepared, run_history
+from tests.sandbox.database import drop_database
+from tests.sandbox.postgres import Postgres
+
+Connection = psycopg.Connection[Any]
+HISTORIES = 60
+MOST_TO_FIND = 300  # histories until a missing fence is noticed; each was found within a third of it
+
+
+@pytest.fixture
+def database(postgres: Postgres) -> Iterator[Connection]:
+    with prepared(postgres) as connection:
+        yield connection
+    drop_database(postgres, DATABASE)
+
+
+def test_nobody_is_dialed_twice_and_nobody_is_lost(database: Connection) -> None:
+    for seed in range(HISTORIES):
+        history, verdicts = run_history(seed, database)
+        assert verdicts.is_clean, "\n".join([f"seed {seed}: {verdicts}", *history.log])
+
+
+def test_a_seed_replays_exactly(database: Connection) -> None:
+    first, _ = run_history(7, database)
+    again, _ = run_history(7, database)
+    assert first.log == again.log
+    assert [(call.sid, call.status) for call in first.twilio.calls] == [(c.sid, c.status) for c in again.twilio.calls]
+
+
+@contextmanager
+def sql_changed(database: Connection, function: str, old: str, new: str) -> Iterator[None]:
+    row = database.execute("select pg_get_functiondef(%s::regproc)", (function,)).fetchone()
+    assert row is not None
+    assert old in row[0], f"{function} does not hold what is to be taken away"
+    database.execute(row[0].replace(old, new).encode())
+    yield
+
+
+def a_timeout_taken_for(kind: Any) -> Callable[[Connection], AbstractContextManager[Any]]:
+    real = Dispatcher._record_failure
+
+    def record(self: Dispatcher, job_id: int, attempt: UUID, verdict: Verdict) -> Step:
+        changed = Verdict(kind, verdict.code, verdict.reason) if verdict.kind == "in_doubt" else verdict
+        return real(self, job_id, attempt, changed)
+
+    return lambda database: patch.object(Dispatcher, "_record_failure", record)
+
+
+# What is taken away, and which of the two promises breaks.
+MUTATIONS: dict[str, tuple[Callable[[Connection], AbstractContextManager[Any]], str]] = {
+    "a timeout is taken for a refusal": (a_timeout_taken_for("refused"), "lost"),
+    "a timeout is taken for 'try again'": (a_timeout_taken_for("later"), "twice"),
+    "absence is believed at once": (
+        lambda database: sql_changed(database, "public.settle_call", "or p_asked_at < v_settled_at", ""),
+        "twice",
+    ),
+    "a lease that ran out counts as absence": (
+        lambda database: sql_changed(
+            database,
+            "public.claim_open_call",
+            "return private.open_call(v_attempt, v_now, v_job.cancel_requested, v_lapsed);",
+            """if v_lapsed then
+                 update public.outbound_call_attempts set state = 'absent', closed_at = v_now where id = v_attempt.id;
+                 update public.outbound_call_jobs set status = 'queued', due_at = v_now where id = v_job.id;
+               end if;
+               return private.open_call(v_attempt, v_now, v_job.cancel_requested, v_lapsed);""",
+        ),
+        "twice",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_without_a_fence_the_simulation_fails(database: Connection, name: str) -> None:
+    take_away, breaks = MUTATIONS[name]
+    with take_away(database):
+        found = Verdicts()
+        for seed in range(MOST_TO_FIND):
+            _, found = run_history(seed, database)
+            if getattr(found, breaks):
+                break
+    assert getattr(found, breaks), f"{name}: not noticed in {MOST_TO_FIND} histories"

@@ -1,0 +1,253 @@
+"""A claim costs the same however many jobs are finished, due or for later: each reads its index, in order, and stops.
+
+The statements are the functions' own, taken from the database; what a whole function reads is measured in blocks of 8 kB.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.conftest import Connection
+from tests.database.steps import ASK_S, BUSY_S, GIVE_UP_S, HOLD_S, LEASE_S, PACE
+from tests.sandbox import database
+from tests.sandbox.postgres import Postgres
+
+FINISHED, LATER, DUE, TWICE = 100_000, 10_000, 10_000, 100
+A_FEW_BLOCKS = 25  # of one statement: an index's three levels, some dead entries, the row
+A_STEP_READS = (
+    150  # a whole function, its writes and the catalogs included: 30 to 60 measured; a scan of the table is 2,600
+)
+
+# Without triggers and the exclusion constraint: ten times quicker, and no claim reads it.
+FILL = """
+set session_replication_role = replica;
+alter table public.outbound_call_jobs drop constraint one_job_per_key_and_hour;
+
+insert into public.outbound_call_jobs
+  (user_id, phone_number, phone_e164, status, attempts, due_at, finished_at, created_at, dedupe_key, dedupe_window)
+select gen_random_uuid(), '+1' || n, '+1' || n, status, attempts, due_at, finished_at, now(), 'k' || n, 'empty'
+from (
+  select 1000000000 + n as n, (array['completed', 'failed', 'canceled'])[1 + n % 3] as status, 1 as attempts,
+         null::timestamptz as due_at, now() as finished_at
+  from generate_series(1, {finished}) n
+  union all
+  select 2000000000 + n, 'queued', 0, now() + n * interval '1 minute', null from generate_series(1, {later}) n
+  union all
+  select 3000000000 + n, 'queued', 0, now() - n * interval '1 second', null from generate_series(1, {due}) n
+  union all
+  select 4000000000 + n, (array['dialing', 'in_doubt', 'calling'])[1 + n % 3], 1, now() + n * interval '1 minute', null
+  from generate_series(1, {later}) n
+  union all
+  select 5000000000 + n, (array['dialing', 'in_doubt', 'calling'])[1 + n % 3], 1, now() - n * interval '1 second', null
+  from generate_series(1, {due}) n
+) as rows (n, status, attempts, due_at, finished_at);
+
+insert into public.outbound_call_attempts
+  (id, job_id, number, phone_e164, state, call_sid, call_status, started_at, doubted_at, accepted_at, closed_at)
+select gen_random_uuid(), id, 1, phone_e164,
+       case status when 'dialing' then 'started' when 'in_doubt' then 'in_doubt' when 'calling' then 'accepted' else 'ended' end,
+       case when status not in ('dialing', 'in_doubt') then 'CA' || id end, 'queued', now(), now(), now(), finished_at
+from public.outbound_call_jobs where attempts > 0;
+
+insert into public.outbound_call_attempts
+  (id, job_id, number, phone_e164, state, call_sid, call_status, started_at, accepted_at, end_due_at)
+select gen_random_uuid(), id, 1, phone_e164, 'duplicate', 'CB' || id, 'ringing', now(), now(), now() - id * interval '1 second'
+from public.outbound_call_jobs where status = 'completed' order by id limit {twice};
+
+reset session_replication_role;
+vacuum analyze public.outbound_call_jobs, public.outbound_call_attempts;
+"""
+
+TO_DIAL = ("claim_call_job", "where status = 'queued' and due_at <= v_now")
+BY_ID = ("claim_call_job", "where id = p_job_id and status = 'queued'")
+TO_LOOK_AFTER = ("claim_open_call", "status in ('dialing', 'in_doubt', 'calling')")
+TO_END = ("claim_open_call", "state = 'duplicate' and a.closed_at is null and a.end_due_at")
+
+
+@pytest.fixture(scope="module")
+def full(postgres: Postgres, template_database: str) -> Iterator[Connection]:
+    """A table as after a year."""
+    database.create_database(postgres, "test_claim_plans", template_database)
+    with psycopg.connect(postgres.url(database="test_claim_plans"), autocommit=True) as connection:
+        for statement in FILL.format(finished=FINISHED, later=LATER, due=DUE, twice=TWICE).split(";\n"):
+            connection.execute(statement.encode())
+        yield connection
+    database.drop_database(postgres, "test_claim_plans")
+
+
+@pytest.fixture
+def undone(full: Connection) -> Iterator[Connection]:
+    """Whatever the test does to it."""
+    with full.transaction(force_rollback=True):
+        yield full
+
+
+# --- the functions' own statements ------------------------------------------------------------------------------------
+
+
+def statement_of(connection: Connection, function: str, where: str) -> str:
+    """The one `select ... ;` of the function that has this condition, its variables as parameters."""
+    row = connection.execute("select prosrc from pg_proc where proname = %s", (function,)).fetchone()
+    assert row is not None
+    selects = re.findall(r"\(?(select (?:(?!select)[^;])*?" + re.escape(where) + r"[^;]*?)(?:\)?;|\)\n)", row[0])
+    assert len(selects) == 1, f"{function} has {len(selects)} statements with: {where}"
+    statement = re.sub(r"\binto v_job\b", "", selects[0])
+    for number, (variable, kind) in enumerate({"v_now": "timestamptz", "p_job_id": "bigint"}.items(), start=1):
+        statement = statement.replace(variable, f"${number}::{kind}")
+    return statement
+
+
+def explain(connection: Connection, wanted: tuple[str, str], mode: str) -> dict[str, Any]:
+    """The plan that it gets as a plpgsql statement: of this mode, after plan_cache_mode."""
+    statement = statement_of(connection, *wanted)
+    connection.execute(f"set local plan_cache_mode = {mode}".encode())
+    connection.execute(f"prepare claim (timestamptz, bigint) as {statement}".encode())
+    arguments = f"now(), {a_due_job(connection)}"
+    rows = connection.execute(f"explain (analyze, buffers, format json) execute claim ({arguments})".encode())
+    ((plans,),) = rows.fetchall()
+    connection.execute("deallocate claim")
+    plan: dict[str, Any] = plans[0]["Plan"]
+    return plan
+
+
+def a_due_job(connection: Connection) -> int:
+    query = "select max(id) from public.outbound_call_jobs where status = 'queued' and due_at < now()"
+    return int(connection.execute(query).fetchall()[0][0])
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for below in plan.get("Plans", []):
+        yield from nodes(below)
+
+
+def faults(plan: dict[str, Any], index: str) -> list[str]:
+    """Why this is not: one scan, of this index, in its order, that stops at the first row."""
+    kinds = {node["Node Type"] for node in nodes(plan)}
+    found = sorted(kinds & {"Sort", "Incremental Sort", "Seq Scan", "Bitmap Heap Scan", "Bitmap Index Scan"})
+    scans = [node for node in nodes(plan) if "Scan" in node["Node Type"]]
+    found += [f"reads {node.get('Index Name')}" for node in scans if node.get("Index Name") != index]
+    rows = sum(node["Actual Rows"] + node.get("Rows Removed by Filter", 0) for node in scans)
+    if rows > 1:
+        found.append(f"reads {rows} rows")
+    if (read := plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]) > A_FEW_BLOCKS:
+        found.append(f"reads {read} blocks")
+    return found
+
+
+CLAIMS = [
+    (TO_DIAL, "outbound_call_jobs_to_dial"),
+    (BY_ID, "outbound_call_jobs_pkey"),
+    (TO_LOOK_AFTER, "outbound_call_jobs_open"),
+    (TO_END, "outbound_call_attempts_to_end"),
+]
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize(("wanted", "index"), CLAIMS, ids=[index for _, index in CLAIMS])
+def test_a_claim_reads_its_index_in_order_and_stops_at_the_first_row(
+    undone: Connection, wanted: tuple[str, str], index: str, mode: str
+) -> None:
+    assert faults(explain(undone, wanted, mode), index) == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "index"), [claim for claim in CLAIMS if not claim[1].endswith("pkey")], ids=["dial", "look after", "end"]
+)
+def test_without_its_index_this_test_would_say_so(undone: Connection, wanted: tuple[str, str], index: str) -> None:
+    undone.execute(f"drop index public.{index}".encode())
+    assert faults(explain(undone, wanted, "force_generic_plan"), index)
+
+
+def test_in_another_order_this_test_would_say_so(undone: Connection) -> None:
+    undone.execute("drop index public.outbound_call_jobs_to_dial")
+    undone.execute("create index outbound_call_jobs_to_dial on public.outbound_call_jobs (id) where status = 'queued'")
+    assert faults(explain(undone, TO_DIAL, "force_generic_plan"), "outbound_call_jobs_to_dial")
+
+
+def test_with_one_index_over_all_states_this_test_would_say_so(undone: Connection) -> None:
+    undone.execute("drop index public.outbound_call_jobs_to_dial")
+    undone.execute("create index outbound_call_jobs_to_dial on public.outbound_call_jobs (created_at, due_at, id)")
+    assert faults(explain(undone, TO_DIAL, "force_generic_plan"), "outbound_call_jobs_to_dial")
+
+
+# --- whole functions --------------------------------------------------------------------------------------------------
+
+
+def blocks(connection: Connection, call: str, times: int = 5) -> int:
+    """What one call reads, once the session knows its catalogs and plans: the fewest of some, for caches fill up and spill."""
+    measured = []
+    for _ in range(times):
+        ((plans,),) = connection.execute(f"explain (analyze, buffers, format json) select {call}".encode()).fetchall()
+        plan = plans[0]["Plan"]
+        measured.append(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+    return int(min(measured))
+
+
+def claim(job_id: str = "null") -> str:
+    return f"public.claim_call_job(gen_random_uuid(), {LEASE_S}, {PACE}, {BUSY_S}, {job_id})"
+
+
+ALL_ENDED = b"update public.outbound_call_attempts set closed_at = now(), end_due_at = null where state = 'duplicate'"
+ASK = f"public.claim_open_call({HOLD_S}, {ASK_S}, {GIVE_UP_S})"
+
+
+def test_a_whole_claim_reads_little(undone: Connection) -> None:
+    assert blocks(undone, claim()) < A_STEP_READS
+
+
+def test_a_whole_claim_by_id_reads_little(undone: Connection) -> None:
+    undone.execute("create temp sequence next_due")
+    job = f"(select min(id) from public.outbound_call_jobs) + {FINISHED + LATER} + nextval('next_due')"
+    assert blocks(undone, claim(job)) < A_STEP_READS
+    assert undone.execute(
+        "select count(*) from public.outbound_call_attempts where state = 'started' and started_at = now()"
+    )
+
+
+def test_to_take_a_call_too_many_reads_little(undone: Connection) -> None:
+    assert blocks(undone, ASK) < A_STEP_READS
+
+
+def test_to_take_a_call_to_look_after_reads_little(undone: Connection) -> None:
+    undone.execute(ALL_ENDED)
+    assert blocks(undone, ASK) < A_STEP_READS
+
+
+@pytest.mark.parametrize(
+    ("index", "call"),
+    [("outbound_call_jobs_to_dial", claim()), ("outbound_call_jobs_open", ASK), ("outbound_call_attempts_to_end", ASK)],
+    ids=["dial", "look after", "end"],
+)
+def test_without_its_index_a_whole_function_would_read_far_more(undone: Connection, index: str, call: str) -> None:
+    if index == "outbound_call_jobs_open":
+        undone.execute(ALL_ENDED)
+    undone.execute(f"drop index public.{index}".encode())
+    assert blocks(undone, call) > 4 * A_STEP_READS
+
+
+def test_stats_read_no_finished_job(undone: Connection) -> None:
+    plan_of = "explain (format json) " + undone.execute(
+        "select prosrc from pg_proc where proname = 'call_job_stats'"
+    ).fetchall()[0][0].replace("private.clock()", "now()")
+    ((plans,),) = undone.execute(plan_of.encode()).fetchall()
+    scans = [node for node in nodes(plans[0]["Plan"]) if node.get("Relation Name", "").startswith("outbound_call")]
+    assert len(scans) >= 6
+    assert {node["Node Type"] for node in scans} <= {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}
+
+
+def test_the_other_functions_find_what_they_are_given_by_an_index(undone: Connection) -> None:
+    """accept, status and settle look up an attempt by its id and by its SID, and a job by its id."""
+    attempt, sid = undone.execute(
+        "select a.id, a.call_sid from public.outbound_call_attempts a where a.state = 'accepted' limit 1"
+    ).fetchall()[0]
+    call = f"public.record_call_status('{attempt}', '{sid}', 'ringing', 60, '{{60}}')"
+    assert blocks(undone, call) < A_STEP_READS
+    fresh = f"public.accept_call('{uuid.uuid4()}', 'CAnew', 60)"
+    assert blocks(undone, fresh) < A_FEW_BLOCKS

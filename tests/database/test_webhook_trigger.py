@@ -1,0 +1,264 @@
+"""The webhook of a new job: signed so that any Standard Webhooks library verifies it, silent about the person, never in the way."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import secrets
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from psycopg.rows import dict_row
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from tests.conftest import Connection
+from tests.database.steps import Row, Steps, a_number
+from tests.sandbox.postgres import Postgres
+
+URL = "https://dispatcher.example.com/"
+SECRET = "whsec_" + base64.b64encode(b"a test's secret of 32 bytes, or so").decode()
+
+
+def a_secret() -> str:
+    return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+def put_in_vault(connection: Connection, url: str | None = URL, secret: str | None = None) -> None:
+    for name, value in (("call_dispatcher_url", url), ("call_dispatcher_secret", secret)):
+        if value is not None:
+            connection.execute("select vault.create_secret(%s, %s)", (value, name))
+
+
+def requests(connection: Connection) -> list[Row]:
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute("select * from net.http_request_queue order by id").fetchall()
+
+
+@pytest.fixture
+def secret(connection: Connection) -> str:
+    put_in_vault(connection, secret=(secret := a_secret()))
+    return secret
+
+
+# --- what is sent -----------------------------------------------------------------------------------------------------
+
+
+def test_a_job_sends_one_webhook_that_verifies_against_the_very_bytes(
+    connection: Connection, steps: Steps, secret: str
+) -> None:
+    job = steps.queue()
+    (request,) = requests(connection)
+    verified = Webhook(secret).verify(request["body"], request["headers"])
+    assert verified["record"] == {"id": job}
+    assert (request["method"], request["url"], request["timeout_milliseconds"]) == ("POST", URL, 10000)
+    assert request["headers"]["Content-Type"] == "application/json"
+
+
+def test_the_body_has_the_shape_of_a_database_webhook(connection: Connection, steps: Steps, secret: str) -> None:
+    job = steps.queue()
+    assert json.loads(requests(connection)[0]["body"]) == {
+        "type": "INSERT",
+        "table": "outbound_call_jobs",
+        "schema": "public",
+        "record": {"id": job},
+        "old_record": None,
+    }
+
+
+@pytest.mark.parametrize("spoil", ["body", "webhook-id", "webhook-timestamp", "secret"])
+def test_another_body_id_time_or_secret_does_not_verify(
+    connection: Connection, steps: Steps, secret: str, spoil: str
+) -> None:
+    steps.queue()
+    (request,) = requests(connection)
+    body, headers = bytes(request["body"]), dict(request["headers"])
+    match spoil:
+        case "body":
+            body += b" "
+        case "webhook-id":
+            headers[spoil] += "0"
+        case "webhook-timestamp":
+            headers[spoil] = str(int(headers[spoil]) + 1)
+        case _:
+            secret = a_secret()
+    with pytest.raises(WebhookVerificationError):
+        Webhook(secret).verify(body, headers)
+
+
+def test_two_webhooks_have_two_ids(connection: Connection, steps: Steps, secret: str) -> None:
+    steps.queue()
+    steps.queue()
+    first, second = requests(connection)
+    assert first["headers"]["webhook-id"] != second["headers"]["webhook-id"]
+
+
+def test_nothing_personal_leaves_by_way_of_pg_net(connection: Connection, steps: Steps, secret: str) -> None:
+    """Every role of the database can read its tables."""
+    row = steps.job(steps.queue(number := a_number(), first_name="Adalbert", metadata='{"company": "Lovelace"}'))
+    (request,) = requests(connection)
+    sent = f"{request['url']} {json.dumps(request['headers'])} {bytes(request['body']).decode()}"
+    for personal in (
+        number,
+        number[1:],
+        "Adalbert",
+        "Lovelace",
+        str(row["user_id"]),
+        secret,
+        secret.removeprefix("whsec_"),
+    ):
+        assert personal not in sent
+
+
+def test_while_rotating_the_first_secret_signs(connection: Connection, steps: Steps) -> None:
+    new, old = a_secret(), a_secret()
+    put_in_vault(connection, secret=f"{new} {old}")
+    steps.queue()
+    (request,) = requests(connection)
+    assert Webhook(new).verify(request["body"], request["headers"])
+    with pytest.raises(WebhookVerificationError):
+        Webhook(old).verify(request["body"], request["headers"])
+
+
+def test_the_wire_has_the_real_time_whatever_our_clock_says(connection: Connection, steps: Steps, secret: str) -> None:
+    steps.pass_time(86400)
+    steps.queue()
+    (request,) = requests(connection)
+    assert Webhook(secret).verify(request["body"], request["headers"])
+
+
+def test_a_job_that_is_not_queued_sends_none(connection: Connection, steps: Steps, secret: str) -> None:
+    steps.queue(status="canceled", finished_at=steps.now())
+    assert requests(connection) == []
+
+
+def test_a_job_for_later_sends_none(connection: Connection, steps: Steps, secret: str) -> None:
+    steps.queue(due_at=steps.now().replace(year=2099))
+    assert requests(connection) == []
+
+
+def test_a_job_that_is_rolled_back_sends_none(connection: Connection, steps: Steps, secret: str) -> None:
+    with connection.transaction(force_rollback=True):
+        steps.queue()
+    assert requests(connection) == []
+
+
+def test_only_the_insert_sends_one(connection: Connection, steps: Steps, secret: str) -> None:
+    steps.refuse(steps.start(job := steps.queue()))
+    steps.call("retry_call_job", job_id=job)
+    assert len(requests(connection)) == 1
+
+
+# --- what may be missing ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "secret"),
+    [
+        (None, SECRET),
+        (URL, None),
+        (None, None),
+        (URL, "whsec_%%% no base64 %%%"),
+        (URL, "whsec_abc"),
+        (URL, ""),
+        (URL, " "),
+        ("", SECRET),
+    ],
+)
+def test_what_vault_lacks_costs_the_webhook_at_most(
+    connection: Connection, steps: Steps, url: str | None, secret: str | None
+) -> None:
+    put_in_vault(connection, url, secret)
+    assert steps.job(steps.queue())["status"] == "queued"
+
+
+@pytest.mark.parametrize("secret", ["", " ", "whsec_", f" {SECRET}"])
+def test_nothing_is_signed_with_an_empty_key(connection: Connection, steps: Steps, secret: str) -> None:
+    put_in_vault(connection, secret=secret)
+    steps.queue()
+    for request in requests(connection):
+        signed = (
+            f"{request['headers']['webhook-id']}.{request['headers']['webhook-timestamp']}.".encode() + request["body"]
+        )
+        forged = base64.b64encode(hmac.digest(b"", signed, "sha256")).decode()
+        assert request["headers"]["webhook-signature"] != f"v1,{forged}"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "drop schema vault cascade",
+        "drop schema net cascade",
+        "drop function net.http_post",
+        "drop function private.hmac_sha256",
+        "create or replace function net.http_post(text, jsonb default '{}', jsonb default '{}', jsonb default '{}', int default 5)"
+        " returns bigint language plpgsql as 'begin raise exception ''no''; end'",
+    ],
+    ids=lambda statement: statement[:32],
+)
+def test_what_is_broken_costs_the_webhook_and_not_the_job(
+    connection: Connection, steps: Steps, secret: str, broken: str
+) -> None:
+    warnings: list[str] = []
+    connection.add_notice_handler(lambda notice: warnings.append(notice.message_primary or ""))
+    with connection.transaction(force_rollback=True):
+        if broken.startswith("create"):
+            connection.execute("drop function net.http_post")
+        connection.execute(broken.encode())
+        warnings.clear()
+        job = steps.queue()
+        assert steps.job(job)["status"] == "queued"
+    assert any(f"no webhook for call job {job}" in warning for warning in warnings)
+
+
+# --- HMAC-SHA256 ------------------------------------------------------------------------------------------------------
+
+# RFC 4231, section 4: cases 1 to 4, 6 and 7 (5 truncates): https://www.rfc-editor.org/rfc/rfc4231#section-4
+RFC_4231 = [
+    (b"\x0b" * 20, b"Hi There", "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7"),
+    (b"Jefe", b"what do ya want for nothing?", "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"),
+    (b"\xaa" * 20, b"\xdd" * 50, "773ea91e36800e46854db8ebd09181a72959098b3ef8c122d9635514ced565fe"),
+    (bytes(range(1, 26)), b"\xcd" * 50, "82558a389a443c0ea4cc819899f2083a85f0faa3e578f8077a2e3ff46729665b"),
+    (
+        b"\xaa" * 131,
+        b"Test Using Larger Than Block-Size Key - Hash Key First",
+        "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54",
+    ),
+    (
+        b"\xaa" * 131,
+        b"This is a test using a larger than block-size key and a larger than block-size data. "
+        b"The key needs to be hashed before being used by the HMAC algorithm.",
+        "9b09ffa71b942fcb27635fbcd5b0e944bfdc63644f0713938a7f51535c3a35e2",
+    ),
+]
+
+
+def digest(connection: Connection, key: bytes, message: bytes) -> bytes:
+    row = connection.execute("select private.hmac_sha256(%s, %s)", (key, message)).fetchone()
+    assert row is not None
+    return bytes(row[0])
+
+
+@pytest.mark.parametrize(("key", "message", "expected"), RFC_4231)
+def test_the_vectors_of_rfc_4231(connection: Connection, key: bytes, message: bytes, expected: str) -> None:
+    assert digest(connection, key, message).hex() == expected
+
+
+@pytest.mark.parametrize("length", [0, 1, 63, 64, 65, 200])
+def test_keys_around_the_block_size(connection: Connection, length: int) -> None:
+    key = bytes(n % 256 for n in range(length))
+    assert digest(connection, key, b"message") == hmac.digest(key, b"message", "sha256")
+
+
+@pytest.fixture(scope="module")
+def module_connection(postgres: Postgres, module_database: str) -> Connection:
+    return psycopg.connect(postgres.url(database=module_database), autocommit=True)
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(key=st.binary(max_size=200), message=st.binary(max_size=1000))
+def test_any_key_and_any_message_as_python_has_it(module_connection: Connection, key: bytes, message: bytes) -> None:
+    assert digest(module_connection, key, message) == hmac.new(key, message, hashlib.sha256).digest()
