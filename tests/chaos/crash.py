@@ -47,7 +47,7 @@ from tests.sandbox.sandbox import Sandbox
 Row = dict[str, Any]
 
 ROOT = Path(__file__).parents[2]
-KINDS = ("function", "sweep", "postgres", "frozen")
+KINDS = ("frozen", "function", "sweep", "postgres")
 MAX_ATTEMPTS = 3
 
 

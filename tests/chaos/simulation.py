@@ -43,6 +43,15 @@ from tests.sandbox import database as sandbox_database
 from tests.sandbox.postgres import Postgres
 
 DATABASE = "simulation"
+BEGAN = datetime(2026, 1, 5, 12, tzinfo=UTC)
+# Not the sandbox's clock, which runs: here no time passes but what the history lets pass, or no seed would replay exactly.
+CLOCK = """
+create table sandbox.moment (at timestamptz not null);
+insert into sandbox.moment values ('-infinity');
+grant select on sandbox.moment to postgres;
+create or replace function private.clock() returns timestamptz
+language sql stable set search_path = '' as 'select at from sandbox.moment';
+"""
 SWEEP_EVERY_S = 60.0
 GIVE_UP_S = 6 * 86400.0  # virtual; a history that is not quiet by then never will be
 LISTED_WITHIN_S = 100.0  # below CALL_SETTLING_SECONDS, as it has to be
@@ -233,7 +242,6 @@ class History:
         self.connection = connection
         self.settings = settings
         self.now = 0.0
-        self.began = datetime.now(UTC)
         self.twilio = VirtualTwilio(self)
         self.log: list[str] = []
         self._events: list[tuple[float, int, Callable[[], object]]] = []
@@ -278,7 +286,7 @@ class History:
     # --- time ---------------------------------------------------------------------------------------------------------
 
     def wall(self, at: float) -> datetime:
-        return self.began + timedelta(seconds=at)
+        return BEGAN + timedelta(seconds=at)
 
     def after(self, seconds: float, event: Callable[[], object]) -> None:
         heapq.heappush(self._events, (self.now + seconds, next(self._order), event))
@@ -296,8 +304,7 @@ class History:
 
     def _set_now(self, now: float) -> None:
         self.now = now
-        offset = self.wall(now) - datetime.now(UTC)
-        self.connection.execute("update sandbox.clock set offset_by = %s", (offset,))
+        self.connection.execute("update sandbox.moment set at = %s", (self.wall(now),))
 
     def _reset(self) -> None:
         self.connection.execute(
@@ -440,6 +447,7 @@ def prepared(server: Postgres) -> Iterator[psycopg.Connection[Any]]:
         processors=[], logger_factory=structlog.ReturnLoggerFactory()
     )  # a million lines that nobody reads
     with psycopg.connect(server.url(database=DATABASE), autocommit=True) as connection:
+        connection.execute(CLOCK)
         yield connection
 
 

@@ -51,7 +51,8 @@ MUTATIONS = {
         "if v_lapsed then",
         """if v_lapsed then
              delete from public.outbound_call_attempts where id = v_attempt.id;
-             update public.outbound_call_jobs set status = 'queued', due_at = v_now, attempts = attempts - 1
+             update public.outbound_call_jobs
+             set status = 'queued', cancel_requested = false, due_at = v_now, attempts = attempts - 1
              where id = v_job.id;
              continue;""",
         TWICE,
@@ -73,7 +74,13 @@ MUTATIONS = {
         "public.refuse_call",
         "v_attempt.state is null or v_attempt.state not in ('started', 'in_doubt')",
         "v_attempt.state is null",
-        frozenset({"a job's open attempt is in the state that the job says"}),
+        frozenset(
+            {
+                "a job goes only the ways of the design",
+                "an attempt goes only the ways of the design",
+                "a job's open attempt is in the state that the job says",
+            }
+        ),
     ),
     "a doubt is a refusal": Mutation(
         "public.doubt_call",
@@ -105,6 +112,7 @@ def test_the_state_machine_notices_when(what: str, postgres: Postgres, template_
         with pytest.raises(Broken) as broken:
             run_state_machine_as_test(cast(Any, machine), settings=SETTINGS)
     print(f"{what}: tripped {broken.value}")
+    assert broken.value.invariant in mutation.trips
 
 
 def mutate(url: str, mutation: Mutation) -> None:

@@ -36,10 +36,11 @@ def test_nobody_is_dialed_twice_and_nobody_is_lost(database: Connection) -> None
 
 
 def test_a_seed_replays_exactly(database: Connection) -> None:
-    first, _ = run_history(7, database)
-    again, _ = run_history(7, database)
-    assert first.log == again.log
-    assert [(call.sid, call.status) for call in first.twilio.calls] == [(c.sid, c.status) for c in again.twilio.calls]
+    for seed in range(20):
+        first, _ = run_history(seed, database)
+        again, _ = run_history(seed, database)
+        assert first.log == again.log
+        assert first.twilio.calls == again.twilio.calls
 
 
 @contextmanager
@@ -74,7 +75,7 @@ MUTATIONS: dict[str, tuple[Callable[[Connection], AbstractContextManager[Any]], 
             database,
             "public.claim_open_call",
             "return private.open_call(v_attempt, v_now, v_job.cancel_requested, v_lapsed);",
-            """if v_lapsed then
+            """if v_lapsed and not v_job.cancel_requested then
                  update public.outbound_call_attempts set state = 'absent', closed_at = v_now where id = v_attempt.id;
                  update public.outbound_call_jobs set status = 'queued', due_at = v_now where id = v_job.id;
                end if;

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from shared.models import JobStatus
-from tests.chaos.model_twilio import FINAL_WORDS, LATE_S, NEXT, WORDS, Call, Request, Twilio, rank
+from tests.chaos.model_twilio import FINAL_WORDS, LATE_S, LISTED_WITHIN_S, NEXT, WORDS, Call, Request, Twilio, rank
 from tests.database.conftest import EMPTY
 from tests.database.steps import DELAYS_S, FINAL, OPEN, SETTLING_S, Steps
 from tests.sandbox import database
@@ -68,7 +68,7 @@ ATTEMPT_MAY_BECOME: dict[str, set[str]] = {
 }
 STATE_OF_THE_OPEN_ATTEMPT = {"dialing": "started", "in_doubt": "in_doubt", "calling": "accepted"}
 
-settings.register_profile("machine", max_examples=40, stateful_step_count=30, deadline=None)
+settings.register_profile("machine", max_examples=120, stateful_step_count=40, deadline=None)
 settings.register_profile("chaos", max_examples=2_000, stateful_step_count=60, deadline=None)
 SETTINGS = settings(
     settings.get_profile("chaos" if os.environ.get("HYPOTHESIS_PROFILE") == "chaos" else "machine"),
@@ -103,7 +103,8 @@ class Broken(AssertionError):
 
 
 Saw = Literal["answered", "answer lost", "request lost", "refused", "later", "halt", "refused by screening", "put off"]
-SAWS: tuple[Saw, ...] = ("answered", "answer lost", *get_args(Saw), "answer lost")  # some are likelier
+LIKELIER: tuple[Saw, ...] = ("answer lost", "answered") * 3
+SAWS: tuple[Saw, ...] = (*LIKELIER, *get_args(Saw))
 
 INTERFERENCES = {  # what people do, and to jobs in which states
     "cancels": ("queued", "dialing", "in_doubt", "calling"),
@@ -111,7 +112,15 @@ INTERFERENCES = {  # what people do, and to jobs in which states
     "retries": ("failed", "canceled"),
     "pauses": (),
 }
-ALSO = (*INTERFERENCES, "contradictions", "sign-ups", "webhooks")
+ALSO = (
+    *INTERFERENCES,
+    "contradictions",
+    "sign-ups",
+    "webhooks",
+    "repeated reports",
+    "repeated callbacks",
+    "late lists",
+)
 
 
 class OneOf(Protocol):
@@ -128,6 +137,7 @@ class Worker:
     claimed_at: float
     saw: Saw | None = None  # what came of its request; None: not asked yet
     sid: str = ""
+    reports: int = 0
 
     def __repr__(self) -> str:
         return f"<worker of job {self.request.job}, saw {self.saw}>"
@@ -178,11 +188,12 @@ class Dispatching(RuleBasedStateMachine):
         waiting, open_ = self.next_due_s("queued") is not None, self.next_due_s("open") is not None
         acts = [
             *[self.a_worker_claims] * (3 if waiting else 0),
-            *[self.a_worker_wakes_up] * (2 if self.workers else 0),
+            *[self.a_worker_wakes_up] * (1 if self.awake else 0),
             *[self.the_sweep_looks] * (3 if open_ else 0),
             *[self.a_sweep_settles] * (1 if self.looks else 0),
-            *[self.a_call_goes_on] * (2 if self.twilio.live else 0),
-            *[self.a_callback_arrives] * (2 if self.twilio.made else 0),
+            *[self.a_call_goes_on] * (3 if self.twilio.live else 0),
+            *[self.a_callback_arrives] * (2 if any(c.told != c.status for c in self.twilio.made) else 0),
+            *[self.a_callback_arrives] * (1 if self.twilio.made and "repeated callbacks" in self.also else 0),
             *[self.twilio_contradicts_itself] * (1 if self.over_and_told and "contradictions" in self.also else 0),
             *[self.somebody_signs_up] * (1 if "sign-ups" in self.also else 0),
             *[self.somebody_interferes] * (1 if self.jobs and self.also & INTERFERENCES.keys() else 0),
@@ -251,14 +262,15 @@ class Dispatching(RuleBasedStateMachine):
 
     def a_worker_wakes_up(self, one_of: OneOf) -> None:
         """And dials, within two seconds of its claim: the lease is built on that. Else it reports: now, much later, once more."""
-        worker = one_of(self.workers)
+        worker = one_of(self.awake)
         if worker.saw is None and self.twilio.now - worker.claimed_at <= DIAL_WITHIN_S:
             self._dials(worker, one_of)
         else:
             self._report(worker)
 
     def _dials(self, worker: Worker, one_of: OneOf) -> None:
-        late_s, listed_after_s = one_of([0.0, 0.0, 5.0, LATE_S]), one_of([0.0, 30.0, 90.0, 90.0, 600.0, NEVER])
+        late_s = one_of([0.0, 0.0, 5.0, LATE_S])
+        listed_after_s = one_of([0.0, 30.0, LISTED_WITHIN_S, *([600.0, NEVER] if "late lists" in self.also else [])])
         self._dial(worker, one_of(SAWS), late_s, listed_after_s)
 
     def _claim(self, job: int | None) -> Worker | None:
@@ -285,6 +297,7 @@ class Dispatching(RuleBasedStateMachine):
 
     def _report(self, worker: Worker) -> None:
         attempt = worker.request.attempt
+        worker.reports += 1
         match worker.saw:
             case "answered":
                 self._tell(self._call(worker.sid), None, attempt)
@@ -310,7 +323,9 @@ class Dispatching(RuleBasedStateMachine):
 
     def a_sweep_settles(self, one_of: OneOf) -> None:
         """With what it was told some time ago."""
-        self._settle(one_of(self.looks))
+        look = one_of(self.looks)
+        self.looks.remove(look)
+        self._settle(look)
 
     def _look_after_one(self, *, answers: bool = True, settles: bool = True) -> bool:
         """-> whether there was one to look after."""
@@ -548,6 +563,10 @@ class Dispatching(RuleBasedStateMachine):
             self.require(fair, "no job is lost", (job, mine))
 
     # --- what the rules choose from -----------------------------------------------------------------------------------
+
+    @property
+    def awake(self) -> list[Worker]:
+        return [worker for worker in self.workers if worker.reports < (2 if "repeated reports" in self.also else 1)]
 
     @property
     def over_and_told(self) -> list[Call]:

@@ -68,6 +68,17 @@ def test_many_sweeps_at_once_dial_each_job_once(steps: Steps, another: Another) 
     assert sorted(itertools.chain.from_iterable(taken)) == jobs
 
 
+def test_a_job_that_another_sweep_is_claiming_is_passed_over_without_waiting(steps: Steps, another: Another) -> None:
+    first, second = steps.queue(), steps.queue()
+    locker = another().service
+    locker.execute("reset role")
+    with locker.transaction():
+        locker.execute("select from public.outbound_call_jobs where id = %s for update", (first,))
+        steps.service.execute("set statement_timeout = '5s'")
+        assert steps.claim()["job"]["id"] == second
+        assert steps.claim(first)["outcome"] == "none"
+
+
 def test_two_jobs_of_one_number_at_once_are_one_call(steps: Steps, connection: Connection, another: Another) -> None:
     number = a_number()
     first, second = steps.queue(number), steps.queue(number)
@@ -102,6 +113,19 @@ def test_sweeps_among_numbers_in_use_do_not_deadlock(steps: Steps, another: Anot
     sweeps = [another() for _ in range(6)]
     answers = all_at_once(lambda mine: mine.claim(), sweeps)
     assert {answer["outcome"] for answer in answers} == {"none"}
+
+
+def test_a_claim_that_put_a_job_off_makes_nobody_wait_for_that_number(steps: Steps, another: Another) -> None:
+    """It goes on to other numbers: two that wait for each other's would be a deadlock."""
+    number = a_number()
+    steps.attempt_in("duplicate", number)
+    first, second = steps.queue(number), steps.queue(number)
+    holder = another()
+    holder.service.autocommit = False
+    assert holder.claim(first)["outcome"] == "none"
+    steps.service.execute("set statement_timeout = '5s'")
+    assert steps.claim(second)["outcome"] == "none"
+    holder.service.commit()
 
 
 def test_the_pace_is_exact_over_all_who_claim_at_once(steps: Steps, another: Another) -> None:

@@ -16,6 +16,7 @@ from psycopg.rows import dict_row
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from tests.conftest import Connection
+from tests.database.conftest import Another
 from tests.database.steps import Row, Steps, a_number
 from tests.sandbox.postgres import Postgres
 
@@ -212,6 +213,18 @@ def test_what_is_broken_costs_the_webhook_and_not_the_job(
         job = steps.queue()
         assert steps.job(job)["status"] == "queued"
     assert any(f"no webhook for call job {job}" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize("locked", ["net.http_request_queue", "vault.secrets"])
+def test_a_job_does_not_wait_for_a_lock_of_pg_net_or_vault(
+    connection: Connection, steps: Steps, another: Another, secret: str, locked: str
+) -> None:
+    other = another().service
+    other.execute("reset role")
+    with other.transaction():
+        other.execute(f"lock table {locked}".encode())
+        connection.execute("set statement_timeout = '5s'")
+        assert steps.job(steps.queue())["status"] == "queued"
 
 
 # --- HMAC-SHA256 ------------------------------------------------------------------------------------------------------
