@@ -38,6 +38,7 @@ STATUSES: tuple[Status, ...] = (
 TIME_FILTERS = {f"{name}{sign}" for name in ("StartTime", "EndTime") for sign in ("", "<", ">")}
 LIST_FILTERS = {"To", "From", "ParentCallSid", "Status", "PageSize", "Page", "PageToken"} | TIME_FILTERS
 BAD_GATEWAY = "<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>"
+CLIENT_GONE_S = 6.0
 DISCONNECT_POLL_S = 0.01  # aiohttp tells a handler of a vanished client only through request.transport
 
 
@@ -221,8 +222,17 @@ class Twilio:
         call.events.append(create_event(call, call.resource()))
 
     async def _client_gone(self, request: web.Request) -> None:
-        """Returns when the client has closed the connection, or the stand-in is being stopped."""
-        while not self._closing.is_set() and (at := request.transport) is not None and not at.is_closing():
+        """Returns when the client has closed the connection, is silent for too long, or the stand-in is being stopped.
+
+        A frozen client never closes; Twilio would not hold its request for ever, either.
+        """
+        until = time.monotonic() + CLIENT_GONE_S
+        while (
+            time.monotonic() < until
+            and not self._closing.is_set()
+            and (at := request.transport) is not None
+            and not at.is_closing()
+        ):
             await asyncio.sleep(DISCONNECT_POLL_S)
 
     async def _list(self, request: web.Request) -> web.Response:
