@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,17 +39,17 @@ create trigger on_auth_user_created_onboarding after insert on auth.users
   for each row execute function public.enqueue_onboarding_call();
 """
 
-# "Coming from the polling worker" in the README: before the push, and after it.
-SET_ASIDE = """
-create schema polling_worker;
-alter table public.outbound_call_jobs set schema polling_worker;
-"""
-CARRY_OVER = """
-insert into public.outbound_call_jobs (user_id, phone_number, signup_mode)
-select user_id, phone_number, signup_mode from polling_worker.outbound_call_jobs
-where status = 'pending' and call_sid is null and attempts = 0
-on conflict do nothing
-"""
+README = Path(__file__).parents[2] / "README.md"
+
+
+def commands() -> list[str]:
+    """The SQL of the README's section, as it stands there: set aside, carry over, queue who signed up in between."""
+    section = README.read_text().split("## Coming from the polling worker")[1].split("\n## ")[0]
+    blocks = re.findall(r"(?:^ {7}.*\n|^\n)+", section, re.MULTILINE)
+    return [block for block in map(textwrap.dedent, blocks) if ";" in block]
+
+
+SET_ASIDE, CARRY_OVER, IN_BETWEEN = commands()
 
 # Everything that a migration could have touched, in an order of its own.
 DUMP = """
@@ -88,8 +90,9 @@ def older(postgres: Postgres, tmp_path: Path) -> Iterator[Connection]:
 def set_aside(connection: Connection) -> None:
     # As the superuser: what lets the hosted `postgres` drop a trigger of a table that it does not own is supautils'
     # drop_trigger_grants, which no stand-in of ours has.
-    connection.execute("drop trigger if exists on_auth_user_created_onboarding on auth.users")
-    as_postgres(connection, SET_ASIDE)
+    drop = next(line for line in SET_ASIDE.splitlines() if line.startswith("drop trigger"))
+    connection.execute(drop.encode())
+    as_postgres(connection, SET_ASIDE.replace(drop, ""))
 
 
 def as_postgres(connection: Connection, script: str) -> None:
@@ -170,6 +173,9 @@ def test_the_move_carries_over_who_waits_and_nobody_who_was_called(postgres: Pos
         user_with_job(older, "pending", 1),
         user_with_job(older, "pending", 0, "CA3"),
     }
+    both = user_with_job(older, "completed", 1, "CA4")  # and asked for again since
+    older.execute("insert into public.outbound_call_jobs (user_id, phone_number) values (%s, '+14155550100')", (both,))
+    called.add(both)
     as_postgres(older, TRIGGER)
     set_aside(older)
     database.migrate(postgres, "test_older")
@@ -203,3 +209,20 @@ def test_who_had_a_job_twice_is_called_once(postgres: Postgres, older: Connectio
     database.migrate(postgres, "test_older")
     as_postgres(older, CARRY_OVER)
     assert older.execute("select user_id from public.outbound_call_jobs").fetchall() == [(user,)]
+
+
+def test_who_signed_up_in_between_is_queued_once_and_nobody_else(postgres: Postgres, older: Connection) -> None:
+    older.execute(
+        "insert into auth.users (id, phone, created_at) values (gen_random_uuid(), '14155550101', now() - interval '1 day')"
+    )
+    as_postgres(older, TABLE)
+    set_aside(older)
+    user = uuid.uuid4()
+    older.execute("insert into auth.users (id, phone, created_at) values (%s, '14155550102', now())", (user,))
+    database.migrate(postgres, "test_older")
+    stopped_at = older.execute("select now() - interval '1 hour'").fetchone()
+    assert stopped_at is not None
+    for _ in range(2):
+        older.execute(IN_BETWEEN.replace("<the time of step 1>", str(stopped_at[0])).encode())
+    jobs = older.execute("select user_id, phone_e164, signup_mode from public.outbound_call_jobs").fetchall()
+    assert jobs == [(user, "+14155550102", "default")]
