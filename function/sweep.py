@@ -85,9 +85,11 @@ class _Crew:
                     self._wait(step.wait_s)
                     continue
                 if step.did == "nothing":
-                    # For this thread only: what is left, if anything, is in the hands of one that waits for the pace.
                     self._tickets.release()
-                    return
+                    if step.job_id is None:
+                        # For this thread only: what is left, if anything, is in the hands of one that waits for the pace.
+                        return
+                    continue  # another has just taken the job that this thread had in hand
                 with self._counting:
                     self.did[step.did] += 1
                 if step.did in ("paused", "halted"):

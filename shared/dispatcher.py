@@ -99,8 +99,7 @@ class Dispatcher:
                     self._at("claimed")
                     return self._dial(claim, since)
             case Unparsed():
-                self._read_number(claim.job_id, claim.phone_number)
-                return self.dial_one(claim.job_id)  # it is E.164 now, or over
+                return self._read_number(claim.job_id, claim.phone_number)
             case Wait():
                 return Step("waiting", job_id, wait_s=claim.wait_s)
             case Paused():
@@ -116,8 +115,7 @@ class Dispatcher:
         number = read_number(job.phone_number, self.settings)
         if isinstance(number, str) and number != job.phone_e164:
             self.jobs.release(attempt, delay_s=0, code="number_corrected", reason="the number was written otherwise")
-            self._read_number(job.id, job.phone_number)
-            return self.dial_one(job.id)
+            return self._read_number(job.id, job.phone_number)
         refusal = number if isinstance(number, Refusal) else screen(number, self.settings)
         if refusal:
             self.jobs.refuse(attempt, code=refusal.code, reason=refusal.reason)
@@ -160,13 +158,15 @@ class Dispatcher:
             case _:
                 assert_never(verdict.kind)
 
-    def _read_number(self, job_id: int, typed: str) -> None:
+    def _read_number(self, job_id: int, typed: str) -> Step:
+        """Write down what was typed as E.164 and dial it, or end the job because it is no number."""
         number = read_number(typed, self.settings)
         if isinstance(number, Refusal):
             self.jobs.set_number(job_id, typed, None, number.code, number.reason)
             log.warning("call refused", job=job_id, code=number.code, reason=number.reason)
-        else:
-            self.jobs.set_number(job_id, typed, number, None, None)
+            return Step("refused", job_id, number.code)
+        self.jobs.set_number(job_id, typed, number, None, None)
+        return self.dial_one(job_id)
 
     # --- to look after ------------------------------------------------------------------------------------------------
 

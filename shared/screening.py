@@ -1,10 +1,15 @@
 """May this number be called? Pure: a function of what was typed, the settings and the clock."""
 
+import re
 from dataclasses import dataclass
+from typing import Final
 
 import phonenumbers
 
 from shared.settings import Settings
+
+# As the job table has it. Some countries allow more digits than E.164 does.
+_E164: Final = re.compile(r"\+[1-9][0-9]{6,14}")
 
 
 @dataclass(frozen=True)
@@ -24,9 +29,10 @@ def read_number(typed: str, settings: Settings) -> str | Refusal:
         return Refusal("number_invalid", "what was typed as a phone number is not one")
     if number.extension:
         return Refusal("number_invalid", "the phone number has an extension, which cannot be dialed")
-    if not phonenumbers.is_possible_number(number):
+    e164 = phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
+    if not phonenumbers.is_possible_number(number) or not _E164.fullmatch(e164):
         return Refusal("number_invalid", "the phone number has too few or too many digits for its country")
-    return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
+    return e164
 
 
 def screen(e164: str, settings: Settings) -> Refusal | None:

@@ -88,6 +88,14 @@ def test_two_hundred_jobs_are_dialed_by_sweeps_alone(bare: World) -> None:
     assert sorted(taken(bare, numbers)) == sorted(numbers)
 
 
+def test_malformed_numbers_do_not_end_a_sweep_early(bare: World) -> None:
+    jobs = [bare.insert_job(f"nonsense {n}") for n in range(20)]
+    numbers = insert_many(bare, 5)
+    assert sweep(bare, CALL_DISPATCHER_LIMIT="50").returncode == 0
+    assert {bare.job(job)["reason_code"] for job in jobs} == {"number_invalid"}
+    assert len(taken(bare, numbers)) == 5
+
+
 def test_a_sweep_keeps_the_pace_and_waits_for_it(bare: World) -> None:
     numbers = insert_many(bare, 5)
     began = time.monotonic()

@@ -1,6 +1,10 @@
 """Which number was meant, and whether it may be dialed."""
 
+import re
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shared.screening import Refusal, read_number, screen
 from tests.unit.examples import settings
@@ -20,6 +24,7 @@ from tests.unit.examples import settings
         ("+999999999999999", None),
         ("415 555 0100 ext. 7", None),
         ("\u0000", None),
+        ("+49 30 1234567890123", None),
     ],
 )
 def test_what_was_typed_is_read_as_a_person_would(typed: str, number: str | None) -> None:
@@ -48,3 +53,9 @@ def test_our_own_number_is_not_called() -> None:
     refusal = screen("+14155550199", settings())
     assert refusal is not None
     assert refusal.code == "own_number"
+
+
+@given(st.text(alphabet="+0123456789 ()-.;extw*#abc", max_size=64) | st.text(max_size=64))
+def test_whatever_was_typed_is_e164_or_a_refusal(typed: str) -> None:
+    read = read_number(typed, settings())
+    assert isinstance(read, Refusal) or re.fullmatch(r"\+[1-9][0-9]{6,14}", read)
