@@ -22,7 +22,7 @@ from tests.sandbox.postgres import Postgres
 SETTINGS = settings(
     derandomize=True,
     database=None,
-    max_examples=600,
+    max_examples=3_000,  # far more than any of them needs
     stateful_step_count=40,
     phases=[Phase.generate],
     deadline=None,

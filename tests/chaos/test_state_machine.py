@@ -68,10 +68,11 @@ ATTEMPT_MAY_BECOME: dict[str, set[str]] = {
 }
 STATE_OF_THE_OPEN_ATTEMPT = {"dialing": "started", "in_doubt": "in_doubt", "calling": "accepted"}
 
-settings.register_profile("machine", max_examples=120, stateful_step_count=40, deadline=None)
+IN_CHAOS = os.environ.get("HYPOTHESIS_PROFILE") == "chaos"
+settings.register_profile("machine", max_examples=100, stateful_step_count=40, deadline=None)
 settings.register_profile("chaos", max_examples=2_000, stateful_step_count=60, deadline=None)
 SETTINGS = settings(
-    settings.get_profile("chaos" if os.environ.get("HYPOTHESIS_PROFILE") == "chaos" else "machine"),
+    settings.get_profile("chaos" if IN_CHAOS else "machine"),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 
@@ -114,12 +115,7 @@ INTERFERENCES = {  # what people do, and to jobs in which states
 }
 ALSO = (
     *INTERFERENCES,
-    "contradictions",
-    "sign-ups",
-    "webhooks",
-    "repeated reports",
-    "repeated callbacks",
-    "late lists",
+    *("contradictions", "sign-ups", "webhooks", "repeated reports", "repeated callbacks", "late lists", "long waits"),
 )
 
 
@@ -239,7 +235,7 @@ class Dispatching(RuleBasedStateMachine):
         self.do(lambda: self.steps.call("resume_calls"))
 
     def time_passes(self, one_of: OneOf) -> None:
-        self._wait(one_of([1.0, 3.0, 20.0, 45.0, 120.0, 900.0, 3600.0, 90_000.0]))
+        self._wait(one_of([1.0, 3.0, 20.0, 45.0, 120.0, *self.long_waits]))
 
     def _wait(self, seconds: float) -> None:
         self.twilio.pass_time(seconds)
@@ -316,7 +312,7 @@ class Dispatching(RuleBasedStateMachine):
 
     def the_sweep_looks(self, one_of: OneOf) -> None:
         """After the first that is due; it may come late."""
-        late_s = one_of([0.0, 0.0, 0.0, 60.0, 150.0, 3600.0, 90_000.0])
+        late_s = one_of([0.0, 0.0, 0.0, 60.0, 150.0, *self.long_waits])
         self._wait((self.next_due_s("open") or 0.0) + late_s)
         answers, settles = one_of([True, True, True, False]), one_of([True, True, False])
         self._look_after_one(answers=answers, settles=settles)
@@ -565,6 +561,10 @@ class Dispatching(RuleBasedStateMachine):
     # --- what the rules choose from -----------------------------------------------------------------------------------
 
     @property
+    def long_waits(self) -> list[float]:
+        return [900.0, 3600.0, 90_000.0] if "long waits" in self.also else []
+
+    @property
     def awake(self) -> list[Worker]:
         return [worker for worker in self.workers if worker.reports < (2 if "repeated reports" in self.also else 1)]
 
@@ -619,7 +619,7 @@ def the_machine(url: str, watched: Container[str] | None = None) -> Iterator[Cal
         yield lambda: Dispatching(steps, watched)
 
 
-@pytest.mark.timeout(7200)
+@pytest.mark.timeout(7200 if IN_CHAOS else 180)
 def test_in_every_history_nobody_is_called_twice_and_nobody_is_lost(postgres: Postgres, template_database: str) -> None:
     with a_copy(postgres, template_database, "state_machine") as url, the_machine(url) as machine:
         run_state_machine_as_test(cast(Any, machine), settings=SETTINGS)
