@@ -15,7 +15,7 @@ def handle(attempt: UUID | None, event: CallEvent, dispatcher: Dispatcher) -> No
     if event.call_status is None:
         log.warning("a callback without a status that we know", call_sid=event.call_sid, said=event.said)
         return
-    if attempt is None:
+    if attempt is None or not event.call_sid:
         log.warning("a callback for no attempt of ours", call_sid=event.call_sid)
         return
     call = dispatcher.record_status(

@@ -1,11 +1,15 @@
 """What Twilio posts about a call, read once."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast, get_args
+from typing import Final, cast, get_args
 from uuid import UUID
 
 from shared.models import FINAL_CALL_STATUSES, CallStatus
+
+_SID: Final = re.compile(r"CA[0-9a-f]{32}")
+_WORD: Final = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 
 
 @dataclass(frozen=True)
@@ -26,16 +30,16 @@ class CallEvent:
 
 
 def read_event(form: Mapping[str, str]) -> CallEvent:
-    """Proved to be Twilio's before it comes here. Unknown and missing fields are fine; a CallSid is always there."""
+    """Proved to be Twilio's before it comes here. Unknown, missing and odd fields are fine; call_sid is then empty."""
     said = form.get("CallStatus", "")
     return CallEvent(
-        call_sid=form.get("CallSid", ""),
+        call_sid=sid if _SID.fullmatch(sid := form.get("CallSid", "")) else "",
         call_status=cast(CallStatus, said) if said in get_args(CallStatus) else None,
         said=said[:40],
-        answered_by=form.get("AnsweredBy") or None,
+        answered_by=_word(form.get("AnsweredBy")),
         duration_s=_int(form.get("CallDuration")),
         sip_code=_int(form.get("SipResponseCode")),
-        error_code=form.get("ErrorCode") or None,
+        error_code=_word(form.get("ErrorCode")),
     )
 
 
@@ -45,6 +49,10 @@ def read_attempt(text: str | None) -> UUID | None:
         return UUID(text or "")
     except ValueError:
         return None
+
+
+def _word(text: str | None) -> str | None:
+    return text if text and _WORD.fullmatch(text) else None
 
 
 def _int(text: str | None) -> int | None:

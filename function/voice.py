@@ -16,7 +16,7 @@ log = structlog.get_logger()
 
 def handle(attempt: UUID | None, event: CallEvent, dispatcher: Dispatcher, scripts: Scripts) -> str:
     """-> TwiML: the words for this attempt's person; a hang-up for a call that is not wanted. Never an error page."""
-    if attempt is None:
+    if attempt is None or not event.call_sid:
         log.critical("a call of no attempt of ours: it is hung up", call_sid=event.call_sid)
         return hang_up()
     try:

@@ -114,6 +114,28 @@ def test_a_signed_request_for_an_unknown_attempt_changes_nothing(quiet: World) -
         assert quiet.post(path, data=form, headers=signed(quiet, path, form)).status_code == 204
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"CallSid": ""}, {"CallSid": "CA1"}, {"CallSid": "x' or 1=1"}, {"CallStatus": "levitating"}, {"CallStatus": ""},
+        {"CallDuration": "-5"}, {"CallDuration": "9" * 30}, {"SipResponseCode": "teapot"}, {"AnsweredBy": "\x00"},
+        {"ErrorCode": "é" * 500},
+    ],
+)  # fmt: skip
+def test_an_odd_form_that_twilio_signed_is_taken_calmly(quiet: World, odd: dict[str, str]) -> None:
+    number = quiet.number()
+    quiet.behave(to=number, callbacks="none", talk_s=5)
+    job_id = quiet.insert_job(number)
+    assert quiet.webhook({**EVENT, "record": {"id": job_id}}).json()["did"] == "called"
+    (attempt,) = quiet.attempts(job_id)
+    form = {"CallSid": attempt["call_sid"], "CallStatus": "in-progress", **odd}
+    for path, answer in (("/voice", 200), ("/status", 204)):
+        path += "?" + urlencode({"attempt": str(attempt["id"])})
+        assert quiet.post(path, data=form, headers=signed(quiet, path, form)).status_code == answer
+    (after,) = quiet.attempts(job_id)
+    assert (after["call_sid"], after["state"]) == (attempt["call_sid"], "accepted")
+
+
 def test_no_answer_and_no_log_line_holds_a_number_or_a_secret(quiet: World) -> None:
     number = quiet.number()
     job_id = quiet.insert_job(number)
