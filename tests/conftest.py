@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
@@ -19,6 +20,10 @@ from tests.sandbox.postgres import Postgres
 Connection: TypeAlias = psycopg.Connection[TupleRow]
 Connect: TypeAlias = Callable[..., Connection]
 SetClock: TypeAlias = Callable[[float], None]
+
+# Times say nothing here: two cores, others at work on them, and tables that hypothesis makes on its first run.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 _TEMPLATE = "template_sandbox"
 _numbers = count(1)

@@ -1,7 +1,8 @@
 -- Looking after calls that are, or may be, under way: whose lease ran out, what is in doubt, whose end nobody reported.
 
 -- Called by the sweep: the next call to look at, held for p_hold_s. A lease that ran out becomes a doubt here, never a queued
--- job. Duplicates come first: they may be ringing. A call whose end stays unknown for p_give_up_s after it was taken is closed.
+-- job. Duplicates come first: they may be ringing. A call whose end is still unknown p_give_up_s after it was taken, asked
+-- about once more, is closed.
 -- -> {"outcome": "ask", "state": "in_doubt" | "accepted" | "duplicate", "attempt", "job_id", "call_sid", "phone_e164",
 --     "started_at", "asked_at", "end": true if the call is not wanted, "lease_ran_out"} | {"outcome": "none"}
 create function public.claim_open_call(p_hold_s double precision, p_ask_s double precision, p_give_up_s double precision) returns jsonb
@@ -15,7 +16,8 @@ begin
   update public.outbound_call_attempts
   set closed_at = v_now, error_code = 'outcome_unknown', error_message = 'the end of the call never became known'
   where id in (select a.id from public.outbound_call_attempts a
-               where a.state = 'duplicate' and a.closed_at is null and a.accepted_at + make_interval(secs => p_give_up_s) <= v_now
+               where a.state = 'duplicate' and a.closed_at is null and v_now >= a.end_due_at
+                 and a.accepted_at + make_interval(secs => p_give_up_s) < a.end_due_at
                for update skip locked);
 
   update public.outbound_call_attempts
@@ -40,7 +42,8 @@ begin
     where job_id = v_job.id and state in ('started', 'in_doubt', 'accepted')
     for update;
 
-    if v_job.status = 'calling' and v_attempt.accepted_at + make_interval(secs => p_give_up_s) <= v_now then
+    -- due_at after the limit: so it was asked about once more since, even if nobody had swept for days.
+    if v_job.status = 'calling' and v_attempt.accepted_at + make_interval(secs => p_give_up_s) < v_job.due_at then
       update public.outbound_call_attempts
       set state = 'ended', closed_at = v_now, error_code = 'outcome_unknown', error_message = 'the end of the call never became known'
       where id = v_attempt.id;
