@@ -9,11 +9,12 @@ from typing import Any
 
 import flask
 import structlog
+from werkzeug.exceptions import HTTPException
 
 from function import call_status, voice, webhook
 from function.callers import ProofUnavailable, Unproved, google_keys, own_path, prove_sweep, prove_twilio, prove_webhook
 from function.sweep import sweep_once
-from function.twilio_form import read_attempt, read_event
+from function.twilio_form import CallEvent, read_attempt, read_event
 from shared.dispatcher import Dispatcher, build_dispatcher
 from shared.jobs import JobsUnavailable
 from shared.logs import bind_trace, clear, configure_logs
@@ -65,6 +66,8 @@ def dispatch(request: flask.Request) -> flask.Response:
         return problem(401, "unauthorized", "no valid proof of who is calling")
     except webhook.BadPayload as bad:
         return problem(400, "bad_request", str(bad))
+    except HTTPException as odd:  # werkzeug's own, say of a client that went away in the middle of its body
+        return problem(odd.code or 400, "bad_request", odd.name)
     except (JobsUnavailable, ProofUnavailable) as down:
         log.error("a dependency is down", path=request.path, reason=str(down))
         return problem(503, "unavailable", "a dependency is down; the sweep will look again", **{"Retry-After": "30"})
@@ -85,15 +88,21 @@ def on_sweep(request: flask.Request) -> flask.Response:
 
 
 def on_voice(request: flask.Request) -> flask.Response:
-    prove_twilio(settings, request.headers, request.path, request.query_string, request.form)
-    twiml = voice.handle(read_attempt(request.args.get("attempt")), read_event(request.form), dispatcher(), scripts)
+    twiml = voice.handle(read_attempt(request.args.get("attempt")), twilio_event(request), dispatcher(), scripts)
     return flask.Response(twiml, content_type="text/xml; charset=utf-8")
 
 
 def on_status(request: flask.Request) -> flask.Response:
-    prove_twilio(settings, request.headers, request.path, request.query_string, request.form)
-    call_status.handle(read_attempt(request.args.get("attempt")), read_event(request.form), dispatcher())
+    call_status.handle(read_attempt(request.args.get("attempt")), twilio_event(request), dispatcher())
     return flask.Response(status=204)
+
+
+def twilio_event(request: flask.Request) -> CallEvent:
+    """Proved, then read. Twilio posts plain forms; a multipart one would be parsed at length before it could be refused."""
+    if request.mimetype != "application/x-www-form-urlencoded":
+        raise Unproved("not a form as Twilio posts it")
+    prove_twilio(settings, request.headers, request.path, request.query_string, request.form)
+    return read_event(request.form)
 
 
 def on_health(_request: flask.Request) -> flask.Response:

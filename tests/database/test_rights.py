@@ -54,6 +54,7 @@ TABLES = {
     "public.outbound_call_attempts",
     "private.missed_signups",
     "private.call_settings",
+    "private.deleted_calls",
 }
 READABLE = {"public.outbound_call_jobs", "public.outbound_call_attempts"}
 INSERTABLE = {"user_id", "phone_number", "first_name", "signup_mode", "metadata", "due_at", "dedupe_key"}

@@ -254,3 +254,12 @@ def test_a_call_that_another_sweep_holds_is_passed_over_without_waiting(steps: S
     assert theirs.ask()["attempt"] == str(second)
     assert theirs.ask() == {"outcome": "none"}
     mine.service.rollback()
+
+
+def test_the_call_of_a_deleted_job_is_no_other_jobs(steps: Steps) -> None:
+    number, sid = a_number(), a_sid()
+    job = steps.queue(number)
+    steps.status(steps.start(job), sid, "busy", delays_s=())
+    steps.rows("delete from public.outbound_call_jobs where id = %s", job)
+    _, attempt = steps.attempt_in("in_doubt", number)
+    assert steps.settle(attempt, (sid, "busy"))["outcome"] == "absent"

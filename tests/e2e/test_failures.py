@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import base64
 
-from tests.e2e.conftest import World
+import pytest
+from aiohttp import web
+
+from tests.e2e.conftest import World, open_world
+from tests.sandbox.sandbox import Sandbox
+from tests.sandbox.serve import Server
 
 
 def hook(job_id: int) -> dict[str, object]:
@@ -107,3 +112,23 @@ def test_a_caller_hears_an_apology_when_the_database_is_down(quiet: World) -> No
     finally:
         gateway.fault = gateway.fault_on = None
     assert "We are sorry" in said[0]["text"]
+
+
+def test_calls_of_another_service_that_reports_nothing_are_ended_by_asking() -> None:
+    """API_BASE_URL is somebody else's: no callback and no /voice comes here, and both secrets of a rotation are taken."""
+
+    async def silent(_: web.Request) -> web.Response:
+        return web.Response(text="<Response><Say>Hello from elsewhere</Say></Response>", content_type="text/xml")
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", silent)
+    secrets = ["whsec_" + base64.b64encode(letter * 32).decode() for letter in (b"a", b"b")]
+    with Server(app) as elsewhere:
+        environ = {"API_BASE_URL": elsewhere.url, "DISPATCH_SECRET": " ".join(secrets), "CALL_ASK_SECONDS": "1"}
+        with Sandbox(environ=environ) as sandbox, open_world(sandbox) as world:
+            number = world.number()
+            world.until_status(world.insert_job(number), "completed")
+            (call,) = world.calls(number)
+            assert call["transcript"][0]["text"] == "Hello from elsewhere"
+            for secret in secrets:
+                assert world.webhook(hook(2**40), secret).status_code == 200

@@ -114,6 +114,13 @@ def test_a_signed_request_for_an_unknown_attempt_changes_nothing(quiet: World) -
         assert quiet.post(path, data=form, headers=signed(quiet, path, form)).status_code == 204
 
 
+@pytest.mark.parametrize("path", ["/voice", "/status"])
+def test_a_form_of_a_thousand_parts_is_refused_before_it_is_read(quiet: World, path: str) -> None:
+    part = "--b\r\nContent-Disposition: form-data; name=a\r\n\r\n\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=b", "X-Twilio-Signature": "x"}
+    assert quiet.post(path, content=(part * 1001 + "--b--").encode(), headers=headers).status_code == 401
+
+
 @pytest.mark.parametrize(
     "odd",
     [

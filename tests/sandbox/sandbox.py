@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
+from urllib.parse import urlsplit
 
 import psycopg
 from aiohttp import web
@@ -101,13 +102,16 @@ class Sandbox:
         self._account_sid = "AC" + secrets.token_hex(16)
         self._auth_token = secrets.token_hex(16)
         self.function_log = self._folder / "function.log"
-        self.dispatch_secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+        # Two, separated by a space, while they are rotated: those who call us then use the first.
+        self._dispatch_secrets = self._environ.get("DISPATCH_SECRET") or _new_dispatch_secret()
+        self.dispatch_secret = self._dispatch_secrets.split()[0]
+        self._phone_number = self._environ.get("TWILIO_PHONE_NUMBER") or OUR_NUMBER
         self.settings: dict[str, str] = {}
         self.postgres = Postgres()
         self.twilio = Twilio(
             account_sid=self._account_sid,
             auth_token=self._auth_token,
-            phone_number=OUR_NUMBER,
+            phone_number=self._phone_number,
             calls_per_second=twilio_calls_per_second,
             on_clock=self._set_clock,
         )
@@ -164,7 +168,7 @@ class Sandbox:
             twilio_url=twilio.url,
             twilio_account_sid=self._account_sid,
             twilio_auth_token=self._auth_token,
-            twilio_phone_number=OUR_NUMBER,
+            twilio_phone_number=self._phone_number,
             dispatch_secret=self.dispatch_secret,
         )
         self.settings = self._settings()
@@ -206,11 +210,16 @@ class Sandbox:
             "SUPABASE_SERVICE_KEY": self.ready.supabase_service_key,
             "TWILIO_ACCOUNT_SID": self._account_sid,
             "TWILIO_AUTH_TOKEN": self._auth_token,
-            "TWILIO_PHONE_NUMBER": OUR_NUMBER,
+            "TWILIO_PHONE_NUMBER": self._phone_number,
             "TWILIO_API_BASE_URL": self.ready.twilio_url,
-            "API_BASE_URL": self.ready.function_url,
-            "DISPATCH_SECRET": self.dispatch_secret,
+            "API_BASE_URL": self._api_base_url(),
+            "DISPATCH_SECRET": self._dispatch_secrets,
         }
+
+    def _api_base_url(self) -> str:
+        """The function's own, or another service on this machine; never one elsewhere, whatever the environment says."""
+        given = self._environ.get("API_BASE_URL", "")
+        return given if urlsplit(given).hostname in ("127.0.0.1", "localhost", "::1") else self.ready.function_url
 
     def _fill_vault(self, url: str) -> None:
         with psycopg.connect(self.postgres.url(), autocommit=True) as connection:
@@ -231,6 +240,10 @@ class Sandbox:
 
     async def _set_clock(self, offset_s: float) -> None:
         await asyncio.to_thread(set_clock, self.postgres.url(), offset_s)
+
+
+def _new_dispatch_secret() -> str:
+    return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
 def free_port() -> int:

@@ -6,6 +6,7 @@
 --   Tables     public.outbound_call_jobs       one person to be called
 --              public.outbound_call_attempts   one try at it; written with the claim, before Twilio is asked
 --              private.missed_signups          sign-ups whose job could not be written; the sweep heals them
+--              private.deleted_calls           SIDs that Twilio still lists, of attempts that are gone
 --              private.call_settings           one row: paused or not, and when the next call may go out
 --
 --   A job      queued -> dialing -> calling -> completed | failed | canceled
@@ -128,6 +129,12 @@ create table private.missed_signups (
 );
 comment on table private.missed_signups is 'Sign-ups whose job could not be written. heal_onboarding_calls, called by each sweep, tries again.';
 
+create table private.deleted_calls (
+  call_sid   text primary key,
+  deleted_at timestamptz not null
+);
+comment on table private.deleted_calls is 'SIDs of deleted attempts, for two days: Twilio still lists the call, and it is no other attempt''s.';
+
 create table private.call_settings (
   only_row     boolean primary key default true check (only_row),
   paused_until timestamptz,
@@ -143,10 +150,11 @@ alter table public.outbound_call_jobs enable row level security;
 alter table public.outbound_call_attempts enable row level security;
 alter table private.missed_signups enable row level security;
 alter table private.call_settings enable row level security;
+alter table private.deleted_calls enable row level security;
 
 -- New projects grant nothing by default and older ones grant everything: so revoke all, then grant what is meant.
 revoke all on public.outbound_call_jobs, public.outbound_call_attempts from public, anon, authenticated, service_role;
-revoke all on private.missed_signups, private.call_settings from public, anon, authenticated, service_role;
+revoke all on private.missed_signups, private.call_settings, private.deleted_calls from public, anon, authenticated, service_role;
 revoke all on sequence public.outbound_call_jobs_id_seq from public, anon, authenticated, service_role;
 grant select on public.outbound_call_jobs, public.outbound_call_attempts to service_role;
 grant insert (user_id, phone_number, first_name, signup_mode, metadata, due_at, dedupe_key) on public.outbound_call_jobs to service_role;
@@ -188,6 +196,10 @@ begin
     raise warning 'call job % has a second call that is being ended: it was not deleted', old.id;
     return null;
   end if;
+  delete from private.deleted_calls where deleted_at < private.clock() - interval '2 days';
+  insert into private.deleted_calls (call_sid, deleted_at)
+  select call_sid, private.clock() from public.outbound_call_attempts where job_id = old.id and call_sid is not null
+  on conflict do nothing;
   return old;
 end
 $$;

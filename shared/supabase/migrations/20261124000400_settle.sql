@@ -119,7 +119,8 @@ begin
   end if;
   select coalesce(jsonb_agg(c), '[]') into v_candidates
   from (select distinct on (e ->> 'sid') e from jsonb_array_elements(p_calls) e) as once(c)
-  where not exists (select from public.outbound_call_attempts a where a.call_sid = c ->> 'sid');
+  where not exists (select from public.outbound_call_attempts a where a.call_sid = c ->> 'sid')
+    and not exists (select from private.deleted_calls d where d.call_sid = c ->> 'sid');
 
   if jsonb_array_length(v_candidates) = 1 then
     return jsonb_build_object('outcome', 'found',
