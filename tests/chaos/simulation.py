@@ -308,7 +308,8 @@ class History:
 
     def _reset(self) -> None:
         self.connection.execute(
-            "truncate public.outbound_call_jobs, public.outbound_call_attempts, private.missed_signups, private.deleted_calls restart identity cascade;"
+            "truncate public.outbound_call_jobs, public.outbound_call_attempts restart identity cascade;"
+            "truncate private.missed_signups, private.deleted_calls;"
             "update private.call_settings set paused_until = null, halts = 0, probe_until = null, next_call_at = '-infinity'"
         )
         self._set_now(0.0)
