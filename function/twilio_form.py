@@ -7,8 +7,8 @@ from typing import Final, cast, get_args
 from uuid import UUID
 
 from shared.models import FINAL_CALL_STATUSES, CallStatus
+from shared.telephony import CALL_SID
 
-_SID: Final = re.compile(r"CA[0-9a-f]{32}")
 _WORD: Final = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 
 
@@ -33,7 +33,7 @@ def read_event(form: Mapping[str, str]) -> CallEvent:
     """Proved to be Twilio's before it comes here. Unknown, missing and odd fields are fine; call_sid is then empty."""
     said = form.get("CallStatus", "")
     return CallEvent(
-        call_sid=sid if _SID.fullmatch(sid := form.get("CallSid", "")) else "",
+        call_sid=sid if CALL_SID.fullmatch(sid := form.get("CallSid", "")) else "",
         call_status=cast(CallStatus, said) if said in get_args(CallStatus) else None,
         said=said[:40],
         answered_by=_word(form.get("AnsweredBy")),

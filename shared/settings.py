@@ -206,7 +206,7 @@ class Settings(BaseSettings):
         default=50, description="a sweep ends by then; below the platform's request timeout"
     )
     calls_per_second: float = Field(
-        default=1, gt=0, le=1000, allow_inf_nan=False, description="the account's own limit; 1 is Twilio's default"
+        default=1, ge=0.01, le=1000, allow_inf_nan=False, description="the account's own limit; 1 is Twilio's default"
     )
 
     # How often one person.

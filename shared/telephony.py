@@ -5,6 +5,7 @@ twilio-python (no retries; its async client repeats on 5xx and is not used), not
 has a connection of its own: on a reused one a dead socket looks like a call in doubt).
 """
 
+import re
 import ssl
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -26,6 +27,8 @@ STATUS_EVENTS = ["initiated", "ringing", "answered", "completed"]
 # By default Twilio repeats a callback only when it could not connect. rc: how often; rp=all: after any failure. The
 # fragment is for Twilio alone: it is neither sent nor signed.
 CALLBACK_RETRIES = "#rc=5&rp=all"
+
+CALL_SID = re.compile(r"CA[0-9a-f]{32}")
 
 # Twilio's clock and the database's are not the same clock, and date_created has whole seconds.
 CLOCK_SKEW = timedelta(seconds=5)
@@ -167,7 +170,7 @@ class Telephony:
             )
         except Exception as error:
             raise CallNotPlaced(verdict_on(error)) from error
-        if not isinstance(call.sid, str) or not call.sid.startswith("CA"):
+        if not isinstance(call.sid, str) or not CALL_SID.fullmatch(call.sid):
             raise CallNotPlaced(Verdict("in_doubt", "no_sid", "Twilio took the call and gave no SID"))
         return call.sid
 

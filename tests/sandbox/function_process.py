@@ -80,10 +80,10 @@ class FunctionProcess:
                 self._command, cwd=ROOT, env=self._env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
-        # Holds the read end of a pipe whose write end dies with us, however we die; then it kills the group.
+        # Holds the read end of a pipe whose write end dies with us, however we die; then it kills the group and removes the log.
         self._guard = subprocess.Popen(
-            ["sh", "-c", f"read _; kill -KILL -{self._process.pid} 2>/dev/null"],
-            stdin=subprocess.PIPE, start_new_session=True,
+            ["sh", "-c", 'read _; kill -KILL -"$1"; rm -rf "$2"', "guard", str(self._process.pid), str(self._log.parent)],
+            stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         self._await_health()
         self._on_start(self._process.pid)
