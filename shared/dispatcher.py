@@ -162,7 +162,8 @@ class Dispatcher:
         """Write down what was typed as E.164 and dial it, or end the job because it is no number."""
         number = read_number(typed, self.settings)
         if isinstance(number, Refusal):
-            self.jobs.set_number(job_id, typed, None, number.code, number.reason)
+            if not self.jobs.set_number(job_id, typed, None, number.code, number.reason):
+                return Step("nothing", job_id, "another has read its number meanwhile")
             log.warning("call refused", job=job_id, code=number.code, reason=number.reason)
             return Step("refused", job_id, number.code)
         self.jobs.set_number(job_id, typed, number, None, None)
