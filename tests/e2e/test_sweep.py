@@ -114,10 +114,9 @@ def test_two_sweeps_at_once_dial_each_job_once(bare: World) -> None:
 
 
 def test_a_worker_stops_cleanly_when_told(bare: World) -> None:
+    numbers = insert_many(bare, 1)
     with worker(bare, every="30") as process:
-        numbers = insert_many(bare, 1)
-        bare.until(lambda: process.poll() is None and (taken(bare, numbers) or True))
-        time.sleep(1.5)  # into its rest
+        bare.until(lambda: taken(bare, numbers))  # its first sweep; then it rests for half a minute
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
 
