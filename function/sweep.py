@@ -52,8 +52,9 @@ def sweep_once(dispatcher: Dispatcher, stop: threading.Event | None = None) -> d
     if failed:
         log.error("sweep cut short: the database did not answer", reason=str(failed[0]), **counts)
         raise failed[0]
+    counts |= dispatcher.jobs.prune(retention_days=settings.call_retention_days)
     stats = dispatcher.jobs.stats().model_dump(mode="json")
-    if stats["in_doubt"] or stats["live_duplicates"] or stats["paused_until"]:
+    if stats["in_doubt"] or stats["live_duplicates"] or stats["held_by_prefix"] or stats["paused_until"]:
         log.warning("sweep", did=counts, stats=stats)
     else:
         log.info("sweep", did=counts, stats=stats)

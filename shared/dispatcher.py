@@ -9,7 +9,8 @@ finds out from Twilio.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import assert_never
+from datetime import datetime, timedelta
+from typing import Any, assert_never
 from uuid import UUID, uuid4
 
 import structlog
@@ -36,7 +37,7 @@ from shared.models import (
     Verdict,
     Wait,
 )
-from shared.screening import Refusal, read_number, screen
+from shared.screening import PutOff, Refusal, hours, read_number, screen
 from shared.settings import DIAL_WITHIN_SECONDS, Settings
 from shared.telephony import CallNotPlaced, Telephony, TwilioSilent
 
@@ -90,8 +91,11 @@ class Dispatcher:
             attempt,
             job_id,
             lease_s=self.settings.call_lease_seconds,
-            calls_per_second=self.settings.calls_per_second,
             busy_s=backoff.jittered(self.settings.call_retry_seconds),
+            calls_per_second=self.settings.calls_per_second,
+            calls_per_number_per_day=self.settings.calls_per_number_per_day,
+            calls_per_prefix_per_hour=self.settings.calls_per_prefix_per_hour,
+            calls_per_day=self.settings.calls_per_day,
         )
         match claim:
             case Claimed():
@@ -103,6 +107,8 @@ class Dispatcher:
             case Wait():
                 return Step("waiting", job_id, wait_s=claim.wait_s)
             case Paused():
+                if claim.just_now:
+                    log.critical("all calls are paused: the ceiling of a day is reached", until=str(claim.until))
                 return Step("paused", job_id, f"{claim.reason} (until {claim.until})")
             case NothingDue():
                 return Step("nothing", job_id, _why_not(claim))
@@ -114,25 +120,48 @@ class Dispatcher:
         job, attempt = claim.job, claim.attempt.id
         number = read_number(job.phone_number, self.settings)
         if isinstance(number, str) and number != job.phone_e164:
-            self.jobs.release(attempt, delay_s=0, code="number_corrected", reason="the number was written otherwise")
+            reason = "the number was written otherwise"
+            self.jobs.release(attempt, code="number_corrected", reason=reason, slot_s=self._slot_s)
             return self._read_number(job.id, job.phone_number)
-        refusal = number if isinstance(number, Refusal) else screen(number, self.settings)
-        if refusal:
-            self.jobs.refuse(attempt, code=refusal.code, reason=refusal.reason)
-            log.warning("call refused", code=refusal.code, reason=refusal.reason)
-            return Step("refused", job.id, refusal.code)
+        no = number if isinstance(number, Refusal) else screen(number, job.metadata, self.settings, claim.now)
+        match no:
+            case Refusal():
+                self.jobs.refuse(attempt, code=no.code, reason=no.reason, slot_s=self._slot_s)
+                log.warning("call refused", code=no.code, reason=no.reason)
+                return Step("refused", job.id, no.code)
+            case PutOff():
+                self.jobs.release(attempt, code=no.code, reason=no.reason, not_before=no.until, slot_s=self._slot_s)
+                log.info("call put off", code=no.code, until=str(no.until))
+                return Step("put_off", job.id, no.code)
         self._at("screened")
         try:
-            call_sid = self._telephony.place(attempt, job.phone_e164, since.is_fresh)
+            placed = self._telephony.place(attempt, job.phone_e164, since.is_fresh)
         except CallNotPlaced as failure:
             self._at("failed")
             return self._record_failure(job.id, attempt, failure.verdict)
         self._at("placed")
-        call = self.jobs.accept(attempt, call_sid, ask_s=self.settings.call_ask_seconds)
+        call = self.jobs.accept(attempt, placed.call_sid, ask_s=self.settings.call_ask_seconds)
         self._at("accepted")
-        log.info("called", call_sid=call_sid, number=claim.attempt.number)
-        self.end_if_unwanted(call, call_sid)
-        return Step("called", job.id, call_sid)
+        log.info("called", call_sid=placed.call_sid, number=claim.attempt.number)
+        self.end_if_unwanted(call, placed.call_sid)
+        if call.is_wanted:
+            rings_at = claim.now + timedelta(seconds=placed.queue_s)
+            self._put_off_if_late(attempt, placed.call_sid, job.phone_e164, job.metadata, rings_at)
+        return Step("called", job.id, placed.call_sid)
+
+    def _put_off_if_late(
+        self, attempt: UUID, call_sid: str, e164: str, metadata: dict[str, Any], rings_at: datetime
+    ) -> None:
+        """Cancel a call that waits in Twilio's queue and would leave it when the phone may not ring any more."""
+        late = hours(e164, metadata, self.settings, rings_at)
+        if isinstance(late, PutOff) and self.jobs.put_off(
+            attempt, not_before=late.until, code=late.code, reason=late.reason
+        ):
+            log.warning("call put off: it would have left Twilio's queue too late", call_sid=call_sid)
+            try:
+                self._telephony.cancel(call_sid)
+            except TwilioSilent as silent:
+                log.error("the call could not be canceled; the sweep tries again", reason=str(silent))
 
     def _record_failure(self, job_id: int, attempt: UUID, verdict: Verdict) -> Step:
         code, reason = verdict.code, verdict.reason
@@ -143,12 +172,13 @@ class Dispatcher:
                 return Step("refused", job_id, code)
             case "later":
                 delay_s = backoff.jittered(self.settings.call_retry_seconds)
-                self.jobs.release(attempt, delay_s=delay_s, code=code, reason=reason)
+                slot_s = 0.0 if code.startswith("twilio_") else self._slot_s  # Twilio was asked, or it was not
+                self.jobs.release(attempt, delay_s=delay_s, code=code, reason=reason, slot_s=slot_s)
                 log.warning("call put off", code=code, reason=reason, delay_s=round(delay_s))
                 return Step("put_off", job_id, code)
             case "halt":
                 halt_s = min(HALT_SECONDS, self.settings.call_retry_seconds)
-                self.jobs.release(attempt, delay_s=0, code=code, reason=reason, halt_s=halt_s)
+                self.jobs.release(attempt, code=code, reason=reason, halt_s=halt_s)
                 log.critical("all calls are paused: our account or configuration is broken", code=code, reason=reason)
                 return Step("halted", job_id, code)
             case "in_doubt":
@@ -230,6 +260,14 @@ class Dispatcher:
             log.warning("call ended: it is not wanted", state=call.state, call_sid=call_sid)
         known = self._telephony.fetch(call_sid)
         self._at("fetched")
+        if known is not None and known.status == "queued" and not call.end:
+            if call.put_off:
+                self._telephony.cancel(call_sid)
+                log.warning("call canceled in Twilio's queue: it must not ring now", call_sid=call_sid)
+                known = self._telephony.fetch(call_sid)
+            else:  # it may leave the queue at any time before the next look, which may come late
+                next_look = call.asked_at + timedelta(seconds=2 * self.settings.call_ask_seconds)
+                self._put_off_if_late(call.attempt, call_sid, call.phone_e164, call.metadata, next_look)
         if known is None:  # of a fresh SID this is no absence; an old one is given up in time
             return Step("asked", call.job_id, "unknown")
         recorded = self._record(call.attempt, known)
@@ -284,6 +322,10 @@ class Dispatcher:
             log.error("the call could not be ended; the sweep tries again", call_sid=call_sid, reason=str(silent))
 
     @property
+    def _slot_s(self) -> float:
+        return 1 / self.settings.calls_per_second
+
+    @property
     def _ask_again_s(self) -> float:
         return self.settings.call_settling_seconds / ASKS_PER_SETTLING
 
@@ -291,7 +333,10 @@ class Dispatcher:
 def _why_not(claim: NothingDue) -> str:
     if claim.status is None:
         return "no such job"
-    return f"not due before {claim.due_at:%Y-%m-%d %H:%M:%S}" if claim.status == "queued" else f"already {claim.status}"
+    why = f" ({claim.reason_code})" if claim.reason_code else ""
+    if claim.status == "queued":
+        return f"not due before {claim.due_at:%Y-%m-%d %H:%M:%S}{why}"
+    return f"already {claim.status}{why}"
 
 
 def build_dispatcher(settings: Settings) -> Dispatcher:

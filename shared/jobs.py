@@ -29,6 +29,7 @@ _LIVE_CALL = TypeAdapter(LiveCall)
 _STATS = TypeAdapter(Stats)
 _BOOL = TypeAdapter(bool)
 _INT = TypeAdapter(int)
+_COUNTS = TypeAdapter(dict[str, int])
 
 
 class JobsUnavailable(Exception):
@@ -61,7 +62,16 @@ class Jobs:
         self._client = client
 
     def claim(
-        self, attempt: UUID, job_id: int | None, *, lease_s: float, calls_per_second: float, busy_s: float
+        self,
+        attempt: UUID,
+        job_id: int | None,
+        *,
+        lease_s: float,
+        busy_s: float,
+        calls_per_second: float,
+        calls_per_number_per_day: int,
+        calls_per_prefix_per_hour: int,
+        calls_per_day: int | None,
     ) -> Claim:
         return self._call(
             "claim_call_job",
@@ -69,8 +79,11 @@ class Jobs:
             p_attempt=str(attempt),
             p_job_id=job_id,
             p_lease_s=lease_s,
-            p_calls_per_second=calls_per_second,
             p_busy_s=busy_s,
+            p_calls_per_second=calls_per_second,
+            p_calls_per_number_per_day=calls_per_number_per_day,
+            p_calls_per_prefix_per_hour=calls_per_prefix_per_hour,
+            p_calls_per_day=calls_per_day,
         )
 
     def set_number(self, job_id: int, typed: str, e164: str | None, code: str | None, reason: str | None) -> bool:
@@ -84,7 +97,17 @@ class Jobs:
             p_reason=reason,
         )
 
-    def release(self, attempt: UUID, *, delay_s: float, code: str, reason: str, halt_s: float | None = None) -> bool:
+    def release(
+        self,
+        attempt: UUID,
+        *,
+        code: str,
+        reason: str,
+        delay_s: float = 0.0,
+        not_before: datetime | None = None,
+        halt_s: float | None = None,
+        slot_s: float = 0.0,
+    ) -> bool:
         return self._call(
             "release_call_job",
             _BOOL,
@@ -93,13 +116,27 @@ class Jobs:
             p_code=code,
             p_reason=reason,
             p_halt_s=halt_s,
+            p_not_before=not_before.isoformat() if not_before else None,
+            p_slot_s=slot_s,
         )
 
     def accept(self, attempt: UUID, call_sid: str, *, ask_s: float) -> LiveCall:
         return self._call("accept_call", _LIVE_CALL, p_attempt=str(attempt), p_call_sid=call_sid, p_ask_s=ask_s)
 
-    def refuse(self, attempt: UUID, *, code: str, reason: str) -> bool:
-        return self._call("refuse_call", _BOOL, p_attempt=str(attempt), p_code=code, p_reason=reason)
+    def refuse(self, attempt: UUID, *, code: str, reason: str, slot_s: float = 0.0) -> bool:
+        return self._call(
+            "refuse_call", _BOOL, p_attempt=str(attempt), p_code=code, p_reason=reason, p_slot_s=slot_s
+        )
+
+    def put_off(self, attempt: UUID, *, not_before: datetime, code: str, reason: str) -> bool:
+        return self._call(
+            "put_off_call",
+            _BOOL,
+            p_attempt=str(attempt),
+            p_not_before=not_before.isoformat(),
+            p_code=code,
+            p_reason=reason,
+        )
 
     def doubt(self, attempt: UUID, *, code: str, reason: str, ask_s: float) -> bool:
         return self._call("doubt_call", _BOOL, p_attempt=str(attempt), p_code=code, p_reason=reason, p_ask_s=ask_s)
@@ -161,6 +198,9 @@ class Jobs:
 
     def heal_signups(self) -> int:
         return self._call("heal_onboarding_calls", _INT)
+
+    def prune(self, *, retention_days: int) -> dict[str, int]:
+        return self._call("prune_call_jobs", _COUNTS, p_retention_days=retention_days)
 
     def stats(self) -> Stats:
         return self._call("call_job_stats", _STATS)

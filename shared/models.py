@@ -63,6 +63,7 @@ class Paused(_Answer):
     outcome: Literal["paused"]
     until: datetime | Literal["infinity"]
     reason: str | None
+    just_now: bool = False
 
 
 class Unparsed(_Answer):
@@ -79,6 +80,7 @@ class NothingDue(_Answer):
     outcome: Literal["none"]
     status: JobStatus | None
     due_at: datetime | None
+    reason_code: str | None = None
 
 
 Claim = Annotated[Claimed | Wait | Paused | Unparsed | NothingDue, Field(discriminator="outcome")]
@@ -115,6 +117,8 @@ class OpenCall(_Answer):
     started_at: datetime
     asked_at: datetime
     end: bool
+    put_off: bool = False
+    metadata: dict[str, Any] = {}
     lease_ran_out: bool
 
 
@@ -166,6 +170,7 @@ class Stats(_Answer):
     calling: int
     oldest_due_s: float | None
     live_duplicates: int
+    held_by_prefix: int = 0
     missed_signups: int
     paused_until: datetime | Literal["infinity"] | None
     pause_reason: str | None
@@ -195,6 +200,14 @@ class TwilioCall:
     created_at: datetime
     duration_s: int | None
     answered_by: str | None
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Twilio took a call. `queue_s` is how long Twilio thinks that it will wait in its queue."""
+
+    call_sid: str
+    queue_s: float
 
 
 @dataclass(frozen=True)

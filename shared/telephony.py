@@ -19,7 +19,7 @@ from twilio.http.http_client import TwilioHttpClient
 from twilio.rest import Client
 from urllib3.exceptions import NameResolutionError, NewConnectionError
 
-from shared.models import CallStatus, TwilioCall, Verdict
+from shared.models import CallStatus, Placed, TwilioCall, Verdict
 from shared.settings import Settings
 
 STATUS_EVENTS = ["initiated", "ringing", "answered", "completed"]
@@ -145,8 +145,8 @@ class Telephony:
             client.api.base_url = settings.twilio_api_base_url
         return client
 
-    def place(self, attempt: UUID, to: str, in_time: Callable[[], bool]) -> str:
-        """Ask Twilio, once, for a call to `to` (E.164), if it is still `in_time` when the request leaves. -> its SID.
+    def place(self, attempt: UUID, to: str, in_time: Callable[[], bool]) -> Placed:
+        """Ask Twilio, once, for a call to `to` (E.164), if it is still `in_time` when the request leaves.
 
         Raises CallNotPlaced.
         """
@@ -172,7 +172,9 @@ class Telephony:
             raise CallNotPlaced(verdict_on(error)) from error
         if not isinstance(call.sid, str) or not CALL_SID.fullmatch(call.sid):
             raise CallNotPlaced(Verdict("in_doubt", "no_sid", "Twilio took the call and gave no SID"))
-        return call.sid
+        # Milliseconds, as a string. Without it, or odd, the call is expected to leave at once: the sweep looks again.
+        queued_ms = str(call.queue_time)
+        return Placed(call.sid, int(queued_ms) / 1000 if queued_ms.isdecimal() else 0.0)
 
     def find(self, to: str, since: datetime) -> list[TwilioCall]:
         """Every call from our number to `to` that Twilio lists and made since `since`, newest first. Raises TwilioSilent.
@@ -201,9 +203,16 @@ class Telephony:
 
     def end(self, call_sid: str) -> None:
         """End a call, in the queue, ringing or answered. A call that is over already is fine. Raises TwilioSilent."""
+        self._end(call_sid, "completed")
+
+    def cancel(self, call_sid: str) -> None:
+        """End a call that nobody has answered yet. One that somebody has goes on. Raises TwilioSilent."""
+        self._end(call_sid, "canceled")
+
+    def _end(self, call_sid: str, status: str) -> None:
         try:
             with _asking():
-                self._client.calls(call_sid).update(status="completed")
+                self._client.calls(call_sid).update(status=status)
         except TwilioSilent as silent:
             if not (isinstance(silent.__cause__, TwilioRestException) and silent.__cause__.code in (21220, 20404)):
                 raise

@@ -19,13 +19,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import patch
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import httpx
 import psycopg
@@ -36,8 +37,8 @@ from psycopg.types.json import Jsonb
 from shared import backoff
 from shared.dispatcher import Dispatcher, Since
 from shared.jobs import Jobs, JobsUnavailable
-from shared.models import FINAL_CALL_STATUSES, CallStatus, TwilioCall, Verdict
-from shared.settings import Settings, load_settings
+from shared.models import FINAL_CALL_STATUSES, CallStatus, Placed, TwilioCall, Verdict
+from shared.settings import DIAL_WITHIN_SECONDS, Settings, load_settings
 from shared.telephony import CallNotPlaced, Telephony, TwilioSilent
 from tests.sandbox import database as sandbox_database
 from tests.sandbox.postgres import Postgres
@@ -55,6 +56,7 @@ language sql stable set search_path = '' as 'select at from sandbox.moment';
 SWEEP_EVERY_S = 60.0
 GIVE_UP_S = 6 * 86400.0  # virtual; a history that is not quiet by then never will be
 LISTED_WITHIN_S = 100.0  # below CALL_SETTLING_SECONDS, as it has to be
+THERE = ZoneInfo("America/Los_Angeles")  # where the numbers of the histories are: a guessed zone, so 09:00 to 20:00
 ALLOWED_REASONS = {"absent", "busy", "no-answer", "failed", "canceled", "call_canceled", "twilio_21211"}
 
 SETTINGS = {
@@ -65,6 +67,7 @@ SETTINGS = {
     "TWILIO_PHONE_NUMBER": "+15005550006",
     "API_BASE_URL": "https://calls.example.com",
     "CALLS_PER_SECOND": "100",
+    "CALLS_PER_NUMBER_PER_DAY": "3",
 }
 
 
@@ -83,6 +86,7 @@ class Call:
     listed_at: float
     callbacks: str
     outcome: CallStatus
+    queue_s: float
     status: CallStatus = "queued"
     reached: bool = False
     held: list[CallStatus] = field(default_factory=list)
@@ -123,12 +127,13 @@ class VirtualTwilio:
         self.history = history
         self.calls: list[Call] = []
 
-    def place(self, attempt: UUID, to: str, in_time: Callable[[], bool]) -> str:
+    def place(self, attempt: UUID, to: str, in_time: Callable[[], bool]) -> Placed:
         history = self.history
         history.maybe_die("before the request")
         history.maybe_freeze("about to ask Twilio")
         if not in_time():
             raise CallNotPlaced(Verdict("later", "too_late", "held up"))
+        history.watch_the_rules(to)
         kind = history.draw(
             ok=10, accept_then_drop=2, accept_then_500=2, accept_late=2, hang=2, drop=2, refused=1, later=1
         )
@@ -141,7 +146,7 @@ class VirtualTwilio:
             history.maybe_die("after the request")
             if kind == "ok":
                 history.maybe_freeze("an answer under way")
-                return call.sid
+                return Placed(call.sid, call.queue_s)
         if kind == "accept_late":
             history.after(history.random.uniform(0.1, 10), lambda: self.take(attempt, to))
         if kind in ("hang", "accept_late"):
@@ -159,9 +164,10 @@ class VirtualTwilio:
             listed_at=history.now + history.random.choice([0.0, 0.0, 5.0, history.random.uniform(0, LISTED_WITHIN_S)]),
             callbacks=history.draw(ok=6, none=2, twice=1, shuffled=1, late=1),
             outcome=cast(CallStatus, outcome),
+            queue_s=history.random.uniform(60, 3600) if history.chance(0.1) else history.random.uniform(0.1, 5),
         )
         self.calls.append(call)
-        history.after(history.random.uniform(0.1, 5), lambda: self._ring(call))
+        history.after(call.queue_s, lambda: self._ring(call))
         return call
 
     def _ring(self, call: Call) -> None:
@@ -229,6 +235,12 @@ class VirtualTwilio:
         call = next(call for call in self.calls if call.sid == call_sid)
         self._finish(call, "completed" if call.status == "in-progress" else "canceled")
 
+    def cancel(self, call_sid: str) -> None:
+        self._ask()
+        call = next(call for call in self.calls if call.sid == call_sid)
+        if call.status != "in-progress":
+            self._finish(call, "canceled")
+
     def _as_listed(self, call: Call) -> TwilioCall:
         return TwilioCall(call.sid, call.status, self.history.wall(call.created_at).replace(microsecond=0), None, None)
 
@@ -249,6 +261,13 @@ class History:
         self._frozen = 0
         # API_BASE_URL is another service: it speaks to everybody and tells us nothing, so Twilio's list is all there is.
         self._elsewhere = self.random.random() < 0.3
+        # At any hour, as in the sandbox, or where the phone is: at the beginning it is four in the morning there.
+        self._at_any_hour = self.random.random() < 0.7
+        if self._at_any_hour:
+            self.settings = settings.model_copy(update={"call_hours": "always"})
+        self._stopped: dict[str, float] = {}  # number -> since when
+        self._paused_at: float | None = None
+        self.against_the_rules = 0
         self._calm = False  # near the end nothing new goes wrong, so that the history can become quiet
         self._worker_lives = False
         self._reset()
@@ -309,8 +328,9 @@ class History:
     def _reset(self) -> None:
         self.connection.execute(
             "truncate public.outbound_call_jobs, public.outbound_call_attempts restart identity cascade;"
-            "truncate private.missed_signups, private.deleted_calls;"
-            "update private.call_settings set paused_until = null, halts = 0, probe_until = null, next_call_at = '-infinity'"
+            "truncate private.missed_signups, private.deleted_calls, public.call_opt_outs;"
+            "update private.call_settings"
+            " set paused_until = null, stopped = false, halts = 0, probe_until = null, next_call_at = '-infinity'"
         )
         self._set_now(0.0)
 
@@ -373,6 +393,34 @@ class History:
             if open_:
                 self.connection.execute("select public.cancel_call_job(%s)", (job_id,))
 
+    def opt_out(self, number: str) -> None:
+        self.note(f"{number[-4:]} opts out")
+        self.connection.execute("select public.opt_out(%s)", (number,))
+        self._stopped.setdefault(number, self.now)
+
+    def pause(self) -> None:
+        self.note("all calls are paused")
+        self.connection.execute("select public.pause_calls('somebody pulled the switch')")
+        self._paused_at = self.now
+        self.after(self.random.uniform(60, 7200), self._resume)
+
+    def _resume(self) -> None:
+        self.connection.execute("select public.resume_calls()")
+        self._paused_at = None
+
+    def watch_the_rules(self, number: str) -> None:
+        """At the moment of a request for a call: its claim was at most so long ago, and must have been right then."""
+        claimed = self.now - DIAL_WITHIN_SECONDS
+        there = {self.wall(at).astimezone(THERE).hour for at in (claimed, self.now)}
+        wrong = [
+            not self._at_any_hour and not any(9 <= hour < 20 for hour in there) and "it is night there",
+            self._stopped.get(number, claimed) < claimed and "they opted out",
+            self._paused_at is not None and self._paused_at < claimed and "calls are paused",
+        ]
+        for why in filter(None, wrong):
+            self.note(f"AGAINST THE RULES: {number[-4:]} is dialed, and {why}")
+            self.against_the_rules += 1
+
     # --- a history ----------------------------------------------------------------------------------------------------
 
     def run(self) -> Verdicts:
@@ -388,6 +436,10 @@ class History:
                 self.after(self.random.choice([0.05, 0.05, 30.0, 200.0]), partial(self.webhook, row[0]))
             if self.random.random() < 0.1:
                 self.after(self.random.uniform(0, 300), partial(self.cancel, row[0]))
+            if self.random.random() < 0.1:
+                self.after(self.random.choice([1.0, 20.0, 300.0, 50_000.0]), partial(self.opt_out, number))
+        if self.random.random() < 0.2:
+            self.after(self.random.choice([0.1, 5.0, 30.0, 600.0]), self.pause)
         self.after(self.random.uniform(0, SWEEP_EVERY_S), self.sweep)
         self.after(self.random.uniform(0, SWEEP_EVERY_S), self.sweep)  # two of them, in no step
 
@@ -421,7 +473,8 @@ class History:
             or (status == "failed" and reason not in ALLOWED_REASONS)
             for job_id, status, reason in jobs
         )
-        return Verdicts(twice=twice, lost=lost, in_doubt=sum(status == "in_doubt" for _, status, _ in jobs))
+        in_doubt = sum(status == "in_doubt" for _, status, _ in jobs)
+        return Verdicts(twice=twice, lost=lost, in_doubt=in_doubt, against_the_rules=self.against_the_rules)
 
 
 @dataclass
@@ -431,6 +484,7 @@ class Verdicts:
     twice: int = 0
     lost: int = 0
     in_doubt: int = 0
+    against_the_rules: int = 0
 
     @property
     def is_clean(self) -> bool:
@@ -477,14 +531,13 @@ def main() -> int:
     with Postgres() as server, prepared(server) as connection:
         for n in range(options.runs):
             history, verdicts = run_history(first + n, connection)
-            total = Verdicts(
-                total.twice + verdicts.twice, total.lost + verdicts.lost, total.in_doubt + verdicts.in_doubt
-            )
+            total = Verdicts(*map(sum, zip(astuple(total), astuple(verdicts), strict=True)))
             if not verdicts.is_clean:
                 print(f"seed {first + n}: {verdicts}", *history.log, sep="\n  ", flush=True)
                 print(f"  again: make chaos RUNS=1 SEED={first + n}", flush=True)
             elif (n + 1) % 100 == 0:
                 print(f"{n + 1} histories ...", flush=True)
+    print(f"dialed at night, after an opt-out or in a pause: {total.against_the_rules}")
     print(
         f"histories {options.runs}, dialed twice {total.twice}, lost {total.lost}, in doubt at the end {total.in_doubt}"
     )

@@ -116,7 +116,17 @@ class Steps:
         assert row is not None
         return int(row[0])
 
-    def claim(self, job_id: int | None = None, attempt: uuid.UUID | None = None, *, pace: float = PACE) -> Row:
+    def claim(
+        self,
+        job_id: int | None = None,
+        attempt: uuid.UUID | None = None,
+        *,
+        pace: float = PACE,
+        per_number: int | None = None,
+        per_prefix: int = 0,
+        per_day: int | None = None,
+    ) -> Row:
+        """Without caps, but for those that are given."""
         answer: Row = self.call(
             "claim_call_job",
             attempt=attempt or uuid.uuid4(),
@@ -124,6 +134,9 @@ class Steps:
             calls_per_second=pace,
             busy_s=BUSY_S,
             job_id=job_id,
+            calls_per_number_per_day=per_number,
+            calls_per_prefix_per_hour=per_prefix,
+            calls_per_day=per_day,
         )
         return answer
 

@@ -19,6 +19,7 @@ from tests.sandbox import database
 from tests.sandbox.postgres import Postgres
 
 FINISHED, LATER, DUE, TWICE = 100_000, 10_000, 10_000, 100
+CALLS, CALLS_A_DAY = 1_000_000, 2_880  # of years, one each 30 seconds; to 10,000 numbers of 100 prefixes
 A_FEW_BLOCKS = 25  # of one statement: an index's three levels, some dead entries, the row
 A_STEP_READS = (
     150  # a whole function, its writes and the catalogs included: 30 to 60 measured; a scan of the table is 2,600
@@ -60,6 +61,14 @@ insert into public.outbound_call_attempts
 select gen_random_uuid(), id, 1, phone_e164, 'duplicate', 'CB' || id, 'ringing', now(), now(), now() - id * interval '1 second'
 from public.outbound_call_jobs where status = 'completed' order by id limit {twice};
 
+update pg_index set indisready = false where indrelid = 'public.outbound_call_attempts'::regclass;
+insert into public.outbound_call_attempts
+  (id, job_id, number, phone_e164, state, call_sid, call_status, started_at, accepted_at, closed_at)
+select lpad(to_hex(n), 32, '0')::uuid, n, 1, '+1415' || 1000000 + n % 100 * 10000 + n / 100 % 100, 'ended', 'CC' || n, 'completed', at, at, at
+from (select n, now() - n * interval '30 seconds' as at from generate_series(1, {calls}) n) as rows;
+update pg_index set indisready = true where indrelid = 'public.outbound_call_attempts'::regclass;
+reindex table public.outbound_call_attempts;
+
 reset session_replication_role;
 vacuum analyze public.outbound_call_jobs, public.outbound_call_attempts;
 """
@@ -75,7 +84,7 @@ def full(postgres: Postgres, template_database: str) -> Iterator[Connection]:
     """A table as after a year."""
     database.create_database(postgres, "test_claim_plans", template_database)
     with psycopg.connect(postgres.url(database="test_claim_plans"), autocommit=True) as connection:
-        for statement in FILL.format(finished=FINISHED, later=LATER, due=DUE, twice=TWICE).split(";\n"):
+        for statement in FILL.format(finished=FINISHED, later=LATER, due=DUE, twice=TWICE, calls=CALLS).split(";\n"):
             connection.execute(statement.encode())
         yield connection
     database.drop_database(postgres, "test_claim_plans")
@@ -177,6 +186,54 @@ def test_with_one_index_over_all_states_this_test_would_say_so(undone: Connectio
     assert faults(explain(undone, TO_DIAL, "force_generic_plan"), "outbound_call_jobs_to_dial")
 
 
+# --- the caps ---------------------------------------------------------------------------------------------------------
+
+CAPS = [
+    ("outbound_call_attempts_per_number", "phone_e164 = p_phone_e164"),
+    ("outbound_call_attempts_per_prefix", "left(phone_e164, -4)"),
+    ("outbound_call_attempts_per_day", "p_calls_per_day - 1"),
+]
+VALUES = {
+    "p_phone_e164": "'+14151010001'",
+    "p_now": "now()",
+    "p_attempt": "'00000000-0000-0000-0000-000000000000'",
+    "p_calls_per_number_per_day": "3",
+    "p_calls_per_day": str(CALLS_A_DAY - 10),
+}
+
+
+def cap_plan(connection: Connection, condition: str) -> dict[str, Any]:
+    source = connection.execute("select prosrc from pg_proc where proname = 'cap_in_the_way'").fetchall()[0][0]
+    (statement,) = [s for s in re.findall(r"select [^;]*;", source) if condition in s]
+    statement = re.sub(r"into \w+(, \w+)?", "", statement)
+    for variable, value in VALUES.items():
+        statement = statement.replace(variable, value)
+    ((plans,),) = connection.execute(f"explain (analyze, buffers, format json) {statement}".encode()).fetchall()
+    plan: dict[str, Any] = plans[0]["Plan"]
+    return plan
+
+
+def cap_faults(plan: dict[str, Any], index: str, calls: float) -> list[str]:
+    scans = [node for node in nodes(plan) if "Scan" in node["Node Type"] and "Bitmap Heap" not in node["Node Type"]]
+    found = [f"reads {node.get('Index Name')}" for node in scans if node.get("Index Name") != index]
+    if (rows := sum(node["Actual Rows"] for node in scans)) > calls:
+        found.append(f"reads {rows} calls")
+    return found
+
+
+@pytest.mark.parametrize(("index", "condition"), CAPS, ids=["number", "prefix", "day"])
+def test_a_cap_reads_the_calls_that_it_counts_and_no_others(undone: Connection, index: str, condition: str) -> None:
+    plan = cap_plan(undone, condition)
+    assert cap_faults(plan, index, calls=CALLS_A_DAY) == []
+    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < (200 if index.endswith("day") else A_FEW_BLOCKS)
+
+
+@pytest.mark.parametrize(("index", "condition"), CAPS, ids=["number", "prefix", "day"])
+def test_without_its_index_a_cap_would_read_other_calls_too(undone: Connection, index: str, condition: str) -> None:
+    undone.execute(f"drop index public.{index}".encode())
+    assert cap_faults(cap_plan(undone, condition), index, calls=CALLS_A_DAY)
+
+
 # --- whole functions --------------------------------------------------------------------------------------------------
 
 
@@ -190,8 +247,8 @@ def blocks(connection: Connection, call: str, times: int = 5) -> int:
     return int(min(measured))
 
 
-def claim(job_id: str = "null") -> str:
-    return f"public.claim_call_job(gen_random_uuid(), {LEASE_S}, {PACE}, {BUSY_S}, {job_id})"
+def claim(job_id: str = "null", caps: str = "3, 20, null") -> str:
+    return f"public.claim_call_job(gen_random_uuid(), {LEASE_S}, {PACE}, {BUSY_S}, {job_id}, {caps})"
 
 
 ALL_ENDED = b"update public.outbound_call_attempts set closed_at = now(), end_due_at = null where state = 'duplicate'"
@@ -209,6 +266,15 @@ def test_a_whole_claim_by_id_reads_little(undone: Connection) -> None:
     assert undone.execute(
         "select count(*) from public.outbound_call_attempts where state = 'started' and started_at = now()"
     )
+
+
+def test_a_whole_claim_with_a_ceiling_of_a_day_reads_no_more_than_the_days_calls(undone: Connection) -> None:
+    assert blocks(undone, claim(caps=f"3, 20, {10 * CALLS_A_DAY}")) < A_STEP_READS + CALLS_A_DAY / 10
+
+
+def test_opting_out_and_pruning_find_their_rows_by_an_index(undone: Connection) -> None:
+    assert blocks(undone, "public.opt_out('+14151010001')") < A_STEP_READS
+    assert blocks(undone, "public.prune_call_jobs(3000)") < A_STEP_READS
 
 
 def test_to_take_a_call_too_many_reads_little(undone: Connection) -> None:

@@ -43,6 +43,7 @@ ATTEMPTS = [
     ("outbound_call_attempts_call_status_check", "call_status = 'answered'"),
     ("open_attempts_are_not_closed", "closed_at = now()"),
     ("open_attempts_are_not_closed", "state = 'refused'"),
+    ("open_attempts_have_a_number", "phone_e164 = null"),
     ("a_taken_call_has_a_sid", "state = 'accepted'"),
     ("a_taken_call_has_a_sid", "call_sid = 'CA1'"),
     ("a_taken_call_has_a_sid", "state = 'absent', call_sid = 'CA1', closed_at = now()"),

@@ -202,6 +202,7 @@ def test_stats_count_what_is_open_and_say_how_late_we_are(steps: Steps) -> None:
         "oldest_due_s": 90,
         "live_duplicates": 1,
         "missed_signups": 0,
+        "held_by_prefix": 0,
         "paused_until": "infinity",
         "pause_reason": "lunch",
     }

@@ -61,7 +61,8 @@ def test_a_doubt_holds_the_job_until_it_is_settled(steps: Steps) -> None:
     assert steps.doubt(attempt)
     assert steps.attempt(attempt)["state"] == "in_doubt"
     assert steps.job(job)["status"] == "in_doubt"
-    assert steps.claim(job) | {"due_at": None} == {"outcome": "none", "status": "in_doubt", "due_at": None}
+    answer = steps.claim(job)
+    assert (answer["outcome"], answer["status"]) == ("none", "in_doubt")
 
 
 @pytest.mark.parametrize("state", others("started"))

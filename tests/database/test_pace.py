@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from datetime import timedelta
 
 import pytest
 
@@ -64,7 +65,7 @@ def test_a_quiet_hour_saves_up_no_burst(steps: Steps) -> None:
 def test_who_has_waited_longest_is_called_first(steps: Steps) -> None:
     jobs = [steps.queue(due_at=steps.now().replace(year=year)) for year in (2023, 2021, 2022, 2099)]
     assert [steps.claim()["job"]["id"] for _ in range(3)] == [jobs[1], jobs[2], jobs[0]]
-    assert steps.claim() == {"outcome": "none", "status": None, "due_at": None}
+    assert steps.claim() == {"outcome": "none", "status": None, "due_at": None, "reason_code": None}
 
 
 @pytest.mark.parametrize("state", ["started", "in_doubt", "accepted", "ended", "refused"])
@@ -132,7 +133,10 @@ def test_a_pause_leaves_calls_under_way_alone(steps: Steps) -> None:
 
 
 def test_a_pause_ends_when_it_was_said_to(steps: Steps) -> None:
-    steps.call("pause_calls", reason="lunch", until=steps.now().replace(microsecond=0))
+    steps.call("pause_calls", reason="lunch", until=steps.now() + timedelta(minutes=30))
+    steps.pass_time(1799)
+    assert steps.claim(steps.queue())["outcome"] == "paused"
+    steps.pass_time(1)
     assert steps.claim(steps.queue())["outcome"] == "claimed"
 
 

@@ -24,12 +24,16 @@ RPC = {
     "accept_call",
     "refuse_call",
     "doubt_call",
+    "put_off_call",
     "record_call_status",
     "claim_open_call",
     "settle_call",
     "heal_onboarding_calls",
     "cancel_call_job",
     "retry_call_job",
+    "opt_out",
+    "require_verified_phones",
+    "prune_call_jobs",
     "pause_calls",
     "resume_calls",
     "call_job_stats",
@@ -39,6 +43,12 @@ PRIVATE = {
     "complete_call_job",
     "keep_open_call_job",
     "lock_attempt",
+    "cap_in_the_way",
+    "give_back_slot",
+    "why_canceled",
+    "is_stopped",
+    "forget_user",
+    "on_auth_user_deleted",
     "call_rank",
     "retry_or_fail",
     "bind_call",
@@ -52,11 +62,13 @@ PRIVATE = {
 TABLES = {
     "public.outbound_call_jobs",
     "public.outbound_call_attempts",
+    "public.call_opt_outs",
     "private.missed_signups",
+    "private.deleted_users",
     "private.call_settings",
     "private.deleted_calls",
 }
-READABLE = {"public.outbound_call_jobs", "public.outbound_call_attempts"}
+READABLE = {"public.outbound_call_jobs", "public.outbound_call_attempts", "public.call_opt_outs"}
 INSERTABLE = {"user_id", "phone_number", "first_name", "signup_mode", "metadata", "due_at", "dedupe_key"}
 PRIVILEGES = ("select", "insert", "update", "delete", "truncate", "references", "trigger")
 

@@ -332,3 +332,93 @@ def test_a_sign_up_that_fails_for_reasons_of_its_own_makes_no_job(connection: Co
     with pytest.raises(psycopg.errors.UniqueViolation):
         sign_up(connection, number)
     assert len(jobs(steps, user)) == 1
+
+
+# --- only verified phones ---------------------------------------------------------------------------------------------
+
+
+def confirm(connection: Connection, user: uuid.UUID) -> None:
+    connection.execute("set role supabase_auth_admin")
+    try:
+        connection.execute("update auth.users set phone_confirmed_at = now() where id = %s", (user,))
+    finally:
+        connection.execute("reset role")
+
+
+def test_by_default_a_confirmation_calls_nobody_a_second_time(connection: Connection, steps: Steps) -> None:
+    user = sign_up(connection, a_number()[1:])
+    steps.pass_time(7200)  # the dedupe key would not hold it back any more
+    confirm(connection, user)
+    assert len(jobs(steps, user)) == 1
+
+
+def test_where_phones_must_be_verified_the_confirmation_is_waited_for(connection: Connection, steps: Steps) -> None:
+    steps.call("require_verified_phones")
+    user = sign_up(connection, (number := a_number())[1:], {"signup_mode": "demo", "phone": a_number()})
+    assert jobs(steps, user) == []
+    confirm(connection, user)
+    assert (job(steps, user)["phone_e164"], job(steps, user)["signup_mode"]) == (number, "demo")
+
+
+def test_a_phone_that_is_confirmed_from_the_start_is_called_at_once(connection: Connection, steps: Steps) -> None:
+    steps.call("require_verified_phones")
+    user = uuid.uuid4()
+    query = "insert into auth.users (id, phone, phone_confirmed_at) values (%s, %s, now())"
+    connection.execute(query, (user, a_number()[1:]))
+    assert len(jobs(steps, user)) == 1
+
+
+def test_where_phones_must_be_verified_a_typed_one_is_nothing(connection: Connection, steps: Steps) -> None:
+    steps.call("require_verified_phones")
+    user = sign_up(connection, None, {"phone": a_number()})
+    confirm(connection, user)
+    assert jobs(steps, user) == []
+
+
+def test_a_phone_that_is_confirmed_twice_is_called_once(connection: Connection, steps: Steps) -> None:
+    steps.call("require_verified_phones")
+    user = sign_up(connection, a_number()[1:])
+    confirm(connection, user)
+    steps.pass_time(7200)
+    steps.rows("update auth.users set phone_confirmed_at = null where id = %s", user)
+    confirm(connection, user)
+    assert len(jobs(steps, user)) == 1
+
+
+def test_who_was_called_before_phones_had_to_be_verified_is_not_called_again(
+    connection: Connection, steps: Steps
+) -> None:
+    user = sign_up(connection, a_number()[1:])
+    steps.call("require_verified_phones")
+    steps.pass_time(7200)
+    confirm(connection, user)
+    assert len(jobs(steps, user)) == 1
+
+
+def test_typed_phones_count_again_when_nobody_requires_more(connection: Connection, steps: Steps) -> None:
+    steps.call("require_verified_phones")
+    steps.call("require_verified_phones", required=False)
+    assert len(jobs(steps, sign_up(connection, None, {"phone": a_number()}))) == 1
+
+
+def test_healing_waits_for_the_confirmation_too(connection: Connection, steps: Steps) -> None:
+    steps.call("require_verified_phones")
+    user = sign_up(connection, a_number()[1:])
+    steps.rows("insert into private.missed_signups (user_id, error, noted_at) values (%s, 'x', now())", user)
+    assert steps.call("heal_onboarding_calls") == 1
+    assert (jobs(steps, user), missed(steps)) == ([], [])
+    confirm(connection, user)
+    assert len(jobs(steps, user)) == 1
+
+
+def test_a_confirmation_commits_even_when_nothing_of_ours_works(connection: Connection, steps: Steps) -> None:
+    steps.call("require_verified_phones")
+    user = sign_up(connection, a_number()[1:])
+    steps.rows("alter table public.outbound_call_jobs rename to gone")
+    try:
+        confirm(connection, user)
+    finally:
+        steps.rows("alter table public.gone rename to outbound_call_jobs")
+    assert missed(steps) == [user]
+    assert steps.call("heal_onboarding_calls") == 1
+    assert len(jobs(steps, user)) == 1

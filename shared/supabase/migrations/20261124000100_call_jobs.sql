@@ -5,8 +5,10 @@
 --
 --   Tables     public.outbound_call_jobs       one person to be called
 --              public.outbound_call_attempts   one try at it; written with the claim, before Twilio is asked
+--              public.call_opt_outs            numbers that are never called again
 --              private.missed_signups          sign-ups whose job could not be written; the sweep heals them
 --              private.deleted_calls           SIDs that Twilio still lists, of attempts that are gone
+--              private.deleted_users           users that are gone, until their numbers are erased, too
 --              private.call_settings           one row: paused or not, and when the next call may go out
 --
 --   A job      queued -> dialing -> calling -> completed | failed | canceled
@@ -18,10 +20,12 @@
 --
 --   In the order of a job's life:
 --     enqueue_call_job   claim_call_job   set_call_number   release_call_job                      (jobs, claim)
---     accept_call   refuse_call   doubt_call   record_call_status                              (outcomes)
+--     accept_call   refuse_call   doubt_call   put_off_call   record_call_status               (outcomes)
 --     claim_open_call   settle_call                                                            (settle)
---     cancel_call_job   retry_call_job   pause_calls   resume_calls   call_job_stats           (operate)
---     on_auth_user_created_onboarding   on_outbound_call_job_created   heal_onboarding_calls   (signup, webhook)
+--     cancel_call_job   retry_call_job   opt_out   pause_calls   resume_calls   call_job_stats (operate)
+--     on_auth_user_created_onboarding   on_auth_user_phone_confirmed_onboarding
+--     on_outbound_call_job_created   heal_onboarding_calls   require_verified_phones           (signup, webhook)
+--     on_auth_user_deleted_onboarding   prune_call_jobs                                        (forget)
 --
 --   Everywhere: one function is one step and one transaction; locks are taken in the order job, attempt, settings;
 --   time is private.clock(); Python hands in durations in seconds (p_..._s) and policy, SQL guards the facts.
@@ -58,6 +62,7 @@ create table public.outbound_call_jobs (
   due_at           timestamptz,
   attempts         int not null default 0 check (attempts >= 0),
   cancel_requested boolean not null default false,
+  cancel_code      text,
   reason_code      text,
   reason           text,
   dedupe_key       text not null,
@@ -78,6 +83,7 @@ comment on column public.outbound_call_jobs.phone_number is 'As it was typed; ne
 comment on column public.outbound_call_jobs.phone_e164 is 'What is dialed, fenced and capped. Null until the dispatcher has parsed what was typed.';
 comment on column public.outbound_call_jobs.due_at is 'When somebody must look at this job next: to dial it, at the end of a lease, or to ask Twilio.';
 comment on column public.outbound_call_jobs.attempts is 'Attempts spent. Those that were given back are not among them.';
+comment on column public.outbound_call_jobs.cancel_code is 'Who wants it canceled, if not somebody by hand: opted_out, user_deleted, paused.';
 comment on column public.outbound_call_jobs.reason is 'Why it stands as it does, in words; reason_code is the stable form.';
 
 -- The two claims, each with the index that serves it, in exactly its order: then a claim costs the same however many
@@ -85,12 +91,14 @@ comment on column public.outbound_call_jobs.reason is 'Why it stands as it does,
 create index outbound_call_jobs_to_dial on public.outbound_call_jobs (due_at, id) where status = 'queued';
 create index outbound_call_jobs_open on public.outbound_call_jobs (due_at, id) where status in ('dialing', 'in_doubt', 'calling');
 create index outbound_call_jobs_user on public.outbound_call_jobs (user_id);
+create index outbound_call_jobs_open_number on public.outbound_call_jobs (phone_e164) where finished_at is null;  -- for opt_out
+create index outbound_call_jobs_finished on public.outbound_call_jobs (finished_at) where finished_at is not null;  -- for prune_call_jobs
 
 create table public.outbound_call_attempts (
   id            uuid primary key,
   job_id        bigint not null references public.outbound_call_jobs (id) on delete cascade,
   number        int not null check (number > 0),
-  phone_e164    text not null check (phone_e164 ~ '^\+[1-9][0-9]{6,14}$'),
+  phone_e164    text check (phone_e164 ~ '^\+[1-9][0-9]{6,14}$'),
   state         text not null default 'started'
                 check (state in ('started', 'in_doubt', 'accepted', 'ended', 'refused', 'absent', 'duplicate')),
   call_sid      text unique,
@@ -105,13 +113,18 @@ create table public.outbound_call_attempts (
   doubted_at    timestamptz,
   accepted_at   timestamptz,
   end_due_at    timestamptz,
+  put_off_until timestamptz,
   closed_at     timestamptz,
+  constraint open_attempts_have_a_number check (phone_e164 is not null or state not in ('started', 'in_doubt', 'accepted')),
   constraint open_attempts_are_not_closed check (state = 'duplicate' or (closed_at is null) = (state in ('started', 'in_doubt', 'accepted'))),
   constraint a_taken_call_has_a_sid check ((call_sid is not null) = (state in ('accepted', 'ended', 'duplicate'))),
   constraint a_doubt_has_a_time check (state <> 'in_doubt' or doubted_at is not null)
 );
 
 comment on table public.outbound_call_attempts is 'One try at a job. Its id travels in the URLs that Twilio calls.';
+comment on column public.outbound_call_attempts.phone_e164 is 'Erased a day after its user was deleted.';
+comment on column public.outbound_call_attempts.put_off_until is
+  'Of a call that still waits in Twilio''s queue and must not ring now: it is being, or was, canceled there; its job is due again then.';
 comment on column public.outbound_call_attempts.end_due_at is 'Of a duplicate only: when the sweep must end it again.';
 
 -- What makes a call in Twilio's list unambiguous, and a second ring impossible: one open attempt per number and per job.
@@ -120,7 +133,22 @@ create unique index outbound_call_attempts_one_open_per_number on public.outboun
 create unique index outbound_call_attempts_one_open_per_job on public.outbound_call_attempts (job_id)
   where state in ('started', 'in_doubt', 'accepted');
 create index outbound_call_attempts_job on public.outbound_call_attempts (job_id, number);
+
+-- What the caps count: every call that rang, may ring or may have rung. Each with the index that a claim reads.
+create index outbound_call_attempts_per_number on public.outbound_call_attempts (phone_e164, started_at)
+  where state not in ('refused', 'absent') and put_off_until is null;
+create index outbound_call_attempts_per_prefix on public.outbound_call_attempts (left(phone_e164, -4), started_at)
+  where state not in ('refused', 'absent') and put_off_until is null;
+create index outbound_call_attempts_per_day on public.outbound_call_attempts (started_at)
+  where state not in ('refused', 'absent') and put_off_until is null;
 create index outbound_call_attempts_to_end on public.outbound_call_attempts (end_due_at) where state = 'duplicate' and closed_at is null;
+
+create table public.call_opt_outs (
+  phone_e164   text primary key check (phone_e164 ~ '^\+[1-9][0-9]{6,14}$'),
+  opted_out_at timestamptz not null,
+  how          text not null
+);
+comment on table public.call_opt_outs is 'Numbers that are never called again. They outlive their users, their jobs and the retention. Written by opt_out.';
 
 create table private.missed_signups (
   user_id  uuid primary key,
@@ -135,13 +163,22 @@ create table private.deleted_calls (
 );
 comment on table private.deleted_calls is 'SIDs of deleted attempts, for two days: Twilio still lists the call, and it is no other attempt''s.';
 
+create table private.deleted_users (
+  user_id    uuid primary key,
+  deleted_at timestamptz not null,
+  forgotten  boolean not null  -- their jobs are canceled, names and metadata are gone; what is left are numbers
+);
+comment on table private.deleted_users is 'For a day or so: what they typed is gone at once, their numbers when no cap and no fence needs them any more.';
+
 create table private.call_settings (
   only_row     boolean primary key default true check (only_row),
   paused_until timestamptz,
   pause_reason text,
+  stopped      boolean not null default false,  -- paused by hand: what waits in Twilio's queue is canceled, too
   halts        int not null default 0,      -- in a row; each makes the next pause longer
   probe_until  timestamptz,                 -- after a halt one job goes first: nobody else until then
-  next_call_at timestamptz not null default '-infinity'
+  next_call_at timestamptz not null default '-infinity',
+  verified_phones_only boolean not null default false
 );
 insert into private.call_settings default values;
 comment on table private.call_settings is 'What SQL must know on its own. Every claim to dial updates this row last, so a pause holds from the moment it commits.';
@@ -151,12 +188,14 @@ alter table public.outbound_call_attempts enable row level security;
 alter table private.missed_signups enable row level security;
 alter table private.call_settings enable row level security;
 alter table private.deleted_calls enable row level security;
+alter table private.deleted_users enable row level security;
+alter table public.call_opt_outs enable row level security;
 
 -- New projects grant nothing by default and older ones grant everything: so revoke all, then grant what is meant.
-revoke all on public.outbound_call_jobs, public.outbound_call_attempts from public, anon, authenticated, service_role;
-revoke all on private.missed_signups, private.call_settings, private.deleted_calls from public, anon, authenticated, service_role;
+revoke all on public.outbound_call_jobs, public.outbound_call_attempts, public.call_opt_outs from public, anon, authenticated, service_role;
+revoke all on private.missed_signups, private.call_settings, private.deleted_calls, private.deleted_users from public, anon, authenticated, service_role;
 revoke all on sequence public.outbound_call_jobs_id_seq from public, anon, authenticated, service_role;
-grant select on public.outbound_call_jobs, public.outbound_call_attempts to service_role;
+grant select on public.outbound_call_jobs, public.outbound_call_attempts, public.call_opt_outs to service_role;
 grant insert (user_id, phone_number, first_name, signup_mode, metadata, due_at, dedupe_key) on public.outbound_call_jobs to service_role;
 
 -- Called before each insert, so that a plain insert of (user_id, phone_number) is enough. A number that already is E.164
@@ -198,7 +237,8 @@ begin
   end if;
   delete from private.deleted_calls where deleted_at < private.clock() - interval '2 days';
   insert into private.deleted_calls (call_sid, deleted_at)
-  select call_sid, private.clock() from public.outbound_call_attempts where job_id = old.id and call_sid is not null
+  select call_sid, private.clock() from public.outbound_call_attempts
+  where job_id = old.id and call_sid is not null and started_at > private.clock() - interval '2 days'
   on conflict do nothing;
   return old;
 end

@@ -23,8 +23,8 @@ begin
   set status      = v_status,
       due_at      = case when v_status = 'queued' then v_now + make_interval(secs => p_delays_s[p_job.attempts]) end,
       finished_at = case when v_status <> 'queued' then v_now end,
-      reason_code = case when v_status = 'canceled' then 'canceled' else p_code end,
-      reason      = p_reason
+      reason_code = case when v_status = 'canceled' then coalesce(p_job.cancel_code, 'canceled') else p_code end,
+      reason      = case when v_status = 'canceled' then private.why_canceled(p_job.cancel_code) else p_reason end
   where id = p_job.id;
 end
 $$;
@@ -66,15 +66,20 @@ begin
 
     -- Open, or late truth: believed absent, and yet this is the job's call.
     if v_attempt.state in ('started', 'in_doubt')
-       or (v_attempt.state = 'absent'
+       or (v_attempt.state = 'absent' and v_attempt.phone_e164 is not null
            and (v_job.status = 'queued' or (v_job.status = 'failed' and v_job.reason_code in ('absent', 'gave_up')))) then
       update public.outbound_call_attempts
       set state = 'accepted', call_sid = p_sid, call_status = 'queued', accepted_at = v_now, closed_at = null
       where id = p_attempt;
+      -- Who opted out between the claim and now has been missed by both opt_out and the claim: stop means stop.
       update public.outbound_call_jobs
-      set status = 'calling', due_at = case when cancel_requested then v_now else v_now + make_interval(secs => p_ask_s) end,
-          finished_at = null, reason_code = null, reason = null
-      where id = v_job.id;
+      set status = 'calling', due_at = case when cancel_requested or o.opted_out then v_now else v_now + make_interval(secs => p_ask_s) end,
+          finished_at = null, reason_code = null, reason = null,
+          cancel_requested = cancel_requested or o.opted_out,
+          cancel_code = case when o.opted_out and not cancel_requested then 'opted_out' else cancel_code end
+      from (select exists (select from public.call_opt_outs where phone_e164 = v_attempt.phone_e164) as opted_out) o
+      where id = v_job.id
+      returning cancel_requested into v_job.cancel_requested;
       return case when v_job.cancel_requested then 'end' else 'keep' end;
     end if;
   exception when unique_violation then
@@ -116,6 +121,13 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_then text := private.bind_call(p_attempt, p_call_sid, p_ask_s);
 begin
+  -- Calls were stopped between the claim and now: this one may still wait in Twilio's queue, and is looked after at once.
+  if v_then = 'keep' and private.is_stopped() then
+    update public.outbound_call_jobs j set due_at = private.clock()
+    from public.outbound_call_attempts a
+    where a.call_sid = p_call_sid and a.state = 'accepted' and a.call_status = 'queued' and j.id = a.job_id;
+  end if;
+
   -- Twilio takes our calls: what halted us is mended.
   update private.call_settings
   set halts = 0, probe_until = null, paused_until = null, pause_reason = null
@@ -124,9 +136,16 @@ begin
 end
 $$;
 
+-- Whether calls are paused by hand, by pause_calls.
+create function private.is_stopped() returns boolean
+language sql stable set search_path = '' as $$
+  select stopped and paused_until > private.clock() from private.call_settings
+$$;
+
 -- Called by the dispatcher: Twilio, or our own screening, refuses this call for good. Counts only from started and
--- in_doubt. -> true if it counted
-create function public.refuse_call(p_attempt uuid, p_code text, p_reason text, p_error_code text default null) returns boolean
+-- in_doubt. p_slot_s: as in release_call_job. -> true if it counted
+create function public.refuse_call(p_attempt uuid, p_code text, p_reason text, p_error_code text default null, p_slot_s double precision default 0)
+returns boolean
 language plpgsql security definer set search_path = '' as $$
 declare
   v_locked  record;
@@ -144,6 +163,30 @@ begin
   where id = p_attempt;
   perform private.retry_or_fail(v_job, '{}', p_code, p_reason);
   update private.call_settings set probe_until = null where only_row and probe_until = v_job.due_at;  -- if it was the probe
+  perform private.give_back_slot(p_slot_s);
+  return true;
+end
+$$;
+
+-- Called by the dispatcher about a call that Twilio has, and that waits in its queue until it may not ring any more (its hours).
+-- The caller cancels it at Twilio, and the sweep does until it is over; then the job is due at p_not_before, the attempt unspent.
+-- Counts only for a call that has not left the queue, as far as we were told. -> true if it counted
+create function public.put_off_call(p_attempt uuid, p_not_before timestamptz, p_code text, p_reason text) returns boolean
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_locked  record;
+  v_job     public.outbound_call_jobs;
+  v_attempt public.outbound_call_attempts;
+begin
+  select * into v_locked from private.lock_attempt(p_attempt);
+  v_attempt := v_locked.attempt;
+  v_job := v_locked.job;
+  if v_attempt.state is distinct from 'accepted' or v_attempt.call_status <> 'queued' or v_job.cancel_requested then
+    return false;
+  end if;
+  update public.outbound_call_attempts
+  set put_off_until = p_not_before, error_code = p_code, error_message = p_reason where id = p_attempt;
+  update public.outbound_call_jobs set due_at = private.clock(), reason_code = p_code, reason = p_reason where id = v_job.id;
   return true;
 end
 $$;
@@ -191,22 +234,25 @@ create function public.record_call_status(
 language plpgsql security definer set search_path = '' as $$
 declare
   v_now     constant timestamptz := private.clock();
-  v_then    constant text := private.bind_call(p_attempt, p_call_sid, p_ask_s);
+  v_then    text := private.bind_call(p_attempt, p_call_sid, p_ask_s);
   v_attempt public.outbound_call_attempts;
   v_job     public.outbound_call_jobs;
   v_final   constant boolean := private.call_rank(p_call_status) = 4;
   v_ends_job boolean;
   v_moved   boolean;
+  v_put_off_until timestamptz;
 begin
   if v_then = 'unknown' then
     return private.call_answer(v_then, p_call_sid) || '{"moved": false}';
   end if;
+  select put_off_until into v_put_off_until from public.outbound_call_attempts where call_sid = p_call_sid;
   -- An attempt that was given up as outcome_unknown keeps its job as it is, whatever comes now.
   v_ends_job := v_final and exists (select from public.outbound_call_attempts a where a.call_sid = p_call_sid and a.state = 'accepted');
   update public.outbound_call_attempts
   set call_status = p_call_status,
       state       = case when v_final and state = 'accepted' then 'ended' else state end,
       closed_at   = case when v_final then v_now else closed_at end,
+      put_off_until = case when p_call_status in ('queued', 'initiated', 'ringing', 'canceled') then put_off_until end,
       end_due_at  = case when not v_final then end_due_at end,
       answered_by = coalesce(p_answered_by, answered_by),
       duration_s  = coalesce(p_duration_s, duration_s),
@@ -216,15 +262,24 @@ begin
   returning * into v_attempt;
   v_moved := found;
 
+  -- Picked up after calls were stopped: nobody speaks. A call that was answered before goes on.
+  if v_moved and p_call_status = 'in-progress' and v_attempt.state = 'accepted' and private.is_stopped() then
+    update public.outbound_call_jobs set cancel_requested = true, cancel_code = coalesce(cancel_code, 'paused'), due_at = v_now
+    where id = v_attempt.job_id and not cancel_requested;
+    v_then := 'end';
+  end if;
+
   if v_moved and v_ends_job then
     select * into v_job from public.outbound_call_jobs where id = v_attempt.job_id;
-    if p_call_status = 'completed' or (p_call_status = 'canceled' and not v_job.cancel_requested) then
+    if p_call_status = 'canceled' and v_put_off_until is not null and not v_job.cancel_requested then
+      update public.outbound_call_jobs set status = 'queued', due_at = v_put_off_until, attempts = attempts - 1 where id = v_job.id;
+    elsif p_call_status = 'completed' or (p_call_status = 'canceled' and not v_job.cancel_requested) then
       update public.outbound_call_jobs
       set status      = case when cancel_requested or p_call_status = 'canceled' then 'canceled' else 'completed' end,
           due_at      = null,
           finished_at = v_now,
-          reason_code = case when cancel_requested then 'canceled' when p_call_status = 'canceled' then 'call_canceled' end,
-          reason      = case when cancel_requested then 'canceled while the call was under way'
+          reason_code = case when cancel_requested then coalesce(cancel_code, 'canceled') when p_call_status = 'canceled' then 'call_canceled' end,
+          reason      = case when cancel_requested then private.why_canceled(cancel_code)
                              when p_call_status = 'canceled' then 'the call was canceled at Twilio' end
       where id = v_job.id;
     else
@@ -242,13 +297,16 @@ revoke all on function
   private.call_rank(text),
   private.retry_or_fail(public.outbound_call_jobs, double precision[], text, text),
   private.bind_call(uuid, text, double precision),
+  private.is_stopped(),
   private.call_answer(text, text)
 from public, anon, authenticated, service_role;
 revoke all on function public.accept_call(uuid, text, double precision) from public, anon, authenticated;
-revoke all on function public.refuse_call(uuid, text, text, text) from public, anon, authenticated;
+revoke all on function public.refuse_call(uuid, text, text, text, double precision) from public, anon, authenticated;
+revoke all on function public.put_off_call(uuid, timestamptz, text, text) from public, anon, authenticated;
 revoke all on function public.doubt_call(uuid, text, text, double precision) from public, anon, authenticated;
 revoke all on function public.record_call_status(uuid, text, text, double precision, double precision[], text, int, int, text) from public, anon, authenticated;
 grant execute on function public.accept_call(uuid, text, double precision) to service_role;
-grant execute on function public.refuse_call(uuid, text, text, text) to service_role;
+grant execute on function public.refuse_call(uuid, text, text, text, double precision) to service_role;
+grant execute on function public.put_off_call(uuid, timestamptz, text, text) to service_role;
 grant execute on function public.doubt_call(uuid, text, text, double precision) to service_role;
 grant execute on function public.record_call_status(uuid, text, text, double precision, double precision[], text, int, int, text) to service_role;

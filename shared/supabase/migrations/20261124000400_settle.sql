@@ -4,7 +4,8 @@
 -- job. Duplicates come first: they may be ringing. A call whose end is still unknown p_give_up_s after it was taken, asked
 -- about once more, is closed.
 -- -> {"outcome": "ask", "state": "in_doubt" | "accepted" | "duplicate", "attempt", "job_id", "call_sid", "phone_e164",
---     "started_at", "asked_at", "end": true if the call is not wanted, "lease_ran_out"} | {"outcome": "none"}
+--     "started_at", "asked_at", "end": true if the call is not wanted, "put_off": true if it must not leave Twilio's queue,
+--     "metadata", "lease_ran_out"} | {"outcome": "none"}
 create function public.claim_open_call(p_hold_s double precision, p_ask_s double precision, p_give_up_s double precision) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -55,6 +56,14 @@ begin
       continue;
     end if;
 
+    -- Calls are stopped: what still waits in Twilio's queue is canceled, and due again as soon as they are not.
+    if v_attempt.call_status = 'queued' and v_attempt.put_off_until is null and private.is_stopped() then
+      update public.outbound_call_attempts
+      set put_off_until = v_now, error_code = 'paused', error_message = 'all calls were paused while it waited in Twilio''s queue'
+      where id = v_attempt.id
+      returning * into v_attempt;
+    end if;
+
     v_lapsed := v_job.status = 'dialing';
     if v_lapsed then
       update public.outbound_call_attempts
@@ -78,7 +87,8 @@ language sql stable set search_path = '' as $$
   select jsonb_build_object(
     'outcome', 'ask', 'state', p_attempt.state, 'attempt', p_attempt.id, 'job_id', p_attempt.job_id,
     'call_sid', p_attempt.call_sid, 'phone_e164', p_attempt.phone_e164, 'started_at', p_attempt.started_at,
-    'asked_at', p_now, 'end', p_end, 'lease_ran_out', p_lapsed)
+    'asked_at', p_now, 'end', p_end, 'put_off', p_attempt.put_off_until is not null, 'lease_ran_out', p_lapsed,
+    'metadata', (select j.metadata from public.outbound_call_jobs j where j.id = p_attempt.job_id))
 $$;
 
 -- Called by the sweep with what Twilio listed: every call from our number to theirs since the attempt began, as

@@ -19,20 +19,23 @@ begin
 end
 $$;
 
--- Queue the onboarding call of one user. Called by the trigger and by heal_onboarding_calls. A user without a phone gets none;
+-- Queue the onboarding call of one user. Called by the triggers and by heal_onboarding_calls. A user without a phone gets none;
 -- whatever was typed as a phone gets a job, and the dispatcher says in its reason what is wrong with it.
--- Supabase keeps auth.users.phone without its "+"; what the metadata holds, the user wrote.
-create function private.queue_onboarding_call(p_user_id uuid, p_phone text, p_metadata jsonb) returns void
+-- Supabase keeps auth.users.phone without its "+"; what the metadata holds, the user wrote. Where only verified phones are
+-- called, it is the one in auth.users, and its confirmation is waited for.
+create function private.queue_onboarding_call(p_user_id uuid, p_phone text, p_confirmed_at timestamptz, p_metadata jsonb) returns void
 language plpgsql set search_path = '' as $$
 declare
+  v_verified_only constant boolean := (select verified_phones_only from private.call_settings);
   v_metadata constant jsonb := case when jsonb_typeof(p_metadata) = 'object' then p_metadata else '{}' end;
   v_name     constant text := coalesce(
     case jsonb_typeof(v_metadata -> 'first_name') when 'string' then nullif(btrim(v_metadata ->> 'first_name'), '') end,
     case jsonb_typeof(v_metadata -> 'name') when 'string' then nullif(split_part(btrim(v_metadata ->> 'name'), ' ', 1), '') end,
     case jsonb_typeof(v_metadata -> 'full_name') when 'string' then nullif(split_part(btrim(v_metadata ->> 'full_name'), ' ', 1), '') end);
-  v_phone    constant text := left(coalesce('+' || nullif(p_phone, ''), nullif(btrim(v_metadata ->> 'phone'), ''), nullif(btrim(v_metadata ->> 'phone_number'), '')), 64);
+  v_typed    constant text := coalesce(nullif(btrim(v_metadata ->> 'phone'), ''), nullif(btrim(v_metadata ->> 'phone_number'), ''));
+  v_phone    constant text := left(coalesce('+' || nullif(p_phone, ''), case when not v_verified_only then v_typed end), 64);
 begin
-  if v_phone is null then
+  if v_phone is null or (v_verified_only and p_confirmed_at is null) then
     return;
   end if;
   insert into public.outbound_call_jobs (user_id, phone_number, signup_mode, first_name, metadata)
@@ -46,12 +49,17 @@ begin
 end
 $$;
 
--- After each sign-up, in the sign-up's own transaction. lock_timeout turns a wait for a lock into an error, which is caught:
--- the sign-up commits, and what could not be queued is noted aside for the sweep.
+-- After each sign-up, and after each confirmation of a phone, in that transaction. lock_timeout turns a wait for a lock into an
+-- error, which is caught: the sign-up commits, and what could not be queued is noted aside for the sweep.
 create function private.on_auth_user_created() returns trigger
 language plpgsql security definer set search_path = '' set lock_timeout = '500ms' as $$
 begin
-  perform private.queue_onboarding_call(new.id, new.phone, new.raw_user_meta_data);
+  -- A confirmation says something new only where one was waited for; who has been called is not called again for it.
+  if tg_op = 'UPDATE' and (not (select verified_phones_only from private.call_settings)
+                           or exists (select from public.outbound_call_jobs j where j.user_id = new.id)) then
+    return null;
+  end if;
+  perform private.queue_onboarding_call(new.id, new.phone, new.phone_confirmed_at, new.raw_user_meta_data);
   return null;
 exception when others then
   begin
@@ -69,6 +77,16 @@ $$;
 create trigger on_auth_user_created_onboarding after insert on auth.users
   for each row execute function private.on_auth_user_created();
 
+create trigger on_auth_user_phone_confirmed_onboarding after update of phone_confirmed_at on auth.users
+  for each row when (old.phone_confirmed_at is null and new.phone_confirmed_at is not null)
+  execute function private.on_auth_user_created();
+
+-- By hand: trust only phones that were confirmed (by SMS), or, as at first, whatever was typed. Typed numbers are anybody's.
+create function public.require_verified_phones(p_required boolean default true) returns void
+language sql security definer set search_path = '' as $$
+  update private.call_settings set verified_phones_only = coalesce(p_required, true) where only_row
+$$;
+
 -- Called by each sweep: queue the calls that a sign-up could not. -> how many were healed
 create function public.heal_onboarding_calls(p_limit int default 100) returns int
 language plpgsql security definer set search_path = '' as $$
@@ -77,14 +95,14 @@ declare
   v_healed int := 0;
 begin
   for v_missed in
-    select m.user_id, u.id as still_there, u.phone, u.raw_user_meta_data
+    select m.user_id, u.id as still_there, u.phone, u.phone_confirmed_at, u.raw_user_meta_data
     from private.missed_signups m left join auth.users u on u.id = m.user_id
     order by m.noted_at limit p_limit
     for update of m skip locked
   loop
     begin
       if v_missed.still_there is not null then
-        perform private.queue_onboarding_call(v_missed.user_id, v_missed.phone, v_missed.raw_user_meta_data);
+        perform private.queue_onboarding_call(v_missed.user_id, v_missed.phone, v_missed.phone_confirmed_at, v_missed.raw_user_meta_data);
       end if;
       delete from private.missed_signups where user_id = v_missed.user_id;
       v_healed := v_healed + 1;
@@ -148,9 +166,11 @@ create trigger on_outbound_call_job_created after insert on public.outbound_call
 
 revoke all on function
   private.hmac_sha256(bytea, bytea),
-  private.queue_onboarding_call(uuid, text, jsonb),
+  private.queue_onboarding_call(uuid, text, timestamptz, jsonb),
   private.on_auth_user_created(),
   private.on_outbound_call_job_created()
 from public, anon, authenticated, service_role;
 revoke all on function public.heal_onboarding_calls(int) from public, anon, authenticated;
+revoke all on function public.require_verified_phones(boolean) from public, anon, authenticated;
 grant execute on function public.heal_onboarding_calls(int) to service_role;
+grant execute on function public.require_verified_phones(boolean) to service_role;

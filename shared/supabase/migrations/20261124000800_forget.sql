@@ -1,0 +1,103 @@
+-- Forgetting: users who are gone, and what is older than anybody needs.
+
+-- What a person told us, at once; their calls are canceled, or ended. Their numbers stay for the caps and the fence, for a day:
+-- to delete an account and sign up again is no way round them.
+create function private.forget_user(p_user_id uuid) returns void
+language sql set search_path = '' as $$
+  update public.outbound_call_jobs
+  set status           = case when status = 'queued' then 'canceled' else status end,
+      -- A failed job's call may still turn up.
+      cancel_requested = cancel_requested or status in ('dialing', 'in_doubt', 'calling', 'failed'),
+      cancel_code      = case when status in ('dialing', 'in_doubt', 'calling', 'failed') and not cancel_requested then 'user_deleted' else cancel_code end,
+      due_at           = case when status in ('in_doubt', 'calling') then private.clock() when status = 'dialing' then due_at end,
+      finished_at      = case when status = 'queued' then private.clock() else finished_at end,
+      reason_code      = case when status = 'queued' then 'user_deleted' else reason_code end,
+      reason           = case when status = 'queued' then private.why_canceled('user_deleted') else reason end,
+      phone_number     = 'erased',
+      first_name       = null,
+      metadata         = '{}'
+  where user_id = p_user_id
+$$;
+
+-- After a user was deleted, or marked as deleted. Like a sign-up, that never fails or waits for us: what could not be forgotten
+-- at once is noted for the sweep.
+create function private.on_auth_user_deleted() returns trigger
+language plpgsql security definer set search_path = '' set lock_timeout = '500ms' as $$
+begin
+  delete from private.missed_signups where user_id = old.id;
+  if not exists (select from public.outbound_call_jobs where user_id = old.id) then
+    return null;
+  end if;
+  insert into private.deleted_users (user_id, deleted_at, forgotten) values (old.id, private.clock(), false)
+  on conflict (user_id) do update set deleted_at = excluded.deleted_at, forgotten = false;
+  begin
+    perform private.forget_user(old.id);
+    update private.deleted_users set forgotten = true where user_id = old.id;
+  exception when others then
+    raise warning 'the calls of deleted user % could not be forgotten yet; the sweep will: %', old.id, sqlerrm;
+  end;
+  return null;
+exception when others then
+  raise warning 'the calls of deleted user % could not be forgotten: %', old.id, sqlerrm;
+  return null;
+end
+$$;
+
+create trigger on_auth_user_deleted_onboarding after delete on auth.users
+  for each row execute function private.on_auth_user_deleted();
+
+create trigger on_auth_user_marked_deleted_onboarding after update of deleted_at on auth.users
+  for each row when (old.deleted_at is null and new.deleted_at is not null) execute function private.on_auth_user_deleted();
+
+-- Called by each sweep, and does a little each time: forget who could not be forgotten at once, erase the numbers of who is gone
+-- for a day, delete jobs that finished more than p_retention_days ago, with their attempts. Opt-outs stay.
+-- -> {"forgotten": users, "erased": users, "deleted": jobs}
+create function public.prune_call_jobs(p_retention_days int, p_limit int default 500) returns jsonb
+language plpgsql security definer set search_path = '' set lock_timeout = '500ms' as $$
+declare
+  v_now       constant timestamptz := private.clock();
+  v_user      record;
+  v_forgotten int := 0;
+  v_erased    int := 0;
+  v_deleted   int;
+begin
+  for v_user in
+    select user_id, forgotten from private.deleted_users d
+    where not forgotten or deleted_at <= v_now - interval '24 hours'
+    order by forgotten, deleted_at limit p_limit
+    for update skip locked
+  loop
+    begin
+      if not v_user.forgotten then
+        perform private.forget_user(v_user.user_id);
+        update private.deleted_users set forgotten = true where user_id = v_user.user_id;
+        v_forgotten := v_forgotten + 1;
+      elsif not exists (select from public.outbound_call_jobs j left join public.outbound_call_attempts a on a.job_id = j.id
+                        where j.user_id = v_user.user_id
+                          and (j.finished_at is null or a.closed_at is null and a.id is not null
+                               or a.started_at > v_now - interval '24 hours')) then
+        update public.outbound_call_attempts set phone_e164 = null
+        where job_id in (select id from public.outbound_call_jobs where user_id = v_user.user_id);
+        update public.outbound_call_jobs set phone_e164 = null where user_id = v_user.user_id;
+        delete from private.deleted_users where user_id = v_user.user_id;
+        v_erased := v_erased + 1;
+      end if;
+    exception when lock_not_available then
+      raise warning 'the calls of deleted user % are in use; the next sweep will forget them', v_user.user_id;
+    end;
+  end loop;
+
+  with old as (
+    delete from public.outbound_call_jobs
+    where id in (select id from public.outbound_call_jobs
+                 where finished_at < v_now - make_interval(days => p_retention_days)
+                 order by finished_at limit p_limit for update skip locked)
+    returning 1)
+  select count(*) into v_deleted from old;
+  return jsonb_build_object('forgotten', v_forgotten, 'erased', v_erased, 'deleted', v_deleted);
+end
+$$;
+
+revoke all on function private.forget_user(uuid), private.on_auth_user_deleted() from public, anon, authenticated, service_role;
+revoke all on function public.prune_call_jobs(int, int) from public, anon, authenticated;
+grant execute on function public.prune_call_jobs(int, int) to service_role;

@@ -1,0 +1,213 @@
+"""A user who is gone is forgotten: at once what they told us, their number when no cap and no fence needs it, all of it in time."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+
+import psycopg
+import pytest
+
+from tests.database.steps import Row, Steps, a_number, a_sid
+
+DAY_S = 86_400.0
+
+Another = Callable[[], Steps]
+
+
+def a_user(steps: Steps, number: str | None = None) -> tuple[uuid.UUID, int]:
+    """Signs up. -> the user, the job"""
+    user = uuid.uuid4()
+    steps.rows(
+        "insert into auth.users (id, phone, raw_user_meta_data) values (%s, %s, '{\"first_name\": \"Ada\", \"team\": \"7\"}')",
+        user, (number or a_number())[1:],
+    )  # fmt: skip
+    return user, steps.one("select id from public.outbound_call_jobs where user_id = %s", user)
+
+
+def delete(steps: Steps, user: uuid.UUID) -> None:
+    steps.rows("delete from auth.users where id = %s", user)
+
+
+def prune(steps: Steps, days: int = 90, **more: object) -> Row:
+    pruned: Row = steps.call("prune_call_jobs", retention_days=days, **more)
+    return pruned
+
+
+def what_is_told(job: Row) -> tuple[object, ...]:
+    return job["phone_number"], job["first_name"], job["metadata"]
+
+
+# --- a user is deleted ------------------------------------------------------------------------------------------------
+
+
+def test_a_deleted_user_is_not_called_and_leaves_no_name_and_no_metadata(steps: Steps) -> None:
+    user, job = a_user(steps)
+    assert what_is_told(steps.job(job))[1:] == ("Ada", {"first_name": "Ada", "team": "7"})
+    delete(steps, user)
+    row = steps.job(job)
+    assert (row["status"], row["reason_code"]) == ("canceled", "user_deleted")
+    assert what_is_told(row) == ("erased", None, {})
+    assert steps.claim(job)["outcome"] == "none"
+
+
+def test_a_user_who_is_only_marked_as_deleted_is_gone_too(steps: Steps) -> None:
+    user, job = a_user(steps)
+    steps.rows("update auth.users set deleted_at = now() where id = %s", user)
+    assert what_is_told(steps.job(job)) == ("erased", None, {})
+
+
+@pytest.mark.parametrize("how_far", ["started", "in_doubt", "accepted"])
+def test_the_open_call_of_a_deleted_user_is_ended(steps: Steps, how_far: str) -> None:
+    user, job = a_user(steps)
+    attempt = steps.start(job)
+    sid = a_sid()
+    if how_far == "in_doubt":
+        steps.doubt(attempt)
+    if how_far == "accepted":
+        steps.accept(attempt, sid)
+    delete(steps, user)
+    assert what_is_told(steps.job(job)) == ("erased", None, {})
+    assert steps.accept(attempt, sid)["then"] == "end"
+    steps.status(attempt, sid, "canceled")
+    row = steps.job(job)
+    assert (row["status"], row["reason_code"]) == ("canceled", "user_deleted")
+
+
+def test_a_call_that_turns_up_late_for_a_deleted_user_is_ended(steps: Steps) -> None:
+    user, job = a_user(steps)
+    attempt = steps.start(job)
+    steps.doubt(attempt)
+    steps.settle(attempt, gives_up=True)
+    delete(steps, user)
+    assert steps.accept(attempt, a_sid())["then"] == "end"
+
+
+def test_even_after_the_number_was_erased_it_is_ended(steps: Steps) -> None:
+    user, job = a_user(steps)
+    attempt = steps.start(job)
+    steps.doubt(attempt)
+    steps.settle(attempt, gives_up=True)
+    delete(steps, user)
+    steps.pass_time(DAY_S + 1)
+    assert prune(steps)["erased"] == 1
+    assert steps.accept(attempt, a_sid())["then"] == "end"
+
+
+def test_the_number_stays_for_the_caps_for_a_day_and_is_erased_then(steps: Steps) -> None:
+    user, job = a_user(steps, number := a_number())
+    attempt = steps.start(job)
+    steps.status(attempt, a_sid(), "completed")
+    delete(steps, user)
+    _, again = a_user(steps, number)
+    assert steps.claim(again, per_number=1)["reason_code"] == "calls_per_number_per_day"
+
+    steps.pass_time(DAY_S - 60)
+    assert prune(steps)["erased"] == 0
+    steps.pass_time(120)
+    assert prune(steps)["erased"] == 1
+    assert (steps.job(job)["phone_e164"], steps.job(job)["phone_number"]) == (None, "erased")
+    assert steps.attempt(attempt)["phone_e164"] is None
+    assert steps.one("select count(*) from private.deleted_users") == 0
+    assert steps.job(again)["phone_e164"] == number
+
+
+def test_a_number_with_an_open_call_is_kept_until_that_is_over(steps: Steps) -> None:
+    user, job = a_user(steps)
+    attempt = steps.start(job)
+    steps.doubt(attempt)
+    delete(steps, user)
+    steps.pass_time(3 * DAY_S)
+    assert prune(steps)["erased"] == 0
+    steps.settle(attempt)
+    assert prune(steps)["erased"] == 1
+
+
+def test_a_job_of_a_deleted_user_cannot_be_retried(steps: Steps) -> None:
+    user, job = a_user(steps)
+    delete(steps, user)
+    with pytest.raises(psycopg.errors.RaiseException, match="user was deleted"):
+        steps.call("retry_call_job", job_id=job)
+
+
+def test_a_user_without_a_job_leaves_nothing(steps: Steps) -> None:
+    user = uuid.uuid4()
+    steps.rows("insert into auth.users (id, email) values (%s, 'ada@example.com')", user)
+    delete(steps, user)
+    assert steps.one("select count(*) from private.deleted_users") == 0
+
+
+def test_a_delete_does_not_wait_for_a_claim_and_the_sweep_forgets_later(steps: Steps, another: Another) -> None:
+    user, job = a_user(steps)
+    holder = another()
+    with holder.service.transaction():
+        holder.start(job)
+        delete(steps, user)
+        assert steps.one("select count(*) from auth.users where id = %s", user) == 0
+        assert steps.one("select forgotten from private.deleted_users") is False
+        assert prune(steps) == {"forgotten": 0, "erased": 0, "deleted": 0}
+    assert what_is_told(steps.job(job))[1] == "Ada"
+    assert prune(steps)["forgotten"] == 1
+    assert what_is_told(steps.job(job)) == ("erased", None, {})
+    assert steps.job(job)["cancel_requested"]
+
+
+def test_a_delete_commits_even_when_nothing_of_ours_works(steps: Steps) -> None:
+    user, _ = a_user(steps)
+    steps.rows("alter table private.deleted_users rename to gone")
+    try:
+        delete(steps, user)
+        assert steps.one("select count(*) from auth.users where id = %s", user) == 0
+    finally:
+        steps.rows("alter table private.gone rename to deleted_users")
+
+
+# --- what is old ------------------------------------------------------------------------------------------------------
+
+
+def finished(steps: Steps) -> int:
+    job = steps.queue()
+    steps.status(steps.start(job), a_sid(), "completed")
+    return job
+
+
+def test_what_finished_long_ago_is_deleted_with_its_attempts(steps: Steps) -> None:
+    old = finished(steps)
+    steps.pass_time(2 * DAY_S)
+    young = finished(steps)
+    waiting = steps.queue()
+    assert prune(steps, days=3)["deleted"] == 0
+    steps.pass_time(1.5 * DAY_S)
+    assert prune(steps, days=3)["deleted"] == 1
+    assert [row["id"] for row in steps.rows("select id from public.outbound_call_jobs order by 1")] == [young, waiting]
+    assert steps.attempts(old) == []
+
+
+def test_it_is_done_in_small_batches_oldest_first(steps: Steps) -> None:
+    jobs = []
+    for _ in range(5):
+        jobs.append(finished(steps))
+        steps.pass_time(1)
+    steps.pass_time(DAY_S)
+    assert prune(steps, days=1, limit=2)["deleted"] == 2
+    assert [row["id"] for row in steps.rows("select id from public.outbound_call_jobs order by 1")] == jobs[2:]
+    assert [prune(steps, days=1, limit=2)["deleted"] for _ in range(3)] == [2, 1, 0]
+
+
+def test_what_is_open_is_never_deleted_however_old(steps: Steps) -> None:
+    for state in ("started", "in_doubt", "accepted", "duplicate"):
+        steps.attempt_in(state)
+    steps.queue()
+    steps.pass_time(1000 * DAY_S)
+    assert prune(steps, days=1)["deleted"] == 0
+    assert steps.one("select count(*) from public.outbound_call_jobs") == 5
+
+
+def test_two_prunings_at_once_do_not_wait_for_each_other(steps: Steps, another: Another) -> None:
+    for _ in range(4):
+        finished(steps)
+    steps.pass_time(2 * DAY_S)
+    other = another()
+    with other.service.transaction():
+        assert prune(other, days=1, limit=3)["deleted"] == 3
+        assert prune(steps, days=1)["deleted"] == 1

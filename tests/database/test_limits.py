@@ -1,0 +1,273 @@
+"""How often a number, a prefix and the whole account may be called: counted in the claim, so that it holds over all instances."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from tests.database.steps import LEASE_S, Row, Steps, a_number, a_sid, all_at_once
+
+HOUR_S, DAY_S = 3600.0, 86_400.0
+AT_ONCE = 50
+
+Another = Callable[[], Steps]
+
+
+def call_and_end(steps: Steps, number: str, word: str = "completed", **caps: int) -> Row:
+    """A job of its own to this number, dialed and over. -> what the claim said"""
+    claim = steps.claim(steps.queue(number), **caps)
+    if claim["outcome"] == "claimed":
+        steps.status(uuid.UUID(claim["attempt"]["id"]), a_sid(), word)
+    return claim
+
+
+def waits_s(steps: Steps, job: int) -> float:
+    return float((steps.job(job)["due_at"] - steps.now()).total_seconds())
+
+
+def numbers_of_one_prefix(count: int) -> list[str]:
+    return [f"+14155550{n}" for n in range(100, 100 + count)]
+
+
+# --- per number -------------------------------------------------------------------------------------------------------
+
+
+def test_a_number_is_called_so_often_in_24_hours_whoever_asks(steps: Steps) -> None:
+    number = a_number()
+    for _ in range(3):
+        assert call_and_end(steps, number, per_number=3)["outcome"] == "claimed"
+        steps.pass_time(HOUR_S)
+    fourth = steps.queue(number)
+    answer = steps.claim(fourth, per_number=3)
+    assert (answer["outcome"], answer["status"], answer["reason_code"]) == ("none", "queued", "calls_per_number_per_day")
+    assert steps.job(fourth)["attempts"] == 0
+    assert steps.attempts(fourth) == []
+
+
+def test_it_waits_until_the_first_of_them_is_a_day_old_and_not_a_second_longer(steps: Steps) -> None:
+    number = a_number()
+    call_and_end(steps, number)
+    steps.pass_time(HOUR_S)
+    call_and_end(steps, number)
+    third = steps.queue(number)
+    steps.claim(third, per_number=2)
+    assert waits_s(steps, third) == pytest.approx(DAY_S - HOUR_S, abs=5)
+    steps.pass_time(waits_s(steps, third))
+    assert steps.claim(third, per_number=2)["outcome"] == "claimed"
+
+
+def test_the_cap_looks_back_24_hours_at_each_moment(steps: Steps) -> None:
+    """Three a day, and never four in any 24 hours: no midnight sets it back."""
+    number, called_at = a_number(), []
+    start = steps.now()
+    for _ in range(60):
+        if call_and_end(steps, number, per_number=3)["outcome"] == "claimed":
+            called_at.append((steps.now() - start).total_seconds())
+        steps.pass_time(HOUR_S)
+    assert len(called_at) == 9
+    assert all(later - earlier >= DAY_S for earlier, later in zip(called_at, called_at[3:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("state", "counts"),
+    [("accepted", True), ("in_doubt", True), ("ended", True), ("duplicate", True), ("refused", False), ("absent", False)],
+)
+def test_what_rang_or_may_have_rung_counts_and_what_never_was_a_call_does_not(
+    steps: Steps, state: str, counts: bool
+) -> None:
+    number = a_number()
+    _, attempt = steps.attempt_in(state, number)
+    if state in ("accepted", "in_doubt"):
+        steps.status(attempt, a_sid() if state == "in_doubt" else steps.attempt(attempt)["call_sid"], "busy")
+    if state == "duplicate":
+        steps.status(attempt, steps.attempt(attempt)["call_sid"], "completed")
+    answer = steps.claim(steps.queue(number), per_number=1)
+    assert (answer["outcome"] != "claimed") is counts
+
+
+def test_a_job_that_is_put_off_for_its_number_does_not_hold_up_the_next(steps: Steps) -> None:
+    number = a_number()
+    call_and_end(steps, number)
+    steps.queue(number)
+    free = steps.queue()
+    assert steps.claim(per_number=1)["job"]["id"] == free
+
+
+def test_a_job_that_is_put_off_gives_its_slot_of_the_pace_back(steps: Steps) -> None:
+    number = a_number()
+    call_and_end(steps, number)
+    steps.pass_time(60)
+    assert steps.claim(steps.queue(number), pace=0.1, per_number=1)["outcome"] == "none"
+    assert steps.claim(steps.queue(), pace=0.1, per_number=1)["outcome"] == "claimed"
+
+
+def test_claims_at_once_for_one_number_never_pass_its_cap(steps: Steps, another: Another) -> None:
+    number = a_number()
+    for _ in range(2):
+        call_and_end(steps, number)
+    jobs = [steps.queue(number) for _ in range(AT_ONCE)]
+    callers = [another() for _ in jobs]
+    todo = dict(zip(map(id, callers), jobs, strict=True))
+    answers = all_at_once(lambda caller: caller.claim(todo[id(caller)], per_number=3), callers)
+    claimed = [answer for answer in answers if answer["outcome"] == "claimed"]
+    assert len(claimed) == 1
+    steps.status(uuid.UUID(claimed[0]["attempt"]["id"]), a_sid(), "completed")
+    steps.rows("update public.outbound_call_jobs set due_at = private.clock() where status = 'queued'")
+    again = all_at_once(lambda caller: caller.claim(per_number=3), callers)
+    assert {answer["outcome"] for answer in again} == {"none"}
+
+
+# --- per prefix -------------------------------------------------------------------------------------------------------
+
+
+def test_many_numbers_of_one_prefix_are_held_until_the_hour_has_passed(steps: Steps) -> None:
+    numbers = numbers_of_one_prefix(8)
+    outcomes = [call_and_end(steps, number, per_prefix=5)["outcome"] for number in numbers]
+    assert outcomes == ["claimed"] * 5 + ["none"] * 3
+    held = steps.rows("select id, reason_code, attempts from public.outbound_call_jobs where status = 'queued' order by id")
+    assert [(row["reason_code"], row["attempts"]) for row in held] == [("calls_per_prefix_per_hour", 0)] * 3
+    assert steps.call("call_job_stats")["held_by_prefix"] == 3
+    assert waits_s(steps, held[0]["id"]) == pytest.approx(HOUR_S, abs=5)
+    steps.pass_time(HOUR_S)
+    assert [steps.claim(per_prefix=5)["outcome"] for _ in range(4)] == ["claimed"] * 3 + ["none"]
+
+
+def test_other_prefixes_go_on(steps: Steps) -> None:
+    for number in numbers_of_one_prefix(2):
+        call_and_end(steps, number)
+    assert call_and_end(steps, "+14155560100", per_prefix=2)["outcome"] == "claimed"
+    assert call_and_end(steps, "+14155550199", per_prefix=2)["outcome"] == "none"
+
+
+def test_a_number_that_was_called_may_be_called_again_whatever_its_prefix_does(steps: Steps) -> None:
+    numbers = numbers_of_one_prefix(3)
+    for number in numbers:
+        call_and_end(steps, number, per_prefix=3)
+    assert call_and_end(steps, numbers[0], per_prefix=3)["outcome"] == "claimed"
+
+
+def test_a_prefix_cap_of_zero_is_none(steps: Steps) -> None:
+    numbers = numbers_of_one_prefix(30)
+    assert {call_and_end(steps, number, per_prefix=0)["outcome"] for number in numbers} == {"claimed"}
+
+
+def test_claims_at_once_for_one_prefix_never_pass_its_cap(steps: Steps, another: Another) -> None:
+    for number in numbers_of_one_prefix(AT_ONCE):
+        steps.queue(number)
+    callers = [another() for _ in range(AT_ONCE)]
+    answers = all_at_once(lambda caller: caller.claim(per_prefix=7), callers)
+    assert Counter(answer["outcome"] for answer in answers)["claimed"] == 7
+    held = "select count(*) from public.outbound_call_jobs where reason_code = 'calls_per_prefix_per_hour' and status = 'queued'"
+    assert steps.one(held) == AT_ONCE - 7
+
+
+# --- per day ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_days_ceiling_pauses_all_calls_until_there_is_room_and_blames_no_job(steps: Steps) -> None:
+    for _ in range(2):
+        call_and_end(steps, a_number(), per_day=3)
+        steps.pass_time(HOUR_S)
+    call_and_end(steps, a_number(), per_day=3)
+    job = steps.queue()
+    before = steps.job(job)
+    answer = steps.claim(job, per_day=3)
+    assert (answer["outcome"], answer["just_now"], answer["reason"]) == ("paused", True, "CALLS_PER_DAY is reached")
+    assert steps.job(job) == before
+    assert steps.call("call_job_stats")["pause_reason"] == "CALLS_PER_DAY is reached"
+    assert not steps.claim(job, per_day=3).get("just_now")
+    steps.pass_time(DAY_S - 2 * HOUR_S)
+    assert steps.claim(job, per_day=3)["outcome"] == "claimed"
+    assert steps.claim(steps.queue(), per_day=3)["outcome"] == "paused"
+
+
+def test_a_ceiling_that_was_raised_counts_once_calls_are_resumed(steps: Steps) -> None:
+    call_and_end(steps, a_number(), per_day=1)
+    job = steps.queue()
+    assert steps.claim(job, per_day=1)["outcome"] == "paused"
+    assert steps.claim(job, per_day=2)["outcome"] == "paused"
+    steps.call("resume_calls")
+    assert steps.claim(job, per_day=2)["outcome"] == "claimed"
+
+
+def test_a_ceiling_ends_no_pause_that_somebody_made(steps: Steps) -> None:
+    call_and_end(steps, a_number(), per_day=1)
+    steps.call("pause_calls", reason="lunch")
+    assert steps.claim(steps.queue(), per_day=1)["reason"] == "lunch"
+    assert steps.one("select stopped from private.call_settings")
+
+
+def test_claims_at_once_for_the_days_last_call_never_pass_the_ceiling(steps: Steps, another: Another) -> None:
+    for _ in range(4):
+        call_and_end(steps, a_number())
+    for _ in range(AT_ONCE):
+        steps.queue()
+    answers = all_at_once(lambda caller: caller.claim(per_day=5), [another() for _ in range(AT_ONCE)])
+    assert Counter(answer["outcome"] for answer in answers) == {"claimed": 1, "paused": AT_ONCE - 1}
+    assert sum(answer.get("just_now", False) for answer in answers) == 1
+
+
+# --- the pause, at the same moment ------------------------------------------------------------------------------------
+
+
+def test_no_claim_succeeds_once_a_pause_has_committed(steps: Steps, another: Another) -> None:
+    """Claims without end on many connections; in their midst, a pause. Whoever asked after it had committed got nothing."""
+    for _ in range(400):
+        steps.queue()
+    callers = [another() for _ in range(12)]
+    boss = another()
+
+    def work(caller: Steps) -> list[bool]:
+        if caller is boss:
+            while not steps.one("select exists (select from public.outbound_call_attempts)"):
+                pass
+            caller.call("pause_calls", reason="stop")
+            caller.rows("create table if not exists sandbox.calls_at_the_pause as select count(*) from public.outbound_call_attempts")
+            return []
+        return [caller.claim()["outcome"] == "claimed" for _ in range(30)]
+
+    claimed = sum(map(sum, all_at_once(work, [*callers, boss])))
+    at_the_pause = steps.one("select count from sandbox.calls_at_the_pause")
+    steps.rows("drop table sandbox.calls_at_the_pause")
+    assert 0 < claimed == at_the_pause < 360
+
+
+# --- what was not dialed ----------------------------------------------------------------------------------------------
+
+
+def test_what_is_put_off_for_its_hours_is_due_at_that_moment_and_gives_its_slot_back(steps: Steps) -> None:
+    job = steps.queue()
+    claim = steps.claim(job, pace=0.1)
+    at = steps.one("select private.clock() + interval '9 hours'")
+    assert steps.call(
+        "release_call_job", attempt=claim["attempt"]["id"], delay_s=0.0, code="outside_calling_hours", reason="night there",
+        not_before=at, slot_s=10.0,
+    )  # fmt: skip
+    assert steps.job(job)["due_at"] == at
+    assert (steps.job(job)["attempts"], steps.attempts(job)) == (0, [])
+    assert steps.claim(steps.queue(), pace=0.1)["outcome"] == "claimed"
+    assert steps.claim(steps.queue(), pace=0.1)["outcome"] == "wait"
+
+
+def test_a_refusal_before_twilio_was_asked_gives_its_slot_back(steps: Steps) -> None:
+    claim = steps.claim(steps.queue(), pace=0.1)
+    assert steps.call(
+        "refuse_call", attempt=claim["attempt"]["id"], code="premium_rate", reason="a premium number", slot_s=10.0
+    )
+    assert steps.claim(steps.queue(), pace=0.1)["outcome"] == "claimed"
+
+
+def test_slots_that_come_back_late_make_no_burst(steps: Steps) -> None:
+    attempts = []
+    for _ in range(8):
+        attempts.append(steps.claim(steps.queue(), pace=1.0)["attempt"]["id"])
+        steps.pass_time(1)
+    for attempt in attempts:
+        steps.call("release_call_job", attempt=attempt, delay_s=LEASE_S, code="hours", reason="late", slot_s=1.0)
+    for _ in range(8):
+        steps.queue()
+    outcomes = [steps.claim(pace=1.0)["outcome"] for _ in range(8)]
+    assert outcomes == ["claimed"] + ["wait"] * 7

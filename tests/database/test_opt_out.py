@@ -1,0 +1,299 @@
+"""Stop means stop: opt-outs, and the pause that takes back what waits in Twilio's queue."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from datetime import timedelta
+
+import psycopg
+import pytest
+
+from tests.database.steps import ASK_S, Steps, a_number, a_sid, in_background
+
+Another = Callable[[], Steps]
+
+
+def opt_out(steps: Steps, number: str, **more: object) -> object:
+    return steps.call("opt_out", phone_number=number, **more)
+
+
+# --- opt-outs ---------------------------------------------------------------------------------------------------------
+
+
+def test_who_opted_out_is_not_dialed(steps: Steps) -> None:
+    opt_out(steps, number := a_number())
+    job = steps.queue(number)
+    other = steps.queue()
+    assert steps.claim()["job"]["id"] == other
+    row = steps.job(job)
+    assert (row["status"], row["reason_code"], row["reason"]) == ("canceled", "opted_out", "the number has opted out of calls")
+    assert steps.attempts(job) == []
+
+
+def test_a_webhook_for_who_opted_out_is_told_so(steps: Steps) -> None:
+    opt_out(steps, number := a_number())
+    answer = steps.claim(steps.queue(number))
+    assert (answer["outcome"], answer["status"], answer["reason_code"]) == ("none", "canceled", "opted_out")
+
+
+def test_a_number_that_was_typed_otherwise_is_seen_when_it_has_been_read(steps: Steps) -> None:
+    opt_out(steps, number := a_number())
+    job = steps.queue("(415) 555-0100")
+    assert steps.claim(job)["outcome"] == "unparsed"
+    assert steps.call("set_call_number", job_id=job, phone_number="(415) 555-0100", phone_e164=number)
+    assert steps.claim(job)["status"] == "canceled"
+
+
+def test_what_is_queued_is_canceled_at_once(steps: Steps) -> None:
+    number = a_number()
+    jobs = [steps.queue(number), steps.queue(number)]
+    other = steps.queue()
+    assert opt_out(steps, number) == {"canceled": 2, "ending": 0}
+    assert {(steps.job(job)["status"], steps.job(job)["reason_code"]) for job in jobs} == {("canceled", "opted_out")}
+    assert steps.job(other)["status"] == "queued"
+
+
+@pytest.mark.parametrize("state", ["started", "in_doubt", "accepted"])
+def test_what_is_open_is_ended_and_then_canceled(steps: Steps, state: str) -> None:
+    number = a_number()
+    job, attempt = steps.attempt_in(state, number)
+    assert opt_out(steps, number) == {"canceled": 0, "ending": 1}
+    assert steps.job(job)["cancel_requested"]
+    sid = steps.attempt(attempt)["call_sid"] or a_sid()
+    assert steps.accept(attempt, sid)["then"] == "end"
+    steps.status(attempt, sid, "canceled")
+    row = steps.job(job)
+    assert (row["status"], row["reason_code"]) == ("canceled", "opted_out")
+
+
+@pytest.mark.parametrize("state", ["in_doubt", "accepted"])
+def test_the_sweep_comes_for_it_at_once(steps: Steps, state: str) -> None:
+    number = a_number()
+    _, attempt = steps.attempt_in(state, number)
+    opt_out(steps, number)
+    found = steps.ask()
+    assert (found["attempt"], found["end"]) == (str(attempt), True)
+
+
+def test_the_call_in_which_it_was_said_ends_by_itself(steps: Steps) -> None:
+    number = a_number()
+    job, attempt = steps.attempt_in("accepted", number)
+    queued = steps.queue(number)
+    sid = steps.attempt(attempt)["call_sid"]
+    assert opt_out(steps, number, how="key press", attempt=attempt) == {"canceled": 1, "ending": 0}
+    assert steps.job(queued)["status"] == "canceled"
+    assert steps.status(attempt, sid, "in-progress")["then"] == "keep"
+    steps.status(attempt, sid, "completed")
+    assert steps.job(job)["status"] == "completed"
+
+
+def test_a_call_that_failed_is_not_repeated_after_an_opt_out(steps: Steps) -> None:
+    number = a_number()
+    job, attempt = steps.attempt_in("accepted", number)
+    opt_out(steps, number, attempt=attempt)
+    steps.status(attempt, steps.attempt(attempt)["call_sid"], "failed")
+    steps.make_due(job)
+    assert steps.claim(job)["status"] == "canceled"
+
+
+def test_late_truth_about_who_opted_out_is_ended(steps: Steps) -> None:
+    number = a_number()
+    job, attempt = steps.attempt_in("absent", number)
+    steps.rows("update public.outbound_call_jobs set status = 'failed', due_at = null, finished_at = now(), reason_code = 'absent'")
+    opt_out(steps, number)
+    assert steps.accept(attempt, sid := a_sid())["then"] == "end"
+    steps.status(attempt, sid, "canceled")
+    assert steps.job(job)["reason_code"] == "opted_out"
+
+
+def test_an_opt_out_is_noted_once_and_outlives_user_job_and_retention(steps: Steps) -> None:
+    number, user = a_number(), uuid.uuid4()
+    steps.rows("insert into auth.users (id, phone) values (%s, %s)", user, number[1:])
+    opt_out(steps, number, how="key press in the call")
+    opt_out(steps, number, how="again")
+    steps.rows("delete from auth.users where id = %s", user)
+    steps.pass_time(400 * 86_400)
+    steps.call("prune_call_jobs", retention_days=1)
+    assert [row["how"] for row in steps.rows("select how from public.call_opt_outs")] == ["key press in the call"]
+
+
+@pytest.mark.parametrize("typed", ["+1 (415) 555-0100", "+1.415.555.0100"])
+def test_a_number_may_be_typed_as_people_do(steps: Steps, typed: str) -> None:
+    opt_out(steps, typed)
+    assert steps.one("select phone_e164 from public.call_opt_outs") == "+14155550100"
+
+
+@pytest.mark.parametrize("typed", ["4155550100", "", "+1", "tel:+14155550100", None])
+def test_what_is_no_number_is_refused_by_name(steps: Steps, typed: str | None) -> None:
+    with pytest.raises(psycopg.errors.RaiseException, match="p_phone_number"):
+        opt_out(steps, typed)  # type: ignore[arg-type]
+
+
+def test_a_job_of_who_opted_out_cannot_be_retried(steps: Steps) -> None:
+    job = steps.queue(number := a_number())
+    opt_out(steps, number)
+    with pytest.raises(psycopg.errors.RaiseException, match="opted out"):
+        steps.call("retry_call_job", job_id=job)
+
+
+def test_a_claim_that_came_first_is_waited_for_and_its_call_ended(
+    steps: Steps, another: Another, connection: psycopg.Connection[tuple[object, ...]]
+) -> None:
+    job = steps.queue(number := a_number())
+    claimer = another()
+    with in_background(connection) as start, claimer.service.transaction():
+        attempt = claimer.start(job)
+        future = start(steps, lambda: opt_out(steps, number))
+        claimer.service.execute("commit")
+        assert future.result(10) == {"canceled": 0, "ending": 1}
+        claimer.service.execute("begin")
+    assert steps.accept(attempt, a_sid())["then"] == "end"
+
+
+def test_an_opt_out_that_the_claim_could_not_see_is_seen_when_the_call_is_known(steps: Steps, another: Another) -> None:
+    """The job came after opt_out had looked for jobs, and was claimed before opt_out had committed."""
+    number, slow = a_number(), another()
+    with slow.service.transaction():
+        opt_out(slow, number)
+        job = steps.queue(number)
+        attempt = steps.start(job)
+    assert steps.accept(attempt, a_sid())["then"] == "end"
+    assert steps.job(job)["cancel_code"] == "opted_out"
+
+
+# --- the pause, and calls in Twilio's queue ---------------------------------------------------------------------------
+
+
+def stop(steps: Steps) -> None:
+    steps.call("pause_calls", reason="the script is wrong")
+
+
+def test_a_call_in_twilios_queue_is_taken_back_and_made_again_after_the_pause(steps: Steps) -> None:
+    job, attempt = steps.attempt_in("accepted")
+    sid = steps.attempt(attempt)["call_sid"]
+    stop(steps)
+    found = steps.ask()
+    assert (found["call_sid"], found["put_off"], found["end"]) == (sid, True, False)
+    steps.status(attempt, sid, "canceled")
+    row = steps.job(job)
+    assert (row["status"], row["attempts"], row["finished_at"]) == ("queued", 0, None)
+    assert steps.claim(job)["outcome"] == "paused"
+    steps.call("resume_calls")
+    assert steps.claim(job, per_number=1)["outcome"] == "claimed"
+    assert steps.job(job)["attempts"] == 1
+
+
+@pytest.mark.parametrize("word", ["initiated", "ringing", "in-progress"])
+def test_a_call_that_has_left_the_queue_goes_on(steps: Steps, word: str) -> None:
+    job, attempt = steps.attempt_in("accepted")
+    sid = steps.attempt(attempt)["call_sid"]
+    steps.status(attempt, sid, word)
+    stop(steps)
+    steps.pass_time(ASK_S)
+    assert (steps.ask()["put_off"], steps.ask()) == (False, {"outcome": "none"})
+    steps.status(attempt, sid, "completed")
+    assert steps.job(job)["status"] == "completed"
+
+
+def test_a_call_accepted_while_calls_were_being_stopped_is_looked_after_at_once(steps: Steps) -> None:
+    _, attempt = steps.attempt_in("started")
+    stop(steps)
+    assert steps.accept(attempt, a_sid())["then"] == "keep"
+    assert steps.ask()["put_off"]
+
+
+def test_a_halt_takes_no_call_back(steps: Steps) -> None:
+    _, taken = steps.attempt_in("accepted")
+    _, attempt = steps.attempt_in("started")
+    assert steps.release(attempt, halt_s=60.0)
+    steps.pass_time(1)
+    assert steps.ask() == {"outcome": "none"}
+    assert steps.attempt(taken)["put_off_until"] is None
+
+
+def test_who_picks_up_during_the_pause_is_hung_up_on_and_the_job_says_so(steps: Steps) -> None:
+    job, attempt = steps.attempt_in("accepted")
+    sid = steps.attempt(attempt)["call_sid"]
+    steps.status(attempt, sid, "ringing")
+    stop(steps)
+    assert steps.status(attempt, sid, "in-progress")["then"] == "end"
+    steps.status(attempt, sid, "completed")
+    row = steps.job(job)
+    assert (row["status"], row["reason_code"]) == ("canceled", "paused")
+    steps.call("resume_calls")
+    assert steps.call("retry_call_job", job_id=job) == "queued"
+    assert steps.claim(job)["outcome"] == "claimed"
+
+
+def test_who_was_talking_when_calls_were_stopped_goes_on(steps: Steps) -> None:
+    _, attempt = steps.attempt_in("accepted")
+    sid = steps.attempt(attempt)["call_sid"]
+    steps.status(attempt, sid, "in-progress")
+    stop(steps)
+    assert steps.status(attempt, sid, "in-progress")["then"] == "keep"
+
+
+@pytest.mark.parametrize("reason", ["", "  ", None])
+def test_a_pause_needs_a_reason(steps: Steps, reason: str | None) -> None:
+    with pytest.raises(psycopg.errors.RaiseException, match="p_reason"):
+        steps.call("pause_calls", reason=reason)
+
+
+def test_a_pause_ends_in_the_future(steps: Steps) -> None:
+    with pytest.raises(psycopg.errors.RaiseException, match="p_until"):
+        steps.call("pause_calls", reason="lunch", until=steps.now() - timedelta(seconds=1))
+
+
+# --- a call that would leave Twilio's queue too late ------------------------------------------------------------------
+
+
+def put_off(steps: Steps, attempt: uuid.UUID) -> object:
+    at = steps.now() + timedelta(hours=9)
+    return steps.call("put_off_call", attempt=attempt, not_before=at, code="outside_calling_hours", reason="night there")
+
+
+def test_a_call_that_is_put_off_is_made_at_its_time_and_its_attempt_is_not_spent(steps: Steps) -> None:
+    job, attempt = steps.attempt_in("accepted")
+    sid = steps.attempt(attempt)["call_sid"]
+    assert put_off(steps, attempt)
+    assert steps.ask()["put_off"]  # until Twilio says that it is over
+    steps.status(attempt, sid, "canceled")
+    row = steps.job(job)
+    assert (row["status"], row["attempts"], row["reason_code"]) == ("queued", 0, "outside_calling_hours")
+    assert (row["due_at"] - steps.now()) > timedelta(hours=8, minutes=59)
+    steps.pass_time(9 * 3600)
+    assert steps.claim(job, per_number=1)["outcome"] == "claimed"
+    assert [(a["state"], a["number"]) for a in steps.attempts(job)] == [("ended", 1), ("started", 1)]
+
+
+@pytest.mark.parametrize(("word", "status"), [("completed", "completed"), ("busy", "queued"), ("no-answer", "queued")])
+def test_a_call_that_got_through_before_it_could_be_canceled_counts(steps: Steps, word: str, status: str) -> None:
+    job, attempt = steps.attempt_in("accepted")
+    put_off(steps, attempt)
+    steps.status(attempt, steps.attempt(attempt)["call_sid"], word)
+    assert (steps.job(job)["status"], steps.job(job)["attempts"]) == (status, 1)
+    assert steps.attempt(attempt)["put_off_until"] is None
+
+
+@pytest.mark.parametrize("state", ["started", "in_doubt", "ended", "refused", "absent", "duplicate"])
+def test_only_a_call_that_twilio_has_can_be_put_off(steps: Steps, state: str) -> None:
+    _, attempt = steps.attempt_in(state)
+    before = steps.everything()
+    assert not put_off(steps, attempt)
+    assert steps.everything() == before
+
+
+def test_a_call_that_has_left_the_queue_is_not_put_off(steps: Steps) -> None:
+    _, attempt = steps.attempt_in("accepted")
+    steps.status(attempt, steps.attempt(attempt)["call_sid"], "initiated")
+    assert not put_off(steps, attempt)
+
+
+def test_a_canceled_job_is_not_put_off(steps: Steps) -> None:
+    job, attempt = steps.attempt_in("accepted")
+    assert put_off(steps, attempt)
+    steps.call("cancel_call_job", job_id=job)
+    assert not put_off(steps, attempt)
+    steps.status(attempt, steps.attempt(attempt)["call_sid"], "canceled")
+    assert steps.job(job)["status"] == "canceled"
