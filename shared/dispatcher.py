@@ -9,6 +9,7 @@ finds out from Twilio.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import assert_never
 from uuid import UUID, uuid4
 
@@ -36,7 +37,7 @@ from shared.models import (
     Verdict,
     Wait,
 )
-from shared.screening import Refusal, read_number, screen
+from shared.screening import PutOff, Refusal, read_number, screen
 from shared.settings import DIAL_WITHIN_SECONDS, Settings
 from shared.telephony import CallNotPlaced, Telephony, TwilioSilent
 
@@ -116,11 +117,15 @@ class Dispatcher:
         if isinstance(number, str) and number != job.phone_e164:
             self.jobs.release(attempt, delay_s=0, code="number_corrected", reason="the number was written otherwise")
             return self._read_number(job.id, job.phone_number)
-        refusal = number if isinstance(number, Refusal) else screen(number, self.settings)
-        if refusal:
-            self.jobs.refuse(attempt, code=refusal.code, reason=refusal.reason)
-            log.warning("call refused", code=refusal.code, reason=refusal.reason)
-            return Step("refused", job.id, refusal.code)
+        now = datetime.now(UTC)
+        no = number if isinstance(number, Refusal) else screen(number, job.metadata, self.settings, now)
+        if isinstance(no, PutOff):
+            self.jobs.release(attempt, delay_s=(no.until - now).total_seconds(), code=no.code, reason=no.reason)
+            return Step("put_off", job.id, no.code)
+        if no:
+            self.jobs.refuse(attempt, code=no.code, reason=no.reason)
+            log.warning("call refused", code=no.code, reason=no.reason)
+            return Step("refused", job.id, no.code)
         self._at("screened")
         try:
             call_sid = self._telephony.place(attempt, job.phone_e164, since.is_fresh)
