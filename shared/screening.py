@@ -82,7 +82,7 @@ _SEARCH_DAYS: Final = 8
 
 def read_number(typed: str, settings: Settings) -> str | Refusal:
     """What was typed, as E.164. A number without a country code is read as one of the country of our own number."""
-    home = _home(settings)
+    home = _home(settings.twilio_phone_number)
     if shortnumberinfo.is_emergency_number(typed, home):
         return Refusal("emergency_number", "an emergency number is not called by a machine")
     number = _parsed(typed, home)
@@ -125,7 +125,8 @@ def _whom(e164: str, settings: Settings) -> Refusal | None:
     if kind not in _CALLABLE:
         return _NOT_CALLABLE.get(kind, _OTHER_TYPE)
     # By region: 25 of them share +1, and not all are cheap to call.
-    if phonenumbers.region_code_for_number(number) not in (settings.call_countries or (_home(settings),)):
+    allowed = settings.call_countries or (_home(settings.twilio_phone_number),)
+    if phonenumbers.region_code_for_number(number) not in allowed:
         return Refusal("country_not_allowed", "calls do not go to the country of this number (CALL_COUNTRIES)")
     return None
 
@@ -137,9 +138,10 @@ def _parsed(typed: str, region: str | None = None) -> PhoneNumber | None:
         return None
 
 
-def _home(settings: Settings) -> str:
+@cache
+def _home(our_number: str) -> str:
     """The region of our own number; of a number newer than the library, the main one of its country code."""
-    own = phonenumbers.parse(settings.twilio_phone_number)
+    own = phonenumbers.parse(our_number)
     return phonenumbers.region_code_for_number(own) or phonenumbers.region_code_for_country_code(own.country_code or 0)
 
 
