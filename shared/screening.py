@@ -94,9 +94,7 @@ def read_number(typed: str, settings: Settings) -> str | Refusal:
     if number.extension:
         return Refusal("number_invalid", "the phone number has an extension, which cannot be dialed")
     e164 = phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
-    if not phonenumbers.is_possible_number(number) or not _E164.fullmatch(e164):
-        return Refusal("number_invalid", "the phone number has too few or too many digits for its country")
-    if not phonenumbers.is_valid_number(number):
+    if not _E164.fullmatch(e164) or not phonenumbers.is_valid_number(number):
         return Refusal("number_invalid", "no phone in its country has such a number")
     return e164
 
