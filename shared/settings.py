@@ -102,8 +102,13 @@ def _loopback_url(value: str) -> str:
 
 
 def _e164(value: str) -> str:
+    allowed = _wrong("must be a phone number in E.164 form: a plus sign, a country's code, 8 to 15 digits in all")
     if not _E164.fullmatch(value):
-        raise _wrong("must be a phone number in E.164 form: a plus sign and 8 to 15 digits")
+        raise allowed
+    try:
+        phonenumbers.parse(value)
+    except phonenumbers.NumberParseException:
+        raise allowed from None
     return value
 
 
@@ -116,7 +121,7 @@ def _region(value: str) -> str:
 def _hours(value: str) -> str:
     match = _HOURS.fullmatch(value)
     if value != _ALWAYS and not (match and value[:5] < value[6:]):
-        raise _wrong("must be HH:MM-HH:MM within one day, or always")
+        raise _wrong("must be HH:MM-HH:MM, the end later than the start and by 23:59, or always")
     return value
 
 

@@ -66,6 +66,7 @@ SETTINGS = {
     "TWILIO_AUTH_TOKEN": "unused",
     "TWILIO_PHONE_NUMBER": "+15005550006",
     "API_BASE_URL": "https://calls.example.com",
+    "CALL_HOURS": "always",
     "CALLS_PER_SECOND": "100",
     "CALLS_PER_NUMBER_PER_DAY": "3",
 }

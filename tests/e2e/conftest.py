@@ -15,16 +15,13 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
+from tests.sandbox.numbers import US_AREA_CODES
 from tests.sandbox.sandbox import Sandbox
 
 T = TypeVar("T")
 Row = dict[str, Any]
 
-_numbers = (
-    f"+1{npa}5550{last}"
-    for npa, last in itertools.product(range(201, 990), range(100, 200))
-    if npa % 100 != 11 and npa != 911
-)
+_numbers = (f"+1{npa}5550{last}" for npa, last in itertools.product(US_AREA_CODES, range(100, 200)))
 
 
 @dataclass

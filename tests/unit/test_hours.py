@@ -1,0 +1,388 @@
+"""When a phone may ring: never too early or too late where it is, and as soon as that is so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import phonenumbers
+import pytest
+from freezegun import freeze_time
+from hypothesis import example, given
+from hypothesis import strategies as st
+from phonenumbers import timezone
+from phonenumbers.tzdata import TIMEZONE_DATA
+
+from shared import screening
+from shared.screening import PutOff, Refusal, hours, screen
+from tests.unit.examples import settings
+
+SAN_FRANCISCO = "+14155550100"
+US_TOLL_FREE = "+18005550100"
+JAMAICAN_MOBILE = "+18762101234"
+KAZAKH_MOBILE = "+77710009998"
+RUSSIAN_MOBILE = "+79123456789"
+AUSTRALIAN_MOBILE = "+61412345678"
+INDIAN_MOBILE = "+918123456789"
+SATELLITE = "+881612345678"
+MICROSECOND = timedelta(microseconds=1)
+MINUTE = timedelta(minutes=1)
+DAY = timedelta(days=1)
+
+
+def utc(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+def when(e164: str, now: datetime, zone: object = None, call_hours: str = "08:00-21:00") -> datetime | str:
+    """The first moment at which it may ring, or why it never may."""
+    answer = hours(e164, {} if zone is None else {"timezone": zone}, settings(CALL_HOURS=call_hours), now)
+    match answer:
+        case None:
+            return now
+        case PutOff():
+            assert answer.until.utcoffset() == timedelta(0)
+            assert answer.until > now
+            assert (answer.code, answer.reason[:6]) == ("outside_calling_hours", "it is ")
+            return answer.until
+        case Refusal():
+            assert not any(letter.isdigit() for letter in answer.reason)
+            return answer.code
+
+
+# --- the recipient's own zone -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("local", "first"),
+    [
+        ("2026-06-17 07:59:59.999999", "2026-06-17 08:00"),
+        ("2026-06-17 08:00:00", "2026-06-17 08:00"),
+        ("2026-06-17 08:00:00.000001", "2026-06-17 08:00:00.000001"),
+        ("2026-06-17 20:59:59", "2026-06-17 20:59:59"),
+        ("2026-06-17 20:59:59.999999", "2026-06-17 20:59:59.999999"),
+        ("2026-06-17 21:00:00", "2026-06-18 08:00"),
+        ("2026-06-17 23:59:59", "2026-06-18 08:00"),
+        ("2026-06-18 00:00:00", "2026-06-18 08:00"),
+        ("2026-12-31 21:00:00", "2027-01-01 08:00"),
+    ],
+)
+@pytest.mark.parametrize(
+    "zone", ["America/Los_Angeles", "Europe/Berlin", "Asia/Kathmandu", "Pacific/Kiritimati", "UTC"]
+)
+def test_a_known_zone_has_the_whole_window_without_its_end(zone: str, local: str, first: str) -> None:
+    now = datetime.fromisoformat(local).replace(tzinfo=ZoneInfo(zone))
+    assert when(SAN_FRANCISCO, now.astimezone(UTC), zone) == datetime.fromisoformat(first).replace(
+        tzinfo=ZoneInfo(zone)
+    )
+    assert when(SAN_FRANCISCO, now, zone) == when(SAN_FRANCISCO, now.astimezone(UTC), zone)
+
+
+@pytest.mark.parametrize("key", ["timezone", "time_zone", "tz"])
+def test_the_zone_may_have_any_of_three_names_and_white_space(key: str) -> None:
+    now = utc("2026-06-17 02:14:59")
+    assert hours(SAN_FRANCISCO, {key: " Asia/Kathmandu\n"}, settings(), now) == PutOff(
+        utc("2026-06-17 02:15"), "outside_calling_hours", "it is too early or too late where this phone is, or may be"
+    )
+
+
+JUNK: list[object] = [
+    None,
+    5,
+    True,
+    [],
+    ["Asia/Tokyo"],
+    {"name": "Asia/Tokyo"},
+    "",
+    "Mars/Olympus_Mons",
+    "asia/tokyo",
+    "Asia/Tokyo ,",
+    "Asia",
+    "Asia/",
+    "Factory",
+    "localtime",
+    "Etc/Unknown",
+    "posixrules",
+    "zone.tab",
+    "../../etc/passwd",
+    "/usr/share/zoneinfo/Asia/Tokyo",
+    "Asia/Tokyo\u0000",
+    "UTC+2",
+    "+09:00",
+    "x" * 100_000,
+]
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=lambda junk: repr(junk)[:20])
+def test_what_is_no_zone_is_as_good_as_nothing(junk: object) -> None:
+    for now in (utc("2026-06-17 15:59"), utc("2026-06-17 16:00"), utc("2026-06-18 02:59"), utc("2026-06-18 03:00")):
+        assert when(SAN_FRANCISCO, now, junk) == when(SAN_FRANCISCO, now)
+    metadata = {"timezone": junk, "time_zone": "Asia/Kathmandu", "tz": "Europe/Berlin"}
+    assert hours(SAN_FRANCISCO, metadata, settings(), utc("2026-06-17 02:15")) is None
+
+
+def test_the_first_zone_that_is_one_decides() -> None:
+    metadata = {"tz": "Asia/Kathmandu", "time_zone": "Europe/Berlin", "timezone": "Asia/Tokyo"}
+    assert hours(SAN_FRANCISCO, metadata, settings(), utc("2026-06-17 11:59")) is None  # 20:59 in Tokyo
+    assert hours(SAN_FRANCISCO, metadata, settings(), utc("2026-06-17 12:00")) is not None
+
+
+def test_a_known_zone_helps_a_number_that_has_none() -> None:
+    assert when(SATELLITE, utc("2026-06-17 12:00")) == "time_zone_unknown"
+    assert when(SATELLITE, utc("2026-06-17 12:00"), "Europe/Berlin") == utc("2026-06-17 12:00")
+    assert when("no number", utc("2026-06-17 12:00")) == "time_zone_unknown"
+
+
+# --- a zone that is guessed from the number -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "day", "first", "end"),
+    [
+        # One zone, from nine to eight there.
+        (SAN_FRANCISCO, "2026-01-14", "17:00", "04:00"),
+        (SAN_FRANCISCO, "2026-06-17", "16:00", "03:00"),
+        # Split area codes. The library knows some exchanges and takes the rest for the larger part.
+        ("+18504320100", "2026-01-14", "15:00", "02:00"),
+        ("+18505550100", "2026-01-14", "14:00", "01:00"),
+        ("+12705550100", "2026-01-14", "14:00", "01:00"),
+        ("+12085550100", "2026-01-14", "17:00", "03:00"),  # Los Angeles in the morning, Boise in the evening
+        ("+19075550100", "2026-01-14", "19:00", "05:00"),  # Adak, Anchorage
+        # Many zones.
+        (US_TOLL_FREE, "2026-01-14", "23:00", "23:30"),  # Guam in the morning, Newfoundland in the evening
+        (RUSSIAN_MOBILE, "2026-01-14", "07:00", "08:00"),  # Kaliningrad, Kamchatka
+        (RUSSIAN_MOBILE, "2026-06-17", "06:00", "08:00"),
+        (AUSTRALIAN_MOBILE, "2026-01-14", "02:30", "09:00"),  # Cocos Islands, Lord Howe
+        (AUSTRALIAN_MOBILE, "2026-06-17", "02:30", "09:30"),
+        # Not the main regions of their codes: their own zones only.
+        (JAMAICAN_MOBILE, "2026-01-14", "14:00", "01:00"),
+        (JAMAICAN_MOBILE, "2026-06-17", "14:00", "01:00"),
+        (KAZAKH_MOBILE, "2026-01-14", "04:00", "15:00"),
+        (KAZAKH_MOBILE, "2026-06-17", "04:00", "15:00"),
+        # Half hours.
+        (INDIAN_MOBILE, "2026-01-14", "03:30", "14:30"),
+        ("+97714567890", "2026-01-14", "03:15", "14:15"),
+    ],
+)
+def test_a_guessed_zone_has_from_nine_to_eight_wherever_the_phone_may_be(
+    number: str, day: str, first: str, end: str
+) -> None:
+    opens, closes = utc(f"{day} {first}"), utc(f"{day} {end}")
+    closes += DAY if closes < opens else timedelta(0)
+    assert when(number, opens - MICROSECOND) == opens
+    assert when(number, opens) == opens
+    assert when(number, closes - MICROSECOND) == closes - MICROSECOND
+    assert when(number, closes) == opens + DAY
+
+
+def test_an_hour_that_a_guess_is_off_is_still_inside_the_window() -> None:
+    """Half of +1 270 lives by Chicago's time; the library has all of it in New York."""
+    first = when("+12705550100", utc("2026-01-14 12:00"))
+    assert isinstance(first, datetime)
+    assert first.astimezone(ZoneInfo("America/Chicago")).hour == 8
+
+
+def test_a_toll_free_number_has_no_right_moment_in_summer() -> None:
+    assert when(US_TOLL_FREE, utc("2026-06-17 23:15")) == "no_calling_hours"
+    assert when("+16005550100", utc("2026-06-17 23:15")) == "no_calling_hours"  # Canada's of no area
+
+
+def test_a_right_moment_is_looked_for_on_the_next_eight_days() -> None:
+    """New York's clocks are set back on the first of November at 06:00 UTC; then there is half an hour for all of +1."""
+    first = utc("2026-11-01 23:00")
+    assert when(US_TOLL_FREE, first - 8 * DAY) == first
+    assert when(US_TOLL_FREE, first - 8 * DAY - MICROSECOND) == "no_calling_hours"
+
+
+def test_a_guess_narrows_the_window_and_never_widens_it() -> None:
+    night, noon = utc("2026-01-14 09:00"), utc("2026-01-14 20:00")
+    assert when(SAN_FRANCISCO, night, call_hours="10:30-12:00") == utc("2026-01-14 18:30")
+    assert when(SAN_FRANCISCO, noon, call_hours="10:30-12:00") == utc("2026-01-15 18:30")
+    assert when(SAN_FRANCISCO, night, call_hours="06:00-10:00") == utc("2026-01-14 17:00")
+    assert when(SAN_FRANCISCO, noon, call_hours="20:00-22:00") == "no_calling_hours"
+    assert when(SAN_FRANCISCO, noon, "America/Los_Angeles", "20:00-22:00") == utc("2026-01-15 04:00")
+
+
+@pytest.mark.parametrize("zones", [("Etc/Unknown",), ("America/Los_Angeles", "America/New_Zone")])
+def test_one_unknown_zone_is_enough_not_to_call(monkeypatch: pytest.MonkeyPatch, zones: tuple[str, ...]) -> None:
+    monkeypatch.setattr(timezone, "time_zones_for_number", lambda _number: zones)
+    assert when(SAN_FRANCISCO, utc("2026-06-17 19:00")) == "time_zone_unknown"
+
+
+def test_the_clocks_of_every_zone_in_the_librarys_table_are_known() -> None:
+    names = {name for zones in TIMEZONE_DATA.values() for name in zones}
+    assert len(names) > 200
+    assert names <= screening._ZONE_NAMES
+
+
+# --- at any hour, and by no clock but the one that is given -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [SAN_FRANCISCO, US_TOLL_FREE, SATELLITE])
+def test_always_needs_no_zone(number: str) -> None:
+    for hour in range(24):
+        assert when(number, utc(f"2026-06-17 {hour:02}:00"), call_hours="always") == utc(f"2026-06-17 {hour:02}:00")
+        assert when(number, utc(f"2026-06-17 {hour:02}:00"), "Asia/Tokyo", "always") is not None
+
+
+@pytest.mark.parametrize("machine", ["2026-06-17 09:00", "2026-06-17 19:00", "1999-12-31 23:59:59", "2041-03-10 10:00"])
+def test_the_machines_own_clock_is_not_read(machine: str) -> None:
+    night, noon = utc("2026-06-17 09:00"), utc("2026-06-17 19:00")
+    with freeze_time(machine):
+        for now, first in ((night, utc("2026-06-17 16:00")), (noon, noon)):
+            assert when(SAN_FRANCISCO, now) == first
+            answer = screen(SAN_FRANCISCO, {}, settings(), now)
+            assert (answer.until if isinstance(answer, PutOff) else now) == first
+
+
+def test_a_moment_without_a_zone_is_an_error_and_no_guess() -> None:
+    for call_hours in ("08:00-21:00", "always"):
+        with pytest.raises(ValueError, match="time zone"):
+            hours(SAN_FRANCISCO, {}, settings(CALL_HOURS=call_hours), datetime(2026, 6, 17, 19))
+
+
+# --- when clocks are changed --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("zone", "call_hours", "now", "first"),
+    [
+        # New York, 8 March 2026: at 07:00 UTC from 02:00 to 03:00.
+        ("America/New_York", "08:00-21:00", "2026-03-08 03:00", "2026-03-08 12:00"),
+        ("America/New_York", "02:30-05:00", "2026-03-08 06:00", "2026-03-08 07:00"),  # it begins where no clock shows
+        ("America/New_York", "02:10-02:50", "2026-03-08 05:00", "2026-03-09 06:10"),  # it is left out on that day
+        ("America/New_York", "01:00-02:30", "2026-03-08 07:00", "2026-03-09 05:00"),
+        # and 1 November: at 06:00 UTC from 02:00 to 01:00.
+        ("America/New_York", "08:00-21:00", "2026-11-01 02:00", "2026-11-01 13:00"),
+        ("America/New_York", "01:30-01:45", "2026-11-01 04:00", "2026-11-01 05:30"),
+        ("America/New_York", "01:30-01:45", "2026-11-01 05:45", "2026-11-01 06:30"),  # it comes twice
+        ("America/New_York", "01:30-01:45", "2026-11-01 06:45", "2026-11-02 06:30"),
+        ("America/New_York", "00:30-01:30", "2026-11-01 05:30", "2026-11-01 06:00"),  # the clock falls back into it
+        # Berlin, 29 March and 25 October 2026: at 01:00 UTC.
+        ("Europe/Berlin", "08:00-21:00", "2026-03-28 20:00", "2026-03-29 06:00"),
+        ("Europe/Berlin", "02:15-03:15", "2026-03-29 00:59:59.999999", "2026-03-29 01:00"),
+        ("Europe/Berlin", "08:00-21:00", "2026-10-24 19:00", "2026-10-25 07:00"),
+        ("Europe/Berlin", "02:15-02:30", "2026-10-25 00:30", "2026-10-25 01:15"),
+        # Sydney, 5 April and 4 October 2026: at 16:00 UTC of the day before.
+        ("Australia/Sydney", "08:00-21:00", "2026-04-04 10:00", "2026-04-04 22:00"),
+        ("Australia/Sydney", "02:30-02:40", "2026-04-04 15:40", "2026-04-04 16:30"),
+        ("Australia/Sydney", "08:00-21:00", "2026-10-03 11:00", "2026-10-03 21:00"),
+        ("Australia/Sydney", "02:30-04:00", "2026-10-03 15:00", "2026-10-03 16:00"),
+        # Lord Howe changes by half an hour: 02:00 to 01:30 at 15:00 UTC, 02:00 to 02:30 at 15:30 UTC.
+        ("Australia/Lord_Howe", "08:00-21:00", "2026-04-04 12:00", "2026-04-04 21:30"),
+        ("Australia/Lord_Howe", "01:45-01:50", "2026-04-04 14:00", "2026-04-04 14:45"),
+        ("Australia/Lord_Howe", "01:45-01:50", "2026-04-04 14:50", "2026-04-04 15:15"),
+        ("Australia/Lord_Howe", "08:00-21:00", "2026-10-03 12:00", "2026-10-03 21:00"),
+        ("Australia/Lord_Howe", "02:15-03:00", "2026-10-03 15:00", "2026-10-03 15:30"),
+        # Havana goes back from 01:00 to midnight, Santiago from midnight to the day before.
+        ("America/Havana", "00:15-00:20", "2026-11-01 04:20", "2026-11-01 05:15"),
+        ("America/Santiago", "23:30-23:40", "2026-04-05 02:40", "2026-04-05 03:30"),
+        # Kathmandu never changes; it is 05:45 ahead.
+        ("Asia/Kathmandu", "08:00-21:00", "2026-03-29 15:15", "2026-03-30 02:15"),
+    ],
+)
+def test_the_wait_ends_to_the_second_when_clocks_are_changed(zone: str, call_hours: str, now: str, first: str) -> None:
+    assert when(SAN_FRANCISCO, utc(now), zone, call_hours) == utc(first)
+
+
+@pytest.mark.parametrize(
+    ("now", "first"),
+    [
+        ("2026-03-08 04:00", "2026-03-08 16:00"),
+        ("2026-11-01 04:00", "2026-11-01 17:00"),
+    ],
+)
+def test_a_guessed_zone_changes_its_clocks_too(now: str, first: str) -> None:
+    assert when(SAN_FRANCISCO, utc(now)) == utc(first)
+
+
+# --- against a simpler reading of the clocks ----------------------------------------------------------------------------
+
+
+def is_right(moment: datetime, zones: Iterable[str], window: tuple[int, int]) -> bool:
+    """By the clocks on the wall, in minutes since their midnight."""
+    walls = (moment.astimezone(ZoneInfo(zone)) for zone in zones)
+    return all(window[0] <= wall.hour * 60 + wall.minute < window[1] for wall in walls)
+
+
+def hhmm(window: tuple[int, int]) -> str:
+    return "-".join(f"{minute // 60:02}:{minute % 60:02}" for minute in window)
+
+
+PLUS_ONE = tuple(timezone.time_zones_for_geographical_number(phonenumbers.parse(US_TOLL_FREE)))
+MAY_BE_IN = {
+    SAN_FRANCISCO: ("America/Los_Angeles",),
+    "+12085550100": ("America/Boise", "America/Los_Angeles"),
+    "+19075550100": ("America/Adak", "America/Anchorage"),
+    US_TOLL_FREE: PLUS_ONE,
+    JAMAICAN_MOBILE: ("America/Jamaica",),
+    KAZAKH_MOBILE: ("Asia/Almaty", "Asia/Aqtobe"),
+    RUSSIAN_MOBILE: tuple(timezone.time_zones_for_number(phonenumbers.parse(RUSSIAN_MOBILE))),
+    AUSTRALIAN_MOBILE: tuple(timezone.time_zones_for_number(phonenumbers.parse(AUSTRALIAN_MOBILE))),
+    INDIAN_MOBILE: ("Asia/Kolkata",),
+}
+CLOCKS = [
+    "America/New_York",
+    "America/Havana",
+    "America/Santiago",
+    "America/Nuuk",
+    "Africa/Cairo",
+    "Africa/Casablanca",
+    "Antarctica/Troll",
+    "Asia/Beirut",
+    "Asia/Kathmandu",
+    "Atlantic/Azores",
+    "Australia/Lord_Howe",
+    "Australia/Sydney",
+    "Europe/Berlin",
+    "Pacific/Chatham",
+]
+HOURS_OF_2025 = [utc("2025-01-01") + timedelta(hours=hour) for hour in range(0, 24 * 365 * 2, 12)]
+CHANGES = [
+    (zone, before)
+    for zone in CLOCKS
+    for before in HOURS_OF_2025
+    if before.astimezone(ZoneInfo(zone)).utcoffset() != (before + DAY / 2).astimezone(ZoneInfo(zone)).utcoffset()
+]
+windows = st.tuples(st.integers(0, 1439), st.integers(0, 1439)).filter(lambda window: window[0] < window[1])
+small_windows = st.tuples(st.integers(0, 240), st.integers(1, 90)).map(lambda window: (window[0], sum(window)))
+moments = st.datetimes(datetime(2025, 1, 1), datetime(2027, 1, 1), timezones=st.just(UTC))
+
+
+def test_there_are_changes_of_clocks_to_look_at() -> None:
+    assert {zone for zone, _ in CHANGES} == {*CLOCKS} - {"Asia/Kathmandu"}
+
+
+@given(st.sampled_from(sorted(MAY_BE_IN)), moments, windows)
+@example(SAN_FRANCISCO, utc("2026-06-17 16:00"), (480, 1260))
+def test_no_phone_rings_while_it_is_too_early_or_too_late_anywhere_it_may_be(
+    number: str, now: datetime, window: tuple[int, int]
+) -> None:
+    narrowed = max(window[0], 9 * 60), min(window[1], 20 * 60)
+    answer = hours(number, {}, settings(CALL_HOURS=hhmm(window)), now)
+    assert (answer is None) == is_right(now, MAY_BE_IN[number], narrowed)
+    if isinstance(answer, PutOff):
+        assert is_right(answer.until, MAY_BE_IN[number], narrowed)
+        assert not is_right(answer.until - MICROSECOND, MAY_BE_IN[number], narrowed)
+    elif isinstance(answer, Refusal):
+        soon = (now + step * timedelta(minutes=10) for step in range(8 * 144 if narrowed[0] < narrowed[1] else 0))
+        assert not any(is_right(moment, MAY_BE_IN[number], narrowed) for moment in soon)
+
+
+@given(
+    st.tuples(st.sampled_from(CLOCKS), moments)
+    | st.tuples(st.sampled_from(CHANGES), st.integers(-36 * 60, 12 * 60), st.integers(0, 59_999_999)).map(
+        lambda drawn: (drawn[0][0], drawn[0][1] + drawn[1] * MINUTE + drawn[2] * MICROSECOND)
+    ),
+    windows | small_windows,
+)
+def test_the_wait_ends_at_the_first_right_moment(at: tuple[str, datetime], window: tuple[int, int]) -> None:
+    zone, now = at
+    first = when(SAN_FRANCISCO, now, zone, hhmm(window))
+    assert isinstance(first, datetime)
+    assert is_right(first, [zone], window)
+    moment = now
+    while moment < first:
+        assert not is_right(moment, [zone], window)
+        moment = moment.replace(second=0, microsecond=0) + MINUTE
