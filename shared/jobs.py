@@ -124,9 +124,7 @@ class Jobs:
         return self._call("accept_call", _LIVE_CALL, p_attempt=str(attempt), p_call_sid=call_sid, p_ask_s=ask_s)
 
     def refuse(self, attempt: UUID, *, code: str, reason: str, slot_s: float = 0.0) -> bool:
-        return self._call(
-            "refuse_call", _BOOL, p_attempt=str(attempt), p_code=code, p_reason=reason, p_slot_s=slot_s
-        )
+        return self._call("refuse_call", _BOOL, p_attempt=str(attempt), p_code=code, p_reason=reason, p_slot_s=slot_s)
 
     def put_off(self, attempt: UUID, *, not_before: datetime, code: str, reason: str) -> bool:
         return self._call(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import heapq
 import itertools
+import math
 import random
 import sys
 import time
@@ -44,7 +45,6 @@ from tests.sandbox import database as sandbox_database
 from tests.sandbox.postgres import Postgres
 
 DATABASE = "simulation"
-BEGAN = datetime(2026, 1, 5, 12, tzinfo=UTC)
 # Not the sandbox's clock, which runs: here no time passes but what the history lets pass, or no seed would replay exactly.
 CLOCK = """
 create table sandbox.moment (at timestamptz not null);
@@ -57,6 +57,8 @@ SWEEP_EVERY_S = 60.0
 GIVE_UP_S = 6 * 86400.0  # virtual; a history that is not quiet by then never will be
 LISTED_WITHIN_S = 100.0  # below CALL_SETTLING_SECONDS, as it has to be
 THERE = ZoneInfo("America/Los_Angeles")  # where the numbers of the histories are: a guessed zone, so 09:00 to 20:00
+BEGAN = datetime(2026, 1, 5, 12, tzinfo=THERE)
+SOON_DAY, SOON_NIGHT = BEGAN.replace(hour=8, minute=50), BEGAN.replace(hour=19, minute=50)
 ALLOWED_REASONS = {"absent", "busy", "no-answer", "failed", "canceled", "call_canceled", "twilio_21211"}
 
 SETTINGS = {
@@ -66,7 +68,6 @@ SETTINGS = {
     "TWILIO_AUTH_TOKEN": "unused",
     "TWILIO_PHONE_NUMBER": "+15005550006",
     "API_BASE_URL": "https://calls.example.com",
-    "CALL_HOURS": "always",
     "CALLS_PER_SECOND": "100",
     "CALLS_PER_NUMBER_PER_DAY": "3",
 }
@@ -262,8 +263,8 @@ class History:
         self._frozen = 0
         # API_BASE_URL is another service: it speaks to everybody and tells us nothing, so Twilio's list is all there is.
         self._elsewhere = self.random.random() < 0.3
-        # At any hour, as in the sandbox, or where the phone is: at the beginning it is four in the morning there.
-        self._at_any_hour = self.random.random() < 0.7
+        self._began = self.random.choices([BEGAN, SOON_DAY, SOON_NIGHT], [7, 2, 1])[0]
+        self._at_any_hour = self._began == BEGAN
         if self._at_any_hour:
             self.settings = settings.model_copy(update={"call_hours": "always"})
         self._stopped: dict[str, float] = {}  # number -> since when
@@ -306,7 +307,7 @@ class History:
     # --- time ---------------------------------------------------------------------------------------------------------
 
     def wall(self, at: float) -> datetime:
-        return BEGAN + timedelta(seconds=at)
+        return self._began.astimezone(UTC) + timedelta(seconds=at)
 
     def after(self, seconds: float, event: Callable[[], object]) -> None:
         heapq.heappush(self._events, (self.now + seconds, next(self._order), event))
@@ -362,7 +363,17 @@ class History:
             for step in (worker.dial_one, worker.look_after_one):
                 while (done := step()).did not in ("nothing", "waiting", "paused"):
                     self.note(f"sweep: job {done.job_id} {done.did} {done.detail}")
-        self.after(SWEEP_EVERY_S, self.sweep)
+        self.after(SWEEP_EVERY_S * max(1, math.ceil(self._idle_s() / SWEEP_EVERY_S)), self.sweep)
+
+    def _idle_s(self) -> float:
+        """How long nothing will happen and nothing is due: the sweeps in between would find nothing to do."""
+        row = self.connection.execute(
+            "select extract(epoch from least((select min(due_at) from public.outbound_call_jobs),"
+            " (select min(end_due_at) from public.outbound_call_attempts where closed_at is null)) - private.clock())::float8"
+        ).fetchone()
+        due_s = row[0] if row and row[0] is not None else GIVE_UP_S
+        next_event = min((at for at, _, event in self._events if event != self.sweep), default=GIVE_UP_S)
+        return min(due_s, next_event - self.now)
 
     def voice(self, call: Call) -> bool:
         """What /voice does. -> whether the person hears our words; when the database is away, the apology is words, too."""
@@ -446,7 +457,7 @@ class History:
 
         while self.now < GIVE_UP_S and not self._is_quiet():
             self._calm = self.now > 12 * 3600
-            self.run_for(SWEEP_EVERY_S)
+            self.run_for(max(SWEEP_EVERY_S, self._events[0][0] - self.now))
         return self._judge()
 
     def _is_quiet(self) -> bool:

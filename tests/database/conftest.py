@@ -15,7 +15,8 @@ from tests.sandbox.postgres import Postgres
 
 EMPTY = """
 truncate public.outbound_call_jobs, public.outbound_call_attempts restart identity;
-delete from private.missed_signups; delete from private.deleted_calls; delete from private.deleted_users; delete from public.call_opt_outs;
+delete from private.missed_signups; delete from private.deleted_calls;
+delete from private.deleted_users; delete from public.call_opt_outs;
 delete from private.call_settings; insert into private.call_settings default values;
 delete from auth.users; delete from vault.secrets; delete from net.http_request_queue;
 update sandbox.clock set offset_by = '0';

@@ -64,7 +64,8 @@ from public.outbound_call_jobs where status = 'completed' order by id limit {twi
 update pg_index set indisready = false where indrelid = 'public.outbound_call_attempts'::regclass;
 insert into public.outbound_call_attempts
   (id, job_id, number, phone_e164, state, call_sid, call_status, started_at, accepted_at, closed_at)
-select lpad(to_hex(n), 32, '0')::uuid, n, 1, '+1415' || 1000000 + n % 100 * 10000 + n / 100 % 100, 'ended', 'CC' || n, 'completed', at, at, at
+select lpad(to_hex(n), 32, '0')::uuid, n, 1, '+1415' || 1000000 + n % 100 * 10000 + n / 100 % 100,
+       'ended', 'CC' || n, 'completed', at, at, at
 from (select n, now() - n * interval '30 seconds' as at from generate_series(1, {calls}) n) as rows;
 update pg_index set indisready = true where indrelid = 'public.outbound_call_attempts'::regclass;
 reindex table public.outbound_call_attempts;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -16,11 +17,11 @@ AT_ONCE = 50
 Another = Callable[[], Steps]
 
 
-def call_and_end(steps: Steps, number: str, word: str = "completed", **caps: int) -> Row:
+def call_and_end(steps: Steps, number: str, **caps: Any) -> Row:
     """A job of its own to this number, dialed and over. -> what the claim said"""
     claim = steps.claim(steps.queue(number), **caps)
     if claim["outcome"] == "claimed":
-        steps.status(uuid.UUID(claim["attempt"]["id"]), a_sid(), word)
+        steps.status(uuid.UUID(claim["attempt"]["id"]), a_sid(), "completed")
     return claim
 
 
@@ -42,7 +43,11 @@ def test_a_number_is_called_so_often_in_24_hours_whoever_asks(steps: Steps) -> N
         steps.pass_time(HOUR_S)
     fourth = steps.queue(number)
     answer = steps.claim(fourth, per_number=3)
-    assert (answer["outcome"], answer["status"], answer["reason_code"]) == ("none", "queued", "calls_per_number_per_day")
+    assert (answer["outcome"], answer["status"], answer["reason_code"]) == (
+        "none",
+        "queued",
+        "calls_per_number_per_day",
+    )
     assert steps.job(fourth)["attempts"] == 0
     assert steps.attempts(fourth) == []
 
@@ -73,7 +78,14 @@ def test_the_cap_looks_back_24_hours_at_each_moment(steps: Steps) -> None:
 
 @pytest.mark.parametrize(
     ("state", "counts"),
-    [("accepted", True), ("in_doubt", True), ("ended", True), ("duplicate", True), ("refused", False), ("absent", False)],
+    [
+        ("accepted", True),
+        ("in_doubt", True),
+        ("ended", True),
+        ("duplicate", True),
+        ("refused", False),
+        ("absent", False),
+    ],
 )
 def test_what_rang_or_may_have_rung_counts_and_what_never_was_a_call_does_not(
     steps: Steps, state: str, counts: bool
@@ -127,7 +139,9 @@ def test_many_numbers_of_one_prefix_are_held_until_the_hour_has_passed(steps: St
     numbers = numbers_of_one_prefix(8)
     outcomes = [call_and_end(steps, number, per_prefix=5)["outcome"] for number in numbers]
     assert outcomes == ["claimed"] * 5 + ["none"] * 3
-    held = steps.rows("select id, reason_code, attempts from public.outbound_call_jobs where status = 'queued' order by id")
+    held = steps.rows(
+        "select id, reason_code, attempts from public.outbound_call_jobs where status = 'queued' order by id"
+    )
     assert [(row["reason_code"], row["attempts"]) for row in held] == [("calls_per_prefix_per_hour", 0)] * 3
     assert steps.call("call_job_stats")["held_by_prefix"] == 3
     assert waits_s(steps, held[0]["id"]) == pytest.approx(HOUR_S, abs=5)
@@ -225,7 +239,9 @@ def test_no_claim_succeeds_once_a_pause_has_committed(steps: Steps, another: Ano
             while not steps.one("select exists (select from public.outbound_call_attempts)"):
                 pass
             caller.call("pause_calls", reason="stop")
-            caller.rows("create table if not exists sandbox.calls_at_the_pause as select count(*) from public.outbound_call_attempts")
+            caller.rows(
+                "create table if not exists sandbox.calls_at_the_pause as select count(*) from public.outbound_call_attempts"
+            )
             return []
         return [caller.claim()["outcome"] == "claimed" for _ in range(30)]
 

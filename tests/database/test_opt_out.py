@@ -27,7 +27,11 @@ def test_who_opted_out_is_not_dialed(steps: Steps) -> None:
     other = steps.queue()
     assert steps.claim()["job"]["id"] == other
     row = steps.job(job)
-    assert (row["status"], row["reason_code"], row["reason"]) == ("canceled", "opted_out", "the number has opted out of calls")
+    assert (row["status"], row["reason_code"], row["reason"]) == (
+        "canceled",
+        "opted_out",
+        "the number has opted out of calls",
+    )
     assert steps.attempts(job) == []
 
 
@@ -100,9 +104,12 @@ def test_a_call_that_failed_is_not_repeated_after_an_opt_out(steps: Steps) -> No
 def test_late_truth_about_who_opted_out_is_ended(steps: Steps) -> None:
     number = a_number()
     job, attempt = steps.attempt_in("absent", number)
-    steps.rows("update public.outbound_call_jobs set status = 'failed', due_at = null, finished_at = now(), reason_code = 'absent'")
+    steps.rows(
+        "update public.outbound_call_jobs set status = 'failed', due_at = null, finished_at = now(), reason_code = 'absent'"
+    )
     opt_out(steps, number)
-    assert steps.accept(attempt, sid := a_sid())["then"] == "end"
+    sid = a_sid()
+    assert steps.accept(attempt, sid)["then"] == "end"
     steps.status(attempt, sid, "canceled")
     assert steps.job(job)["reason_code"] == "opted_out"
 
@@ -250,7 +257,9 @@ def test_a_pause_ends_in_the_future(steps: Steps) -> None:
 
 def put_off(steps: Steps, attempt: uuid.UUID) -> object:
     at = steps.now() + timedelta(hours=9)
-    return steps.call("put_off_call", attempt=attempt, not_before=at, code="outside_calling_hours", reason="night there")
+    return steps.call(
+        "put_off_call", attempt=attempt, not_before=at, code="outside_calling_hours", reason="night there"
+    )
 
 
 def test_a_call_that_is_put_off_is_made_at_its_time_and_its_attempt_is_not_spent(steps: Steps) -> None:
