@@ -62,7 +62,7 @@ def a_timeout_taken_for(kind: Any) -> Callable[[Connection], AbstractContextMana
     return lambda database: patch.object(Dispatcher, "_record_failure", record)
 
 
-# What is taken away, and which of the two promises breaks.
+# What is taken away, and which of the promises breaks.
 MUTATIONS: dict[str, tuple[Callable[[Connection], AbstractContextManager[Any]], str]] = {
     "a timeout is taken for a refusal": (a_timeout_taken_for("refused"), "lost"),
     "a timeout is taken for 'try again'": (a_timeout_taken_for("later"), "twice"),
@@ -82,6 +82,16 @@ MUTATIONS: dict[str, tuple[Callable[[Connection], AbstractContextManager[Any]], 
                return private.open_call(v_attempt, v_now, v_job.cancel_requested, v_lapsed);""",
         ),
         "twice",
+    ),
+    "hours are not looked at": (
+        lambda _: patch("shared.dispatcher.screen", lambda *_: None),
+        "against_the_rules",
+    ),
+    "a pause is a request": (
+        lambda database: sql_changed(
+            database, "public.claim_call_job", "and (paused_until is null or paused_until <= v_now)", ""
+        ),
+        "against_the_rules",
     ),
 }  # fmt: skip
 
