@@ -6,10 +6,10 @@ to be right in every zone where the phone may be.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, time, timedelta
-from functools import cache
+from datetime import UTC, date, datetime, time, timedelta
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any, Final
 from zoneinfo import ZoneInfo
@@ -108,6 +108,8 @@ def _whom(e164: str, settings: Settings) -> Refusal | None:
     read = read_number(e164, settings)
     if isinstance(read, Refusal):
         return read
+    if read != e164:
+        return Refusal("number_invalid", "the phone number is not written as it is dialed")
     if settings.call_only_to is not None and e164 not in settings.call_only_to:
         return Refusal(
             "not_in_call_only_to", "CALL_ONLY_TO names the only numbers that are called here, and not this one"
@@ -198,7 +200,7 @@ def _zone(name: str) -> ZoneInfo:
 def _first_right_moment(now: datetime, zones: tuple[ZoneInfo, ...], start: time, end: time) -> datetime | None:
     """The first moment, from `now` (UTC), at which it is from `start` to before `end` in every zone; None: not soon.
 
-    A moment becomes right only when a clock reaches `start`, or jumps: no other moment has to be looked at.
+    A moment becomes right only when a clock reaches `start`, or is changed: no other moment has to be looked at.
     """
 
     def right(moment: datetime) -> bool:
@@ -206,35 +208,28 @@ def _first_right_moment(now: datetime, zones: tuple[ZoneInfo, ...], start: time,
 
     if right(now):
         return now
-    until = now + _SEARCH_DAYS * _DAY
-    turns = {turn for zone in zones for turn in (*_starts(now, zone, start), *_jumps(now, zone)) if now < turn <= until}
-    return next(filter(right, sorted(turns)), None)
+    for day in range(_SEARCH_DAYS + 1):
+        turns = {turn for zone in zones for turn in _turns(zone, start, now.date() + day * _DAY)}
+        for turn in sorted(turns):
+            if now < turn <= now + _SEARCH_DAYS * _DAY and right(turn):
+                return turn
+    return None
 
 
-def _starts(now: datetime, zone: ZoneInfo, start: time) -> Iterator[datetime]:
-    """When the zone's clocks show `start`; twice a day, for the one on which they are set back."""
-    today = now.astimezone(zone).date()
-    for day in range(-1, _SEARCH_DAYS + 2):  # at midnight clocks may jump to another day
-        for fold in (0, 1):
-            local = datetime.combine(today + day * _DAY, start, zone)
-            yield local.replace(fold=fold).astimezone(UTC)
-
-
-def _jumps(now: datetime, zone: ZoneInfo) -> Iterator[datetime]:
-    """When the zone's clocks are changed, to the second. No zone changes them twice in a day."""
+@lru_cache(10_000)
+def _turns(zone: ZoneInfo, start: time, day: date) -> frozenset[datetime]:
+    """When on that day of UTC the zone's clocks show `start`, twice if they are set back, and when they are changed."""
 
     def offset(moment: datetime) -> timedelta | None:
         return moment.astimezone(zone).utcoffset()
 
-    begin = now.replace(microsecond=0)
-    for day in range(_SEARCH_DAYS):
-        before, after = begin + day * _DAY, begin + (day + 1) * _DAY
-        if offset(before) == offset(after):
-            continue
-        while after - before > _SECOND:
-            middle = before + (after - before) // _SECOND // 2 * _SECOND
-            if offset(middle) == offset(before):
-                before = middle
-            else:
-                after = middle
-        yield after
+    before = datetime.combine(day, time(0), UTC)
+    after = before + _DAY
+    dates = (day - _DAY, day, day + _DAY)  # some part of each may be this day of UTC
+    shown = {datetime.combine(d, start.replace(fold=fold), zone).astimezone(UTC) for d in dates for fold in (0, 1)}
+    if offset(before) == offset(after):
+        return frozenset(shown)
+    while after - before > _SECOND:  # no zone changes its clocks twice in a day, nor within a second
+        middle = before + (after - before) // _SECOND // 2 * _SECOND
+        before, after = (middle, after) if offset(middle) == offset(before) else (before, middle)
+    return frozenset({*shown, after})

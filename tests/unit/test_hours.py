@@ -131,7 +131,8 @@ def test_the_first_zone_that_is_one_decides() -> None:
 def test_a_known_zone_helps_a_number_that_has_none() -> None:
     assert when(SATELLITE, utc("2026-06-17 12:00")) == "time_zone_unknown"
     assert when(SATELLITE, utc("2026-06-17 12:00"), "Europe/Berlin") == utc("2026-06-17 12:00")
-    assert when("no number", utc("2026-06-17 12:00")) == "time_zone_unknown"
+    for nobodys in ("no number", "+15555550100", "+9995550100"):
+        assert when(nobodys, utc("2026-01-14 23:15")) == "time_zone_unknown"
 
 
 # --- a zone that is guessed from the number -----------------------------------------------------------------------------

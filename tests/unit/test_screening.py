@@ -105,6 +105,11 @@ def test_our_own_number_may_be_newer_than_the_library() -> None:
     assert screen("+14155550100", {}, ours, NOON_IN_DENVER) is None
 
 
+def test_our_own_number_may_be_of_no_country() -> None:
+    assert code(read_number("911", settings(TWILIO_PHONE_NUMBER="+883510012345"))) == "number_invalid"
+    assert screened("+14155550100", TWILIO_PHONE_NUMBER="+883510012345") == "country_not_allowed"
+
+
 @pytest.mark.parametrize(
     ("region", "typed"),
     [
@@ -152,6 +157,12 @@ def test_whatever_was_typed_is_e164_or_a_refusal(typed: str) -> None:
     else:
         assert re.fullmatch(r"\+[1-9][0-9]{6,14}", read)
         assert read_number(read, settings()) == read
+        assert (code(screen(typed, {}, settings(), NOON_IN_DENVER)) == "number_invalid") == (typed != read)
+
+
+def test_only_e164_is_screened() -> None:
+    assert screened("(415) 555-0100") == "number_invalid"
+    assert screened("+1 415 555 0100") == "number_invalid"
 
 
 # --- whose number it is -------------------------------------------------------------------------------------------------
