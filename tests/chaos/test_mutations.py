@@ -6,6 +6,7 @@ there (any more) fails the test: a mutation that changes nothing proves nothing.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from psycopg.rows import scalar_row
 
-from tests.chaos.test_state_machine import Broken, a_copy, the_machine
+from tests.chaos.test_state_machine import ALSO, Broken, a_copy, the_machine
 from tests.sandbox.postgres import Postgres
 
 # Always the same examples, and the first that breaks is enough.
@@ -41,6 +42,8 @@ class Mutation:
     trips: frozenset[str]
     """One of these invariants alone must find it: the others are not looked at."""
     also: str = ""
+    may: Collection[str] = ALSO
+    """What may happen besides the main story: less, where it only takes time to find."""
 
 
 TWICE = frozenset({"nobody is called twice"})
@@ -69,6 +72,7 @@ MUTATIONS = {
         "v_attempt.doubted_at + make_interval(secs => p_settling_s)",
         "v_attempt.doubted_at",
         TWICE,
+        may=("sign-ups", "repeated callbacks", "long waits"),
     ),
     "a refusal counts in any state": Mutation(
         "public.refuse_call",
@@ -81,6 +85,7 @@ MUTATIONS = {
                 "a job's open attempt is in the state that the job says",
             }
         ),
+        may=("repeated reports",),
     ),
     "a doubt is a refusal": Mutation(
         "public.doubt_call",
@@ -100,6 +105,24 @@ MUTATIONS = {
         "private.call_rank(p_call_status) >= private.call_rank(call_status)",
         frozenset({"a call moves only forward, and the first final word wins"}),
     ),
+    "an opt-out is looked at by opt_out alone": Mutation(
+        "public.claim_call_job",
+        "if exists (select from public.call_opt_outs",
+        "if false and exists (select from public.call_opt_outs",
+        frozenset({"who opted out is not dialed"}),
+    ),
+    "a pause is no more than a wish": Mutation(
+        "public.claim_call_job",
+        "and (paused_until is null or paused_until <= v_now)\n        and (halts",
+        "and (halts",
+        frozenset({"a pause holds"}),
+    ),
+    "a call that was put off is spent": Mutation(
+        "public.record_call_status",
+        "attempts = attempts - 1",
+        "attempts = attempts",
+        frozenset({"every attempt is counted once"}),
+    ),
 }
 
 
@@ -107,7 +130,10 @@ MUTATIONS = {
 @pytest.mark.parametrize("what", MUTATIONS)
 def test_the_state_machine_notices_when(what: str, postgres: Postgres, template_database: str) -> None:
     mutation = MUTATIONS[what]
-    with a_copy(postgres, template_database, "mutated") as url, the_machine(url, mutation.trips) as machine:
+    with (
+        a_copy(postgres, template_database, "mutated") as url,
+        the_machine(url, mutation.trips, mutation.may) as machine,
+    ):
         mutate(url, mutation)
         with pytest.raises(Broken) as broken:
             run_state_machine_as_test(cast(Any, machine), settings=SETTINGS)

@@ -1,7 +1,7 @@
 """Never twice, never lost: the real SQL functions under any history that hypothesis can think of, with a model of Twilio.
 
-Workers die, report late or twice; callbacks come in any order, or never; Twilio lists late; people cancel, retry, delete and
-pause; hours pass. After each call of a function all that must hold is looked at, and at the end the sweep alone must bring
+Workers die, report late or twice; callbacks come in any order, or never; Twilio lists late; people cancel, retry, delete, opt
+out and pause; hours pass. After each call of a function all that must hold is looked at, and at the end the sweep alone must bring
 every job to its end. HYPOTHESIS_PROFILE=chaos looks much longer.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal, Protocol, TypeVar, cast, get_args
 from uuid import UUID
 
@@ -112,6 +112,9 @@ INTERFERENCES = {  # what people do, and to jobs in which states
     "deletes": get_args(JobStatus),
     "retries": ("failed", "canceled"),
     "pauses": (),
+    "opts out": (),
+    "is deleted": (),
+    "puts off": (),
 }
 ALSO = (
     *INTERFERENCES,
@@ -149,10 +152,11 @@ class Look:
 
 
 class Dispatching(RuleBasedStateMachine):
-    def __init__(self, steps: Steps, watched: Container[str] | None = None) -> None:
-        """`watched`: look at these invariants only."""
+    def __init__(self, steps: Steps, watched: Container[str] | None = None, may: Collection[str] = ALSO) -> None:
+        """`watched`: look at these invariants only. `may`: of ALSO, what may happen."""
         super().__init__()
         self.watched = watched
+        self.may = may
         self.steps = steps
         steps.rows(EMPTY)
         self.twilio = Twilio()
@@ -160,6 +164,8 @@ class Dispatching(RuleBasedStateMachine):
         self.looks: list[Look] = []
         self.rounds: Counter[int] = Counter()  # job -> how often it was retried by hand
         self.cancels: set[int] = set()  # jobs that somebody wanted to cancel, or delete
+        self.out: dict[str, float] = {}  # numbers that opted out, and when
+        self.ever_paused = False
         self.also: set[str] = set()
         self.paused = False
         self.broken = False
@@ -173,7 +179,7 @@ class Dispatching(RuleBasedStateMachine):
 
     @initialize(numbers=st.lists(st.sampled_from(NUMBERS), min_size=1, max_size=3), also=st.sets(st.sampled_from(ALSO)))
     def people_sign_up(self, numbers: list[str], also: set[str]) -> None:
-        self.also = also
+        self.also = also.intersection(self.may)
         for user, number in zip(USERS, numbers, strict=False):
             self._enqueue(user, number)
 
@@ -212,11 +218,29 @@ class Dispatching(RuleBasedStateMachine):
     def somebody_interferes(self, one_of: OneOf) -> None:
         what = one_of(sorted(self.also & INTERFERENCES.keys()))
         jobs = [job for job, row in self.jobs.items() if row["status"] in INTERFERENCES[what]]
+        if what == "retries":  # the others are refused
+            jobs = [
+                j
+                for j in jobs
+                if self.jobs[j]["phone_e164"] not in self.out and self.jobs[j]["phone_number"] != "erased"
+            ]
         if what == "pauses" and not self.paused:
-            self.paused = True
+            self.paused = self.ever_paused = True
             self.do(lambda: self.steps.call("pause_calls", reason="by hand"))
         elif what == "pauses":
             self._resume()
+        elif what == "opts out":
+            self._opt_out(one_of(NUMBERS))
+        elif what == "is deleted":
+            user = one_of(USERS)
+            self.cancels |= {job for job, row in self.jobs.items() if row["user_id"] == user}
+            self.steps.rows("insert into auth.users (id) values (%s)", user)
+            self.do(lambda: self.steps.rows("delete from auth.users where id = %s", user))
+        elif what == "puts off":
+            if waiting := [a["id"] for a in self.attempts.values() if a["state"] == "accepted"]:
+                put_off = {"attempt": one_of(waiting), "code": "outside_calling_hours", "reason": "night there"}
+                at = self.steps.now() + timedelta(hours=9)
+                self.do(lambda: self.steps.call("put_off_call", not_before=at, **put_off))
         elif jobs:
             job = one_of(jobs)
             if what == "retries":
@@ -229,6 +253,13 @@ class Dispatching(RuleBasedStateMachine):
                     self.do(lambda: self.steps.call("cancel_call_job", job_id=job))
                 else:
                     self.do(lambda: self.steps.rows("delete from public.outbound_call_jobs where id = %s", job))
+
+    def _opt_out(self, number: str) -> None:
+        self.cancels |= {job for job, row in self.jobs.items() if row["phone_e164"] == number}
+        self.out.setdefault(number, self.twilio.now)
+        self.do(lambda: self.steps.call("opt_out", phone_number=number))
+        queued = [j for j in self.jobs.values() if j["phone_e164"] == number and j["status"] == "queued"]
+        self.require(not queued, "an opt-out cancels what is queued", queued)
 
     def _resume(self) -> None:
         self.paused = False
@@ -277,6 +308,7 @@ class Dispatching(RuleBasedStateMachine):
             return None
         self.require(not self.paused, "a pause holds", answer)
         claimed = answer["job"]
+        self.require(claimed["phone_e164"] not in self.out, "who opted out is not dialed", answer)
         self.require(job in (None, claimed["id"]), "who asks for a job gets that job", answer)
         request = Request(attempt, claimed["id"], self.rounds[claimed["id"]], claimed["phone_e164"])
         self.started_at[attempt] = self.twilio.now
@@ -332,6 +364,8 @@ class Dispatching(RuleBasedStateMachine):
         row = self.attempts[attempt]
         unwanted = row["state"] == "duplicate" or self.jobs[row["job_id"]]["cancel_requested"]
         self.require(found["end"] is unwanted, "the sweep ends what is not wanted, and nothing else", found)
+        back = row["put_off_until"] is not None
+        self.require(found["put_off"] is back, "the sweep takes back what is put off, and nothing else", found)
         if not answers:
             return True
         if found["call_sid"] is None:
@@ -346,7 +380,7 @@ class Dispatching(RuleBasedStateMachine):
                 self.looks.append(look)
             return True
         call = self._call(found["call_sid"])
-        if found["end"]:
+        if found["end"] or (found["put_off"] and call.status == "queued"):
             self.twilio.end(call)
         self._tell(call, call.status, attempt)
         return True
@@ -458,7 +492,8 @@ class Dispatching(RuleBasedStateMachine):
             states = [a["state"] for a in mine if a["state"] in OPEN]
             wanted = [STATE_OF_THE_OPEN_ATTEMPT[job["status"]]] if job["status"] in STATE_OF_THE_OPEN_ATTEMPT else []
             self.require(states == wanted, "a job's open attempt is in the state that the job says", (job, states))
-            self.require(job["attempts"] == len(mine), "every attempt is counted once", (job, mine))
+            spent = [a for a in mine if not (a["put_off_until"] and a["call_status"] == "canceled")]
+            self.require(job["attempts"] == len(spent), "every attempt is counted once", (job, mine))
             limit = MAX_ATTEMPTS + self.rounds[job["id"]]
             self.require(job["attempts"] <= limit, "no more attempts than allowed", job)
 
@@ -541,8 +576,12 @@ class Dispatching(RuleBasedStateMachine):
             match job["status"], job["reason_code"]:
                 case "completed", None:
                     fair = "completed" in words
-                case "canceled", "canceled" | "outcome_unknown":
+                case "canceled", "canceled" | "user_deleted" | "outcome_unknown":
                     fair = job["id"] in self.cancels
+                case "canceled", "opted_out":
+                    fair = job["phone_e164"] in self.out
+                case "canceled", "paused":
+                    fair = self.ever_paused
                 case "canceled", "call_canceled":
                     fair = "canceled" in words
                 case "failed", "busy" | "no-answer" | "failed" as word:
@@ -609,14 +648,16 @@ def a_copy(postgres: Postgres, template: str, name: str) -> Iterator[str]:
 
 
 @contextmanager
-def the_machine(url: str, watched: Container[str] | None = None) -> Iterator[Callable[[], Dispatching]]:
+def the_machine(
+    url: str, watched: Container[str] | None = None, may: Collection[str] = ALSO
+) -> Iterator[Callable[[], Dispatching]]:
     """Makes machines that share two connections to this database, one after the other."""
     with (
         closing(psycopg.connect(url, autocommit=True)) as service,
         closing(psycopg.connect(url, autocommit=True)) as eyes,
     ):
         steps = Steps(service, eyes)
-        yield lambda: Dispatching(steps, watched)
+        yield lambda: Dispatching(steps, watched, may)
 
 
 @pytest.mark.timeout(7200 if IN_CHAOS else 180)
