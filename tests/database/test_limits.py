@@ -108,6 +108,17 @@ def test_a_job_that_is_put_off_for_its_number_does_not_hold_up_the_next(steps: S
     assert steps.claim(per_number=1)["job"]["id"] == free
 
 
+def test_a_crowd_of_jobs_for_one_busy_number_does_not_hold_up_the_next(steps: Steps) -> None:
+    """Many accounts, one number: each claim puts off some of them, and commits that."""
+    steps.attempt_in("accepted", number := a_number())
+    crowd = [steps.queue(number) for _ in range(150)]
+    free = steps.queue()
+    answers = [steps.claim(), steps.claim()]
+    assert answers[0] == {"outcome": "wait", "wait_s": 0.01}
+    assert answers[1]["job"]["id"] == free
+    assert {steps.job(job)["reason_code"] for job in crowd} == {"number_in_use"}
+
+
 def test_a_job_that_is_put_off_gives_its_slot_of_the_pace_back(steps: Steps) -> None:
     number = a_number()
     call_and_end(steps, number)
@@ -178,6 +189,33 @@ def test_claims_at_once_for_one_prefix_never_pass_its_cap(steps: Steps, another:
     assert steps.one(held) == AT_ONCE - 7
 
 
+def test_repeats_to_numbers_of_a_prefix_are_no_new_numbers(steps: Steps) -> None:
+    numbers = numbers_of_one_prefix(3)
+    for _ in range(3):
+        for number in numbers[:2]:
+            assert call_and_end(steps, number, per_prefix=3)["outcome"] == "claimed"
+    assert call_and_end(steps, numbers[2], per_prefix=3)["outcome"] == "claimed"
+    assert call_and_end(steps, "+14155550199", per_prefix=3)["reason_code"] == "calls_per_prefix_per_hour"
+
+
+def test_what_was_put_off_for_its_hours_is_no_call_of_its_prefix(steps: Steps) -> None:
+    for number in numbers_of_one_prefix(5):
+        steps.release(steps.start(steps.queue(number)), delay_s=9 * HOUR_S)
+    assert call_and_end(steps, "+14155550199", per_prefix=1)["outcome"] == "claimed"
+
+
+def test_what_is_held_for_its_prefix_waits_out_a_pause_as_well(steps: Steps) -> None:
+    numbers = numbers_of_one_prefix(2)
+    call_and_end(steps, numbers[0])
+    held = steps.queue(numbers[1])
+    steps.claim(held, per_prefix=1)
+    steps.call("pause_calls", reason="fraud?")
+    steps.pass_time(HOUR_S)
+    assert steps.claim(held, per_prefix=1)["outcome"] == "paused"
+    steps.call("resume_calls")
+    assert steps.claim(held, per_prefix=1)["outcome"] == "claimed"
+
+
 # --- per day ----------------------------------------------------------------------------------------------------------
 
 
@@ -194,7 +232,7 @@ def test_the_days_ceiling_pauses_all_calls_until_there_is_room_and_blames_no_job
     assert steps.call("call_job_stats")["pause_reason"] == "CALLS_PER_DAY is reached"
     assert not steps.claim(job, per_day=3).get("just_now")
     steps.pass_time(DAY_S - 2 * HOUR_S)
-    assert steps.claim(job, per_day=3)["outcome"] == "claimed"
+    steps.accept(steps.start(job), a_sid())
     assert steps.claim(steps.queue(), per_day=3)["outcome"] == "paused"
 
 
@@ -219,9 +257,55 @@ def test_claims_at_once_for_the_days_last_call_never_pass_the_ceiling(steps: Ste
         call_and_end(steps, a_number())
     for _ in range(AT_ONCE):
         steps.queue()
-    answers = all_at_once(lambda caller: caller.claim(per_day=5), [another() for _ in range(AT_ONCE)])
-    assert Counter(answer["outcome"] for answer in answers) == {"claimed": 1, "paused": AT_ONCE - 1}
+    callers = [another() for _ in range(AT_ONCE)]
+    answers = all_at_once(lambda caller: caller.claim(per_day=5), callers)
+    assert Counter(answer["outcome"] for answer in answers) == {"claimed": 1, "wait": AT_ONCE - 1}
+    (last,) = (answer for answer in answers if answer["outcome"] == "claimed")
+    steps.accept(uuid.UUID(last["attempt"]["id"]), a_sid())
+    answers = all_at_once(lambda caller: caller.claim(per_day=5), callers)
+    assert {answer["outcome"] for answer in answers} == {"paused"}
     assert sum(answer.get("just_now", False) for answer in answers) == 1
+
+
+def test_what_is_about_to_be_dialed_and_may_be_given_back_pauses_nobody(steps: Steps) -> None:
+    """At night: each is claimed, and put off for its hours."""
+    call_and_end(steps, a_number())
+    at_night = [steps.start(steps.queue()) for _ in range(2)]
+    job = steps.queue()
+    assert steps.claim(job, per_day=3)["outcome"] == "wait"
+    assert steps.settings()["paused_until"] is None
+    for attempt in at_night:
+        steps.release(attempt, delay_s=9 * HOUR_S)
+    assert steps.claim(job, per_day=3)["outcome"] == "claimed"
+
+
+def test_a_ceiling_that_is_turned_off_counts_once_calls_are_resumed(steps: Steps) -> None:
+    call_and_end(steps, a_number(), per_day=1)
+    job = steps.queue()
+    assert steps.claim(job, per_day=1)["outcome"] == "paused"
+    assert steps.claim(job)["outcome"] == "paused"
+    steps.call("resume_calls")
+    assert steps.claim(job)["outcome"] == "claimed"
+
+
+def test_a_ceiling_that_is_lowered_counts_from_the_next_claim(steps: Steps) -> None:
+    for _ in range(4):
+        call_and_end(steps, a_number(), per_day=10)
+        steps.pass_time(HOUR_S)
+    answer = steps.claim(steps.queue(), per_day=2)
+    assert answer["outcome"] == "paused"
+    # Of the last two calls the first must be a day old.
+    assert steps.one("select round(extract(epoch from paused_until - private.clock())) from private.call_settings") == (
+        DAY_S - 2 * HOUR_S
+    )
+
+
+def test_calls_resumed_below_a_ceiling_that_is_still_reached_are_paused_again_and_that_is_told(steps: Steps) -> None:
+    call_and_end(steps, a_number(), per_day=1)
+    job = steps.queue()
+    steps.claim(job, per_day=1)
+    steps.call("resume_calls")
+    assert steps.claim(job, per_day=1)["just_now"]
 
 
 # --- the pause, at the same moment ------------------------------------------------------------------------------------
