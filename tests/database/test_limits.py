@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
 import pytest
 
-from tests.database.steps import LEASE_S, Row, Steps, a_number, a_sid, all_at_once
+from tests.database.steps import LEASE_S, Row, Steps, a_number, a_sid, all_at_once, in_background
 
 HOUR_S, DAY_S = 3600.0, 86_400.0
 AT_ONCE = 50
@@ -333,6 +334,47 @@ def test_no_claim_succeeds_once_a_pause_has_committed(steps: Steps, another: Ano
     at_the_pause = steps.one("select count from sandbox.calls_at_the_pause")
     steps.rows("drop table sandbox.calls_at_the_pause")
     assert 0 < claimed == at_the_pause < 360
+
+
+def test_a_claim_that_waited_for_a_pause_to_commit_is_paused(
+    steps: Steps, another: Another, connection: psycopg.Connection[tuple[object, ...]]
+) -> None:
+    job, boss = steps.queue(), another()
+    with in_background(connection) as start, boss.service.transaction():
+        boss.call("pause_calls", reason="stop")
+        future = start(steps, lambda: steps.claim(job))
+        boss.service.execute("commit")
+        assert future.result(10)["outcome"] == "paused"
+        boss.service.execute("begin")
+    assert steps.attempts(job) == []
+
+
+def test_a_pause_waits_for_the_claim_before_it_and_takes_its_call_back(
+    steps: Steps, another: Another, connection: psycopg.Connection[tuple[object, ...]]
+) -> None:
+    job, claimer = steps.queue(), another()
+    with in_background(connection) as start, claimer.service.transaction():
+        attempt = claimer.start(job)
+        future = start(steps, lambda: steps.call("pause_calls", reason="stop"))
+        claimer.service.execute("commit")
+        future.result(10)
+        claimer.service.execute("begin")
+    steps.accept(attempt, a_sid())
+    assert steps.ask()["put_off"]
+
+
+def test_a_cap_holds_in_a_claim_that_waited_for_another(
+    steps: Steps, another: Another, connection: psycopg.Connection[tuple[object, ...]]
+) -> None:
+    """What is counted is counted behind the lock: before it, neither would have seen the other."""
+    first, second = (steps.queue(number) for number in numbers_of_one_prefix(2))
+    claimer = another()
+    with in_background(connection) as start, claimer.service.transaction():
+        assert claimer.claim(first, per_prefix=1)["outcome"] == "claimed"
+        future = start(steps, lambda: steps.claim(second, per_prefix=1))
+        claimer.service.execute("commit")
+        assert future.result(10)["reason_code"] == "calls_per_prefix_per_hour"
+        claimer.service.execute("begin")
 
 
 # --- what was not dialed ----------------------------------------------------------------------------------------------

@@ -76,9 +76,9 @@ create function public.claim_call_job(
 ) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
-  -- At 1 call a second a claim half a second early keeps the average and costs Twilio's queue nothing;
-  -- without it every claim that waited for a lock would come too early by its own, older, clock.
-  c_early constant interval := '0.5 seconds';
+  -- A claim may come a little early: that keeps the average, and without it every claim that waited for a lock would come too early
+  -- by its own, older, clock. At most one call's worth, because what is early waits in Twilio's queue.
+  v_early constant interval := make_interval(secs => greatest(0.1, least(0.5, 1 / p_calls_per_second)));
   -- Ten thousand jobs for one busy number must not hold this transaction up until it is canceled, and all that it did undone.
   c_at_most constant int := 100;
   v_now   constant timestamptz := private.clock();
@@ -137,7 +137,7 @@ begin
       set next_call_at = greatest(next_call_at, v_now) + make_interval(secs => 1 / p_calls_per_second),
           probe_until = case when halts > 0 then v_job.due_at end
       where only_row
-        and next_call_at <= v_now + c_early
+        and next_call_at <= v_now + v_early
         and (paused_until is null or paused_until <= v_now)
         and (halts = 0 or probe_until is null or probe_until <= v_now);
       if not found then
@@ -180,7 +180,7 @@ begin
       return jsonb_build_object('outcome', 'paused', 'until', v_until, 'reason', v_gate.pause_reason);
     end if;
     return jsonb_build_object('outcome', 'wait',
-      'wait_s', greatest(extract(epoch from v_gate.next_call_at - c_early - v_now), 0.01));
+      'wait_s', greatest(extract(epoch from v_gate.next_call_at - v_early - v_now), 0.01));
   end loop;
   return jsonb_build_object('outcome', 'wait', 'wait_s', 0.01);
 end
