@@ -144,6 +144,20 @@ def test_claims_at_once_for_one_number_never_pass_its_cap(steps: Steps, another:
     assert {answer["outcome"] for answer in again} == {"none"}
 
 
+def test_a_claim_that_names_no_caps_has_those_of_the_settings(steps: Steps) -> None:
+    """Older code calls the function without them."""
+
+    def claim(number: str) -> str:
+        told = {"attempt": (attempt := uuid.uuid4()), "lease_s": LEASE_S, "busy_s": 60.0, "calls_per_second": 1000.0}
+        outcome: str = steps.call("claim_call_job", job_id=steps.queue(number), **told)["outcome"]
+        if outcome == "claimed":
+            steps.status(attempt, a_sid(), "completed")
+        return outcome
+
+    assert [claim("+14155560100") for _ in range(4)] == ["claimed"] * 3 + ["none"]
+    assert [claim(number) for number in numbers_of_one_prefix(21)] == ["claimed"] * 20 + ["none"]
+
+
 # --- per prefix -------------------------------------------------------------------------------------------------------
 
 

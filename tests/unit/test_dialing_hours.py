@@ -11,7 +11,7 @@ from unittest.mock import create_autospec
 import pytest
 
 from shared import dispatcher
-from shared.dispatcher import LAST_CALL_SECONDS, Dispatcher, Since
+from shared.dispatcher import Dispatcher, Since
 from shared.jobs import Jobs
 from shared.models import Attempt, Claimed, ClaimedJob, LiveCall, LiveJob, OpenCall, Placed, TwilioCall
 from shared.screening import Refusal
@@ -39,9 +39,9 @@ class World:
             job=LiveJob(id=7, status="calling", first_name=None, signup_mode="default", metadata={}),
         )  # fmt: skip
 
-    def dial(self, queue_s: float = 0.0, answers_after_s: float = 0.0) -> str:
+    def dial(self, queue_s: float = 0.0, answers_after_s: float = 0.0, number: str = SAN_FRANCISCO) -> str:
         job = ClaimedJob(
-            id=7, user_id=uuid.uuid4(), phone_number=SAN_FRANCISCO, phone_e164=SAN_FRANCISCO,
+            id=7, user_id=uuid.uuid4(), phone_number=number, phone_e164=number,
             first_name=None, signup_mode="default", metadata={},
         )  # fmt: skip
 
@@ -84,15 +84,23 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[datetime], World]:
 
 
 def test_no_call_is_begun_in_the_last_half_minute(at: Callable[[datetime], World]) -> None:
-    world = at(CLOSES - LAST_CALL_SECONDS * SECOND)
+    world = at(CLOSES - 30 * SECOND)
     assert world.dial() == "put_off"
     assert not world.telephony.place.called
     assert world.jobs.release.call_args.kwargs["not_before"] == OPENS
     assert world.jobs.release.call_args.kwargs["slot_s"] == 1.0
 
 
+def test_who_is_refused_before_twilio_is_asked_gives_the_slot_back(at: Callable[[datetime], World]) -> None:
+    world = at(CLOSES - 3600 * SECOND)
+    assert world.dial(number="+19005550100") == "refused"
+    assert not world.telephony.place.called
+    refused = world.jobs.refuse.call_args.kwargs
+    assert (refused["code"], refused["slot_s"]) == ("premium_rate", 1.0)
+
+
 def test_until_then_calls_are_begun(at: Callable[[datetime], World]) -> None:
-    world = at(CLOSES - (LAST_CALL_SECONDS + 1) * SECOND)
+    world = at(CLOSES - 31 * SECOND)
     assert world.dial() == "called"
     assert not world.jobs.put_off.called
 
@@ -147,6 +155,6 @@ def test_the_sweep_takes_back_what_may_leave_the_queue_before_its_next_look(at: 
 def test_what_was_put_off_is_canceled_while_it_is_in_the_queue(
     at: Callable[[datetime], World], status: str, canceled: bool
 ) -> None:
-    world = at(CLOSES + 60 * SECOND)
+    world = at(CLOSES - 3600 * SECOND)  # by a pause, at a good hour
     world.look_after(status, put_off=True)
     assert world.canceled is canceled
