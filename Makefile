@@ -24,9 +24,10 @@ test: setup ## all tests (ARGS="-k name" for some; PG_BIN=/path/bin for another 
 	$(BIN)/python -m pytest $(ARGS)
 
 RUNS ?= 1000
-chaos: setup ## prove it: simulated histories (RUNS=1000 SEED=1), then real crashes
+chaos: setup ## prove it: simulated histories (RUNS=1000 SEED=1), then real crashes, then a burst
 	$(BIN)/python -m tests.chaos.simulation --runs $(RUNS) $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.chaos.crash $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.chaos.burst
 
 check: setup ## lint, format and types
 	$(BIN)/ruff check .

@@ -54,7 +54,9 @@ def sweep_once(dispatcher: Dispatcher, stop: threading.Event | None = None) -> d
         raise failed[0]
     counts |= dispatcher.jobs.prune(retention_days=settings.call_retention_days)
     stats = dispatcher.jobs.stats().model_dump(mode="json")
-    if stats["in_doubt"] or stats["live_duplicates"] or stats["held_by_prefix"] or stats["paused_until"]:
+    if stats["held_by_prefix"]:
+        log.error("many numbers of one prefix within an hour are held: toll fraud?", held=stats["held_by_prefix"])
+    if stats["in_doubt"] or stats["live_duplicates"] or stats["paused_until"]:
         log.warning("sweep", did=counts, stats=stats)
     else:
         log.info("sweep", did=counts, stats=stats)

@@ -46,6 +46,8 @@ log = structlog.get_logger()
 # Twilio cancels what waited in its queue for 24 hours. https://www.twilio.com/docs/api/errors/22005
 TWILIO_QUEUE_SECONDS = 24 * 3600.0
 HALT_SECONDS = 60.0  # the first pause after a halt; SQL doubles it, up to an hour
+# No call is begun so shortly before its hours end: 2 s until the request leaves, Twilio's answer, and then it rings for a while.
+LAST_CALL_SECONDS = 30.0
 ASKS_PER_SETTLING = 4  # Twilio is asked so often before "not listed" is believed
 
 
@@ -64,10 +66,13 @@ class Since:
     def now(cls) -> "Since":
         return cls(time.monotonic(), time.time())
 
+    def age_s(self) -> float:
+        now = Since.now()
+        return max(now.monotonic - self.monotonic, abs(now.wall - self.wall))
+
     def is_fresh(self) -> bool:
         """False for a process that froze since then: by now somebody else may be dialing."""
-        now = Since.now()
-        return max(now.monotonic - self.monotonic, abs(now.wall - self.wall)) <= DIAL_WITHIN_SECONDS
+        return self.age_s() <= DIAL_WITHIN_SECONDS
 
 
 class Dispatcher:
@@ -123,13 +128,12 @@ class Dispatcher:
             reason = "the number was written otherwise"
             self.jobs.release(attempt, code="number_corrected", reason=reason, slot_s=self._slot_s)
             return self._read_number(job.id, job.phone_number)
-        no = number if isinstance(number, Refusal) else screen(number, job.metadata, self.settings, claim.now)
-        match no:
-            case Refusal():
+        match self._screen(number, job.metadata, claim.now):
+            case Refusal() as no:
                 self.jobs.refuse(attempt, code=no.code, reason=no.reason, slot_s=self._slot_s)
                 log.warning("call refused", code=no.code, reason=no.reason)
                 return Step("refused", job.id, no.code)
-            case PutOff():
+            case PutOff() as no:
                 self.jobs.release(attempt, code=no.code, reason=no.reason, not_before=no.until, slot_s=self._slot_s)
                 log.info("call put off", code=no.code, until=str(no.until))
                 return Step("put_off", job.id, no.code)
@@ -145,18 +149,27 @@ class Dispatcher:
         log.info("called", call_sid=placed.call_sid, number=claim.attempt.number)
         self.end_if_unwanted(call, placed.call_sid)
         if call.is_wanted:
-            rings_at = claim.now + timedelta(seconds=placed.queue_s)
+            rings_at = claim.now + timedelta(seconds=since.age_s() + placed.queue_s)
             self._put_off_if_late(attempt, placed.call_sid, job.phone_e164, job.metadata, rings_at)
         return Step("called", job.id, placed.call_sid)
+
+    def _screen(self, number: str | Refusal, metadata: dict[str, Any], now: datetime) -> Refusal | PutOff | None:
+        if isinstance(number, Refusal):
+            return number
+        last_ring = now + timedelta(seconds=LAST_CALL_SECONDS)
+        return screen(number, metadata, self.settings, now) or hours(number, metadata, self.settings, last_ring)
 
     def _put_off_if_late(
         self, attempt: UUID, call_sid: str, e164: str, metadata: dict[str, Any], rings_at: datetime
     ) -> None:
         """Cancel a call that waits in Twilio's queue and would leave it when the phone may not ring any more."""
         late = hours(e164, metadata, self.settings, rings_at)
-        if isinstance(late, PutOff) and self.jobs.put_off(
-            attempt, not_before=late.until, code=late.code, reason=late.reason
-        ):
+        if late is None:
+            return
+        not_before = (
+            late.until if isinstance(late, PutOff) else rings_at
+        )  # there is no right moment: then it is refused
+        if self.jobs.put_off(attempt, not_before=not_before, code=late.code, reason=late.reason):
             log.warning("call put off: it would have left Twilio's queue too late", call_sid=call_sid)
             try:
                 self._telephony.cancel(call_sid)

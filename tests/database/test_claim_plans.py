@@ -29,6 +29,10 @@ A_STEP_READS = (
 FILL = """
 set session_replication_role = replica;
 alter table public.outbound_call_jobs drop constraint one_job_per_key_and_hour;
+alter table public.outbound_call_attempts set unlogged;
+alter table public.outbound_call_jobs set unlogged;
+update pg_index set indisready = false
+where indrelid in ('public.outbound_call_jobs'::regclass, 'public.outbound_call_attempts'::regclass);
 
 insert into public.outbound_call_jobs
   (user_id, phone_number, phone_e164, status, attempts, due_at, finished_at, created_at, dedupe_key, dedupe_window)
@@ -61,13 +65,16 @@ insert into public.outbound_call_attempts
 select gen_random_uuid(), id, 1, phone_e164, 'duplicate', 'CB' || id, 'ringing', now(), now(), now() - id * interval '1 second'
 from public.outbound_call_jobs where status = 'completed' order by id limit {twice};
 
-update pg_index set indisready = false where indrelid = 'public.outbound_call_attempts'::regclass;
 insert into public.outbound_call_attempts
   (id, job_id, number, phone_e164, state, call_sid, call_status, started_at, accepted_at, closed_at)
 select lpad(to_hex(n), 32, '0')::uuid, n, 1, '+1415' || 1000000 + n % 100 * 10000 + n / 100 % 100,
        'ended', 'CC' || n, 'completed', at, at, at
 from (select n, now() - n * interval '30 seconds' as at from generate_series(1, {calls}) n) as rows;
-update pg_index set indisready = true where indrelid = 'public.outbound_call_attempts'::regclass;
+
+update pg_index set indisready = true
+where indrelid in ('public.outbound_call_jobs'::regclass, 'public.outbound_call_attempts'::regclass);
+set maintenance_work_mem = '128MB';
+reindex table public.outbound_call_jobs;
 reindex table public.outbound_call_attempts;
 
 reset session_replication_role;

@@ -72,8 +72,10 @@ begin
       set state = 'accepted', call_sid = p_sid, call_status = 'queued', accepted_at = v_now, closed_at = null
       where id = p_attempt;
       -- Who opted out between the claim and now has been missed by both opt_out and the claim: stop means stop.
+      -- Calls that were stopped meanwhile: this one may still wait in Twilio's queue, and is looked after at once.
       update public.outbound_call_jobs
-      set status = 'calling', due_at = case when cancel_requested or o.opted_out then v_now else v_now + make_interval(secs => p_ask_s) end,
+      set status = 'calling',
+          due_at = case when cancel_requested or o.opted_out or private.is_stopped() then v_now else v_now + make_interval(secs => p_ask_s) end,
           finished_at = null, reason_code = null, reason = null,
           cancel_requested = cancel_requested or o.opted_out,
           cancel_code = case when o.opted_out and not cancel_requested then 'opted_out' else cancel_code end
@@ -121,13 +123,6 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_then text := private.bind_call(p_attempt, p_call_sid, p_ask_s);
 begin
-  -- Calls were stopped between the claim and now: this one may still wait in Twilio's queue, and is looked after at once.
-  if v_then = 'keep' and private.is_stopped() then
-    update public.outbound_call_jobs j set due_at = private.clock()
-    from public.outbound_call_attempts a
-    where a.call_sid = p_call_sid and a.state = 'accepted' and a.call_status = 'queued' and j.id = a.job_id;
-  end if;
-
   -- Twilio takes our calls: what halted us is mended.
   update private.call_settings
   set halts = 0, probe_until = null, paused_until = null, pause_reason = null
