@@ -4,8 +4,8 @@ Beside it stands `/_sandbox` (behaviour.py), where tests order what goes wrong. 
 request may say is in twilio_orders.py, requests to the application in twilio_webhooks.py, TwiML in twiml.py. State is in
 memory and survives nothing. It answers loopback only, and dials nobody.
 
-Not done, and refused rather than pretended: SIP and client addresses, Applications, recordings, redirecting a live call,
-deleting calls, TwiML verbs other than Say, Pause, Gather, Redirect and Hangup.
+Not done, and refused rather than pretended: SIP and client addresses, Applications, recordings, redirecting a live call to
+another URL, deleting calls, TwiML verbs other than Say, Pause, Gather, Redirect and Hangup.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from aiohttp import web
 
 from tests.sandbox.behaviour import Conduct, Rule, Rules, control
 from tests.sandbox.telephone import API, Call, Exchange, Status, create_event, number_sid, rfc2822
-from tests.sandbox.twilio_orders import PARAMETERS, Order, Refusal, read
+from tests.sandbox.twilio_orders import PARAMETERS, Order, Refusal, read, read_twiml
 from tests.sandbox.twilio_webhooks import Webhooks
 
 Item = TypeVar("Item")
@@ -270,13 +270,15 @@ class Twilio:
         if call is None:
             raise Refusal(20404, request.path)
         form = await _form(request)
-        if unknown := sorted(form.keys() - {"Status"}):
+        if unknown := sorted(form.keys() - {"Status", "Twiml"}):
             known = PARAMETERS & set(unknown)
-            raise Refusal(20422, f"the stand-in updates Status only, not {', '.join(known or unknown)}")
-        match form.get("Status", [""])[-1]:
-            case "canceled" | "completed" as wish:
+            raise Refusal(20422, f"the stand-in updates Status or Twiml only, not {', '.join(known or unknown)}")
+        match form.get("Status", [""])[-1], form.get("Twiml", [""])[-1]:
+            case ("canceled" | "completed") as wish, "":
                 self._exchange.end(call, wish)
-            case other:
+            case "", document if document:
+                self._exchange.divert(call, read_twiml(document))
+            case other, _:
                 raise Refusal(20422, f"Status={other}")
         return web.json_response(call.resource())
 
