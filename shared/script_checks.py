@@ -23,7 +23,7 @@ def wiring(raw: Table) -> list[Problem]:
     """(key, what is wrong with it), for all that no single value can tell."""
     questions = [question for question in _list(raw.get("questions")) if isinstance(question.get("id"), str)]
     problems = [*_placeholders(raw), *_ids(questions), *_opt_out_key(raw, questions), *_nexts(questions)]
-    if not [problem for problem in problems if problem[0].startswith("questions")]:
+    if questions and not [problem for problem in problems if problem[0].startswith("questions")]:
         problems += _ways(questions)
     return problems
 
@@ -50,7 +50,7 @@ def _ids(questions: list[Table]) -> Iterator[Problem]:
 
 
 def _opt_out_key(raw: Table, questions: list[Table]) -> Iterator[Problem]:
-    key = _table(raw.get("opt_out")).get("key")
+    key = _text(_table(raw.get("opt_out")), "key")
     for question in questions:
         if key in _answers(question):
             yield (
@@ -64,8 +64,8 @@ def _nexts(questions: list[Table]) -> Iterator[Problem]:
     for question in questions:
         places = {"": question, **{f".answers.{key}": answer for key, answer in _answers(question).items()}}
         for place, table in places.items():
-            following = table.get("next")
-            if isinstance(following, str) and following not in allowed:
+            following = _text(table, "next")
+            if following is not None and following not in allowed:
                 yield (
                     f"questions.{question['id']}{place}.next",
                     f"{following!r} is no question; allowed: {', '.join(allowed)}",
@@ -77,8 +77,8 @@ def _ways(questions: list[Table]) -> Iterator[Problem]:
     ids = [question["id"] for question in questions]
     ways: dict[str, set[str]] = {}
     for question, below in zip(questions, [*ids[1:], GOODBYE], strict=True):
-        default = question.get("next") or below
-        ways[question["id"]] = {answer.get("next") or default for answer in _answers(question).values()} or {default}
+        default = _text(question, "next") or below
+        ways[question["id"]] = {_text(answer, "next") or default for answer in _answers(question).values()} or {default}
     reached = _closure(set(ids[:1]), ways)
     back: dict[str, set[str]] = {}
     for question_id, followings in ways.items():
@@ -111,7 +111,7 @@ def _texts(raw: Table) -> Iterator[tuple[str, str]]:
     ]
     said += [(f"opt_out.{key}", _table(raw.get("opt_out")).get(key)) for key in ("say", "confirm")]
     for number, question in enumerate(_list(raw.get("questions")), 1):
-        name = question.get("id") or f"(number {number})"
+        name = _text(question, "id") or f"(number {number})"
         said += [(f"questions.{name}.{key}", question.get(key)) for key in ("say", "no_answer")]
         said += [
             (f"questions.{name}.answers.{key}.say", answer.get("say")) for key, answer in _answers(question).items()
@@ -125,6 +125,10 @@ def _answers(question: Table) -> dict[str, Table]:
 
 def _table(value: object) -> Table:
     return value if isinstance(value, dict) else {}
+
+
+def _text(table: Table, key: str) -> str | None:
+    return value if isinstance(value := table.get(key), str) else None
 
 
 def _list(value: object) -> list[Table]:

@@ -229,23 +229,27 @@ class Scripts:
 
 def read_script(file: Path) -> Script | list[str]:
     """The script, or what is wrong with it: one line a problem, each with its key."""
-    mode = file.name.removesuffix(".toml")
-    problems: list[tuple[str, str]] = []
-    if not MODE.fullmatch(mode):
-        problems.append(("", "a file is named <signup_mode>.toml; allowed: small letters, digits, _ and -"))
     try:
         raw = tomllib.loads(file.read_text(encoding="utf-8-sig"))  # Windows' editors begin a file with a mark
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         return [f"cannot be read: {error}"]
+    return check(raw, file.name.removesuffix(".toml"))
+
+
+def check(raw: dict[str, Any], mode: str) -> Script | list[str]:
+    """As read_script, of a file's tables."""
+    problems: list[tuple[str, str]] = []
+    if not MODE.fullmatch(mode):
+        problems.append(("", "a file is named <signup_mode>.toml; allowed: small letters, digits, _ and -"))
     if "mode" in raw:
         problems.append(("mode", "is not a key here: the file's name is the mode"))
     script = None
     try:
         script = Script.model_validate({**raw, "mode": mode})
     except ValidationError as error:
-        problems += [
-            (_where(raw, e["loc"]), _said(e["loc"], e["type"], e["msg"], e.get("ctx", {}))) for e in error.errors()
-        ]
+        for wrong in error.errors():
+            loc = wrong["loc"]
+            problems.append((_where(raw, loc), _said(loc, wrong["type"], wrong["msg"], wrong.get("ctx", {}))))
     problems += wiring(raw)
     voice, language = str(raw.get("voice")), str(raw.get("language"))
     if is_voice(voice) and is_language(language) and not fits_language(voice, language):
