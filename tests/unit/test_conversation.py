@@ -151,8 +151,11 @@ def test_a_hang_up_is_a_hang_up() -> None:
 
 characters = st.characters(exclude_categories=())  # lone surrogates and controls, too
 nasty = st.sampled_from(
-    ["{first_name}", "{0.__class__}", "</Say><Hangup/>", "<Dial>+14155550100</Dial>", "]]>", "&#0;", "\r\nX: y", "\u202e", "x" * 8192]
-)  # fmt: skip
+    [
+        *("{first_name}", "{0.__class__}", "</Say><Hangup/>", "<Dial>+14155550100</Dial>"),
+        *("]]>", "&#0;", "\r\nX: y", "\u202e", "x" * 8192),
+    ]
+)
 texts = st.text(characters, max_size=200) | nasty
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | texts,

@@ -265,7 +265,23 @@ def leaves(table: dict[str, Any], path: tuple[Any, ...] = ()) -> list[tuple[Any,
 
 @pytest.mark.parametrize("place", leaves(tomllib.loads(GOOD)), ids=lambda place: ".".join(map(str, place)))
 def test_whatever_stands_in_the_wrong_place_is_a_problem_and_no_crash(place: tuple[Any, ...]) -> None:
-    for wrong in (None, 3, 1.5, True, "", "x", "\x00", [], [1], [[]], [{}], {}, {"x": 1}, {"1": {"next": []}}):
+    wrongs: tuple[Any, ...] = (
+        None,
+        3,
+        1.5,
+        True,
+        "",
+        "x",
+        "\x00",
+        [],
+        [1],
+        [[]],
+        [{}],
+        {},
+        {"x": 1},
+        {"1": {"next": []}},
+    )
+    for wrong in wrongs:
         raw: Any = tomllib.loads(GOOD)
         table = raw
         for part in place[:-1]:

@@ -185,24 +185,27 @@ create function public.record_call_answer(
 language plpgsql security definer set search_path = '' as $$
 declare
   v_now     constant timestamptz := private.clock();
-  v_answer  jsonb := public.record_call_status(p_attempt, p_call_sid, 'in-progress', p_ask_s, '{}');
   v_attempt public.outbound_call_attempts;
+  v_answer  jsonb;
 begin
+  -- Before the locks of its job are taken: who opts the number out by hand at this moment has written its row and waits for them.
+  -- A call that is not known by its SID yet must be bound first: who opted out before that is not to be called at all.
+  select * into v_attempt from public.outbound_call_attempts where call_sid = p_call_sid;
+  if p_opt_out and v_attempt.phone_e164 is not null then
+    perform public.opt_out(v_attempt.phone_e164, 'key press', case when v_attempt.state <> 'duplicate' then v_attempt.id end);
+  end if;
+  v_answer := public.record_call_status(p_attempt, p_call_sid, 'in-progress', p_ask_s, '{}');
   if v_answer ->> 'then' = 'unknown' then
     return v_answer;
   end if;
-  -- The locks of this attempt and its job are held since record_call_status.
+  if p_opt_out and v_attempt.id is null then
+    select * into v_attempt from public.outbound_call_attempts where call_sid = p_call_sid;
+    perform public.opt_out(v_attempt.phone_e164, 'key press', case when v_attempt.state <> 'duplicate' then v_attempt.id end)
+    where v_attempt.phone_e164 is not null;
+  end if;
   select * into v_attempt from public.outbound_call_attempts where call_sid = p_call_sid;
 
-  if p_opt_out and v_attempt.phone_e164 is not null then
-    begin
-      perform public.opt_out(v_attempt.phone_e164, 'key press', case when v_answer ->> 'then' = 'keep' then v_attempt.id end);
-    exception when deadlock_detected then
-      -- Somebody opts it out by hand at the same moment. The row is what counts: no claim passes it.
-      insert into public.call_opt_outs (phone_e164, opted_out_at, how) values (v_attempt.phone_e164, v_now, 'key press')
-      on conflict do nothing;
-    end;
-  elsif p_question is not null and p_meaning is not null and v_answer ->> 'then' = 'keep'
+  if p_question is not null and p_meaning is not null and v_answer ->> 'then' = 'keep'
         and v_attempt.state in ('accepted', 'ended') and not private.is_by_machine(v_attempt)
         and exists (select from public.outbound_call_jobs j where j.id = v_attempt.job_id and j.phone_number <> 'erased') then
     insert into public.outbound_call_answers (job_id, question, meaning, digits, attempt_id, answered_at)
