@@ -14,7 +14,7 @@ from shared.scripts import Script, Scripts
 from tests.e2e.conftest import World, open_world
 from tests.e2e.test_failures import hook
 from tests.e2e.test_requests import signed
-from tests.sandbox.sandbox import Sandbox
+from tests.sandbox.sandbox import Sandbox, free_port
 
 SCRIPTS = Scripts()
 DEMO, DEFAULT, PRUEBA, WAITLIST = (SCRIPTS.for_mode(mode) for mode in ("demo", "default", "prueba", "waitlist"))
@@ -141,7 +141,7 @@ def test_metadata_is_said_as_words_and_adds_no_verb(quiet: World) -> None:
 
 
 def test_each_turn_costs_one_rpc(quiet: World) -> None:
-    job, number = ring(quiet, "demo", digits=["2", "1", "3"], callbacks="none", talk_s=30)
+    job, _ = ring(quiet, "demo", digits=["2", "1", "3"], callbacks="none", talk_s=30)
     quiet.until(lambda: len(answers(quiet, job)) == 3)
     rpcs = quiet.sandbox.gateway.requests
     rpcs.clear()
@@ -289,8 +289,13 @@ def test_an_opt_out_that_could_not_be_stored_is_not_confirmed_and_is_an_alarm(qu
 
 @pytest.fixture(scope="module")
 def detecting_sandbox() -> Iterator[Sandbox]:
-    environ = {"CALL_MACHINE_DETECTION": "on", "CALL_MACHINE_COUNTS_AS": "missed"}
-    with Sandbox(webhooks=False, scheduler=False, environ=environ, words_per_second=40) as sandbox:
+    port = free_port()  # under a path of its own, too: the place in the conversation must come back signed all the same
+    environ = {
+        "CALL_MACHINE_DETECTION": "on",
+        "CALL_MACHINE_COUNTS_AS": "missed",
+        "API_BASE_URL": f"http://127.0.0.1:{port}/calls",
+    }
+    with Sandbox(webhooks=False, scheduler=False, environ=environ, words_per_second=40, port=port) as sandbox:
         yield sandbox
 
 

@@ -35,6 +35,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 STATUSES: tuple[Status, ...] = (
     *("queued", "ringing", "in-progress", "completed", "busy", "failed", "no-answer", "canceled"),
 )
+UPDATES = {"Status", "Twiml"}  # of a live call; Twilio describes more
 TIME_FILTERS = {f"{name}{sign}" for name in ("StartTime", "EndTime") for sign in ("", "<", ">")}
 LIST_FILTERS = {"To", "From", "ParentCallSid", "Status", "PageSize", "Page", "PageToken"} | TIME_FILTERS
 BAD_GATEWAY = "<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>"
@@ -270,7 +271,7 @@ class Twilio:
         if call is None:
             raise Refusal(20404, request.path)
         form = await _form(request)
-        if unknown := sorted(form.keys() - {"Status", "Twiml"}):
+        if unknown := sorted(form.keys() - UPDATES):
             known = PARAMETERS & set(unknown)
             raise Refusal(20422, f"the stand-in updates Status or Twiml only, not {', '.join(known or unknown)}")
         match form.get("Status", [""])[-1], form.get("Twiml", [""])[-1]:
@@ -279,7 +280,7 @@ class Twilio:
             case "", document if document:
                 self._exchange.divert(call, read_twiml(document))
             case other, _:
-                raise Refusal(20422, f"Status={other}")
+                raise Refusal(20422, f"Status={other}; either a Status or a Twiml")
         return web.json_response(call.resource())
 
     async def _events(self, request: web.Request) -> web.Response:
