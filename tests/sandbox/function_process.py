@@ -14,6 +14,8 @@ from pathlib import Path
 
 import httpx
 
+from tests.sandbox.serve import join
+
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0  # what Cloud Run leaves between SIGTERM and SIGKILL
@@ -72,7 +74,7 @@ class FunctionProcess:
                 self._process.wait(STOP_SECONDS)
             self._kill_group()
         if self._supervisor is not None:
-            self._supervisor.join()
+            join(self._supervisor)
 
     def _launch(self) -> None:
         with self._log.open("ab") as log:
@@ -114,6 +116,8 @@ class FunctionProcess:
             except FunctionFailed as failed:
                 print(failed, file=sys.stderr)
                 time.sleep(1)
+            if self._stopping.is_set():  # stop() has ended the one before this
+                self._kill_group()
 
     def _kill_group(self) -> None:
         assert self._process is not None

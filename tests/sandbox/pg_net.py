@@ -14,6 +14,8 @@ import aiohttp
 import psycopg
 from psycopg.rows import TupleRow
 
+from tests.sandbox.serve import join
+
 BATCH = 200
 BETWEEN_BATCHES_S = 1.0
 POLL_S = 0.05
@@ -43,7 +45,7 @@ class PgNetWorker:
 
     def stop(self) -> None:
         self._stopping.set()
-        self._thread.join()
+        join(self._thread)
 
     async def _run(self) -> None:
         connector = aiohttp.TCPConnector(limit=BATCH)

@@ -7,7 +7,11 @@ not. Each server therefore gets its own event loop in its own thread, and nothin
 from __future__ import annotations
 
 import asyncio
+import io
+import sys
 import threading
+import traceback
+import warnings
 from collections.abc import Callable
 from types import TracebackType
 
@@ -15,6 +19,21 @@ from aiohttp import web
 
 BACKLOG = 1024  # a burst of a thousand clients waits in the kernel, it is not refused
 STOP_SECONDS = 5.0  # how long stop() lets requests under way finish
+END_SECONDS = 20.0  # then a thread is left to end with its process, and its stack is told
+
+
+def join(thread: threading.Thread, loop: asyncio.AbstractEventLoop | None = None) -> None:
+    """Wait for a thread of a stand-in to end. One that does not is a fault of the stand-in: it is told in a warning, and must
+    not keep for ever who wants to stop."""
+    thread.join(END_SECONDS)
+    if not thread.is_alive():
+        return
+    told = io.StringIO()
+    for task in asyncio.all_tasks(loop) if loop is not None else ():
+        task.print_stack(file=told)
+    if thread.ident in (frames := sys._current_frames()):
+        traceback.print_stack(frames[thread.ident], file=told)
+    warnings.warn(f"{thread.name} did not end in {END_SECONDS:g} s:\n{told.getvalue()}", ResourceWarning, stacklevel=2)
 
 
 class Server:
@@ -67,7 +86,7 @@ class Server:
         if thread is None or loop is None or stopping is None:
             return
         loop.call_soon_threadsafe(stopping.set)
-        thread.join()
+        join(thread, loop)
         self._thread = self._loop = self._stopping = None
 
     def __enter__(self) -> Server:
