@@ -238,6 +238,18 @@ def test_a_place_that_scripts_no_longer_have_is_a_polite_goodbye(
     assert answers(quiet, job) == {}
 
 
+def test_a_machine_that_could_not_be_told_hears_its_message_instead_of_the_next_question(
+    quiet: World, talking: tuple[int, Any]
+) -> None:
+    job, attempt = talking
+    path = f"/status?attempt={attempt['id']}"
+    form = {"CallSid": attempt["call_sid"], "AccountSid": "AC0", "AnsweredBy": "machine_end_beep"}
+    assert quiet.post(path, data=form, headers=signed(quiet, path, form)).status_code == 204
+    said = press(quiet, attempt, "demo", "team_size", "2")
+    assert (words(DEMO, DEMO.machine)[0] in said, said.count("<Say"), said.count("<Hangup")) == (True, 1, 1)
+    assert answers(quiet, job) == {}
+
+
 # --- when the database is down ----------------------------------------------------------------------------------------------
 
 
