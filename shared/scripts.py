@@ -5,10 +5,11 @@
 What follows what in a conversation is decided in conversation.py. The keys of a file are explained in the README.
 """
 
+import math
 import re
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -153,7 +154,8 @@ class OptOut(_Part):
 
 
 class Script(_Part):
-    """One signup_mode. The model's docstrings and the README say the same; the README is for who writes scripts."""
+    """All that one signup_mode says. `mode` is the file's name; `again` comes before a question that is asked again; without
+    `machine` an answering machine is hung up on; each of `placeholders` has the words for when nothing is known."""
 
     mode: str
     language: Annotated[str, AfterValidator(_language)]
@@ -187,6 +189,8 @@ def sayable(value: object) -> str | None:
     """What a person wrote of themselves, as words on one line; None for what nobody would read out to them."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if isinstance(value, str) and len(value) > 10 * LONGEST_VALUE:
         return None
     if isinstance(value, int) and value.bit_length() > 4 * LONGEST_VALUE:
@@ -215,7 +219,7 @@ class Scripts:
         if problems:
             raise ScriptError("scripts are wrong:\n  " + "\n  ".join(problems))
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Script]:
         return iter(self._by_mode.values())
 
     @cached_property

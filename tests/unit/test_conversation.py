@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from function.twilio_form import read_place
@@ -211,6 +211,7 @@ def test_any_metadata_yields_what_twilio_executes_and_no_more_verbs_than_the_scr
         assert len(document(tell_machine(script), script, person)) <= LONGEST_INLINE_TWIML
 
 
+@settings(max_examples=50)
 @given(scripts(), people)
 def test_any_script_that_is_right_can_be_walked_from_end_to_end(script: Script, person: Person) -> None:
     for turn in set(walk(script)):
@@ -218,6 +219,7 @@ def test_any_script_that_is_right_can_be_walked_from_end_to_end(script: Script, 
     assert len(document(tell_machine(script), script, person)) <= LONGEST_INLINE_TWIML
 
 
+@settings(max_examples=50)
 @given(scripts(), st.lists(st.sampled_from(KEYS), max_size=60))
 def test_any_conversation_of_silence_ends_and_any_other_is_always_somewhere(script: Script, keys: list[str]) -> None:
     turn = begin(script)

@@ -132,7 +132,7 @@ def test_a_number_longer_than_python_would_write_out_is_not_said() -> None:
         (7, "7"), (1.5, "1.5"), ("  two\twords\n", "two words"), ("a\x00b\x1b[1m", "a b [1m"), ("\ud800x", "x"), ("\ufffe1", "1"),
         ("\u202eabc", "abc"), ("x" * LONGEST_VALUE, "x" * LONGEST_VALUE), ("x" * (LONGEST_VALUE + 1), None), ("x" * 8192, None),
         ("", None), (" \n", None), ("---", None), ("🎉", None), (True, None), (None, None), ([], None), (["a"], None),
-        ({"a": 1}, None), (-(10**99), None), (10**999, None), (float("nan"), "nan"), ("٣", "٣"),
+        ({"a": 1}, None), (-(10**99), None), (10**999, None), (float("nan"), None), (float("inf"), None), ("٣", "٣"),
     ],
     ids=lambda value: repr(value)[:20].encode("ascii", "replace").decode(),
 )  # fmt: skip

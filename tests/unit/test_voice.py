@@ -46,8 +46,14 @@ def ask(main: ModuleType, path: str, form: dict[str, str]) -> flask.Response:
         return response
 
 
-@pytest.mark.parametrize("place", ["", "&script=demo&at=team_size&try=1", "&script=%00&at=%ff&try=1"])
-@pytest.mark.parametrize("fault", [ValueError("odd"), RecursionError(), KeyError("x"), MemoryError()])
+@pytest.mark.parametrize(
+    ("place", "fault"),
+    [
+        ("", ValueError("odd")),
+        ("&script=demo&at=team_size&try=1", RecursionError()),
+        ("&script=%00&at=%ff&try=1", MemoryError()),
+    ],
+)
 def test_a_fault_of_ours_is_an_apology_and_never_an_error_page(
     main: ModuleType, monkeypatch: pytest.MonkeyPatch, place: str, fault: Exception
 ) -> None:
