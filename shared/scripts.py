@@ -177,10 +177,10 @@ class Script(_Part):
 
         def value(found: re.Match[str]) -> str:
             name = found[1]
-            known = None
-            if person is not None:
-                known = person.first_name if name == "first_name" else person.metadata.get(name)
-            return sayable(known) or self.placeholders[name]
+            theirs = [person.metadata.get(name)] if person else []
+            if person and name == "first_name":
+                theirs = [person.first_name, *theirs]
+            return next(filter(None, map(sayable, theirs)), self.placeholders[name])
 
         return PLACEHOLDER.sub(value, text)
 

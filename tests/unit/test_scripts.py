@@ -102,6 +102,8 @@ def test_a_mode_that_is_not_exactly_one_of_ours_gets_the_default(mode: str) -> N
 def test_the_name_is_said_and_its_fallback_when_there_is_none(folder: Path) -> None:
     script = a_script(folder)
     assert script.say(script.greeting, person("Ada")) == "Hello Ada."
+    assert script.say(script.greeting, person(first_name="Grace")) == "Hello Grace."
+    assert script.say(script.greeting, person("Ada", first_name="Grace")) == "Hello Ada."
     assert script.say(script.greeting, person()) == "Hello there."
     assert script.say(script.greeting, None) == "Hello there."
 
