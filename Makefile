@@ -23,6 +23,9 @@ demo: setup ## a sign-up makes a phone ring, in the sandbox (ONCE=1: then end)
 test: setup ## all tests (ARGS="-k name" for some; PG_BIN=/path/bin for another Postgres)
 	$(BIN)/python -m pytest $(ARGS)
 
+scripts: setup ## check what the calls say, and read it out
+	@$(BIN)/python -m shared.scripts check
+
 RUNS ?= 1000
 chaos: setup ## prove it: simulated histories (RUNS=1000 SEED=1), then real crashes, then a burst
 	$(BIN)/python -m tests.chaos.simulation --runs $(RUNS) $(if $(SEED),--seed $(SEED))
@@ -48,4 +51,4 @@ lock: ## renew both locks from pyproject.toml (needs uv)
 clean: ## remove what these commands made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
-.PHONY: help setup demo test chaos check format sandbox lock clean
+.PHONY: help setup demo test scripts chaos check format sandbox lock clean

@@ -1,18 +1,27 @@
-"""Twilio tells how a call goes on: initiated, ringing, answered, completed; in any order, any number of times."""
+"""Twilio tells how a call goes on: initiated, ringing, answered, completed; in any order, any number of times. And, where
+it listens for machines, who has answered."""
 
 from uuid import UUID
 
 import structlog
 
 from function.twilio_form import CallEvent
+from function.twiml import document
+from shared.conversation import tell_machine
 from shared.dispatcher import Dispatcher
+from shared.scripts import Scripts
 
 log = structlog.get_logger()
 
 
-def handle(attempt: UUID | None, event: CallEvent, dispatcher: Dispatcher) -> None:
-    """Record it, and end the call if it is one too many. Raises JobsUnavailable; Twilio then tells us again."""
-    if event.call_status is None:
+def handle(attempt: UUID | None, event: CallEvent, dispatcher: Dispatcher, scripts: Scripts) -> None:
+    """Record it, end the call if it is one too many, and give a machine its message.
+
+    Raises JobsUnavailable; Twilio then tells us again.
+    """
+    # What asynchronous detection found comes alone, without a CallStatus: somebody has answered by then.
+    status = event.call_status or ("in-progress" if event.answered_by and not event.said else None)
+    if status is None:
         log.warning("a callback without a status that we know", call_sid=event.call_sid, said=event.said)
         return
     if attempt is None or not event.call_sid:
@@ -21,11 +30,15 @@ def handle(attempt: UUID | None, event: CallEvent, dispatcher: Dispatcher) -> No
     call = dispatcher.record_status(
         attempt,
         event.call_sid,
-        event.call_status,
+        status,
         answered_by=event.answered_by,
         duration_s=event.duration_s,
         sip_code=event.sip_code,
         error_code=event.error_code,
     )
-    if event.is_live:
-        dispatcher.end_if_unwanted(call, event.call_sid)
+    if not event.is_live:
+        return
+    if call.machine_now and call.is_wanted and call.job is not None:
+        script = scripts.for_mode(call.job.signup_mode)
+        dispatcher.tell(event.call_sid, document(tell_machine(script), script, call.job))
+    dispatcher.end_if_unwanted(call, event.call_sid)

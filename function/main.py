@@ -14,7 +14,9 @@ from werkzeug.exceptions import HTTPException
 from function import call_status, voice, webhook
 from function.callers import ProofUnavailable, Unproved, google_keys, own_path, prove_sweep, prove_twilio, prove_webhook
 from function.sweep import sweep_once
-from function.twilio_form import CallEvent, read_attempt, read_event
+from function.twilio_form import CallEvent, read_attempt, read_event, read_place
+from function.twiml import document
+from shared.conversation import apologize
 from shared.dispatcher import Dispatcher, build_dispatcher
 from shared.jobs import JobsUnavailable
 from shared.logs import bind_trace, clear, configure_logs
@@ -88,12 +90,21 @@ def on_sweep(request: flask.Request) -> flask.Response:
 
 
 def on_voice(request: flask.Request) -> flask.Response:
-    twiml = voice.handle(read_attempt(request.args.get("attempt")), twilio_event(request), dispatcher(), scripts)
+    event, attempt, place = twilio_event(request), read_attempt(request.args.get("attempt")), read_place(request.args)
+    try:
+        twiml = voice.handle(attempt, place, event, dispatcher(), scripts)
+    except Exception:
+        # Somebody holds a phone to their ear: an error page would be read out to them as Twilio's own apology.
+        log.exception(
+            "a fault of ours: a call hears the apology", attempt=str(attempt), place=place, digits=event.digits
+        )
+        twiml = document(apologize(scripts.default), scripts.default, None)
     return flask.Response(twiml, content_type="text/xml; charset=utf-8")
 
 
 def on_status(request: flask.Request) -> flask.Response:
-    call_status.handle(read_attempt(request.args.get("attempt")), twilio_event(request), dispatcher())
+    event, attempt = twilio_event(request), read_attempt(request.args.get("attempt"))
+    call_status.handle(attempt, event, dispatcher(), scripts)
     return flask.Response(status=204)
 
 

@@ -6,15 +6,20 @@ from dataclasses import dataclass
 from typing import Final, cast, get_args
 from uuid import UUID
 
+from shared.conversation import Place
 from shared.models import FINAL_CALL_STATUSES, CallStatus
 from shared.telephony import CALL_SID
 
 _WORD: Final = re.compile(r"[A-Za-z0-9_.-]{1,40}")
+_KEYS: Final = re.compile(r"[0-9*#A-D]{1,32}")
 
 
 @dataclass(frozen=True)
 class CallEvent:
-    """`call_status` is None when Twilio says a word that we do not know (`said`); new ones may come without notice."""
+    """`call_status` is None when Twilio says a word that we do not know (`said`); new ones may come without notice.
+
+    `digits`: the keys that were pressed in a Gather; "" for silence.
+    """
 
     call_sid: str
     call_status: CallStatus | None
@@ -23,6 +28,7 @@ class CallEvent:
     duration_s: int | None
     sip_code: int | None
     error_code: str | None
+    digits: str = ""
 
     @property
     def is_live(self) -> bool:
@@ -40,6 +46,7 @@ def read_event(form: Mapping[str, str]) -> CallEvent:
         duration_s=_int(form.get("CallDuration")),
         sip_code=_int(form.get("SipResponseCode")),
         error_code=_word(form.get("ErrorCode")),
+        digits=keys if _KEYS.fullmatch(keys := form.get("Digits", "")) else "",
     )
 
 
@@ -49,6 +56,14 @@ def read_attempt(text: str | None) -> UUID | None:
         return UUID(text or "")
     except ValueError:
         return None
+
+
+def read_place(query: Mapping[str, str]) -> Place | None:
+    """Where in the conversation a Gather of ours stood; None at its beginning. An odd place is one that no script has."""
+    if "at" not in query:
+        return None
+    tries = _int(query.get("try"))
+    return Place(query.get("script", ""), query["at"] if tries else "", tries or 1)
 
 
 def _word(text: str | None) -> str | None:

@@ -1,45 +1,71 @@
-"""Twilio asks what to say, because somebody picked up."""
+"""Twilio asks what to say: because somebody picked up, and after each key or silence."""
 
 from uuid import UUID
 
 import structlog
-from twilio.twiml.voice_response import VoiceResponse
 
 from function.twilio_form import CallEvent
+from function.twiml import document, hang_up
+from shared.conversation import Place, Turn, apologize, begin, hear, tell_machine
 from shared.dispatcher import Dispatcher
 from shared.jobs import JobsUnavailable
-from shared.models import Person
-from shared.scripts import Script, Scripts
+from shared.models import LiveCall
+from shared.scripts import Scripts
 
 log = structlog.get_logger()
 
 
-def handle(attempt: UUID | None, event: CallEvent, dispatcher: Dispatcher, scripts: Scripts) -> str:
-    """-> TwiML: the words for this attempt's person; a hang-up for a call that is not wanted. Never an error page."""
+def handle(
+    attempt: UUID | None, place: Place | None, event: CallEvent, dispatcher: Dispatcher, scripts: Scripts
+) -> str:
+    """-> TwiML: the next words for this attempt's person; a hang-up for a call that is not wanted. Never an error page.
+
+    `place` is None when somebody picks up. One RPC, whatever was pressed.
+    """
     if attempt is None or not event.call_sid:
         log.critical("a call of no attempt of ours: it is hung up", call_sid=event.call_sid)
         return hang_up()
+    script = scripts.for_mode(place.script) if place else scripts.default
+    turn = hear(script, place, event.digits) if place else None
     try:
-        call = dispatcher.record_status(attempt, event.call_sid, event.call_status or "in-progress")
+        if turn is None:
+            call = dispatcher.record_status(attempt, event.call_sid, event.call_status or "in-progress")
+        else:
+            call = dispatcher.record_answer(attempt, event.call_sid, turn, event.digits)
     except JobsUnavailable as down:
-        log.error("the database did not answer a call: it hears the apology", reason=str(down))
-        return _speak(scripts.default, None, scripts.default.apology)
+        _log_unstored(attempt, place, event, turn, down)
+        return document(apologize(script), script, None)
     if not call.is_wanted or call.job is None:
-        log.critical("a call too many was answered: it is hung up", call_sid=event.call_sid, state=call.state)
+        _log_unwanted(event.call_sid, call)
         return hang_up()
-    script = scripts.for_mode(call.job.signup_mode)
-    return _speak(script, call.job, script.greeting, script.body, script.goodbye)
+    if turn is None:
+        script = scripts.for_mode(call.job.signup_mode)
+        turn = begin(script)
+    if call.by_machine and not turn.opts_out:
+        turn = tell_machine(script)
+    return document(turn, script, call.job, f"{dispatcher.settings.api_base_url}/voice?attempt={attempt}")
 
 
-def hang_up() -> str:
-    twiml = VoiceResponse()
-    twiml.hangup()
-    return str(twiml)
+def _log_unstored(
+    attempt: UUID, place: Place | None, event: CallEvent, turn: Turn | None, down: JobsUnavailable
+) -> None:
+    """So that a person can write it down by hand: the attempt's id leads to the job and the number."""
+    about = {"attempt": str(attempt), "call_sid": event.call_sid, "digits": event.digits, "reason": str(down)}
+    if turn is not None and turn.opts_out:
+        log.critical("an opt-out was not stored: tell opt_out the number of this attempt", **about)
+    elif turn is not None and turn.learned is not None:
+        log.error(
+            "an answer was not stored; the person heard the apology",
+            question=turn.learned.question,
+            meaning=turn.learned.meaning,
+            **about,
+        )
+    else:
+        log.error("the database did not answer a call: it hears the apology", at=place.at if place else None, **about)
 
 
-def _speak(script: Script, person: Person | None, *texts: str) -> str:
-    twiml = VoiceResponse()
-    for text in texts:
-        twiml.say(script.say(text, person), voice=script.voice, language=script.language)
-    twiml.hangup()
-    return str(twiml)
+def _log_unwanted(call_sid: str, call: LiveCall) -> None:
+    if call.state in ("duplicate", None):
+        log.critical("a call too many was answered: it is hung up", call_sid=call_sid, state=call.state)
+    else:
+        log.warning("a call that is not wanted any more was answered: it is hung up", call_sid=call_sid)

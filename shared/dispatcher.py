@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 import structlog
 
 from shared import backoff
+from shared.conversation import Turn
 from shared.jobs import Jobs, connect
 from shared.models import (
     FINAL_CALL_STATUSES,
@@ -314,6 +315,7 @@ class Dispatcher:
             status,
             ask_s=self.settings.call_ask_seconds,
             redial_delays_s=redial_s,
+            machine_counts_as=self.settings.call_machine_counts_as,
             answered_by=answered_by,
             duration_s=duration_s,
             sip_code=sip_code,
@@ -322,6 +324,29 @@ class Dispatcher:
         if call.moved:
             log.info("call status", call_sid=call_sid, status=status, job_status=call.job and call.job.status)
         return call
+
+    def record_answer(self, attempt: UUID, call_sid: str, turn: Turn, digits: str) -> LiveCall:
+        """Write down what a turn of the conversation has brought, if anything. A turn told twice is written once."""
+        call = self.jobs.record_answer(
+            attempt,
+            call_sid,
+            ask_s=self.settings.call_ask_seconds,
+            question=turn.learned.question if turn.learned else None,
+            meaning=turn.learned.meaning if turn.learned else None,
+            digits=digits,
+            opts_out=turn.opts_out,
+        )
+        if turn.opts_out:
+            log.warning("opted out by a key: this number is not called again", call_sid=call_sid)
+        return call
+
+    def tell(self, call_sid: str, twiml: str) -> None:
+        """Interrupt a call under way: it goes on with this document."""
+        try:
+            self._telephony.tell(call_sid, twiml)
+            log.info("a machine has answered: it is told its message, or hung up on", call_sid=call_sid)
+        except TwilioSilent as silent:  # then it is told when it has not answered the question
+            log.error("a machine has answered, and could not be told so", call_sid=call_sid, reason=str(silent))
 
     def end_if_unwanted(self, call: LiveCall, call_sid: str) -> None:
         """End a call that the database does not want: one too many, canceled, or of no attempt of ours."""

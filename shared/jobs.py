@@ -19,7 +19,10 @@ from shared.settings import Settings
 
 T = TypeVar("T")
 
-CONNECT_SECONDS = 3.0
+# Together less than the 15 s that Twilio waits for what to say: whoever picks up hears at least the apology.
+POOL_SECONDS = 1.5
+CONNECT_SECONDS = 2.5
+WRITE_SECONDS = 2.0
 READ_SECONDS = 8.0  # Supabase's own statement_timeout for API roles: later than that nobody answers
 
 _CLAIM: TypeAdapter[Claim] = TypeAdapter(Claim)
@@ -45,7 +48,7 @@ def connect(settings: Settings) -> Client:
 
     http = httpx.Client(
         http2=False,
-        timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
+        timeout=httpx.Timeout(pool=POOL_SECONDS, connect=CONNECT_SECONDS, write=WRITE_SECONDS, read=READ_SECONDS),
         limits=httpx.Limits(max_connections=64, max_keepalive_connections=16),
         event_hooks={"request": [drop_repeated_key]},
     )
@@ -147,6 +150,7 @@ class Jobs:
         *,
         ask_s: float,
         redial_delays_s: Sequence[float],
+        machine_counts_as: str,
         answered_by: str | None = None,
         duration_s: int | None = None,
         sip_code: int | None = None,
@@ -164,6 +168,30 @@ class Jobs:
             p_duration_s=duration_s,
             p_sip_code=sip_code,
             p_error_code=error_code,
+            p_machine_counts_as=machine_counts_as,
+        )
+
+    def record_answer(
+        self,
+        attempt: UUID,
+        call_sid: str,
+        *,
+        ask_s: float,
+        question: str | None,
+        meaning: str | None,
+        digits: str,
+        opts_out: bool,
+    ) -> LiveCall:
+        return self._call(
+            "record_call_answer",
+            _LIVE_CALL,
+            p_attempt=str(attempt),
+            p_call_sid=call_sid,
+            p_ask_s=ask_s,
+            p_question=question,
+            p_meaning=meaning,
+            p_digits=digits,
+            p_opt_out=opts_out,
         )
 
     def claim_open(self, *, hold_s: float, ask_s: float, give_up_s: float) -> NextOpenCall:
@@ -210,6 +238,8 @@ class Jobs:
             raise JobsUnavailable(f"{function}: {error.code}: {error.message}") from error
         except httpx.TransportError as error:
             raise JobsUnavailable(f"{function}: {type(error).__name__}: {error}") from error
+        except ValueError as error:  # JSON that Python will not read, say for a number of 5,000 digits in the metadata
+            raise JobsUnavailable(f"{function}: an answer that cannot be read: {error}") from error
         try:
             return answer.validate_python(data)
         except ValidationError as error:

@@ -92,13 +92,18 @@ class LiveJob(Person):
 
 
 class LiveCall(_Answer):
-    """What the database says about a call that Twilio has told us of. `then`: keep it, or end it."""
+    """What the database says about a call that Twilio has told us of. `then`: keep it, or end it.
+
+    by_machine: it was answered by a machine, as far as anyone knows. machine_now: that is the news.
+    """
 
     then: Literal["keep", "end", "unknown"]
     state: AttemptState | None
     call_status: CallStatus | None
     job: LiveJob | None
     moved: bool = False
+    by_machine: bool = False
+    machine_now: bool = False
 
     @property
     def is_wanted(self) -> bool:

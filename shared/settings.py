@@ -257,7 +257,10 @@ class Settings(BaseSettings):
     call_ring_seconds: int = Field(default=25, ge=5, le=600, description="before voice mail takes over")
     call_time_limit_seconds: int = Field(default=600, ge=1, le=14_400, description="a call that hangs costs no more")
     call_machine_detection: Literal["off", "on"] = Field(
-        default="off", description="Twilio charges for it, and the person waits while it listens"
+        default="off", description="Twilio charges for it; it listens beside the conversation"
+    )
+    call_machine_counts_as: Literal["reached", "missed"] = Field(
+        default="reached", description="missed is called again like who did not pick up; detection errs one time in ten"
     )
     call_retention_days: int = Field(default=90, ge=1, le=3650, description="then a finished job is deleted")
 

@@ -154,7 +154,12 @@ class Telephony:
         detection: dict[str, Any] = {}
         if settings.call_machine_detection == "on":
             callback = f"{base}/status?attempt={attempt}{CALLBACK_RETRIES}"
-            detection = {"machine_detection": "Enable", "async_amd": "true", "async_amd_status_callback": callback}
+            # The message to a machine is heard only after its own: so it is waited for. A person hears us meanwhile.
+            detection = {
+                "machine_detection": "DetectMessageEnd",
+                "async_amd": "true",
+                "async_amd_status_callback": callback,
+            }
         try:
             call = self._connect(in_time).calls.create(
                 to=to,
@@ -203,16 +208,23 @@ class Telephony:
 
     def end(self, call_sid: str) -> None:
         """End a call, in the queue, ringing or answered. A call that is over already is fine. Raises TwilioSilent."""
-        self._end(call_sid, "completed")
+        self._update(call_sid, status="completed")
 
     def cancel(self, call_sid: str) -> None:
         """End a call that nobody has answered yet. One that somebody has goes on. Raises TwilioSilent."""
-        self._end(call_sid, "canceled")
+        self._update(call_sid, status="canceled")
 
-    def _end(self, call_sid: str, status: str) -> None:
+    def tell(self, call_sid: str, twiml: str) -> None:
+        """Let an answered call go on with this document, of at most 4,000 characters, instead of the one that it is in.
+
+        A call that is over already is fine. Raises TwilioSilent. https://www.twilio.com/docs/voice/tutorials/how-to-modify-calls-in-progress
+        """
+        self._update(call_sid, twiml=twiml)
+
+    def _update(self, call_sid: str, **change: str) -> None:
         try:
             with _asking():
-                self._client.calls(call_sid).update(status=status)
+                self._client.calls(call_sid).update(**change)
         except TwilioSilent as silent:
             if not (isinstance(silent.__cause__, TwilioRestException) and silent.__cause__.code in (21220, 20404)):
                 raise

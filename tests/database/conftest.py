@@ -14,7 +14,7 @@ from tests.sandbox import database
 from tests.sandbox.postgres import Postgres
 
 EMPTY = """
-truncate public.outbound_call_jobs, public.outbound_call_attempts restart identity;
+truncate public.outbound_call_jobs, public.outbound_call_attempts, public.outbound_call_answers restart identity;
 delete from private.missed_signups; delete from private.deleted_calls;
 delete from private.deleted_users; delete from public.call_opt_outs;
 delete from private.call_settings; insert into private.call_settings default values;

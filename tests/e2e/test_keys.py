@@ -15,7 +15,7 @@ FUNCTIONS_QUERY = """
 select p.proname as name, p.proargnames[1:p.pronargs - p.pronargdefaults] as needed
 from pg_proc p where p.pronamespace = 'public'::regnamespace
 """
-TABLES = ("outbound_call_jobs", "outbound_call_attempts")
+TABLES = ("outbound_call_jobs", "outbound_call_attempts", "outbound_call_answers", "outbound_call_overview")
 
 
 @pytest.mark.parametrize("who", ["anon", "a signed-in user"])

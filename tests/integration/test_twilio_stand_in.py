@@ -28,7 +28,7 @@ from twilio.rest.api.v2010.account.call import CallInstance
 
 from tests.sandbox.serve import Server
 from tests.sandbox.telephone import APOLOGY
-from tests.sandbox.twilio import Twilio
+from tests.sandbox.twilio import UPDATES, Twilio
 from tests.sandbox.twilio_orders import PARAMETERS, description
 
 SID = "AC" + "0" * 32
@@ -517,6 +517,71 @@ def test_time_limit_ends_a_call(world: World) -> None:
     call = world.twilio.calls[0]
     assert call.status == "completed"
     assert call.duration_s in (1, 2)
+
+
+# -- a call that is told something else ---------------------------------------------------------------------------------
+
+HOLD = "<Response><Say>Please hold</Say><Pause length='600'/><Say>too late</Say></Response>"
+
+
+def test_an_answered_call_goes_on_with_the_document_it_is_given(world: World) -> None:
+    world.ours.says["hello"] = HOLD
+    world.ours.says["after"] = "<Response><Say>Thanks</Say></Response>"
+    call = world.client.calls(world.call().sid or "")
+    world.until(lambda: heard(world) == ["Please hold"])
+    gather = (
+        f"<Gather action='{world.ours.url}/say/after' actionOnEmptyResult='true' timeout='1'><Say>Still?</Say></Gather>"
+    )
+    told = call.update(twiml=f"<Response><Say>Instead</Say>{gather}</Response>")
+    assert told.status == "in-progress"
+    world.twilio.wait_quiet()
+    assert heard(world) == ["Please hold", "Instead", "Still?", "Thanks"]
+    assert world.ours.statuses() == ["initiated", "ringing", "in-progress", "completed"]
+
+
+def test_a_call_may_be_told_something_else_more_than_once(world: World) -> None:
+    world.ours.says["hello"] = HOLD
+    call = world.client.calls(world.call().sid or "")
+    world.until(lambda: heard(world) == ["Please hold"])
+    call.update(twiml=HOLD.replace("hold", "wait"))
+    world.until(lambda: heard(world)[-1] == "Please wait")
+    call.update(twiml="<Response><Hangup/></Response>")
+    world.twilio.wait_quiet()
+    assert heard(world) == ["Please hold", "Please wait"]
+
+
+def test_a_call_that_nobody_has_answered_or_that_is_over_is_told_nothing(slow_ring: World) -> None:
+    call = slow_ring.client.calls(slow_ring.call().sid or "")
+    for end in (False, True):
+        if end:
+            call.update(status="completed")
+        with pytest.raises(TwilioRestException) as caught:
+            call.update(twiml="<Response/>")
+        assert caught.value.code == 21220
+
+
+@pytest.mark.parametrize(
+    ("twiml", "code"),
+    [(f"<Response><Say>{'x' * 4000}</Say></Response>", 32018), ("<Response>", 20422), ("<Say>x</Say>", 20422)],
+)
+def test_a_document_that_cannot_be_executed_interrupts_nothing(world: World, twiml: str, code: int) -> None:
+    world.ours.says["hello"] = HOLD
+    call = world.client.calls(world.call().sid or "")
+    world.until(lambda: heard(world) == ["Please hold"])
+    with pytest.raises(TwilioRestException) as caught:
+        call.update(twiml=twiml)
+    assert caught.value.code == code
+    with pytest.raises(TwilioRestException):
+        call.update(twiml="<Response/>", status="completed")
+    assert world.twilio.calls[0].status == "in-progress"
+
+
+def test_what_can_be_updated_here_is_what_twilio_describes() -> None:
+    schema = described("api.v2010.account.call")
+    page: Any = schema.schema
+    update = page["paths"]["/2010-04-01/Accounts/{AccountSid}/Calls/{Sid}.json"]["post"]["requestBody"]["content"]
+    properties = update["application/x-www-form-urlencoded"]["schema"]["properties"]
+    assert properties.keys() >= UPDATES
 
 
 # -- what is said and pressed ---------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import threading
 import time
@@ -64,9 +65,12 @@ def main() -> int:
 
 
 def show(sandbox: Sandbox) -> None:
-    print(f"1. Ada signs up by phone for a demo ({ADA}).")
-    follow(sandbox, ADA, {"first_name": "Ada", "signup_mode": "demo"})
-    print(f"\n2. Bob tries it for free, in Spanish ({BOB}). His line is busy the first time.")
+    print(f"1. Ada signs up by phone for a demo ({ADA}). She answers, once with a key that nobody offered.")
+    httpx.put(
+        f"{sandbox.ready.twilio_url}/_sandbox/behaviour", json={"to": ADA, "digits": ["2", "7", "1", "2"]}
+    ).raise_for_status()
+    follow(sandbox, ADA, {"first_name": "Ada", "signup_mode": "demo", "company": "Analytical Engines"})
+    print(f"\n2. Bob tries it for free, in Spanish ({BOB}). His line is busy the first time; then he says nothing.")
     httpx.put(
         f"{sandbox.ready.twilio_url}/_sandbox/behaviour", json={"to": BOB, "outcome": "busy", "times": 1}
     ).raise_for_status()
@@ -99,6 +103,8 @@ def follow(sandbox: Sandbox, phone: str, metadata: dict[str, str]) -> None:
         row = _one(database, "select finished_at, attempts from public.outbound_call_jobs where id = %s", job["id"])
         assert row is not None
         timeline.show(row["finished_at"].timestamp(), "end", f"job completed, attempts spent: {row['attempts']}")
+        overview = _one(database, "select answers from public.outbound_call_overview where id = %s", job["id"])
+        print(f"              outbound_call_overview: answers = {json.dumps(overview and overview['answers'])}")
 
 
 def tell_attempts(
@@ -115,11 +121,11 @@ def tell_attempts(
         if sid in calls:
             call = calls[sid]
             events.append((_at(call["accepted_at"]) - 0.001, f"taken{n}", f"Twilio took the call: {sid}"))
-            events += [(_at(e["at"]), f"{n}{e['status']}", e["status"]) for e in call["history"]]
             for i, line in enumerate(call["transcript"]):
                 what = f'said: "{line["text"]}"' if line["who"] == "call" else f"pressed: {line['digits']}"
                 events.append((_at(line["at"]), f"{n}said{i}", what))
-    for at, key, what in sorted(events):
+            events += [(_at(e["at"]), f"{n}{e['status']}", e["status"]) for e in call["history"]]
+    for at, key, what in sorted(events, key=lambda event: event[0]):  # of what has one time, the words come first
         timeline.show(at, key, what)
 
 
@@ -132,7 +138,7 @@ def hints(sandbox: Sandbox) -> str:
             """ -d '{"create": "accept_then_500", "times": 1}'""",
             f"  another person:      psql '{ready.database_url}' -c \"insert into outbound_call_jobs (user_id, phone_number)"
             " values (gen_random_uuid(), '+14155550150')\"",
-            f"  what became of it:   psql '{ready.database_url}' -c 'table outbound_call_jobs' -c 'table outbound_call_attempts'",
+            f"  what became of it:   psql '{ready.database_url}' -x -c 'table outbound_call_overview'",
             f"  stop all calls:      psql '{ready.database_url}' -c \"select pause_calls('lunch')\"",
             f"  kill the function:   kill -9 -{ready.function_pid}      (it comes back, and nobody is called twice)",
         ]

@@ -91,6 +91,7 @@ class Sandbox:
         ready_file: Path | None = None,
         environ: Mapping[str, str] | None = None,
         twilio_calls_per_second: float = 100.0,
+        words_per_second: float = 2000.0,
     ) -> None:
         self._with_function, self._with_scheduler, self._with_webhooks = function, scheduler, webhooks
         self._ready_file = ready_file
@@ -113,6 +114,7 @@ class Sandbox:
             auth_token=self._auth_token,
             phone_number=self._phone_number,
             calls_per_second=twilio_calls_per_second,
+            words_per_second=words_per_second,
             on_clock=self._set_clock,
         )
         self.function: FunctionProcess | None = None

@@ -83,6 +83,9 @@ class Call:
     over: asyncio.Event = field(default_factory=asyncio.Event)
     line: asyncio.Lock = field(default_factory=asyncio.Lock)  # callbacks of one call leave one after the other
     held: list[Hook] = field(default_factory=list)
+    diversions: asyncio.Queue[Document] = field(
+        default_factory=asyncio.Queue
+    )  # documents that interrupt the conversation
 
     @property
     def to(self) -> str:
@@ -217,6 +220,12 @@ class Exchange:
             raise Refusal(21220, f"call is {call.status}")
         self._finish(call, "completed" if call.status == "in-progress" else "canceled")
 
+    def divert(self, call: Call, document: Document) -> None:
+        """The call goes on with this document, instead of the one that it is in. Raises Refusal 21220 unless it is answered."""
+        if call.status != "in-progress":
+            raise Refusal(21220, f"call is {call.status}")
+        call.diversions.put_nowait(document)
+
     def spawn(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
@@ -259,16 +268,27 @@ class Exchange:
         call.answered = time.monotonic()
         self._become(call, "in-progress")
         self._notify(call, "answered", "in-progress")
-        conversation = asyncio.ensure_future(self._converse(call))
         over = asyncio.ensure_future(call.over.wait())
+        conversation = asyncio.ensure_future(self._converse(call))
+        diverted = asyncio.ensure_future(call.diversions.get())
         try:
-            await asyncio.wait({conversation, over}, timeout=call.order.time_limit, return_when="FIRST_COMPLETED")
+            async with asyncio.timeout(call.order.time_limit):
+                while True:
+                    await asyncio.wait({conversation, over, diverted}, return_when="FIRST_COMPLETED")
+                    if over.done() or not diverted.done():
+                        break
+                    conversation.cancel()
+                    await asyncio.gather(conversation, return_exceptions=True)
+                    conversation = asyncio.ensure_future(self._obey(call, diverted.result()))
+                    diverted = asyncio.ensure_future(call.diversions.get())
             if conversation.done():
                 conversation.result()  # a fault of the stand-in itself must not pass for a hang-up
+        except TimeoutError:
+            pass  # TimeLimit
         finally:
-            for task in (conversation, over):
+            for task in (conversation, over, diverted):
                 task.cancel()
-            await asyncio.gather(conversation, over, return_exceptions=True)
+            await asyncio.gather(conversation, over, diverted, return_exceptions=True)
         self._finish(call, "completed")
 
     def _become(self, call: Call, status: Status) -> None:
@@ -309,6 +329,14 @@ class Exchange:
         assert call.answered is not None
         if not _has_hung_up(call):
             await asyncio.sleep(call.answered + call.conduct.talk_s - time.monotonic())
+
+    async def _obey(self, call: Call, document: Document) -> None:
+        """A document that was sent into the call under way. It has no URL of its own to come back to."""
+        try:
+            await self._follow(call, document, None)
+        except ApplicationError as error:
+            self._note(call, error)
+            await self._speak(call, APOLOGY)
 
     async def _first_document(self, call: Call) -> Document:
         if call.order.url is not None:

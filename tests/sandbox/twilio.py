@@ -4,8 +4,8 @@ Beside it stands `/_sandbox` (behaviour.py), where tests order what goes wrong. 
 request may say is in twilio_orders.py, requests to the application in twilio_webhooks.py, TwiML in twiml.py. State is in
 memory and survives nothing. It answers loopback only, and dials nobody.
 
-Not done, and refused rather than pretended: SIP and client addresses, Applications, recordings, redirecting a live call,
-deleting calls, TwiML verbs other than Say, Pause, Gather, Redirect and Hangup.
+Not done, and refused rather than pretended: SIP and client addresses, Applications, recordings, redirecting a live call to
+another URL, deleting calls, TwiML verbs other than Say, Pause, Gather, Redirect and Hangup.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from aiohttp import web
 
 from tests.sandbox.behaviour import Conduct, Rule, Rules, control
 from tests.sandbox.telephone import API, Call, Exchange, Status, create_event, number_sid, rfc2822
-from tests.sandbox.twilio_orders import PARAMETERS, Order, Refusal, read
+from tests.sandbox.twilio_orders import PARAMETERS, Order, Refusal, read, read_twiml
 from tests.sandbox.twilio_webhooks import Webhooks
 
 Item = TypeVar("Item")
@@ -35,6 +35,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 STATUSES: tuple[Status, ...] = (
     *("queued", "ringing", "in-progress", "completed", "busy", "failed", "no-answer", "canceled"),
 )
+UPDATES = {"Status", "Twiml"}  # of a live call; Twilio describes more
 TIME_FILTERS = {f"{name}{sign}" for name in ("StartTime", "EndTime") for sign in ("", "<", ">")}
 LIST_FILTERS = {"To", "From", "ParentCallSid", "Status", "PageSize", "Page", "PageToken"} | TIME_FILTERS
 BAD_GATEWAY = "<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>"
@@ -270,14 +271,16 @@ class Twilio:
         if call is None:
             raise Refusal(20404, request.path)
         form = await _form(request)
-        if unknown := sorted(form.keys() - {"Status"}):
+        if unknown := sorted(form.keys() - UPDATES):
             known = PARAMETERS & set(unknown)
-            raise Refusal(20422, f"the stand-in updates Status only, not {', '.join(known or unknown)}")
-        match form.get("Status", [""])[-1]:
-            case "canceled" | "completed" as wish:
+            raise Refusal(20422, f"the stand-in updates Status or Twiml only, not {', '.join(known or unknown)}")
+        match form.get("Status", [""])[-1], form.get("Twiml", [""])[-1]:
+            case ("canceled" | "completed") as wish, "":
                 self._exchange.end(call, wish)
-            case other:
-                raise Refusal(20422, f"Status={other}")
+            case "", document if document:
+                self._exchange.divert(call, read_twiml(document))
+            case other, _:
+                raise Refusal(20422, f"Status={other}; either a Status or a Twiml")
         return web.json_response(call.resource())
 
     async def _events(self, request: web.Request) -> web.Response:

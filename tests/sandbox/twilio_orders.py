@@ -18,6 +18,9 @@ from urllib.parse import urlsplit
 
 import jsonschema
 
+from tests.sandbox import twiml
+
+MAX_INLINE = 4000  # characters of a document that comes with a request
 DESCRIPTION = Path(__file__).resolve().parents[3] / "shared/twilio/calls.openapi.json"
 
 Event = Literal["initiated", "ringing", "answered", "completed"]
@@ -136,7 +139,7 @@ def read(form: Mapping[str, list[str]], own_number: str, warn: list[dict[str, ob
     if "ApplicationSid" in one:
         # Its Url and callbacks live in an Application resource; the stand-in has none.
         raise Refusal(21218, "the stand-in has no applications")
-    if len(one.get("Twiml", "")) > 4000:
+    if len(one.get("Twiml", "")) > MAX_INLINE:
         raise Refusal(32018)
     events = form.get("StatusCallbackEvent") or ["completed"]
     if wrong := [event for event in events if event not in EVENTS]:
@@ -173,6 +176,16 @@ def read(form: Mapping[str, list[str]], own_number: str, warn: list[dict[str, ob
     )
     _hold_to_description(form)
     return order
+
+
+def read_twiml(text: str) -> twiml.Document:
+    """A document that comes with the request. Raises Refusal: one that cannot be executed is none to start with."""
+    if len(text) > MAX_INLINE:
+        raise Refusal(32018)
+    try:
+        return twiml.parse(text.encode(), "text/xml")
+    except twiml.ApplicationError as error:
+        raise Refusal(20422, f"Twiml: {error.code}: {error.message}") from None
 
 
 def _numbers(to: str, from_: str, own_number: str) -> None:

@@ -6,12 +6,14 @@ Where Twilio only warns and goes on, a `Document` carries the warning: a test ca
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field
 from typing import Literal
 
 MAX_BYTES = 64 * 1024
 MAX_SAY_CHARACTERS = 4096
+MAX_URL = 4000
 XML_TYPES = {"text/xml", "application/xml", "text/html"}  # what Twilio reads as TwiML; text/plain is not done here
 
 Method = Literal["GET", "POST"]
@@ -94,6 +96,9 @@ ATTRIBUTES = {
     "Redirect": {"method"},
     "Hangup": set[str](),
 }
+# The forms of www.twilio.com/docs/voice/twiml/say/text-speech; which names there are, Twilio alone knows.
+VOICE = re.compile(r"man|woman|alice|Polly\.[A-Z][A-Za-z]+(-[A-Z][A-Za-z-]+)?|Google\.[A-Za-z0-9-]+")
+LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*")
 SSML = {"break", "emphasis", "lang", "p", "phoneme", "prosody", "s", "say-as", "sub", "w"}
 
 
@@ -119,7 +124,7 @@ def _verb(element: ET.Element, document: Document) -> Verb:
     _check(element, document)
     match element.tag:
         case "Say":
-            return _say(element)
+            return _say(element, document)
         case "Pause":
             return Pause(_integer(element, "length", 1, 0, 13910))
         case "Gather":
@@ -132,7 +137,11 @@ def _verb(element: ET.Element, document: Document) -> Verb:
             raise ApplicationError(12200, f"Schema validation: {element.tag} is no verb that may stand here")
 
 
-def _say(element: ET.Element) -> Say:
+def _say(element: ET.Element, document: Document) -> Say:
+    if not VOICE.fullmatch(voice := element.get("voice", "man")):
+        document.warnings.append(ApplicationError(13511, f"Say: Invalid voice value {voice!r}"))
+    if not LANGUAGE.fullmatch(language := element.get("language", "en-US")):
+        document.warnings.append(ApplicationError(12200, f"Schema validation: Say: {language!r} is no language"))
     for inner in element.iter():
         if inner is not element and inner.tag not in SSML:
             raise ApplicationError(12200, f"Schema validation: {inner.tag} may not stand in Say")
@@ -153,6 +162,8 @@ def _gather(element: ET.Element, document: Document) -> Gather:
     if "dtmf" not in element.get("input", "dtmf").split():
         raise ApplicationError(12200, "the stand-in gathers keys (input dtmf), not speech")
     finish = element.get("finishOnKey", "#")
+    if len(action := element.get("action", "")) > MAX_URL or re.search(r"\s", action):
+        raise ApplicationError(13310, f"Gather: Invalid action URL {action!r}")
     if finish not in set("0123456789#*") | {""}:
         raise ApplicationError(13311, f"Gather: Invalid finishOnKey value {finish!r}")
     empty = element.get("actionOnEmptyResult", "false")

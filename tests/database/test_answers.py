@@ -1,0 +1,464 @@
+"""What a call learns: who may write it, when, what the job becomes, and that it goes when its person goes."""
+
+from __future__ import annotations
+
+import uuid
+
+import psycopg
+import pytest
+from psycopg.types.json import Jsonb
+
+from tests.database.conftest import Another
+from tests.database.steps import ASK_S, DELAYS_S, GIVE_UP_S, Row, Steps, a_number, a_sid, in_background
+
+MACHINES = ("machine_start", "machine_end_beep", "machine_end_silence", "machine_end_other", "fax")
+PEOPLE = ("human", "unknown", None)
+
+
+def picked_up(steps: Steps, number: str | None = None, **columns: object) -> tuple[int, uuid.UUID, str]:
+    """A job whose call was answered: job, attempt, SID."""
+    job = steps.queue(number, **columns)
+    attempt = steps.start(job)
+    sid = a_sid()
+    steps.accept(attempt, sid)
+    steps.status(attempt, sid, "in-progress")
+    return job, attempt, sid
+
+
+def press(
+    steps: Steps,
+    attempt: uuid.UUID,
+    sid: str,
+    question: str | None = None,
+    meaning: str | None = None,
+    digits: str = "1",
+) -> Row:
+    answer: Row = steps.call(
+        "record_call_answer",
+        attempt=attempt,
+        call_sid=sid,
+        ask_s=ASK_S,
+        question=question,
+        meaning=meaning,
+        digits=digits,
+    )
+    return answer
+
+
+def opt_out(steps: Steps, attempt: uuid.UUID, sid: str) -> Row:
+    answer: Row = steps.call("record_call_answer", attempt=attempt, call_sid=sid, ask_s=ASK_S, digits="9", opt_out=True)
+    return answer
+
+
+def answers(steps: Steps, job: int) -> dict[str, str]:
+    rows = steps.rows("select question, meaning from public.outbound_call_answers where job_id = %s", job)
+    return {row["question"]: row["meaning"] for row in rows}
+
+
+def overview(steps: Steps, job: int) -> Row:
+    (row,) = steps.rows("select * from public.outbound_call_overview where id = %s", job)
+    return row
+
+
+# --- answers ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_is_kept_with_its_key_its_meaning_and_when(steps: Steps) -> None:
+    job, attempt, sid = picked_up(steps)
+    answer = press(steps, attempt, sid, "size", "just me", "1")
+    assert (answer["then"], answer["job"]["id"]) == ("keep", job)
+    (row,) = steps.rows("select * from public.outbound_call_answers")
+    assert row.pop("answered_at") <= steps.now()
+    assert row == {"job_id": job, "question": "size", "meaning": "just me", "digits": "1", "attempt_id": attempt}
+
+
+def test_the_last_answer_wins_and_one_told_twice_is_one(steps: Steps) -> None:
+    job, attempt, sid = picked_up(steps)
+    for _ in range(2):
+        press(steps, attempt, sid, "size", "one", "1")
+    press(steps, attempt, sid, "size", "many", "2")
+    press(steps, attempt, sid, "start", "now", "1")
+    assert answers(steps, job) == {"size": "many", "start": "now"}
+
+
+def test_silence_and_nonsense_write_nothing_and_go_on(steps: Steps) -> None:
+    job, attempt, sid = picked_up(steps)
+    before = steps.everything()
+    assert press(steps, attempt, sid, digits="")["then"] == "keep"
+    assert press(steps, attempt, sid, digits="7")["then"] == "keep"
+    assert answers(steps, job) == {}
+    assert steps.everything() == before
+
+
+@pytest.mark.parametrize("state", ["started", "in_doubt", "absent"])
+def test_an_answer_alone_tells_that_there_is_a_call(steps: Steps, state: str) -> None:
+    job, attempt = steps.attempt_in(state)
+    assert press(steps, attempt, a_sid(), "size", "one")["then"] == "keep"
+    assert (steps.job(job)["status"], steps.attempt(attempt)["call_status"]) == ("calling", "in-progress")
+    assert answers(steps, job) == {"size": "one"}
+
+
+def test_an_answer_in_a_call_of_nobody_is_unknown_and_no_error(steps: Steps) -> None:
+    assert press(steps, uuid.uuid4(), a_sid(), "size", "one")["then"] == "unknown"
+    assert steps.rows("select * from public.outbound_call_answers") == []
+
+
+def test_a_second_call_of_a_job_hears_nothing_and_teaches_nothing(steps: Steps) -> None:
+    job, attempt, _ = picked_up(steps)
+    assert press(steps, attempt, a_sid(), "size", "one")["then"] == "end"
+    assert answers(steps, job) == {}
+
+
+@pytest.mark.parametrize("how", ["canceled", "opted out", "deleted"])
+def test_who_is_not_to_be_called_any_more_hears_no_more_questions(steps: Steps, how: str) -> None:
+    number = a_number()
+    job, attempt, sid = picked_up(steps, number)
+    press(steps, attempt, sid, "size", "one")
+    match how:
+        case "canceled":
+            steps.call("cancel_call_job", job_id=job)
+        case "opted out":
+            steps.call("opt_out", phone_number=number)
+        case "deleted":
+            steps.rows("select private.forget_user(user_id) from public.outbound_call_jobs where id = %s", job)
+    assert press(steps, attempt, sid, "start", "now")["then"] == "end"
+    assert answers(steps, job) == ({} if how == "deleted" else {"size": "one"})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "value"), [("question", ""), ("meaning", "x" * 101), ("digits", "1; drop"), ("digits", "")]
+)
+def test_an_answer_that_cannot_be_one_is_refused_by_name(steps: Steps, wrong: str, value: str) -> None:
+    _, attempt, sid = picked_up(steps)
+    with pytest.raises(psycopg.errors.CheckViolation, match=wrong):
+        press(steps, attempt, sid, **{"question": "size", "meaning": "one", "digits": "1", wrong: value})
+
+
+# --- the summary ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_summary_is_written_when_the_call_ends(steps: Steps) -> None:
+    job, attempt, sid = picked_up(steps)
+    press(steps, attempt, sid, "size", "one")
+    assert steps.job(job)["qualification"] is None
+    steps.status(attempt, sid, "completed", answered_by="human")
+    expected = {"answers": {"size": "one"}, "opted_out": False, "answered_by": "human"}
+    assert steps.job(job)["qualification"] == expected
+
+
+def test_who_hangs_up_in_the_middle_has_still_answered(steps: Steps) -> None:
+    job, attempt, sid = picked_up(steps)
+    press(steps, attempt, sid, "size", "one")
+    steps.status(attempt, sid, "completed", duration_s=9)
+    assert steps.job(job)["qualification"]["answers"] == {"size": "one"}
+
+
+def test_the_word_that_a_call_is_over_may_come_before_its_last_answer(steps: Steps) -> None:
+    job, attempt, sid = picked_up(steps)
+    steps.status(attempt, sid, "completed")
+    assert steps.job(job)["qualification"]["answers"] == {}
+    assert press(steps, attempt, sid, "size", "one")["then"] == "keep"
+    assert steps.job(job)["qualification"]["answers"] == {"size": "one"}
+    assert steps.job(job)["status"] == "completed"
+
+
+def test_who_said_nothing_has_an_empty_summary_and_who_was_not_reached_has_none(steps: Steps) -> None:
+    job, attempt, sid = picked_up(steps)
+    steps.status(attempt, sid, "completed")
+    assert steps.job(job)["qualification"] == {"answers": {}, "opted_out": False, "answered_by": None}
+    job, attempt = steps.attempt_in("accepted")
+    steps.status(attempt, steps.attempt(attempt)["call_sid"], "busy", delays_s=())
+    assert (steps.job(job)["status"], steps.job(job)["qualification"]) == ("failed", None)
+
+
+def test_a_call_whose_end_never_became_known_has_its_summary(steps: Steps) -> None:
+    job, attempt, sid = picked_up(steps)
+    press(steps, attempt, sid, "size", "one")
+    for seconds in (GIVE_UP_S + 1, ASK_S + 1):
+        steps.pass_time(seconds)
+        steps.ask()
+    assert steps.job(job)["reason_code"] == "outcome_unknown"
+    assert steps.job(job)["qualification"]["answers"] == {"size": "one"}
+
+
+def test_a_canceled_job_keeps_what_was_learned_and_one_that_is_retried_starts_anew(steps: Steps) -> None:
+    job, attempt, sid = picked_up(steps)
+    press(steps, attempt, sid, "size", "one")
+    steps.call("cancel_call_job", job_id=job)
+    steps.status(attempt, sid, "completed")
+    assert steps.job(job)["qualification"]["answers"] == {"size": "one"}
+    steps.call("retry_call_job", job_id=job)
+    assert steps.job(job)["qualification"] is None
+    second = steps.start(job)
+    steps.accept(second, sid := a_sid())
+    press(steps, second, sid, "start", "now")
+    steps.status(second, sid, "completed")
+    assert steps.job(job)["qualification"]["answers"] == {"size": "one", "start": "now"}
+
+
+# --- opting out by a key ------------------------------------------------------------------------------------------------
+
+
+def test_a_person_who_presses_the_key_is_never_called_again(steps: Steps) -> None:
+    number = a_number()
+    job, attempt, sid = picked_up(steps, number)
+    waiting = steps.queue(number)
+    assert opt_out(steps, attempt, sid)["then"] == "keep"  # so that this call can say so
+    (row,) = steps.rows("select phone_e164, how from public.call_opt_outs")
+    assert row == {"phone_e164": number, "how": "key press"}
+    assert (steps.job(waiting)["status"], steps.job(waiting)["reason_code"]) == ("canceled", "opted_out")
+    late = steps.queue(number)
+    assert steps.claim(late)["outcome"] == "none"
+    assert steps.job(late)["reason_code"] == "opted_out"
+    for dead in (waiting, late):
+        with pytest.raises(psycopg.errors.RaiseException, match="opted out"):
+            steps.call("retry_call_job", job_id=dead)
+    steps.status(attempt, sid, "completed")
+    assert (steps.job(job)["status"], steps.job(job)["reason_code"]) == ("completed", None)
+    assert steps.job(job)["qualification"] == {"answers": {}, "opted_out": True, "answered_by": None}
+
+
+def test_the_key_pressed_twice_is_pressed_once(steps: Steps) -> None:
+    _, attempt, sid = picked_up(steps)
+    assert opt_out(steps, attempt, sid) == opt_out(steps, attempt, sid)
+    assert len(steps.rows("select * from public.call_opt_outs")) == 1
+
+
+def test_an_opt_out_that_is_followed_by_a_failure_is_not_dialed_again(steps: Steps) -> None:
+    job, attempt, sid = picked_up(steps)
+    opt_out(steps, attempt, sid)
+    steps.status(attempt, sid, "failed")
+    steps.make_due(job)
+    assert steps.claim(job)["outcome"] == "none"
+    assert steps.job(job)["status"] == "canceled"
+
+
+def test_a_call_that_is_one_too_many_may_still_opt_out(steps: Steps) -> None:
+    number = a_number()
+    job, attempt, first = picked_up(steps, number)
+    assert opt_out(steps, attempt, a_sid())["then"] == "end"
+    assert [row["phone_e164"] for row in steps.rows("select * from public.call_opt_outs")] == [number]
+    assert steps.status(attempt, first, "ringing")["then"] == "end"
+    assert steps.job(job)["cancel_requested"]
+
+
+def test_a_call_that_is_first_heard_of_by_its_opt_out_may_say_so_too(steps: Steps) -> None:
+    job, attempt = steps.attempt_in("started")
+    sid = a_sid()
+    assert opt_out(steps, attempt, sid)["then"] == "keep"
+    steps.status(attempt, sid, "completed")
+    assert (steps.job(job)["status"], steps.job(job)["qualification"]["opted_out"]) == ("completed", True)
+
+
+def test_an_opt_out_by_hand_that_is_being_written_is_waited_for_by_the_key(steps: Steps, another: Another) -> None:
+    """By hand it has written the number's row, and goes for the job of this call; the key must not hold that meanwhile."""
+    number = a_number()
+    job, attempt, sid = picked_up(steps, number)
+    by_hand, by_key = another(), another()
+    with in_background(steps._eyes) as start:
+        with by_hand.service.transaction():
+            by_hand.service.execute("reset role")
+            by_hand.service.execute("insert into public.call_opt_outs values (%s, now(), 'by hand')", (number,))
+            key = start(by_key, lambda: opt_out(by_key, attempt, sid))
+            by_hand.call("opt_out", phone_number=number)
+        assert key.result(10)["then"] == "end"
+    assert steps.job(job)["cancel_requested"]
+
+
+def test_a_key_that_is_being_written_is_waited_for_by_an_opt_out_by_hand(steps: Steps, another: Another) -> None:
+    number = a_number()
+    job, attempt, sid = picked_up(steps, number)
+    waiting = steps.queue(number)
+    by_hand, by_key = another(), another()
+    with in_background(steps._eyes) as start:
+        with by_key.service.transaction():
+            assert opt_out(by_key, attempt, sid)["then"] == "keep"
+            hand = start(by_hand, lambda: by_hand.call("opt_out", phone_number=number))
+        assert hand.result(10) == {"canceled": 0, "ending": 1}
+    assert [steps.job(each)["status"] for each in (job, waiting)] == ["calling", "canceled"]
+
+
+def test_a_claim_at_the_same_moment_as_the_key_dials_nobody(steps: Steps, another: Another) -> None:
+    number = a_number()
+    _, attempt, sid = picked_up(steps, number)
+    waiting = steps.queue(number)
+    by_key = another()
+    with by_key.service.transaction():
+        opt_out(by_key, attempt, sid)
+        assert steps.claim(waiting)["outcome"] == "none"  # held by the key: passed over
+    assert steps.claim(waiting)["outcome"] == "none"
+    assert steps.job(waiting)["status"] == "canceled"
+
+
+# --- machines -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", MACHINES)
+def test_a_machine_is_news_once_and_teaches_nothing_from_then_on(steps: Steps, by: str) -> None:
+    job, attempt, sid = picked_up(steps)
+    assert not press(steps, attempt, sid, digits="")["by_machine"]
+    told = steps.status(attempt, sid, "in-progress", answered_by=by)
+    assert (told["then"], told["moved"], told["machine_now"], told["by_machine"]) == ("keep", False, True, True)
+    assert not steps.status(attempt, sid, "in-progress", answered_by=by)["machine_now"]
+    assert press(steps, attempt, sid, "size", "one")["by_machine"]
+    assert answers(steps, job) == {}
+    assert steps.attempt(attempt)["answered_by"] == by
+
+
+@pytest.mark.parametrize("by", PEOPLE)
+def test_a_person_is_no_machine(steps: Steps, by: str | None) -> None:
+    job, attempt, sid = picked_up(steps)
+    told = steps.status(attempt, sid, "in-progress", answered_by=by)
+    assert not told["machine_now"]
+    press(steps, attempt, sid, "size", "one")
+    steps.status(attempt, sid, "completed", answered_by=by, machine_counts_as="missed")
+    assert (steps.job(job)["status"], answers(steps, job)) == ("completed", {"size": "one"})
+
+
+@pytest.mark.parametrize("by", MACHINES)
+def test_a_machine_that_counts_as_reached_is_not_called_again(steps: Steps, by: str) -> None:
+    job, attempt, sid = picked_up(steps)
+    steps.status(attempt, sid, "completed", answered_by=by)
+    assert steps.job(job)["status"] == "completed"
+    assert steps.job(job)["qualification"] == {"answers": {}, "opted_out": False, "answered_by": by}
+
+
+@pytest.mark.parametrize("by", MACHINES)
+def test_a_machine_that_counts_as_missed_is_called_again_like_who_did_not_pick_up(steps: Steps, by: str) -> None:
+    job = steps.queue()
+    pauses = []
+    for _ in range(3):
+        attempt, sid = steps.start(job), a_sid()
+        steps.status(attempt, sid, "in-progress")
+        steps.status(attempt, sid, "in-progress", answered_by=by)
+        steps.status(attempt, sid, "completed", machine_counts_as="missed")
+        if steps.job(job)["status"] == "queued":
+            pauses.append(round((steps.job(job)["due_at"] - steps.now()).total_seconds()))
+            assert steps.job(job)["qualification"] is None
+            steps.make_due(job)
+    assert pauses == list(DELAYS_S)
+    assert (steps.job(job)["status"], steps.job(job)["reason_code"]) == ("failed", "machine")
+    assert steps.job(job)["qualification"]["answered_by"] == by
+
+
+def test_who_presses_a_key_is_a_person_whatever_detection_says(steps: Steps) -> None:
+    job, attempt, sid = picked_up(steps)
+    press(steps, attempt, sid, "size", "one")
+    told = steps.status(attempt, sid, "in-progress", answered_by="machine_start")
+    assert (told["machine_now"], told["by_machine"]) == (False, False)
+    press(steps, attempt, sid, "start", "now")
+    steps.status(attempt, sid, "completed", machine_counts_as="missed")
+    assert (steps.job(job)["status"], answers(steps, job)) == ("completed", {"size": "one", "start": "now"})
+
+
+def test_who_opts_out_is_a_person_whatever_detection_says(steps: Steps) -> None:
+    job, attempt, sid = picked_up(steps)
+    steps.status(attempt, sid, "in-progress", answered_by="machine_start")
+    assert not opt_out(steps, attempt, sid)["by_machine"]
+    steps.status(attempt, sid, "completed", machine_counts_as="missed")
+    assert steps.job(job)["status"] == "completed"
+
+
+def test_a_canceled_job_is_canceled_also_when_a_machine_picked_up(steps: Steps) -> None:
+    job, attempt, sid = picked_up(steps)
+    steps.call("cancel_call_job", job_id=job)
+    steps.status(attempt, sid, "completed", answered_by="machine_start", machine_counts_as="missed")
+    assert steps.job(job)["status"] == "canceled"
+
+
+def test_what_detection_finds_after_the_end_changes_no_job(steps: Steps) -> None:
+    job, attempt, sid = picked_up(steps)
+    steps.status(attempt, sid, "completed", machine_counts_as="missed")
+    before = steps.job(job)
+    told = steps.status(attempt, sid, "in-progress", answered_by="machine_start", machine_counts_as="missed")
+    assert not told["machine_now"]
+    assert steps.job(job) == before
+
+
+def test_another_word_for_what_a_machine_counts_as_is_refused_by_name(steps: Steps) -> None:
+    _, attempt, sid = picked_up(steps)
+    with pytest.raises(psycopg.errors.RaiseException, match="p_machine_counts_as must be reached or missed"):
+        steps.status(attempt, sid, "completed", machine_counts_as="maybe")
+
+
+# --- forgetting -----------------------------------------------------------------------------------------------------------
+
+
+def test_who_is_deleted_leaves_no_answers_and_no_summary(steps: Steps) -> None:
+    job, attempt, sid = picked_up(steps)
+    press(steps, attempt, sid, "size", "one")
+    steps.status(attempt, sid, "completed")
+    steps.rows("select private.forget_user(user_id) from public.outbound_call_jobs where id = %s", job)
+    assert (answers(steps, job), steps.job(job)["qualification"]) == ({}, None)
+    press(steps, attempt, sid, "start", "now")
+    assert (answers(steps, job), steps.job(job)["qualification"]) == ({}, None)
+
+
+def test_who_is_deleted_while_talking_leaves_no_summary_when_the_call_ends(steps: Steps) -> None:
+    job, attempt, sid = picked_up(steps)
+    press(steps, attempt, sid, "size", "one")
+    steps.rows("select private.forget_user(user_id) from public.outbound_call_jobs where id = %s", job)
+    steps.status(attempt, sid, "completed")
+    assert (steps.job(job)["status"], steps.job(job)["qualification"], answers(steps, job)) == ("canceled", None, {})
+
+
+def test_an_answer_that_is_being_written_while_its_person_is_deleted_goes_too(steps: Steps, another: Another) -> None:
+    job, attempt, sid = picked_up(steps)
+    user = steps.job(job)["user_id"]
+    talking, deleting = another(), another()
+    with in_background(steps._eyes) as start:
+        with talking.service.transaction():
+            press(talking, attempt, sid, "size", "one")
+            deleting.service.execute("reset role")
+
+            def forget() -> None:
+                deleting.service.execute("select private.forget_user(%s)", (user,))
+
+            forgotten = start(deleting, forget)
+        forgotten.result(10)
+    assert answers(steps, job) == {}
+
+
+def test_the_retention_takes_answers_with_their_job(steps: Steps) -> None:
+    _, attempt, sid = picked_up(steps)
+    press(steps, attempt, sid, "size", "one")
+    steps.status(attempt, sid, "completed")
+    steps.pass_time(91 * 86_400)
+    assert steps.call("prune_call_jobs", retention_days=90)["deleted"] == 1
+    assert steps.rows("select * from public.outbound_call_answers") == []
+
+
+# --- the view -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_overview_shows_each_job_once_with_its_last_attempt_and_its_answers(steps: Steps) -> None:
+    number = a_number()
+    job = steps.queue(number, metadata=Jsonb({}), first_name="Ada", signup_mode="demo")
+    steps.status(steps.start(job), a_sid(), "busy")
+    steps.make_due(job)
+    attempt, sid = steps.start(job), a_sid()
+    steps.accept(attempt, a_second := a_sid())
+    steps.accept(attempt, sid)  # one too many: it does not stand for the job
+    press(steps, attempt, a_second, "size", "one")
+    press(steps, attempt, a_second, "start", "now")
+    steps.status(attempt, a_second, "completed", duration_s=31, answered_by="human")
+    row = overview(steps, job)
+    shown = {"first_name": "Ada", "signup_mode": "demo", "status": "completed", "outcome": "completed", "attempts": 2}
+    assert {key: row[key] for key in shown} == shown
+    assert row["answers"] == {"size": "one", "start": "now"}
+    assert (row["last_attempt"], row["call_sid"], row["duration_s"], row["answered_by"]) == (2, a_second, 31, "human")
+    assert row["phone"] == f"{number[:2]}*******{number[-2:]}"
+    assert row["opted_out"] is False
+    assert number not in str(row)
+
+
+def test_the_overview_shows_a_job_that_was_never_called(steps: Steps) -> None:
+    row = overview(steps, steps.queue())
+    assert (row["status"], row["outcome"], row["answers"], row["last_attempt"]) == ("queued", None, None, None)
+
+
+def test_the_service_may_read_the_overview_and_nobody_may_write_it(steps: Steps) -> None:
+    steps.queue()
+    assert len(steps.service.execute("select * from public.outbound_call_overview").fetchall()) == 1
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        steps.service.execute("delete from public.outbound_call_answers")

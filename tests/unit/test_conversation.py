@@ -1,0 +1,233 @@
+"""Whatever a person presses, and whatever they wrote of themselves: the next words, and a document that Twilio executes.
+
+Every document that a script can lead to is read by the stand-in's own reader of TwiML, which knows Twilio's limits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from function.twilio_form import read_place
+from function.twiml import document, hang_up
+from shared.conversation import Place, Turn, apologize, begin, hear, tell_machine
+from shared.models import Person
+from shared.scripts import LONGEST_INLINE_TWIML, Script, Scripts, check
+from tests.sandbox import twiml
+
+SHIPPED = Scripts()
+KEYS = [*"0123456789*#ABCD", "", "12", "99"]
+URL = "https://calls.example.com/base/voice?attempt=6f1f5a0e-7a38-4d36-8d3f-000000000001"
+NOBODY = Person(first_name=None, signup_mode="x", metadata={})
+
+
+def walk(script: Script) -> Iterator[Turn]:
+    """Every turn that this script can come to."""
+    seen: set[Place] = set()
+    pending = [begin(script)]
+    yield from (*pending, apologize(script), tell_machine(script))
+    while pending:
+        place = pending.pop().place
+        if place is None or place in seen:
+            continue
+        seen.add(place)
+        turns = [hear(script, place, key) for key in KEYS]
+        yield from turns
+        pending += turns
+    for stale in (Place("gone", "gone"), Place(script.mode, "gone"), Place(script.mode, "", 7), Place("", "")):
+        yield from (hear(script, stale, key) for key in KEYS)
+
+
+def read(turn: Turn, script: Script, person: Person | None) -> list[twiml.Verb]:
+    """The document of a turn as Twilio reads it. It must have nothing to complain of, and hold what the turn holds."""
+    text = document(turn, script, person, URL)
+    parsed = twiml.parse(text.encode(), "text/xml")
+    assert parsed.warnings == []
+    said = [twiml.Say(script.say(each, person)) for each in turn.says]
+    assert parsed.verbs[: len(said)] == said
+    (last,) = parsed.verbs[len(said) :]
+    if turn.place is None:
+        assert last == twiml.Hangup()
+        assert turn.asks == ()
+    else:
+        assert isinstance(last, twiml.Gather)
+        assert last.prompt == tuple(twiml.Say(script.say(each, person)) for each in turn.asks)
+        assert (last.num_digits, last.on_empty_result, last.method) == (1, True, "POST")
+        assert last.action is not None
+        assert last.action.startswith(f"{URL}&")
+        query = {name: values[0] for name, values in parse_qs(urlsplit(last.action).query).items()}
+        assert read_place(query) == turn.place
+    return parsed.verbs
+
+
+# --- what is said next ------------------------------------------------------------------------------------------------------
+
+
+def test_a_call_begins_with_the_greeting_the_way_out_and_the_first_question() -> None:
+    for script in SHIPPED:
+        turn = begin(script)
+        assert turn.asks == (script.greeting, script.opt_out.say, script.questions[0].say)
+        assert turn.place == Place(script.mode, script.questions[0].id, 1)
+
+
+def test_a_call_without_questions_still_has_the_way_out() -> None:
+    script = SHIPPED.default.model_copy(update={"questions": []})
+    turn = begin(script)
+    assert turn.asks == (script.greeting, script.opt_out.say)
+    assert turn.place is not None
+    assert hear(script, turn.place, script.opt_out.key).opts_out
+    for key in ("", "1", "#"):
+        assert hear(script, turn.place, key) == Turn(says=(script.goodbye,))
+
+
+def test_a_key_is_an_answer_and_leads_on() -> None:
+    demo = SHIPPED.for_mode("demo")
+    turn = hear(demo, Place("demo", "team_size"), "3")
+    assert turn.learned is not None
+    assert (turn.learned.question, turn.learned.meaning) == ("team_size", "more_than_10")
+    assert turn.says == ("That is a good size for us.",)
+    assert turn.place == Place("demo", "single_sign_on")
+    assert hear(demo, Place("demo", "team_size"), "1").place == Place("demo", "timeline")
+    assert hear(demo, Place("demo", "timeline"), "2").place is None
+
+
+@pytest.mark.parametrize("key", ["", "0", "#", "12"])
+def test_silence_and_nonsense_get_the_question_again_and_then_a_polite_end(key: str) -> None:
+    demo = SHIPPED.for_mode("demo")
+    question = demo.questions[0]
+    for tries in range(1, question.repeat + 1):
+        turn = hear(demo, Place("demo", question.id, tries), key)
+        assert turn == Turn((demo.again or "",), (question.say,), Place("demo", question.id, tries + 1))
+    last = hear(demo, Place("demo", question.id, question.repeat + 1), key)
+    assert last == Turn(says=(question.no_answer or "", demo.goodbye))
+
+
+def test_the_opt_out_key_is_heard_at_every_place_also_at_one_that_is_gone() -> None:
+    for script in SHIPPED:
+        for at in [question.id for question in script.questions] + ["goodbye", "gone", ""]:
+            turn = hear(script, Place(script.mode, at, 99), script.opt_out.key)
+            assert turn == Turn(says=(script.opt_out.confirm,), opts_out=True)
+
+
+def test_a_place_that_is_gone_is_a_goodbye_and_teaches_nothing() -> None:
+    for script in SHIPPED:
+        for place in (Place(script.mode, "gone"), Place("another", script.questions[0].id)):
+            assert hear(script, place, "1") == Turn(says=(script.goodbye,))
+
+
+def test_the_place_in_the_url_is_read_back_and_an_odd_one_is_no_place_of_ours() -> None:
+    assert read_place({"attempt": "x"}) is None
+    assert read_place({"script": "demo", "at": "timeline", "try": "2"}) == Place("demo", "timeline", 2)
+    for odd in ("", "0", "-1", "x", "9" * 30):
+        assert read_place({"script": "demo", "at": "timeline", "try": odd}) == Place("demo", "", 1)
+    assert read_place({"at": "timeline"}) == Place("", "", 1)
+
+
+# --- every document ------------------------------------------------------------------------------------------------------
+
+
+def test_every_document_of_every_script_is_one_that_twilio_executes() -> None:
+    known = Person(first_name="&" * 100, signup_mode="x", metadata={"company": "<" * 100, "product": "A" + "&" * 99})
+    for script in SHIPPED:
+        turns = list(walk(script))
+        assert len(turns) > len(KEYS)
+        for turn in turns:
+            for person in (None, NOBODY, known):
+                read(turn, script, person)
+        assert len(document(tell_machine(script), script, known)) <= LONGEST_INLINE_TWIML
+
+
+def test_a_hang_up_is_a_hang_up() -> None:
+    assert twiml.parse(hang_up().encode(), "text/xml").verbs == [twiml.Hangup()]
+
+
+# --- any metadata, any script ----------------------------------------------------------------------------------------------
+
+characters = st.characters(exclude_categories=())  # lone surrogates and controls, too
+nasty = st.sampled_from(
+    [
+        *("{first_name}", "{0.__class__}", "</Say><Hangup/>", "<Dial>+14155550100</Dial>"),
+        *("]]>", "&#0;", "\r\nX: y", "\u202e", "x" * 8192),
+    ]
+)
+texts = st.text(characters, max_size=200) | nasty
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=5,
+)
+people = st.builds(
+    Person.model_construct,
+    first_name=st.none() | texts,
+    signup_mode=texts,
+    metadata=st.dictionaries(st.sampled_from(["company", "product", "first_name", "x"]) | texts, values, max_size=5),
+)
+words = st.text(st.sampled_from("ab <>&'\"é🎉!"), min_size=1, max_size=40).map(lambda text: f"a{text}")
+
+
+@st.composite
+def scripts(draw: st.DrawFn) -> Script:
+    """Any script that is right: each question leads on by one answer at least, others go wherever they like."""
+    ids = [f"q{n}" for n in range(draw(st.integers(0, 4)))]
+    said = words | words.map(lambda text: f"{text} {{company}}")
+    opt_out = draw(st.sampled_from("0123456789*"))
+    questions: list[dict[str, Any]] = []
+    for n, question_id in enumerate(ids):
+        keys = draw(
+            st.lists(st.sampled_from([key for key in "0123456789*" if key != opt_out]), min_size=1, unique=True)
+        )
+        answers = {key: {"means": draw(words), "next": draw(st.sampled_from([*ids, "goodbye"]))} for key in keys}
+        answers[keys[0]] = {"means": draw(words), "say": draw(said), "next": ([*ids, "goodbye"])[n + 1]}
+        question = {"id": question_id, "say": draw(said), "repeat": draw(st.integers(0, 5)), "answers": answers}
+        questions.append(question | draw(st.sampled_from([{}, {"no_answer": draw(said)}])))
+    raw: dict[str, Any] = {
+        "language": "en-US", "voice": "Polly.Joanna", "greeting": "Hi {company}", "goodbye": draw(said), "apology": draw(said),
+        "placeholders": {"company": draw(words)}, "opt_out": {"key": opt_out, "say": draw(said), "confirm": draw(said)},
+        "questions": questions, "machine": draw(said),
+    }  # fmt: skip
+    script = check(raw, "generated")
+    assert isinstance(script, Script), script
+    return script
+
+
+@given(people)
+def test_any_metadata_yields_what_twilio_executes_and_no_more_verbs_than_the_script_has(person: Person) -> None:
+    for script in SHIPPED:
+        for turn in (
+            begin(script),
+            hear(script, Place(script.mode, script.questions[0].id), "1"),
+            tell_machine(script),
+        ):
+            read(turn, script, person)
+            assert re.findall(r"</?[A-Z]\w+", document(turn, script, person)) == re.findall(
+                r"</?[A-Z]\w+", document(turn, script, None)
+            )
+        assert len(document(tell_machine(script), script, person)) <= LONGEST_INLINE_TWIML
+
+
+@settings(max_examples=50)
+@given(scripts(), people)
+def test_any_script_that_is_right_can_be_walked_from_end_to_end(script: Script, person: Person) -> None:
+    for turn in set(walk(script)):
+        read(turn, script, person)
+    assert len(document(tell_machine(script), script, person)) <= LONGEST_INLINE_TWIML
+
+
+@settings(max_examples=50)
+@given(scripts(), st.lists(st.sampled_from(KEYS), max_size=60))
+def test_any_conversation_of_silence_ends_and_any_other_is_always_somewhere(script: Script, keys: list[str]) -> None:
+    turn = begin(script)
+    for key in keys:
+        if turn.place is None:
+            break
+        turn = hear(script, turn.place, key)
+    for _ in range(7):  # repeat is at most 5
+        if turn.place is not None:
+            turn = hear(script, turn.place, "")
+    assert turn.place is None

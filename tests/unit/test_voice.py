@@ -1,0 +1,91 @@
+"""Whatever goes wrong while somebody holds a phone to their ear, they hear words; and within Twilio's 15 seconds."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import logging
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from urllib.parse import urlencode
+from uuid import uuid4
+
+import flask
+import pytest
+import structlog
+from twilio.request_validator import RequestValidator
+
+from shared import jobs
+from shared.logs import configure_logs
+from tests.sandbox import twiml
+from tests.unit.examples import ENVIRON, settings
+
+LONGEST_SECONDS = 15.0  # www.twilio.com/docs/usage/webhooks/webhooks-connection-overrides
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The door, as it is after a start with right settings. Its logging is taken away again."""
+    for name, value in ENVIRON.items():
+        monkeypatch.setenv(name, value)
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    monkeypatch.delitem(sys.modules, "function.main", raising=False)
+    yield importlib.import_module("function.main")
+    monkeypatch.delitem(sys.modules, "function.main")
+    root.handlers[:], root.level = before
+    structlog.reset_defaults()
+
+
+def ask(main: ModuleType, path: str, form: dict[str, str]) -> flask.Response:
+    signature = RequestValidator(ENVIRON["TWILIO_AUTH_TOKEN"]).compute_signature(ENVIRON["API_BASE_URL"] + path, form)
+    app = flask.Flask(__name__)
+    with app.test_request_context(path, method="POST", data=form, headers={"X-Twilio-Signature": signature}):
+        response: flask.Response = main.dispatch(flask.request)
+        return response
+
+
+@pytest.mark.parametrize(
+    ("place", "fault"),
+    [
+        ("", ValueError("odd")),
+        ("&script=demo&at=team_size&try=1", RecursionError()),
+        ("&script=%00&at=%ff&try=1", MemoryError()),
+    ],
+)
+def test_a_fault_of_ours_is_an_apology_and_never_an_error_page(
+    main: ModuleType, monkeypatch: pytest.MonkeyPatch, place: str, fault: Exception
+) -> None:
+    def broken() -> None:
+        raise fault
+
+    monkeypatch.setattr(main, "dispatcher", broken)
+    form = {"CallSid": "CA" + "0" * 32, "CallStatus": "in-progress", "Digits": "2"}
+    answer = ask(main, f"/voice?attempt={uuid4()}{place}", form)
+    assert (answer.status_code, answer.mimetype) == (200, "text/xml")
+    said = twiml.parse(answer.get_data(), "text/xml")
+    default = main.scripts.default
+    assert said.verbs == [twiml.Say(default.apology), twiml.Say(default.goodbye), twiml.Hangup()]
+
+
+def test_what_a_fault_of_ours_lost_is_in_the_log(main: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    configure_logs(written := io.StringIO(), json=True)
+    monkeypatch.setattr(main, "dispatcher", lambda: None)
+    attempt = str(uuid4())
+    query = urlencode({"attempt": attempt, "script": "demo", "at": "team_size", "try": "1"})
+    ask(main, f"/voice?{query}", {"CallSid": "CA" + "0" * 32, "CallStatus": "in-progress", "Digits": "2"})
+    (line,) = [line for line in written.getvalue().splitlines() if "a fault of ours" in line]
+    assert all(word in line for word in (attempt, "team_size", '"digits": "2"', '"severity": "ERROR"'))
+
+
+def test_a_stranger_is_refused_as_ever(main: ModuleType) -> None:
+    with flask.Flask(__name__).test_request_context("/voice", method="POST", data={"CallSid": "x"}):
+        assert main.dispatch(flask.request).status_code == 401
+
+
+def test_the_database_has_less_time_than_twilio_gives_us() -> None:
+    timeout = jobs.connect(settings()).postgrest.session.timeout
+    phases = [timeout.pool, timeout.connect, timeout.write, timeout.read]
+    assert None not in phases
+    assert sum(phase or 0 for phase in phases) < LONGEST_SECONDS
