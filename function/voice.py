@@ -17,7 +17,7 @@ log = structlog.get_logger()
 def handle(attempt: UUID | None, event: CallEvent, dispatcher: Dispatcher, scripts: Scripts) -> str:
     """-> TwiML: the words for this attempt's person; a hang-up for a call that is not wanted. Never an error page."""
     if attempt is None or not event.call_sid:
-        log.critical("a call of no attempt of ours: it is hung up", call_sid=event.call_sid)
+        log.critical("a call of no attempt of ours: it is hung up", kind="call_unknown", call_sid=event.call_sid)
         return hang_up()
     try:
         call = dispatcher.record_status(attempt, event.call_sid, event.call_status or "in-progress")
@@ -25,7 +25,12 @@ def handle(attempt: UUID | None, event: CallEvent, dispatcher: Dispatcher, scrip
         log.error("the database did not answer a call: it hears the apology", reason=str(down))
         return _speak(scripts.default, None, scripts.default.apology)
     if not call.is_wanted or call.job is None:
-        log.critical("a call too many was answered: it is hung up", call_sid=event.call_sid, state=call.state)
+        log.critical(
+            "a call too many was answered: it is hung up",
+            kind="call_duplicate" if call.state in ("duplicate", None) else "call_unwanted",
+            call_sid=event.call_sid,
+            state=call.state,
+        )
         return hang_up()
     script = scripts.for_mode(call.job.signup_mode)
     return _speak(script, call.job, script.greeting, script.body, script.goodbye)

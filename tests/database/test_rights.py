@@ -37,6 +37,7 @@ RPC = {
     "pause_calls",
     "resume_calls",
     "call_job_stats",
+    "call_stats_by_hour",
 }
 PRIVATE = {
     "clock",
@@ -58,6 +59,7 @@ PRIVATE = {
     "queue_onboarding_call",
     "on_auth_user_created",
     "on_outbound_call_job_created",
+    "e164",
 }
 TABLES = {
     "public.outbound_call_jobs",
@@ -68,7 +70,8 @@ TABLES = {
     "private.call_settings",
     "private.deleted_calls",
 }
-READABLE = {"public.outbound_call_jobs", "public.outbound_call_attempts", "public.call_opt_outs"}
+VIEWS = {"public.call_stats", "public.call_stats_per_hour"}
+READABLE = {"public.outbound_call_jobs", "public.outbound_call_attempts", "public.call_opt_outs"} | VIEWS
 INSERTABLE = {"user_id", "phone_number", "first_name", "signup_mode", "metadata", "due_at", "dedupe_key"}
 PRIVILEGES = ("select", "insert", "update", "delete", "truncate", "references", "trigger")
 
@@ -143,7 +146,8 @@ def test_every_function_of_the_api_runs_with_its_owners_rights(project: Connecti
 
 
 def test_every_table_is_listed_here_and_nothing_else_is_there(project: Connection, qualified: None) -> None:
-    assert set(column(project, RELATIONS, ["r", "p", "v", "m", "f"])) == TABLES
+    assert set(column(project, RELATIONS, ["r", "p", "m", "f"])) == TABLES
+    assert set(column(project, RELATIONS, ["v"])) == VIEWS
     assert column(project, RELATIONS, ["S"]) == ["public.outbound_call_jobs_id_seq"]
 
 
@@ -160,7 +164,7 @@ def test_every_table_has_row_level_security_and_no_policy(project: Connection) -
 
 
 @pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("table", sorted(TABLES))
+@pytest.mark.parametrize("table", sorted(TABLES | VIEWS))
 def test_each_role_may_do_with_each_table_what_is_listed_and_nothing_else(
     project: Connection, role: str, table: str
 ) -> None:
@@ -183,6 +187,23 @@ def test_each_role_may_write_the_columns_that_are_listed_and_no_other(
     assert set(column(project, query, table, role, "insert")) == may_insert
     for privilege in ("update", "references"):
         assert column(project, query, table, role, privilege) == []
+
+
+def test_a_view_lends_nobody_its_owners_rights(project: Connection) -> None:
+    query = "select relname from pg_class where oid = any (%s::regclass[]) and not reloptions @> array['security_invoker=true']"
+    assert column(project, query, list(VIEWS)) == []
+
+
+def test_the_service_may_look_at_each_view_and_who_has_only_signed_in_may_not(project: Connection) -> None:
+    for view in sorted(VIEWS):
+        with project.transaction():
+            project.execute("set local role service_role")
+            assert column(project, f"select * from {view}")
+        for role in ("anon", "authenticated"):
+            project.execute(f"set role {role}".encode())
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                project.execute(f"select * from {view}".encode())
+            project.execute("reset role")
 
 
 @pytest.mark.parametrize("role", ROLES)
