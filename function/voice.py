@@ -27,7 +27,7 @@ def handle(attempt: UUID | None, event: CallEvent, dispatcher: Dispatcher, scrip
     if not call.is_wanted or call.job is None:
         log.critical(
             "a call too many was answered: it is hung up",
-            kind="call_duplicate" if call.state in ("duplicate", None) else "call_unwanted",
+            kind={"duplicate": "call_duplicate", None: "call_unknown"}.get(call.state, "call_unwanted"),
             call_sid=event.call_sid,
             state=call.state,
         )

@@ -332,9 +332,8 @@ class Dispatcher:
         if call.is_wanted or call.call_status in FINAL_CALL_STATUSES:
             return
         if call.state in ("duplicate", None):
-            log.critical(
-                "a call too many: it is being ended", kind="call_duplicate", call_sid=call_sid, state=call.state
-            )
+            kind = "call_duplicate" if call.state else "call_unknown"
+            log.critical("a call too many: it is being ended", kind=kind, call_sid=call_sid, state=call.state)
         try:
             self._telephony.end(call_sid)
         except TwilioSilent as silent:

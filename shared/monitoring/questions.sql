@@ -19,8 +19,8 @@ select 'signed up, and has no job', u.created_at,
 from auth.users u, person p
 where '+' || u.phone = p.phone and not exists (select from public.outbound_call_jobs j where j.user_id = u.id)
 union all
-select 'all calls are paused', s.paused_until, s.pause_reason from public.call_stats s where s.paused
-order by 2 desc;
+select 'all calls are paused until ' || s.paused_until, null, s.pause_reason from public.call_stats s where s.paused
+order by 2 desc nulls first;
 
 -- 2. Which number called this person, and when?
 -- called_from is empty where only a callback told us of the call: then Twilio's console knows it, by the SID.

@@ -183,6 +183,12 @@ def test_the_view_is_the_same_as_one_row(steps: Steps) -> None:
     assert row["row"] == stats(steps)
 
 
+def test_any_client_can_read_the_view_while_calls_are_paused_for_good(steps: Steps) -> None:
+    steps.call("pause_calls", reason="lunch")
+    (row,) = steps.rows("select * from public.call_stats")
+    assert (row["paused"], row["paused_until"], row["pause_reason"]) == (True, "infinity", "lunch")
+
+
 def test_the_service_understands_all_of_it(steps: Steps) -> None:
     assert set(Stats.model_fields) == set(stats(steps))
     assert Stats.model_validate(stats(steps)).model_dump(mode="json") == stats(steps)

@@ -110,10 +110,11 @@ begin
 end
 $$;
 
+-- paused_until is text, because not every client can read the time 'infinity'.
 create view public.call_stats with (security_invoker = true) as
 select s.* from jsonb_to_record(public.call_job_stats()) as s (
   queued int, due int, oldest_due_s int, dialing int, calling int, in_doubt int, oldest_doubt_s int,
-  live_duplicates int, duplicates_24h int, paused boolean, paused_by text, paused_until timestamptz, pause_reason text, halts int,
+  live_duplicates int, duplicates_24h int, paused boolean, paused_by text, paused_until text, pause_reason text, halts int,
   calls_1h int, answered_1h int, calls_24h int, answered_24h int,
   completed_24h int, failed_24h int, failures_24h jsonb, canceled_24h int, opt_outs_24h int, held_by_prefix int, missed_signups int);
 comment on view public.call_stats is 'What is going on now: call_job_stats() as one row.';
