@@ -271,14 +271,14 @@ begin
 end
 $$;
 
--- A number as people paste it, as E.164, or null. Its country code must be there: national numbers mean another phone in each
--- country. Spaces, dashes, dots, brackets, slashes and the invisible marks of address books go, as does the "(0)" that is not
--- dialed from abroad.
+-- A number as people paste it, as E.164, or null. Spaces, dashes, dots, brackets, slashes and the invisible marks of address books
+-- go. The country code must be there: national numbers mean another phone in each country. And "(0)" must not: it is dialed in Italy
+-- and not in Britain, and a wrong guess would stop nothing.
 create function private.e164(p_typed text) returns text
 language sql immutable set search_path = '' as $$
-  select case when n ~ '^\+[1-9][0-9]{6,14}$' then n end
-  from (select regexp_replace(replace(normalize(p_typed, NFKC), '(0)', ''),
-                              '[\s().\-/\u00ad\u200b-\u200f\u2010-\u2015\u202a-\u202e\u2060\u2066-\u2069\u2212\ufeff]', '', 'g') as n) as typed
+  select case when bare ~ '^\+[1-9][0-9]{6,14}$' and typed !~ '\(\s*0\s*\)' then bare end
+  from (select normalize(p_typed, NFKC) as typed) t,
+       regexp_replace(typed, '[\s().\-/\u00ad\u200b-\u200f\u2010-\u2015\u202a-\u202e\u2060\u2066-\u2069\u2212\ufeff]', '', 'g') as bare
 $$;
 
 -- As before; reads the number as people paste it.
@@ -291,7 +291,7 @@ declare
   v_ending   int;
 begin
   if v_phone is null then
-    raise exception 'p_phone_number must be a number in E.164 form, such as +14155550100';
+    raise exception 'p_phone_number must be a number in E.164 form, such as +14155550100, without (0)';
   end if;
   insert into public.call_opt_outs (phone_e164, opted_out_at, how) values (v_phone, v_now, coalesce(p_how, 'by hand'))
   on conflict do nothing;
