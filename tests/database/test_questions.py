@@ -186,3 +186,14 @@ def test_what_happened_to_this_call(steps: Steps, studio: Studio) -> None:
     steps.rows("delete from public.outbound_call_jobs where id = %s", job)
     assert [row["state"] for row in studio.ask("What happened to this call SID?", sid=sid)] == ["its job was deleted"]
     assert studio.ask("What happened to this call SID?", sid="CA" + uuid.uuid4().hex) == []
+
+
+def test_every_statement_of_the_runbook_is_understood(steps: Steps, connect: Connect) -> None:
+    runbook = " ".join(QUESTIONS.with_name("README.md").read_text().split())
+    statements = set(re.findall(r"`(select [^`]+;)`", runbook)) | set(re.findall(r"(select \* from \w+;)", runbook))
+    assert len(statements) >= 12
+    studio = connect(user="postgres")
+    for statement in sorted(statements):
+        job = steps.queue()
+        with studio.transaction(force_rollback=True):
+            assert studio.execute(statement.replace("<id>", str(job)).encode()).description
