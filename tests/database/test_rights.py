@@ -190,7 +190,10 @@ def test_each_role_may_write_the_columns_that_are_listed_and_no_other(
 
 
 def test_a_view_lends_nobody_its_owners_rights(project: Connection) -> None:
-    query = "select relname from pg_class where oid = any (%s::regclass[]) and not coalesce(reloptions @> array['security_invoker=true'], false)"
+    query = """
+    select relname from pg_class
+    where oid = any (%s::regclass[]) and not coalesce(reloptions @> array['security_invoker=true'], false)
+    """
     assert column(project, query, list(VIEWS)) == []
 
 
