@@ -114,7 +114,11 @@ class Dispatcher:
                 return Step("waiting", job_id, wait_s=claim.wait_s)
             case Paused():
                 if claim.just_now:
-                    log.critical("all calls are paused: the ceiling of a day is reached", until=str(claim.until))
+                    log.critical(
+                        "all calls are paused: the ceiling of a day is reached",
+                        kind="ceiling_reached",
+                        until=str(claim.until),
+                    )
                 return Step("paused", job_id, f"{claim.reason} (until {claim.until})")
             case NothingDue():
                 return Step("nothing", job_id, _why_not(claim))
@@ -132,7 +136,7 @@ class Dispatcher:
         match self._screen(number, job.metadata, claim.now):
             case Refusal() as no:
                 self.jobs.refuse(attempt, code=no.code, reason=no.reason, slot_s=self._slot_s)
-                log.warning("call refused", code=no.code, reason=no.reason)
+                log.warning("call refused", kind="call_refused", code=no.code, reason=no.reason)
                 return Step("refused", job.id, no.code)
             case PutOff() as no:
                 self.jobs.release(attempt, code=no.code, reason=no.reason, not_before=no.until, slot_s=self._slot_s)
@@ -145,7 +149,9 @@ class Dispatcher:
             self._at("failed")
             return self._record_failure(job.id, attempt, failure.verdict)
         self._at("placed")
-        call = self.jobs.accept(attempt, placed.call_sid, ask_s=self.settings.call_ask_seconds)
+        call = self.jobs.accept(
+            attempt, placed.call_sid, ask_s=self.settings.call_ask_seconds, our_number=self.settings.twilio_phone_number
+        )
         self._at("accepted")
         log.info("called", call_sid=placed.call_sid, number=claim.attempt.number)
         self.end_if_unwanted(call, placed.call_sid)
@@ -182,7 +188,7 @@ class Dispatcher:
         match verdict.kind:
             case "refused":
                 self.jobs.refuse(attempt, code=code, reason=reason)
-                log.error("call refused for good", code=code, reason=reason)
+                log.error("call refused for good", kind="call_refused", code=code, reason=reason)
                 return Step("refused", job_id, code)
             case "later":
                 delay_s = backoff.jittered(self.settings.call_retry_seconds)
@@ -193,11 +199,18 @@ class Dispatcher:
             case "halt":
                 halt_s = min(HALT_SECONDS, self.settings.call_retry_seconds)
                 self.jobs.release(attempt, code=code, reason=reason, halt_s=halt_s)
-                log.critical("all calls are paused: our account or configuration is broken", code=code, reason=reason)
+                log.critical(
+                    "all calls are paused: our account or configuration is broken",
+                    kind="halt",
+                    code=code,
+                    reason=reason,
+                )
                 return Step("halted", job_id, code)
             case "in_doubt":
                 self.jobs.doubt(attempt, code=code, reason=reason, ask_s=self._ask_again_s)
-                log.error("call in doubt: nobody dials until that is settled", code=code, reason=reason)
+                log.error(
+                    "call in doubt: nobody dials until that is settled", kind="call_in_doubt", code=code, reason=reason
+                )
                 return Step("in_doubt", job_id, code)
             case _:
                 assert_never(verdict.kind)
@@ -208,7 +221,7 @@ class Dispatcher:
         if isinstance(number, Refusal):
             if not self.jobs.set_number(job_id, typed, None, number.code, number.reason):
                 return Step("nothing", job_id, "another has read its number meanwhile")
-            log.warning("call refused", job=job_id, code=number.code, reason=number.reason)
+            log.warning("call refused", kind="call_refused", job=job_id, code=number.code, reason=number.reason)
             return Step("refused", job_id, number.code)
         self.jobs.set_number(job_id, typed, number, None, None)
         return self.dial_one(job_id)
@@ -228,7 +241,7 @@ class Dispatcher:
         with structlog.contextvars.bound_contextvars(job=call.job_id, attempt=str(call.attempt)):
             self._at("asking")
             if call.lease_ran_out:
-                log.error("lease ran out: the call is in doubt")
+                log.error("lease ran out: the call is in doubt", kind="call_in_doubt", code="lease_ran_out")
             try:
                 return self._settle(call) if call.call_sid is None else self._ask_after(call, call.call_sid)
             except TwilioSilent as silent:
@@ -261,7 +274,11 @@ class Dispatcher:
             case NotYet():
                 return Step("still_in_doubt", call.job_id, "not_yet")
             case Ambiguous():
-                log.critical("a call in doubt could be any of several: somebody must look", calls=settlement.calls)
+                log.critical(
+                    "a call in doubt could be any of several: somebody must look",
+                    kind="call_ambiguous",
+                    calls=settlement.calls,
+                )
                 return Step("still_in_doubt", call.job_id, "ambiguous")
             case Settled():
                 return Step("settled", call.job_id, "meanwhile")
@@ -353,7 +370,8 @@ class Dispatcher:
         if call.is_wanted or call.call_status in FINAL_CALL_STATUSES:
             return
         if call.state in ("duplicate", None):
-            log.critical("a call too many: it is being ended", call_sid=call_sid, state=call.state)
+            kind = "call_duplicate" if call.state else "call_unknown"
+            log.critical("a call too many: it is being ended", kind=kind, call_sid=call_sid, state=call.state)
         try:
             self._telephony.end(call_sid)
         except TwilioSilent as silent:

@@ -123,8 +123,15 @@ class Jobs:
             p_slot_s=slot_s,
         )
 
-    def accept(self, attempt: UUID, call_sid: str, *, ask_s: float) -> LiveCall:
-        return self._call("accept_call", _LIVE_CALL, p_attempt=str(attempt), p_call_sid=call_sid, p_ask_s=ask_s)
+    def accept(self, attempt: UUID, call_sid: str, *, ask_s: float, our_number: str) -> LiveCall:
+        return self._call(
+            "accept_call",
+            _LIVE_CALL,
+            p_attempt=str(attempt),
+            p_call_sid=call_sid,
+            p_ask_s=ask_s,
+            p_from=our_number,
+        )
 
     def refuse(self, attempt: UUID, *, code: str, reason: str, slot_s: float = 0.0) -> bool:
         return self._call("refuse_call", _BOOL, p_attempt=str(attempt), p_code=code, p_reason=reason, p_slot_s=slot_s)
