@@ -60,12 +60,6 @@ def sweep_once(dispatcher: Dispatcher, stop: threading.Event | None = None) -> d
         raise failed[0]
     counts |= dispatcher.jobs.prune(retention_days=settings.call_retention_days)
     stats = dispatcher.jobs.stats()
-    if stats.held_by_prefix:
-        log.error(
-            "many numbers of one prefix within an hour are held: toll fraud?",
-            kind="prefix_held",
-            held=stats.held_by_prefix,
-        )
     report: dict[str, Any] = {"did": counts, "stats": stats.model_dump(mode="json")}
     # Of CALLS_PER_DAY, which the database does not know.
     report["day_used"] = stats.calls_24h / settings.calls_per_day if settings.calls_per_day else None
@@ -76,9 +70,10 @@ def sweep_once(dispatcher: Dispatcher, stop: threading.Event | None = None) -> d
 def severity(stats: Stats, day_used: float | None) -> int:
     """How loud the sweep's line is: an error where somebody should look, a warning where something is not as always."""
     late = not stats.paused and stats.oldest_due_s > LATE_SECONDS
-    if late or stats.live_duplicates or stats.paused_by == "halt" or stats.oldest_doubt_s > DOUBT_SECONDS:
+    doubtful = stats.oldest_doubt_s > DOUBT_SECONDS
+    if late or doubtful or stats.live_duplicates or stats.held_by_prefix or stats.paused_by == "halt":
         return logging.ERROR
-    odd = stats.in_doubt or stats.held_by_prefix or stats.missed_signups or stats.halts or stats.paused
+    odd = stats.in_doubt or stats.missed_signups or stats.halts or stats.paused
     return logging.WARNING if odd or (day_used or 0) >= NEAR_THE_CEILING else logging.INFO
 
 

@@ -266,7 +266,7 @@ CALM: dict[str, Any] = {
         ({}, None, "INFO"),
         ({"queued": 9, "due": 9, "oldest_due_s": 300, "failed_24h": 5, "failures_24h": {"busy": 5}}, 0.79, "INFO"),
         ({"in_doubt": 1, "oldest_doubt_s": 900}, None, "WARNING"),
-        ({"held_by_prefix": 1}, None, "WARNING"),
+        ({"held_by_prefix": 1}, None, "ERROR"),
         ({"missed_signups": 1}, None, "WARNING"),
         ({"halts": 1}, None, "WARNING"),
         ({"paused": True, "paused_by": "hand", "oldest_due_s": 9000}, None, "WARNING"),
