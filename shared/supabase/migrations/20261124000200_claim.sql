@@ -77,7 +77,7 @@ language plpgsql security definer set search_path = '' as $$
 declare
   -- At 1 call a second a claim half a second early keeps the average and costs Twilio's queue nothing;
   -- without it every claim that waited for a lock would come too early by its own, older, clock.
-  c_early constant interval := '0.5 seconds';
+  c_early constant interval := interval '0.5 seconds';
   v_now   constant timestamptz := private.clock();
   v_job   public.outbound_call_jobs;
   v_gate  private.call_settings;
@@ -196,16 +196,16 @@ begin
 end
 $$;
 
--- The open attempt and its job, locked in that order: job first. Null fields when there is no such attempt.
+-- The attempt and its job, locked in that order: job first. Null fields when there is no such attempt.
 -- Called by every function that writes an outcome.
 create function private.lock_attempt(p_attempt uuid, out attempt public.outbound_call_attempts, out job public.outbound_call_jobs)
-language plpgsql set search_path = '' as $$
-begin
-  select j.* into job from public.outbound_call_jobs j
+language sql set search_path = '' as $$
+  select from public.outbound_call_jobs j
   where j.id = (select a.job_id from public.outbound_call_attempts a where a.id = p_attempt)
   for update;
-  select a.* into attempt from public.outbound_call_attempts a where a.id = p_attempt for update;
-end
+  -- A statement of its own: it sees what whoever held the job has committed.
+  select a, j from public.outbound_call_attempts a join public.outbound_call_jobs j on j.id = a.job_id
+  where a.id = p_attempt for update
 $$;
 
 -- Called by the dispatcher: give a job back, the attempt unspent, because nothing was dialed (hours, a frozen process)
