@@ -1,4 +1,4 @@
-"""`supabase db push`, `db advisors` and `db lint`, the real ones, find what they should: our migrations, and nothing wrong in them."""
+"""The real `supabase db push`, `db advisors` and `db lint` find what they should: our migrations, and nothing wrong in them."""
 
 from __future__ import annotations
 
