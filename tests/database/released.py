@@ -128,7 +128,9 @@ def tell(jobs: Jobs, sql: Callable[[str], None], by_hand: Callable[..., None]) -
         )
 
     def status(attempt: UUID, sid: str, word: Any) -> None:
-        jobs.record_status(attempt, sid, word, ask_s=600.0, redial_delays_s=(60.0, 240.0), answered_by="human", duration_s=7)
+        jobs.record_status(
+            attempt, sid, word, ask_s=600.0, redial_delays_s=(60.0, 240.0), answered_by="human", duration_s=7
+        )
 
     def sid() -> str:
         return f"CA{next(ids):032x}"
@@ -152,7 +154,9 @@ def tell(jobs: Jobs, sql: Callable[[str], None], by_hand: Callable[..., None]) -
         status(attempt, found, word)
 
     # A number that was typed oddly; it waits in Twilio's queue and is put off.
-    sql(f"insert into public.outbound_call_jobs (user_id, phone_number) values ('{UUID(int=next(ids))}', '(415) 555-0199')")
+    sql(
+        f"insert into public.outbound_call_jobs (user_id, phone_number) values ('{UUID(int=next(ids))}', '(415) 555-0199')"
+    )
     claim()
     jobs.set_number(2, "(415) 555-0199", "+14155550199", None, None)
     attempt, _ = claim()
@@ -187,7 +191,9 @@ def tell(jobs: Jobs, sql: Callable[[str], None], by_hand: Callable[..., None]) -
     a_job()
     attempt, _ = claim(5, pace=0.01)
     claim(6, pace=0.01)
-    jobs.release(attempt, code="hours", reason="too early there", not_before=call.asked_at + timedelta(hours=1), slot_s=100.0)
+    jobs.release(
+        attempt, code="hours", reason="too early there", not_before=call.asked_at + timedelta(hours=1), slot_s=100.0
+    )
     later(1)
     attempt, _ = claim(6)
     jobs.release(attempt, code="20003", reason="authentication failed", halt_s=60.0)
@@ -210,7 +216,9 @@ def tell(jobs: Jobs, sql: Callable[[str], None], by_hand: Callable[..., None]) -
     by_hand("require_verified_phones", p_required=True)
     by_hand("call_job_stats")
     sql(f"select public.enqueue_call_job('{UUID(int=next(ids))}', '+14155550197', 'demo', 'Ada')")
-    sql("select public.cancel_call_job(8), public.retry_call_job(8), public.pause_calls('why', 'infinity'), public.resume_calls()")
+    sql(
+        "select public.cancel_call_job(8), public.retry_call_job(8), public.pause_calls('why', 'infinity'), public.resume_calls()"
+    )
     sql("select public.opt_out('+14155550197', 'by hand'), public.require_verified_phones(), public.call_job_stats()")
 
 

@@ -23,7 +23,7 @@ RELEASED: dict[str, Any] = json.loads(RELEASE.read_text())
 NEWER = sorted(file for file in database.MIGRATIONS.glob("*.sql") if file.name.split("_")[0] > VERSION)
 
 # What the code of a release decides by; times and texts may come out differently.
-DECISIVE = {"outcome", "then", "state", "call_status", "job_status", "status", "moved", "end", "put_off", "lease_ran_out", "created"}  # fmt: skip
+DECISIVE = frozenset("outcome then state call_status job_status status moved end put_off lease_ran_out created".split())
 HOT = ("public.outbound_call_jobs", "public.outbound_call_attempts", "private.call_settings", "auth.users")
 STATEMENT_TIMEOUT = "10s"  # what a push that waits for ever runs into, here
 
@@ -76,8 +76,12 @@ def test_the_released_code_still_gets_answers_that_it_understands(postgres: Post
             told = f"{step['rpc']}({step['arguments']})"
             if step["rpc"] in RELEASED["answers"]:
                 schema = RELEASED["answers"][step["rpc"]]
-                wrong = [e.message for e in Draft202012Validator(schema, format_checker=FormatChecker()).iter_errors(answer)]
+                wrong = [
+                    e.message for e in Draft202012Validator(schema, format_checker=FormatChecker()).iter_errors(answer)
+                ]
                 assert wrong == [], told
+            if step["answer"] == []:  # it answered nothing, so nobody reads what it answers now
+                continue
             was, now = decisive(step["answer"]), decisive(answer)
             assert (now if not isinstance(was, dict) else {key: now.get(key) for key in was}) == was, told
 
@@ -88,7 +92,9 @@ def test_the_story_has_every_function_of_the_released_code_and_every_kind_of_ans
     for function, schema in RELEASED["answers"].items():
         outcomes = schema["discriminator"]["mapping"] if "discriminator" in schema else [None]
         assert {outcome for name, outcome in told if name == function} == set(outcomes), function
-    thens = {step["answer"]["then"] for step in RELEASED["story"] if step.get("rpc") in ("accept_call", "record_call_status")}
+    thens = {
+        step["answer"]["then"] for step in RELEASED["story"] if step.get("rpc") in ("accept_call", "record_call_status")
+    }
     assert thens == {"keep", "end", "unknown"}
 
 
@@ -127,14 +133,18 @@ def test_the_record_is_what_the_released_migrations_answer(postgres: Postgres) -
 # One job in each status, one attempt in each state, and a row in every other table: written as the release's own tables take it.
 ROWS = """
 insert into auth.users (id, phone, raw_user_meta_data) values (gen_random_uuid(), '14155550100', '{"first_name": "Ada"}');
-insert into public.outbound_call_jobs (user_id, phone_number, status, due_at, attempts, finished_at, reason_code, metadata)
-select gen_random_uuid(), '+1415555' || to_char(n, 'FM0000'), s, case when n < 105 then now() end, 2, case when n >= 105 then now() end, 'x', '{"a": 1}'
-from unnest(array['queued', 'dialing', 'in_doubt', 'calling', 'completed', 'failed', 'canceled']) with ordinality as t (s, i), lateral (select 100 + i) as u (n);
-insert into public.outbound_call_attempts (id, job_id, number, phone_e164, state, call_sid, call_status, started_at, doubted_at, accepted_at, closed_at, end_due_at)
-select gen_random_uuid(), 1 + i, 1, '+1415555' || to_char(100 + i, 'FM0000'), s,
-       case when s in ('accepted', 'ended', 'duplicate') then 'CA' || i end, case when s in ('accepted', 'ended', 'duplicate') then 'ringing' end, now(),
-       case when s = 'in_doubt' then now() end, now(), case when s in ('ended', 'refused', 'absent') then now() end, case when s = 'duplicate' then now() end
-from unnest(array['started', 'in_doubt', 'accepted', 'ended', 'refused', 'absent', 'duplicate']) with ordinality as t (s, i);
+insert into public.outbound_call_jobs
+  (user_id, phone_number, status, due_at, attempts, finished_at, reason_code, metadata)
+select gen_random_uuid(), '+1415555010' || i, s,
+       case when i < 5 then now() end, 2, case when i >= 5 then now() end, 'x', '{"a": 1}'
+from unnest(array['queued', 'dialing', 'in_doubt', 'calling', 'completed', 'failed', 'canceled']) with ordinality as t (s, i);
+insert into public.outbound_call_attempts
+  (id, job_id, number, phone_e164, state, call_sid, call_status, started_at, doubted_at, closed_at, end_due_at)
+select gen_random_uuid(), 1 + i, 1, '+1415555010' || i, s,
+       case when taken then 'CA' || i end, case when taken then 'ringing' end, now(),
+       case when s = 'in_doubt' then now() end, case when closed then now() end, case when s = 'duplicate' then now() end
+from unnest(array['started', 'in_doubt', 'accepted', 'ended', 'refused', 'absent', 'duplicate']) with ordinality as t (s, i),
+     lateral (select s in ('accepted', 'ended', 'duplicate') as taken, s in ('ended', 'refused', 'absent') as closed) as u;
 insert into public.call_opt_outs values ('+14155550199', now(), 'by hand');
 insert into private.missed_signups values (gen_random_uuid(), 'x', now());
 insert into private.deleted_calls values ('CAgone', now());
@@ -150,7 +160,10 @@ where c.relnamespace in ('public'::regnamespace, 'private'::regnamespace) and c.
 def rows_of(eyes: Connection) -> dict[str, list[dict[str, Any]]]:
     eyes.execute("set search_path = ''")
     tables = [name for (name,) in eyes.execute(TABLES)]
-    return {name: [row for (row,) in eyes.execute(f"select to_jsonb(t) from {name} t order by 1".encode())] for name in tables}
+    return {
+        name: [row for (row,) in eyes.execute(f"select to_jsonb(t) from {name} t order by 1".encode())]
+        for name in tables
+    }
 
 
 def test_a_database_in_use_keeps_every_row(postgres: Postgres, at_release: str, eyes: Connection) -> None:
@@ -185,4 +198,6 @@ def test_a_push_never_waits_long_for_a_transaction_that_is_open(
 @pytest.mark.parametrize("file", NEWER, ids=lambda file: file.name)
 def test_a_newer_migration_says_first_how_long_it_waits_for_a_lock(file: Any) -> None:
     first = re.sub(r"--[^\n]*|\s+", " ", file.read_text()).strip()
-    assert re.match(r"set local lock_timeout = '[1-5]s';", first), f"begin with: set local lock_timeout = '2s';  ({file.name})"
+    assert re.match(r"set local lock_timeout = '[1-5]s';", first), (
+        f"begin with: set local lock_timeout = '2s';  ({file.name})"
+    )
