@@ -23,7 +23,12 @@ RELEASED: dict[str, Any] = json.loads(RELEASE.read_text())
 NEWER = sorted(file for file in database.MIGRATIONS.glob("*.sql") if file.name.split("_")[0] > VERSION)
 
 # What the code of a release decides by; times and texts may come out differently.
-DECISIVE = frozenset("outcome then state call_status job_status status moved end put_off lease_ran_out created".split())
+DECISIVE = {"outcome", "then", "state", "call_status", "job_status", "status"} | {
+    "moved",
+    "end",
+    "put_off",
+    "lease_ran_out",
+}
 HOT = ("public.outbound_call_jobs", "public.outbound_call_attempts", "private.call_settings", "auth.users")
 STATEMENT_TIMEOUT = "10s"  # what a push that waits for ever runs into, here
 
