@@ -22,6 +22,7 @@ def test_a_push_applies_every_migration_and_a_second_one_none(supabase_cli: Path
 
     first = project.push()
     assert first.returncode == 0, first.stderr
+    assert "config.toml" not in first.stderr  # where it says what is wrong in it, or unknown to it
     assert [line.split()[-1].removesuffix("...") for line in first.stderr.splitlines() if "Applying" in line] == files
     assert history(project) == [file.split("_")[0] for file in files]
 
