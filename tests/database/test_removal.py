@@ -111,5 +111,4 @@ def test_it_is_refused_whole_while_something_of_theirs_needs_us(
     before = everything(eyes)
     with pytest.raises(psycopg.errors.DependentObjectsStillExist, match="outbound_call_jobs"):
         owner.execute(REMOVE)
-    owner.execute("rollback")
     assert everything(eyes) == before

@@ -39,6 +39,16 @@ def test_the_cli_and_the_sandbox_have_the_same_history(pushed: Project) -> None:
     assert [(row["local"], row["remote"]) for row in rows] == [(version, version) for version in history(pushed)]
 
 
+def test_everything_can_be_removed_and_pushed_again(supabase_cli: Path, new_project: MakeProject) -> None:
+    project = new_project()
+    migrations = database.migrate(project.server, project.database)
+    said = project.supabase("db", "query", "--yes", "--file", "supabase/snippets/remove.sql")
+    assert said.returncode == 0, said.stderr
+    assert history(project) == []
+    assert project.push().returncode == 0
+    assert len(history(project)) == len(migrations)
+
+
 def test_the_advisors_find_nothing(pushed: Project) -> None:
     said = pushed.supabase("db", "advisors", "--fail-on", "warn")
     assert said.returncode == 0, said.stdout + said.stderr

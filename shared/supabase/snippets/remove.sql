@@ -5,18 +5,18 @@
 -- It forgets who opted out. Keep them: `select * from public.call_opt_outs`.
 --
 -- Refused, with nothing changed, while something of yours needs something of ours (a view on the jobs, say).
+-- One statement, because `supabase db query` takes no more.
 
-begin;
-set local lock_timeout = '5s';
-
-drop view if exists public.outbound_call_overview, public.call_stats, public.call_stats_per_hour;
-
--- By name, whatever their arguments are by now; only those that, as ours do, belong to postgres and pin their search_path. Of the
--- trigger functions the triggers go with them: auth.users is not ours, and its owner alone might drop one there.
 do $$
 declare
   v_function record;
 begin
+  perform set_config('lock_timeout', '5s', true);
+
+  drop view if exists public.outbound_call_overview, public.call_stats, public.call_stats_per_hour;
+
+  -- By name, whatever their arguments are by now; only those that, as ours do, belong to postgres and pin their search_path. Of the
+  -- trigger functions the triggers go with them: auth.users is not ours, and its owner alone might drop one there.
   for v_function in
     select p.oid::regprocedure as name, case when p.prorettype = 'trigger'::regtype then ' cascade' else '' end as and_its_triggers
     from pg_catalog.pg_proc p
@@ -35,14 +35,10 @@ begin
   loop
     execute format('drop function %s%s', v_function.name, v_function.and_its_triggers);
   end loop;
-end
-$$;
 
-drop table if exists public.outbound_call_answers, public.outbound_call_attempts, public.outbound_call_jobs, public.call_opt_outs;
-drop table if exists private.missed_signups, private.deleted_calls, private.deleted_users, private.call_settings;
+  drop table if exists public.outbound_call_answers, public.outbound_call_attempts, public.outbound_call_jobs, public.call_opt_outs;
+  drop table if exists private.missed_signups, private.deleted_calls, private.deleted_users, private.call_settings;
 
-do $$
-begin
   -- What else lives in `private` is yours, and so is what uses btree_gist.
   if not exists (select from pg_catalog.pg_class where relnamespace = pg_catalog.to_regnamespace('private'))
      and not exists (select from pg_catalog.pg_proc where pronamespace = pg_catalog.to_regnamespace('private')) then
@@ -53,16 +49,14 @@ begin
   exception when dependent_objects_still_exist then
     raise notice 'btree_gist stays: something else uses it';
   end;
+
   if pg_catalog.to_regclass('cron.job') is not null then
     perform cron.unschedule(jobname) from cron.job where jobname = 'call-dispatcher-sweep';
   end if;
+  delete from vault.secrets where name in ('call_dispatcher_url', 'call_dispatcher_secret');
+  delete from supabase_migrations.schema_migrations
+  where version || '_' || name in (
+    '20261124000100_call_jobs', '20261124000200_claim', '20261124000300_outcomes', '20261124000400_settle', '20261124000500_signup',
+    '20261124000600_operate', '20261124000800_forget', '20261126000100_answers', '20261126000200_seeing', '20261126000300_doctor');
 end
 $$;
-
-delete from vault.secrets where name in ('call_dispatcher_url', 'call_dispatcher_secret');
-delete from supabase_migrations.schema_migrations
-where version || '_' || name in (
-  '20261124000100_call_jobs', '20261124000200_claim', '20261124000300_outcomes', '20261124000400_settle', '20261124000500_signup',
-  '20261124000600_operate', '20261124000800_forget', '20261126000100_answers', '20261126000200_seeing', '20261126000300_doctor');
-
-commit;
