@@ -196,16 +196,22 @@ begin
 end
 $$;
 
--- The attempt and its job, locked in that order: job first. Null fields when there is no such attempt.
+create type private.locked_attempt as (attempt public.outbound_call_attempts, job public.outbound_call_jobs);
+
+-- The open attempt and its job, locked in that order: job first. Null fields when there is no such attempt.
 -- Called by every function that writes an outcome.
-create function private.lock_attempt(p_attempt uuid, out attempt public.outbound_call_attempts, out job public.outbound_call_jobs)
-language sql set search_path = '' as $$
-  select from public.outbound_call_jobs j
+create function private.lock_attempt(p_attempt uuid) returns private.locked_attempt
+language plpgsql set search_path = '' as $$
+declare
+  v_job     public.outbound_call_jobs;
+  v_attempt public.outbound_call_attempts;
+begin
+  select j.* into v_job from public.outbound_call_jobs j
   where j.id = (select a.job_id from public.outbound_call_attempts a where a.id = p_attempt)
   for update;
-  -- A statement of its own: it sees what whoever held the job has committed.
-  select a, j from public.outbound_call_attempts a join public.outbound_call_jobs j on j.id = a.job_id
-  where a.id = p_attempt for update
+  select a.* into v_attempt from public.outbound_call_attempts a where a.id = p_attempt for update;
+  return (v_attempt, v_job);
+end
 $$;
 
 -- Called by the dispatcher: give a job back, the attempt unspent, because nothing was dialed (hours, a frozen process)

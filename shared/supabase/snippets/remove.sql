@@ -36,6 +36,7 @@ begin
     execute format('drop function %s%s', v_function.name, v_function.and_its_triggers);
   end loop;
 
+  drop type if exists private.locked_attempt;
   drop table if exists public.outbound_call_answers, public.outbound_call_attempts, public.outbound_call_jobs, public.call_opt_outs;
   drop table if exists private.missed_signups, private.deleted_calls, private.deleted_users, private.call_settings;
 
