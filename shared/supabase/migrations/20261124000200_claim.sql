@@ -204,15 +204,21 @@ begin
 end
 $$;
 
+create type private.locked_attempt as (attempt public.outbound_call_attempts, job public.outbound_call_jobs);
+
 -- The open attempt and its job, locked in that order: job first. Null fields when there is no such attempt.
 -- Called by every function that writes an outcome.
-create function private.lock_attempt(p_attempt uuid, out attempt public.outbound_call_attempts, out job public.outbound_call_jobs)
+create function private.lock_attempt(p_attempt uuid) returns private.locked_attempt
 language plpgsql set search_path = '' as $$
+declare
+  v_job     public.outbound_call_jobs;
+  v_attempt public.outbound_call_attempts;
 begin
-  select j.* into job from public.outbound_call_jobs j
+  select j.* into v_job from public.outbound_call_jobs j
   where j.id = (select a.job_id from public.outbound_call_attempts a where a.id = p_attempt)
   for update;
-  select a.* into attempt from public.outbound_call_attempts a where a.id = p_attempt for update;
+  select a.* into v_attempt from public.outbound_call_attempts a where a.id = p_attempt for update;
+  return (v_attempt, v_job);
 end
 $$;
 
