@@ -37,6 +37,7 @@ RPC = {
     "pause_calls",
     "resume_calls",
     "call_job_stats",
+    "check_call_setup",
 }
 PRIVATE = {
     "clock",
@@ -58,6 +59,10 @@ PRIVATE = {
     "queue_onboarding_call",
     "on_auth_user_created",
     "on_outbound_call_job_created",
+    "migration_versions",
+    "vault_facts",
+    "net_facts",
+    "open_to",
 }
 TABLES = {
     "public.outbound_call_jobs",
