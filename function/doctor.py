@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import quote
 
@@ -23,10 +24,11 @@ from shared.checkup_database import look
 from shared.checkup_twilio import check_twilio
 from shared.checkup_url import check_public_url, check_vault_url
 from shared.logs import mask_phone
+from shared.screening import Refusal, screen
 from shared.scripts import ScriptError, Scripts
 from shared.settings import Settings, SettingsError, load_settings
 
-PATIENCE_SECONDS: Final = 27.0
+PATIENCE_SECONDS: Final = 20.0
 """For all hosts together; each is asked with timeouts of its own, and a name that takes long to resolve knows none."""
 SKEW_SECONDS: Final = 60.0
 """Signatures are believed for 5 minutes, and a dial within 2 s is measured by our own clock."""
@@ -93,6 +95,15 @@ def _settings(settings: Settings) -> Iterator[Finding]:
             'where HTTP is served, make one: echo "whsec_$(openssl rand -base64 32)"',
         )
     if settings.call_only_to is not None:
+        screened = [screen(number, {}, settings, datetime.now(UTC)) for number in settings.call_only_to]
+        refused = [answer for answer in screened if isinstance(answer, Refusal)]
+        if refused:
+            yield wrong(
+                "CALL_ONLY_TO",
+                f"{len(refused)} of its {len(screened)} numbers would be refused all the same: {refused[0].reason}",
+                "name their countries in CALL_COUNTRIES; only numbers of ordinary phones are called",
+            )
+            return
         yield warning(
             "CALL_ONLY_TO",
             f"only {len(settings.call_only_to)} numbers are called, everybody else's job fails: right for staging and a first call",

@@ -35,6 +35,10 @@ GUARDS: Final = {
     "outbound_call_attempts_one_open_per_job",
     "one_job_per_key_and_hour",
 }
+FAST: Final = {
+    *("outbound_call_jobs_to_dial", "outbound_call_jobs_open", "outbound_call_attempts_per_number"),
+    *("outbound_call_attempts_per_prefix", "outbound_call_attempts_per_day"),
+}
 TABLES: Final = {
     *("public.outbound_call_jobs", "public.outbound_call_attempts", "public.call_opt_outs"),
     *("private.missed_signups", "private.deleted_calls", "private.deleted_users", "private.call_settings"),
@@ -125,7 +129,7 @@ def _rights(facts: SetupFacts) -> Finding:
     open_functions = [function for function in facts.functions if function.open_to]
     open_tables = [table for table in facts.tables if table.open_to]
     weak = [function for function in facts.functions if not function.definer]
-    found = [f"{function.signature} ({', '.join(function.open_to)})" for function in open_functions]
+    found = [f"{function.name} ({', '.join(function.open_to)})" for function in open_functions]
     found += [f"{table.name} ({', '.join(table.open_to)})" for table in open_tables]
     advice = [f"revoke all on function {f.signature} from public, anon, authenticated;" for f in open_functions]
     advice += [f"revoke all on {table.name} from public, anon, authenticated;" for table in open_tables]
@@ -137,7 +141,7 @@ def _rights(facts: SetupFacts) -> Finding:
     if weak:
         return wrong(
             "rights",
-            f"not `security definer`, so the service's calls of it fail: {', '.join(f.signature for f in weak)}",
+            f"not `security definer`, so the service's calls of it fail: {', '.join(f.name for f in weak)}",
             " ".join(f"alter function {f.signature} security definer;" for f in weak),
         )
     return ok("rights", "only the service key may call, and nobody else can read or queue anything")
@@ -189,4 +193,10 @@ def _guards(facts: SetupFacts) -> Finding:
             "select pause_calls('a guard is missing'); then create them again, as call_jobs.sql in shared/supabase/migrations"
             " does; then select resume_calls();",
         )
-    return ok(check, "the indexes that forbid a second call are there")
+    if missing := sorted(FAST - set(facts.indexes)):
+        return warning(
+            check,
+            f"missing or invalid: {', '.join(missing)}: without them claims get slower with each job",
+            "create them again, as call_jobs.sql in shared/supabase/migrations does, `concurrently`",
+        )
+    return ok(check, "the indexes that forbid a second call, and those that claims read, are there")

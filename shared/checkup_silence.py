@@ -88,6 +88,8 @@ def _no_answer(settings: Settings, error: BaseException | None, response: httpx.
             f"the schema public is not served: {message}",
             "Supabase: Project Settings, Data API: enable it, and expose public",
         )
+    if code in ("3F000", "42P01", "42703", "42883"):
+        return f"something of ours was dropped: {message}", f"{PUSH}; if that finds nothing to do, restore a backup"
     if isinstance(error, ValidationError):
         return "check_call_setup answers in another shape: code and database are of different releases", PUSH
     return f"HTTP {status}, {code}: {message}", _URL if status in (404, 405) else PROJECT

@@ -186,7 +186,8 @@ def _unhealthy(base: str, answer: _Answer) -> tuple[str, str] | None:
     if isinstance(error, dict) and error.get("code") in ("not_found", "method_not_allowed"):
         return (
             f"{where}/health reaches this function under another path (HTTP {status})",
-            "a proxy changes paths: let it pass on what stands behind API_BASE_URL as it is, with API_BASE_URL's path or without",
+            "a proxy changes paths: let it pass on what stands behind API_BASE_URL as it is, with API_BASE_URL's path or without;"
+            " or that path is not in the service's own API_BASE_URL",
         )
     if 300 <= status < 400:
         return (

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 from aiohttp import web
@@ -17,14 +18,17 @@ from aiohttp import web
 import function.doctor
 from function.doctor import main
 from shared import checkup_database, checkup_twilio, checkup_url, jobs
+from shared.checkup import why_no_answer, wrong
 from shared.checkup_schema import MIGRATIONS, called_functions
+from shared.checkup_silence import what_key
 from shared.scripts import ScriptError
-from tests.e2e.clinic import Clinic, Passing, Proxy, open_clinic, says
+from tests.e2e.clinic import Clinic, Passing, Proxy, open_clinic, says, tls_server
 from tests.sandbox.database import MIGRATIONS as FOLDER
 from tests.sandbox.gateway import user_key
 from tests.sandbox.gateway_keys import mint, publishable_key, secret_key
 from tests.sandbox.sandbox import Sandbox, free_port
 from tests.sandbox.serve import Server
+from tests.unit.examples import settings
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +150,7 @@ def changed_setting(clinic: Clinic, case: str) -> dict[str, str]:
         "no service": {"API_BASE_URL": f"http://127.0.0.1:{free_port()}"},
         "another secret": {"DISPATCH_SECRET": f"whsec_{'A' * 32}"},
         "staging": {"CALL_ONLY_TO": "+14155550123"},
+        "staging abroad": {"CALL_ONLY_TO": "+14155550123 +442079460123"},
         "no stand-in": {"TWILIO_API_BASE_URL": f"http://127.0.0.1:{free_port()}"},
     }[case]
 
@@ -170,6 +175,7 @@ def changed_setting(clinic: Clinic, case: str) -> dict[str, str]:
         ("no service", "public address, Vault's URL", "set API_BASE_URL"),
         ("another secret", "Vault's secret, signed webhook", "vault.update_secret"),
         ("staging", "CALL_ONLY_TO", "take CALL_ONLY_TO out"),
+        ("staging abroad", "CALL_ONLY_TO", "CALL_COUNTRIES"),
         ("no stand-in", "Twilio account", "take TWILIO_API_BASE_URL out"),
     ],
 )
@@ -293,6 +299,21 @@ BREAKS = {
         "update pg_index set indisvalid = false where indexrelid = 'public.one_job_per_key_and_hour'::regclass",
         "update pg_index set indisvalid = true where indexrelid = 'public.one_job_per_key_and_hour'::regclass",
         ("guards", "select pause_calls("),
+    ),
+    "the index dropped that claims read": (
+        "alter index public.outbound_call_jobs_to_dial rename to gone",
+        "alter index public.gone rename to outbound_call_jobs_to_dial",
+        ("guards", "concurrently"),
+    ),
+    "a table dropped by hand": (
+        "alter table public.call_opt_outs rename to gone",
+        "alter table public.gone rename to call_opt_outs",
+        ("row level security", "restore a backup"),
+    ),
+    "the private schema gone": (
+        "alter schema private rename to gone",
+        "alter schema gone rename to private",
+        ("database", "restore a backup"),
     ),
     "no pg_net": (
         "alter function net.http_post rename to gone",
@@ -663,6 +684,46 @@ def test_wrong_scripts_are_named(clinic: Clinic, monkeypatch: pytest.MonkeyPatch
     visit = clinic.visit()
     assert list(visit.trouble) == ["scripts"]
     assert "demo.toml: greeting" in visit.trouble["scripts"]["found"]
+
+
+@pytest.mark.parametrize("url", ["https://127.0.0.1:9", "https://10.0.0.1", "https://localhost", "https://function"])
+def test_an_address_that_twilio_cannot_reach_is_wrong_even_where_we_can(url: str) -> None:
+    (finding, *rest) = checkup_url.check_public_url(settings(API_BASE_URL=url), {})
+    assert (finding.state, {skipped.state for skipped in rest}) == ("wrong", {"skipped"})
+    assert "Twilio cannot reach it" in finding.found
+
+
+def test_a_certificate_that_is_not_valid_is_told_apart() -> None:
+    with tls_server() as url, pytest.raises(httpx.ConnectError) as refused:
+        httpx.get(url, timeout=5)
+    assert "certificate is not valid for us: self-signed" in why_no_answer(refused.value)
+
+
+def test_an_address_with_a_long_number_in_it_can_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = settings(API_BASE_URL="https://calls-123456789012.us-east1.run.app")
+    finding = wrong(
+        "check", f"no {ours.api_base_url}/ for +14155550100", f"set {ours.api_base_url}/, {ours.dispatch_secrets[0]}"
+    )
+    hidden = function.doctor._hide(finding, ours)
+    assert hidden.found == f"no {ours.api_base_url}/ for +1*******00"
+    assert hidden.advice == f"set {ours.api_base_url}/, [secret]"
+
+
+@pytest.mark.parametrize(
+    ("claims", "said"),
+    [
+        ({"role": "anon"}, "is the anon key"),
+        ({"role": "service_role", "ref": "abcdefghijklmnopqrst"}, "of the project abcdefghijklmnopqrst"),
+        ({"role": "service_role", "exp": 1700000001}, "has expired"),
+        ({"role": "service_role", "ref": "zyxwvutsrqponmlkjihg"}, ""),
+    ],
+)
+def test_a_legacy_key_tells_whose_it_is(claims: dict[str, Any], said: str) -> None:
+    ours = settings(
+        SUPABASE_URL="https://zyxwvutsrqponmlkjihg.supabase.co", SUPABASE_SERVICE_KEY=mint("x" * 64, claims)
+    )
+    assert said in what_key(ours)
+    assert bool(what_key(ours)) == bool(said)
 
 
 def test_the_doctor_knows_every_migration() -> None:
