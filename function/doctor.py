@@ -104,9 +104,10 @@ def _settings(settings: Settings) -> Iterator[Finding]:
                 "name their countries in CALL_COUNTRIES; only numbers of ordinary phones are called",
             )
             return
+        numbers = "1 number is" if len(screened) == 1 else f"{len(screened)} numbers are"
         yield warning(
             "CALL_ONLY_TO",
-            f"only {len(settings.call_only_to)} numbers are called, everybody else's job fails: right for staging and a first call",
+            f"only {numbers} called, other jobs fail: right for staging and a first call",
             "take CALL_ONLY_TO out of the environment when everybody is to be called",
         )
 

@@ -128,7 +128,7 @@ def _rights(facts: SetupFacts) -> Finding:
     """Whoever has the anon key, which every browser has, or an account, must not have anybody called."""
     open_functions = [function for function in facts.functions if function.open_to]
     open_tables = [table for table in facts.tables if table.open_to]
-    weak = [function for function in facts.functions if not function.definer]
+    weak = [function for function in facts.functions if function.name in called_functions() and not function.definer]
     found = [f"{function.name} ({', '.join(function.open_to)})" for function in open_functions]
     found += [f"{table.name} ({', '.join(table.open_to)})" for table in open_tables]
     advice = [f"revoke all on function {f.signature} from public, anon, authenticated;" for f in open_functions]
