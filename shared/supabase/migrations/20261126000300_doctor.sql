@@ -60,7 +60,7 @@ begin
   from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
   where n.nspname = 'net' and p.proname = 'http_post';
   if not found then
-    return '{"installed": false}';
+    return jsonb_build_object('installed', false);
   elsif not v_may then
     return jsonb_build_object('error', 'no right to call net.http_post');
   end if;
