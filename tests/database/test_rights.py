@@ -39,6 +39,7 @@ RPC = {
     "resume_calls",
     "call_job_stats",
     "call_stats_by_hour",
+    "check_call_setup",
 }
 PRIVATE = {
     "clock",
@@ -65,6 +66,10 @@ PRIVATE = {
     "on_auth_user_created",
     "on_outbound_call_job_created",
     "e164",
+    "migration_versions",
+    "vault_facts",
+    "net_facts",
+    "open_to",
 }
 TABLES = {
     "public.outbound_call_jobs",
