@@ -129,8 +129,9 @@ def tell(jobs: Jobs, sql: Callable[[str], None], by_hand: Callable[..., None]) -
 
     def status(attempt: UUID, sid: str, word: Any) -> None:
         jobs.record_status(
-            attempt, sid, word, ask_s=600.0, redial_delays_s=(60.0, 240.0), answered_by="human", duration_s=7
-        )
+            attempt, sid, word, ask_s=600.0, redial_delays_s=(60.0, 240.0), machine_counts_as="reached",
+            answered_by="human", duration_s=7,
+        )  # fmt: skip
 
     def sid() -> str:
         return f"CA{next(ids):032x}"
@@ -161,7 +162,7 @@ def tell(jobs: Jobs, sql: Callable[[str], None], by_hand: Callable[..., None]) -
     jobs.set_number(2, "(415) 555-0199", "+14155550199", None, None)
     attempt, _ = claim()
     taken = sid()
-    jobs.accept(attempt, taken, ask_s=600.0)
+    jobs.accept(attempt, taken, ask_s=600.0, our_number="+15005550006")
     jobs.put_off(attempt, not_before=call.asked_at + timedelta(hours=9), code="hours", reason="too late there")
     look()
     status(attempt, taken, "canceled")
@@ -171,7 +172,7 @@ def tell(jobs: Jobs, sql: Callable[[str], None], by_hand: Callable[..., None]) -
     attempt, _ = claim(3)
     jobs.refuse(attempt, code="number_invalid", reason="Twilio: no such number", slot_s=1.0)
     late = sid()
-    jobs.accept(attempt, late, ask_s=600.0)
+    jobs.accept(attempt, late, ask_s=600.0, our_number="+15005550006")
     look()
     status(attempt, late, "completed")
     status(UUID(int=0, version=4), sid(), "ringing")
