@@ -233,10 +233,14 @@ def test_an_opt_out_that_is_followed_by_a_failure_is_not_dialed_again(steps: Ste
     assert steps.job(job)["status"] == "canceled"
 
 
-def test_a_call_that_is_one_too_many_may_still_opt_out(steps: Steps) -> None:
+@pytest.mark.parametrize("known", [False, True])
+def test_a_call_that_is_one_too_many_may_still_opt_out(steps: Steps, known: bool) -> None:
     number = a_number()
     job, attempt, first = picked_up(steps, number)
-    assert opt_out(steps, attempt, a_sid())["then"] == "end"
+    second = a_sid()
+    if known:
+        steps.accept(attempt, second)
+    assert opt_out(steps, attempt, second)["then"] == "end"
     assert [row["phone_e164"] for row in steps.rows("select * from public.call_opt_outs")] == [number]
     assert steps.status(attempt, first, "ringing")["then"] == "end"
     assert steps.job(job)["cancel_requested"]
