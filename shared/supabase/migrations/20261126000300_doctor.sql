@@ -157,5 +157,7 @@ $$;
 
 revoke all on function private.migration_versions(), private.vault_facts(text), private.net_facts(), private.open_to(regclass)
 from public, anon, authenticated, service_role;
+comment on function public.check_call_setup is 'For the doctor: facts about this database; reads only.';
+
 revoke all on function public.check_call_setup(text) from public, anon, authenticated;
 grant execute on function public.check_call_setup(text) to service_role;
