@@ -102,6 +102,7 @@ class Dispatcher:
             calls_per_number_per_day=self.settings.calls_per_number_per_day,
             calls_per_prefix_per_hour=self.settings.calls_per_prefix_per_hour,
             calls_per_day=self.settings.calls_per_day,
+            our_number=self.settings.twilio_phone_number,
         )
         match claim:
             case Claimed():
@@ -149,9 +150,7 @@ class Dispatcher:
             self._at("failed")
             return self._record_failure(job.id, attempt, failure.verdict)
         self._at("placed")
-        call = self.jobs.accept(
-            attempt, placed.call_sid, ask_s=self.settings.call_ask_seconds, our_number=self.settings.twilio_phone_number
-        )
+        call = self.jobs.accept(attempt, placed.call_sid, ask_s=self.settings.call_ask_seconds)
         self._at("accepted")
         log.info("called", call_sid=placed.call_sid, number=claim.attempt.number)
         self.end_if_unwanted(call, placed.call_sid)
@@ -250,7 +249,7 @@ class Dispatcher:
 
     def _settle(self, call: OpenCall) -> Step:
         settings = self.settings
-        listed = self._telephony.find(call.phone_e164, call.started_at)
+        listed = self._telephony.find(call.phone_e164, call.started_at, call.from_e164)
         self._at("listed")
         settlement = self.jobs.settle(
             call.attempt,

@@ -77,6 +77,7 @@ class Jobs:
         calls_per_number_per_day: int,
         calls_per_prefix_per_hour: int,
         calls_per_day: int | None,
+        our_number: str,
     ) -> Claim:
         return self._call(
             "claim_call_job",
@@ -89,6 +90,7 @@ class Jobs:
             p_calls_per_number_per_day=calls_per_number_per_day,
             p_calls_per_prefix_per_hour=calls_per_prefix_per_hour,
             p_calls_per_day=calls_per_day,
+            p_from=our_number,
         )
 
     def set_number(self, job_id: int, typed: str, e164: str | None, code: str | None, reason: str | None) -> bool:
@@ -125,15 +127,8 @@ class Jobs:
             p_slot_s=slot_s,
         )
 
-    def accept(self, attempt: UUID, call_sid: str, *, ask_s: float, our_number: str) -> LiveCall:
-        return self._call(
-            "accept_call",
-            _LIVE_CALL,
-            p_attempt=str(attempt),
-            p_call_sid=call_sid,
-            p_ask_s=ask_s,
-            p_from=our_number,
-        )
+    def accept(self, attempt: UUID, call_sid: str, *, ask_s: float) -> LiveCall:
+        return self._call("accept_call", _LIVE_CALL, p_attempt=str(attempt), p_call_sid=call_sid, p_ask_s=ask_s)
 
     def refuse(self, attempt: UUID, *, code: str, reason: str, slot_s: float = 0.0) -> bool:
         return self._call("refuse_call", _BOOL, p_attempt=str(attempt), p_code=code, p_reason=reason, p_slot_s=slot_s)

@@ -119,6 +119,7 @@ class OpenCall(_Answer):
     job_id: int
     call_sid: str | None
     phone_e164: str
+    from_e164: str | None = None
     started_at: datetime
     asked_at: datetime
     end: bool

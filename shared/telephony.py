@@ -181,14 +181,16 @@ class Telephony:
         queued_ms = str(call.queue_time)
         return Placed(call.sid, int(queued_ms) / 1000 if queued_ms.isdecimal() else 0.0)
 
-    def find(self, to: str, since: datetime) -> list[TwilioCall]:
+    def find(self, to: str, since: datetime, our_number: str | None = None) -> list[TwilioCall]:
         """Every call from our number to `to` that Twilio lists and made since `since`, newest first. Raises TwilioSilent.
 
-        Never filtered by StartTime: a call that still waits in Twilio's queue has none.
+        `our_number` is the one that was to call, which may not be today's. Never filtered by StartTime: a call that still
+        waits in Twilio's queue has none.
         """
         found: list[TwilioCall] = []
         with _asking():
-            for call in self._client.calls.stream(to=to, from_=self._settings.twilio_phone_number, page_size=50):
+            our_number = our_number or self._settings.twilio_phone_number
+            for call in self._client.calls.stream(to=to, from_=our_number, page_size=50):
                 listed = _read(call)
                 if listed.created_at < since - CLOCK_SKEW:
                     break

@@ -23,7 +23,6 @@ select 'all calls are paused until ' || s.paused_until, null, s.pause_reason fro
 order by 2 desc nulls first;
 
 -- 2. Which number called this person, and when?
--- called_from is empty where only a callback told us of the call: then Twilio's console knows it, by the SID.
 select a.accepted_at as called_at, a.from_e164 as called_from, a.call_status, a.answered_by, a.duration_s, a.call_sid, a.job_id
 from public.outbound_call_attempts a
 where a.phone_e164 = '+14155550100' and a.call_sid is not null

@@ -217,7 +217,7 @@ class VirtualTwilio:
         if self.history.chance(0.1):
             raise TwilioSilent("no answer")
 
-    def find(self, to: str, since: datetime) -> list[TwilioCall]:
+    def find(self, to: str, since: datetime, _our_number: str | None = None) -> list[TwilioCall]:
         self._ask()
         began = since.timestamp() - 5
         return [

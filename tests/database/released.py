@@ -116,6 +116,7 @@ def tell(jobs: Jobs, sql: Callable[[str], None], by_hand: Callable[..., None]) -
             calls_per_number_per_day=3,
             calls_per_prefix_per_hour=20,
             calls_per_day=None,
+            our_number="+15005550006",
         )
 
     def look() -> NextOpenCall:
@@ -162,7 +163,7 @@ def tell(jobs: Jobs, sql: Callable[[str], None], by_hand: Callable[..., None]) -
     jobs.set_number(2, "(415) 555-0199", "+14155550199", None, None)
     attempt, _ = claim()
     taken = sid()
-    jobs.accept(attempt, taken, ask_s=600.0, our_number="+15005550006")
+    jobs.accept(attempt, taken, ask_s=600.0)
     jobs.put_off(attempt, not_before=call.asked_at + timedelta(hours=9), code="hours", reason="too late there")
     look()
     status(attempt, taken, "canceled")
@@ -172,7 +173,7 @@ def tell(jobs: Jobs, sql: Callable[[str], None], by_hand: Callable[..., None]) -
     attempt, _ = claim(3)
     jobs.refuse(attempt, code="number_invalid", reason="Twilio: no such number", slot_s=1.0)
     late = sid()
-    jobs.accept(attempt, late, ask_s=600.0, our_number="+15005550006")
+    jobs.accept(attempt, late, ask_s=600.0)
     look()
     status(attempt, late, "completed")
     status(UUID(int=0, version=4), sid(), "ringing")

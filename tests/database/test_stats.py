@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -246,17 +247,25 @@ def test_hours_that_make_no_sense_are_refused_by_name(steps: Steps, count: int |
 # --- our number -------------------------------------------------------------------------------------------------------
 
 
-def test_an_attempt_keeps_the_number_that_called(steps: Steps) -> None:
-    job = steps.queue()
-    attempt = steps.start(job)
-    steps.call("accept_call", attempt=attempt, call_sid=a_sid(), ask_s=60.0, **{"from": "+15005550006"})
+def test_an_attempt_keeps_the_number_that_calls_and_a_doubt_is_asked_about_with_it(steps: Steps) -> None:
+    attempt = uuid4()
+    steps.queue()
+    steps.call(
+        "claim_call_job",
+        attempt=attempt,
+        lease_s=60.0,
+        calls_per_second=1000.0,
+        busy_s=60.0,
+        **{"from": "+15005550006"},
+    )
     assert steps.attempt(attempt)["from_e164"] == "+15005550006"
+    steps.call("doubt_call", attempt=attempt, code="read_timeout", reason="no answer", ask_s=0.0)
+    looked = steps.call("claim_open_call", hold_s=60.0, ask_s=60.0, give_up_s=90_000.0)
+    assert looked["from_e164"] == "+15005550006"
 
 
 def test_code_of_the_version_before_does_not_tell_it_and_loses_nothing(steps: Steps) -> None:
     _, attempt = steps.attempt_in("accepted")
     assert steps.attempt(attempt)["from_e164"] is None
     sid = steps.attempt(attempt)["call_sid"]
-    steps.call("accept_call", attempt=attempt, call_sid=sid, ask_s=60.0, **{"from": "+15005550006"})
-    steps.accept(attempt, sid)
-    assert steps.attempt(attempt)["from_e164"] == "+15005550006"
+    assert steps.accept(attempt, sid)["then"] == "keep"

@@ -7,6 +7,8 @@ import base64
 import pytest
 from aiohttp import web
 
+from shared.dispatcher import build_dispatcher
+from shared.settings import load_settings
 from tests.e2e.conftest import World, open_world
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.serve import Server
@@ -100,6 +102,19 @@ def test_an_answer_lost_after_the_commit_calls_nobody_twice(world: World, lost: 
     finally:
         gateway.fault = gateway.fault_times = gateway.fault_on = None
     assert len([call for call in world.calls(number) if call["reached"]]) == 1
+
+
+def test_a_doubt_is_settled_with_the_number_that_called_though_ours_is_another_by_now(quiet: World) -> None:
+    number = quiet.number()
+    quiet.behave(to=number, create="accept_then_drop", callbacks="none", outcome="busy", times=1)
+    job_id = quiet.insert_job(number)
+    assert quiet.webhook(hook(job_id)).json()["did"] == "in_doubt"
+    quiet.rows("update public.outbound_call_jobs set due_at = private.clock() where id = %s returning id", job_id)
+    moved = {**quiet.sandbox.settings, "TWILIO_PHONE_NUMBER": "+15005550009"}
+    sweeper = build_dispatcher(load_settings(environ=moved))
+    steps = [sweeper.look_after_one() for _ in range(20)]
+    assert next(step.detail for step in steps if step.job_id == job_id) == "found"
+    assert quiet.attempts(job_id)[0]["call_sid"] == quiet.calls(number)[0]["sid"]
 
 
 def test_a_caller_hears_an_apology_when_the_database_is_down(quiet: World) -> None:

@@ -99,6 +99,7 @@ create table public.outbound_call_attempts (
   job_id        bigint not null references public.outbound_call_jobs (id) on delete cascade,
   number        int not null check (number > 0),
   phone_e164    text check (phone_e164 ~ '^\+[1-9][0-9]{6,14}$'),
+  from_e164     text,
   state         text not null default 'started'
                 check (state in ('started', 'in_doubt', 'accepted', 'ended', 'refused', 'absent', 'duplicate')),
   call_sid      text unique,
@@ -123,6 +124,7 @@ create table public.outbound_call_attempts (
 
 comment on table public.outbound_call_attempts is 'One try at a job. Its id travels in the URLs that Twilio calls.';
 comment on column public.outbound_call_attempts.phone_e164 is 'Erased a day after its user was deleted.';
+comment on column public.outbound_call_attempts.from_e164 is 'Our number. Where a call is in doubt, it is looked for among the calls from this one.';
 comment on column public.outbound_call_attempts.put_off_until is
   'Of a call that still waits in Twilio''s queue and must not ring now: it is being, or was, canceled there; its job is due again then.';
 comment on column public.outbound_call_attempts.end_due_at is 'Of a duplicate only: when the sweep must end it again.';

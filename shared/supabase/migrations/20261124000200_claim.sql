@@ -57,7 +57,7 @@ $$;
 --      ends it
 --   3. take a slot of the pace, if calls are not paused; denied, steps 1 and 2 are undone and due_at stays as it was
 --   4. count the caps, under that lock; one that is reached undoes all that, and puts the job off
--- p_attempt is a random uuid made by the caller. p_lease_s: how long nobody else looks at the job; it must outlast the request.
+-- p_attempt is a random uuid made by the caller, p_from our number. p_lease_s: how long nobody else looks at the job; it must outlast the request.
 -- -> {"outcome": "claimed", "job": {...}, "attempt": {"id", "number"}, "now"}
 --  | {"outcome": "wait", "wait_s"}                             the pace, and nothing was changed; or many jobs were put off or ended,
 --                                                              and there are more to look at
@@ -72,7 +72,8 @@ create function public.claim_call_job(
   p_job_id           bigint default null,
   p_calls_per_number_per_day  int default 3,
   p_calls_per_prefix_per_hour int default 20,
-  p_calls_per_day             int default null
+  p_calls_per_day             int default null,
+  p_from                      text default null
 ) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -113,8 +114,8 @@ begin
     end if;
 
     begin
-      insert into public.outbound_call_attempts (id, job_id, number, phone_e164, started_at)
-      select p_attempt, v_job.id, v_job.attempts + 1, v_job.phone_e164, v_now
+      insert into public.outbound_call_attempts (id, job_id, number, phone_e164, from_e164, started_at)
+      select p_attempt, v_job.id, v_job.attempts + 1, v_job.phone_e164, p_from, v_now
       where not exists (select from public.outbound_call_attempts a
                         where a.phone_e164 = v_job.phone_e164 and a.state = 'duplicate' and a.closed_at is null)
       on conflict (phone_e164) where state in ('started', 'in_doubt', 'accepted') do nothing;
@@ -297,9 +298,9 @@ revoke all on function
   private.give_back_slot(double precision),
   private.why_canceled(text)
 from public, anon, authenticated, service_role;
-revoke all on function public.claim_call_job(uuid, double precision, double precision, double precision, bigint, int, int, int) from public, anon, authenticated;
+revoke all on function public.claim_call_job(uuid, double precision, double precision, double precision, bigint, int, int, int, text) from public, anon, authenticated;
 revoke all on function public.set_call_number(bigint, text, text, text, text) from public, anon, authenticated;
 revoke all on function public.release_call_job(uuid, double precision, text, text, double precision, timestamptz, double precision) from public, anon, authenticated;
-grant execute on function public.claim_call_job(uuid, double precision, double precision, double precision, bigint, int, int, int) to service_role;
+grant execute on function public.claim_call_job(uuid, double precision, double precision, double precision, bigint, int, int, int, text) to service_role;
 grant execute on function public.set_call_number(bigint, text, text, text, text) to service_role;
 grant execute on function public.release_call_job(uuid, double precision, text, text, double precision, timestamptz, double precision) to service_role;

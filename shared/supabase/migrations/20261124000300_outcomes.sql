@@ -58,8 +58,8 @@ begin
   begin
     if v_attempt.call_sid is not null then  -- one request, two calls: keep the second as a row of its own, and end it
       insert into public.outbound_call_attempts
-        (id, job_id, number, phone_e164, state, call_sid, call_status, started_at, accepted_at, end_due_at)
-      values (gen_random_uuid(), v_job.id, v_attempt.number, v_attempt.phone_e164, 'duplicate', p_sid, 'queued',
+        (id, job_id, number, phone_e164, from_e164, state, call_sid, call_status, started_at, accepted_at, end_due_at)
+      values (gen_random_uuid(), v_job.id, v_attempt.number, v_attempt.phone_e164, v_attempt.from_e164, 'duplicate', p_sid, 'queued',
               v_attempt.started_at, v_now, v_now);
       return 'end';
     end if;

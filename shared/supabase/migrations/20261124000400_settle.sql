@@ -4,7 +4,7 @@
 -- job. Duplicates come first: they may be ringing. A call whose end is still unknown p_give_up_s after it was taken, asked
 -- about once more, is closed.
 -- -> {"outcome": "ask", "state": "in_doubt" | "accepted" | "duplicate", "attempt", "job_id", "call_sid", "phone_e164",
---     "started_at", "asked_at", "end": true if the call is not wanted, "put_off": true if it must not leave Twilio's queue,
+--     "from_e164", "started_at", "asked_at", "end": true if the call is not wanted, "put_off": true if it must not leave Twilio's queue,
 --     "metadata", "lease_ran_out"} | {"outcome": "none"}
 create function public.claim_open_call(p_hold_s double precision, p_ask_s double precision, p_give_up_s double precision) returns jsonb
 language plpgsql security definer set search_path = '' as $$
@@ -86,7 +86,8 @@ create function private.open_call(p_attempt public.outbound_call_attempts, p_now
 language sql stable set search_path = '' as $$
   select jsonb_build_object(
     'outcome', 'ask', 'state', p_attempt.state, 'attempt', p_attempt.id, 'job_id', p_attempt.job_id,
-    'call_sid', p_attempt.call_sid, 'phone_e164', p_attempt.phone_e164, 'started_at', p_attempt.started_at,
+    'call_sid', p_attempt.call_sid, 'phone_e164', p_attempt.phone_e164,
+    'from_e164', p_attempt.from_e164, 'started_at', p_attempt.started_at,
     'asked_at', p_now, 'end', p_end, 'put_off', p_attempt.put_off_until is not null, 'lease_ran_out', p_lapsed,
     'metadata', (select j.metadata from public.outbound_call_jobs j where j.id = p_attempt.job_id))
 $$;

@@ -8,10 +8,6 @@ create index outbound_call_attempts_uncounted on public.outbound_call_attempts (
   where state in ('refused', 'absent') or put_off_until is not null;
 create index call_opt_outs_recent on public.call_opt_outs (opted_out_at);
 
-alter table public.outbound_call_attempts add column from_e164 text;
-comment on column public.outbound_call_attempts.from_e164 is
-  'Our number, as the dispatcher that placed the call had it. Null where only a callback or Twilio''s list told us of the call.';
-
 -- What is going on, for the sweep's log and for whoever is on call. Reads what is open and what began or ended within 24 hours,
 -- by their indexes; never the rest. "calls" are counted as CALLS_PER_DAY counts them: those that rang, may ring or may have rung;
 -- "answered" by a person, as far as Twilio could tell.
@@ -124,30 +120,6 @@ comment on view public.call_stats is 'What is going on now: call_job_stats() as 
 create view public.call_stats_per_hour with (security_invoker = true) as
 select * from public.call_stats_by_hour(48);
 comment on view public.call_stats_per_hour is 'The attempts that began in each of the last 48 hours, and what became of them.';
-
--- As before; p_from is our number, to be kept with the call.
-drop function public.accept_call(uuid, text, double precision);
-create function public.accept_call(p_attempt uuid, p_call_sid text, p_ask_s double precision, p_from text default null) returns jsonb
-language plpgsql security definer set search_path = '' as $$
-declare
-  v_then text := private.bind_call(p_attempt, p_call_sid, p_ask_s);
-begin
-  update public.outbound_call_attempts set from_e164 = p_from where call_sid = p_call_sid and p_from is not null;
-
-  -- Calls were stopped between the claim and now: this one may still wait in Twilio's queue, and is looked after at once.
-  if v_then = 'keep' and private.is_stopped() then
-    update public.outbound_call_jobs j set due_at = private.clock()
-    from public.outbound_call_attempts a
-    where a.call_sid = p_call_sid and a.state = 'accepted' and a.call_status = 'queued' and j.id = a.job_id;
-  end if;
-
-  -- Twilio takes our calls: what halted us is mended.
-  update private.call_settings
-  set halts = 0, probe_until = null, paused_until = null, pause_reason = null
-  where only_row and halts > 0 and (paused_until is null or paused_until <= private.clock());
-  return private.call_answer(v_then, p_call_sid);
-end
-$$;
 
 -- --- by hand ---
 
@@ -368,12 +340,10 @@ $$;
 
 revoke all on function private.e164(text) from public, anon, authenticated, service_role;
 revoke all on function public.call_stats_by_hour(int) from public, anon, authenticated;
-revoke all on function public.accept_call(uuid, text, double precision, text) from public, anon, authenticated;
 revoke all on function public.pause_calls(text, timestamptz) from public, anon, authenticated;
 revoke all on function public.resume_calls() from public, anon, authenticated;
 revoke all on function public.require_verified_phones(boolean) from public, anon, authenticated;
 grant execute on function public.call_stats_by_hour(int) to service_role;
-grant execute on function public.accept_call(uuid, text, double precision, text) to service_role;
 grant execute on function public.pause_calls(text, timestamptz) to service_role;
 grant execute on function public.resume_calls() to service_role;
 grant execute on function public.require_verified_phones(boolean) to service_role;
@@ -399,12 +369,12 @@ comment on function public.call_job_stats() is
   'What is going on now, as JSON; call_stats is the same as one row. Logged by each sweep.';
 comment on function public.call_stats_by_hour(int) is
   'Attempts by the hour in which they began, newest first, and what became of them; call_stats_per_hour is the last 48.';
-comment on function public.claim_call_job(uuid, double precision, double precision, double precision, bigint, int, int, int) is
+comment on function public.claim_call_job(uuid, double precision, double precision, double precision, bigint, int, int, int, text) is
   'For the dispatcher: take one due job, alone, and write its attempt. By hand it would leave a job that waits for its lease.';
 comment on function public.set_call_number(bigint, text, text, text, text) is 'For the dispatcher: write down a number as E.164.';
 comment on function public.release_call_job(uuid, double precision, text, text, double precision, timestamptz, double precision) is
   'For the dispatcher: give a job back, its attempt unspent.';
-comment on function public.accept_call(uuid, text, double precision, text) is 'For the dispatcher: Twilio has taken the call.';
+comment on function public.accept_call(uuid, text, double precision) is 'For the dispatcher: Twilio has taken the call.';
 comment on function public.refuse_call(uuid, text, text, text, double precision) is 'For the dispatcher: the call is refused for good.';
 comment on function public.doubt_call(uuid, text, text, double precision) is 'For the dispatcher: Twilio may or may not have taken the call.';
 comment on function public.put_off_call(uuid, timestamptz, text, text) is
