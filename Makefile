@@ -21,15 +21,20 @@ demo: setup ## a sign-up makes a phone ring, in the sandbox (ONCE=1: then end)
 	@$(BIN)/python -m tests.sandbox.demo $(if $(ONCE),--once)
 
 test: setup ## all tests (ARGS="-k name" for some; PG_BIN=/path/bin for another Postgres)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --ignore=tests/database_check $(ARGS)
+
+database-check: setup ## the Supabase CLI pushes, advises and lints, pgTAP tests (installs them: npm; on Debian, as root, apt)
+	@tests/database_check/tools.sh
+	$(BIN)/python -m pytest -rs tests/database_check $(ARGS)
 
 scripts: setup ## check what the calls say, and read it out
 	@$(BIN)/python -m shared.scripts check
 
 RUNS ?= 1000
-chaos: setup ## prove it: simulated histories (RUNS=1000 SEED=1), then real crashes
+chaos: setup ## prove it: simulated histories (RUNS=1000 SEED=1), then real crashes, then a burst
 	$(BIN)/python -m tests.chaos.simulation --runs $(RUNS) $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.chaos.crash $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.chaos.burst
 
 check: setup ## lint, format and types
 	$(BIN)/ruff check .
@@ -50,4 +55,4 @@ lock: ## renew both locks from pyproject.toml (needs uv)
 clean: ## remove what these commands made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
-.PHONY: help setup demo test scripts chaos check format sandbox lock clean
+.PHONY: help setup demo test scripts database-check chaos check format sandbox lock clean

@@ -64,7 +64,7 @@ def dispatch(request: flask.Request) -> flask.Response:
     try:
         return handle(request)
     except Unproved as unproved:
-        log.warning("refused: no proof of who is calling", path=request.path, reason=str(unproved))
+        log.warning("refused: no proof of who is calling", kind="unauthorized", path=request.path, reason=str(unproved))
         return problem(401, "unauthorized", "no valid proof of who is calling")
     except webhook.BadPayload as bad:
         return problem(400, "bad_request", str(bad))

@@ -6,6 +6,7 @@ Over HTTP (Cloud Scheduler, pg_cron), or by itself:
 """
 
 import argparse
+import logging
 import signal
 import sys
 import threading
@@ -20,7 +21,7 @@ import structlog
 from shared.dispatcher import Dispatcher, build_dispatcher
 from shared.jobs import JobsUnavailable
 from shared.logs import configure_logs
-from shared.models import Step
+from shared.models import Stats, Step
 from shared.settings import DIAL_WITHIN_SECONDS, Settings, SettingsError, load_settings
 
 log = structlog.get_logger()
@@ -28,6 +29,11 @@ log = structlog.get_logger()
 DIALERS = 8  # at once; what more would bring the pace of calls takes away again
 LOOKERS = 4
 NAP_SECONDS = 0.5  # the longest sleep between two looks at `stop`
+
+# From here on somebody should look: the alerts in shared/monitoring say the same.
+LATE_SECONDS = 300.0
+DOUBT_SECONDS = 900.0
+NEAR_THE_CEILING = 0.8
 
 
 def sweep_once(dispatcher: Dispatcher, stop: threading.Event | None = None) -> dict[str, Any]:
@@ -50,15 +56,25 @@ def sweep_once(dispatcher: Dispatcher, stop: threading.Event | None = None) -> d
         if not isinstance(error, JobsUnavailable):
             raise error
     if failed:
-        log.error("sweep cut short: the database did not answer", reason=str(failed[0]), **counts)
+        log.error("sweep cut short: the database did not answer", kind="sweep_failed", reason=str(failed[0]), **counts)
         raise failed[0]
     counts |= dispatcher.jobs.prune(retention_days=settings.call_retention_days)
-    stats = dispatcher.jobs.stats().model_dump(mode="json")
-    if stats["in_doubt"] or stats["live_duplicates"] or stats["held_by_prefix"] or stats["paused_until"]:
-        log.warning("sweep", did=counts, stats=stats)
-    else:
-        log.info("sweep", did=counts, stats=stats)
-    return {"did": counts, "stats": stats}
+    stats = dispatcher.jobs.stats()
+    report: dict[str, Any] = {"did": counts, "stats": stats.model_dump(mode="json")}
+    # Of CALLS_PER_DAY, which the database does not know.
+    report["day_used"] = stats.calls_24h / settings.calls_per_day if settings.calls_per_day else None
+    log.log(severity(stats, report["day_used"]), "sweep", kind="sweep", **report)
+    return report
+
+
+def severity(stats: Stats, day_used: float | None) -> int:
+    """How loud the sweep's line is: an error where somebody should look, a warning where something is not as always."""
+    late = not stats.paused and stats.oldest_due_s > LATE_SECONDS
+    doubtful = stats.oldest_doubt_s > DOUBT_SECONDS
+    if late or doubtful or stats.live_duplicates or stats.held_by_prefix or stats.paused_by == "halt":
+        return logging.ERROR
+    odd = stats.in_doubt or stats.missed_signups or stats.halts or stats.paused
+    return logging.WARNING if odd or (day_used or 0) >= NEAR_THE_CEILING else logging.INFO
 
 
 def _longest_step_s(settings: Settings) -> float:
@@ -114,7 +130,7 @@ def work(dispatcher: Dispatcher, every_s: float, stop: threading.Event) -> None:
         try:
             sweep_once(dispatcher, stop)
         except JobsUnavailable as down:
-            log.error("sweep failed; trying again", reason=str(down), again_in_s=every_s)
+            log.error("sweep failed; trying again", kind="sweep_failed", reason=str(down), again_in_s=every_s)
         stop.wait(every_s)
 
 
@@ -143,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         sweep_once(dispatcher, stop)
     except JobsUnavailable as down:
-        log.error("sweep failed", reason=str(down))
+        log.error("sweep failed", kind="sweep_failed", reason=str(down))
         return 1
     return 0
 

@@ -23,7 +23,7 @@ def handle(
     `place` is None when somebody picks up. One RPC, whatever was pressed.
     """
     if attempt is None or not event.call_sid:
-        log.critical("a call of no attempt of ours: it is hung up", call_sid=event.call_sid)
+        log.critical("a call of no attempt of ours: it is hung up", kind="call_unknown", call_sid=event.call_sid)
         return hang_up()
     script = scripts.for_mode(place.script) if place else scripts.default
     turn = hear(script, place, event.digits) if place else None
@@ -52,20 +52,31 @@ def _log_unstored(
     """So that a person can write it down by hand: the attempt's id leads to the job and the number."""
     about = {"attempt": str(attempt), "call_sid": event.call_sid, "digits": event.digits, "reason": str(down)}
     if turn is not None and turn.opts_out:
-        log.critical("an opt-out was not stored: tell opt_out the number of this attempt", **about)
+        log.critical(
+            "an opt-out was not stored: tell opt_out the number of this attempt", kind="opt_out_not_stored", **about
+        )
     elif turn is not None and turn.learned is not None:
         log.error(
             "an answer was not stored; the person heard the apology",
+            kind="answer_not_stored",
             question=turn.learned.question,
             meaning=turn.learned.meaning,
             **about,
         )
     else:
-        log.error("the database did not answer a call: it hears the apology", at=place.at if place else None, **about)
+        log.error(
+            "the database did not answer a call: it hears the apology",
+            kind="database_down",
+            at=place.at if place else None,
+            **about,
+        )
 
 
 def _log_unwanted(call_sid: str, call: LiveCall) -> None:
     if call.state in ("duplicate", None):
-        log.critical("a call too many was answered: it is hung up", call_sid=call_sid, state=call.state)
+        kind = "call_duplicate" if call.state else "call_unknown"
+        log.critical("a call too many was answered: it is hung up", kind=kind, call_sid=call_sid, state=call.state)
     else:
-        log.warning("a call that is not wanted any more was answered: it is hung up", call_sid=call_sid)
+        log.warning(
+            "a call that is not wanted any more was answered: it is hung up", kind="call_unwanted", call_sid=call_sid
+        )

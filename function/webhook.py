@@ -1,5 +1,6 @@
 """Supabase's Database Webhook: a job was inserted. A hint to dial it now; the sweep would, a little later."""
 
+import threading
 import time
 from typing import Annotated, Any
 
@@ -10,6 +11,10 @@ from shared.models import Step
 
 TABLE = "outbound_call_jobs"
 PATIENCE_SECONDS = 4.0  # for the pace of calls; pg_net waits 10 s for us, and the request to Twilio is still to come
+# So many may wait at once, about as many as one call a second lets through meanwhile. In a burst pg_net sends 200 at once: if all
+# of them waited, no thread would be left to tell Twilio what to say. Who may not wait is left to the sweep.
+WAITING_AT_MOST = 4
+_waiting = threading.BoundedSemaphore(WAITING_AT_MOST)
 
 
 class BadPayload(Exception):
@@ -48,6 +53,15 @@ def handle(body: bytes, dispatcher: Dispatcher) -> dict[str, Any]:
 def _dial(job_id: int, dispatcher: Dispatcher) -> Step:
     until = time.monotonic() + PATIENCE_SECONDS
     step = dispatcher.dial_one(job_id)
+    if step.did != "waiting" or not _waiting.acquire(blocking=False):
+        return step
+    try:
+        return _wait_and_dial(step, job_id, dispatcher, until)
+    finally:
+        _waiting.release()
+
+
+def _wait_and_dial(step: Step, job_id: int, dispatcher: Dispatcher, until: float) -> Step:
     while step.did == "waiting" and time.monotonic() + step.wait_s < until:
         time.sleep(step.wait_s)
         step = dispatcher.dial_one(job_id)

@@ -47,6 +47,8 @@ log = structlog.get_logger()
 # Twilio cancels what waited in its queue for 24 hours. https://www.twilio.com/docs/api/errors/22005
 TWILIO_QUEUE_SECONDS = 24 * 3600.0
 HALT_SECONDS = 60.0  # the first pause after a halt; SQL doubles it, up to an hour
+# No call is begun so shortly before its hours end: 2 s until the request leaves, Twilio's answer, and then it rings for a while.
+LAST_CALL_SECONDS = 30.0
 ASKS_PER_SETTLING = 4  # Twilio is asked so often before "not listed" is believed
 
 
@@ -65,10 +67,13 @@ class Since:
     def now(cls) -> "Since":
         return cls(time.monotonic(), time.time())
 
+    def age_s(self) -> float:
+        now = Since.now()
+        return max(now.monotonic - self.monotonic, abs(now.wall - self.wall))
+
     def is_fresh(self) -> bool:
         """False for a process that froze since then: by now somebody else may be dialing."""
-        now = Since.now()
-        return max(now.monotonic - self.monotonic, abs(now.wall - self.wall)) <= DIAL_WITHIN_SECONDS
+        return self.age_s() <= DIAL_WITHIN_SECONDS
 
 
 class Dispatcher:
@@ -109,7 +114,11 @@ class Dispatcher:
                 return Step("waiting", job_id, wait_s=claim.wait_s)
             case Paused():
                 if claim.just_now:
-                    log.critical("all calls are paused: the ceiling of a day is reached", until=str(claim.until))
+                    log.critical(
+                        "all calls are paused: the ceiling of a day is reached",
+                        kind="ceiling_reached",
+                        until=str(claim.until),
+                    )
                 return Step("paused", job_id, f"{claim.reason} (until {claim.until})")
             case NothingDue():
                 return Step("nothing", job_id, _why_not(claim))
@@ -124,13 +133,12 @@ class Dispatcher:
             reason = "the number was written otherwise"
             self.jobs.release(attempt, code="number_corrected", reason=reason, slot_s=self._slot_s)
             return self._read_number(job.id, job.phone_number)
-        no = number if isinstance(number, Refusal) else screen(number, job.metadata, self.settings, claim.now)
-        match no:
-            case Refusal():
+        match self._screen(number, job.metadata, claim.now):
+            case Refusal() as no:
                 self.jobs.refuse(attempt, code=no.code, reason=no.reason, slot_s=self._slot_s)
-                log.warning("call refused", code=no.code, reason=no.reason)
+                log.warning("call refused", kind="call_refused", code=no.code, reason=no.reason)
                 return Step("refused", job.id, no.code)
-            case PutOff():
+            case PutOff() as no:
                 self.jobs.release(attempt, code=no.code, reason=no.reason, not_before=no.until, slot_s=self._slot_s)
                 log.info("call put off", code=no.code, until=str(no.until))
                 return Step("put_off", job.id, no.code)
@@ -141,23 +149,34 @@ class Dispatcher:
             self._at("failed")
             return self._record_failure(job.id, attempt, failure.verdict)
         self._at("placed")
-        call = self.jobs.accept(attempt, placed.call_sid, ask_s=self.settings.call_ask_seconds)
+        call = self.jobs.accept(
+            attempt, placed.call_sid, ask_s=self.settings.call_ask_seconds, our_number=self.settings.twilio_phone_number
+        )
         self._at("accepted")
         log.info("called", call_sid=placed.call_sid, number=claim.attempt.number)
         self.end_if_unwanted(call, placed.call_sid)
         if call.is_wanted:
-            rings_at = claim.now + timedelta(seconds=placed.queue_s)
+            rings_at = claim.now + timedelta(seconds=since.age_s() + placed.queue_s)
             self._put_off_if_late(attempt, placed.call_sid, job.phone_e164, job.metadata, rings_at)
         return Step("called", job.id, placed.call_sid)
+
+    def _screen(self, number: str | Refusal, metadata: dict[str, Any], now: datetime) -> Refusal | PutOff | None:
+        if isinstance(number, Refusal):
+            return number
+        last_ring = now + timedelta(seconds=LAST_CALL_SECONDS)
+        return screen(number, metadata, self.settings, now) or hours(number, metadata, self.settings, last_ring)
 
     def _put_off_if_late(
         self, attempt: UUID, call_sid: str, e164: str, metadata: dict[str, Any], rings_at: datetime
     ) -> None:
         """Cancel a call that waits in Twilio's queue and would leave it when the phone may not ring any more."""
         late = hours(e164, metadata, self.settings, rings_at)
-        if isinstance(late, PutOff) and self.jobs.put_off(
-            attempt, not_before=late.until, code=late.code, reason=late.reason
-        ):
+        if late is None:
+            return
+        not_before = (
+            late.until if isinstance(late, PutOff) else rings_at
+        )  # there is no right moment: then it is refused
+        if self.jobs.put_off(attempt, not_before=not_before, code=late.code, reason=late.reason):
             log.warning("call put off: it would have left Twilio's queue too late", call_sid=call_sid)
             try:
                 self._telephony.cancel(call_sid)
@@ -169,7 +188,7 @@ class Dispatcher:
         match verdict.kind:
             case "refused":
                 self.jobs.refuse(attempt, code=code, reason=reason)
-                log.error("call refused for good", code=code, reason=reason)
+                log.error("call refused for good", kind="call_refused", code=code, reason=reason)
                 return Step("refused", job_id, code)
             case "later":
                 delay_s = backoff.jittered(self.settings.call_retry_seconds)
@@ -180,11 +199,18 @@ class Dispatcher:
             case "halt":
                 halt_s = min(HALT_SECONDS, self.settings.call_retry_seconds)
                 self.jobs.release(attempt, code=code, reason=reason, halt_s=halt_s)
-                log.critical("all calls are paused: our account or configuration is broken", code=code, reason=reason)
+                log.critical(
+                    "all calls are paused: our account or configuration is broken",
+                    kind="halt",
+                    code=code,
+                    reason=reason,
+                )
                 return Step("halted", job_id, code)
             case "in_doubt":
                 self.jobs.doubt(attempt, code=code, reason=reason, ask_s=self._ask_again_s)
-                log.error("call in doubt: nobody dials until that is settled", code=code, reason=reason)
+                log.error(
+                    "call in doubt: nobody dials until that is settled", kind="call_in_doubt", code=code, reason=reason
+                )
                 return Step("in_doubt", job_id, code)
             case _:
                 assert_never(verdict.kind)
@@ -195,7 +221,7 @@ class Dispatcher:
         if isinstance(number, Refusal):
             if not self.jobs.set_number(job_id, typed, None, number.code, number.reason):
                 return Step("nothing", job_id, "another has read its number meanwhile")
-            log.warning("call refused", job=job_id, code=number.code, reason=number.reason)
+            log.warning("call refused", kind="call_refused", job=job_id, code=number.code, reason=number.reason)
             return Step("refused", job_id, number.code)
         self.jobs.set_number(job_id, typed, number, None, None)
         return self.dial_one(job_id)
@@ -215,7 +241,7 @@ class Dispatcher:
         with structlog.contextvars.bound_contextvars(job=call.job_id, attempt=str(call.attempt)):
             self._at("asking")
             if call.lease_ran_out:
-                log.error("lease ran out: the call is in doubt")
+                log.error("lease ran out: the call is in doubt", kind="call_in_doubt", code="lease_ran_out")
             try:
                 return self._settle(call) if call.call_sid is None else self._ask_after(call, call.call_sid)
             except TwilioSilent as silent:
@@ -248,7 +274,11 @@ class Dispatcher:
             case NotYet():
                 return Step("still_in_doubt", call.job_id, "not_yet")
             case Ambiguous():
-                log.critical("a call in doubt could be any of several: somebody must look", calls=settlement.calls)
+                log.critical(
+                    "a call in doubt could be any of several: somebody must look",
+                    kind="call_ambiguous",
+                    calls=settlement.calls,
+                )
                 return Step("still_in_doubt", call.job_id, "ambiguous")
             case Settled():
                 return Step("settled", call.job_id, "meanwhile")
@@ -340,7 +370,8 @@ class Dispatcher:
         if call.is_wanted or call.call_status in FINAL_CALL_STATUSES:
             return
         if call.state in ("duplicate", None):
-            log.critical("a call too many: it is being ended", call_sid=call_sid, state=call.state)
+            kind = "call_duplicate" if call.state else "call_unknown"
+            log.critical("a call too many: it is being ended", kind=kind, call_sid=call_sid, state=call.state)
         try:
             self._telephony.end(call_sid)
         except TwilioSilent as silent:

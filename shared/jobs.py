@@ -14,6 +14,7 @@ from postgrest.exceptions import APIError
 from pydantic import TypeAdapter, ValidationError
 from supabase import Client, ClientOptions, create_client
 
+from shared.checkup import SetupFacts
 from shared.models import CallStatus, Claim, LiveCall, NextOpenCall, Settlement, Stats, TwilioCall
 from shared.settings import Settings
 
@@ -30,6 +31,7 @@ _NEXT_OPEN_CALL: TypeAdapter[NextOpenCall] = TypeAdapter(NextOpenCall)
 _SETTLEMENT: TypeAdapter[Settlement] = TypeAdapter(Settlement)
 _LIVE_CALL = TypeAdapter(LiveCall)
 _STATS = TypeAdapter(Stats)
+_SETUP_FACTS = TypeAdapter(SetupFacts)
 _BOOL = TypeAdapter(bool)
 _INT = TypeAdapter(int)
 _COUNTS = TypeAdapter(dict[str, int])
@@ -123,8 +125,15 @@ class Jobs:
             p_slot_s=slot_s,
         )
 
-    def accept(self, attempt: UUID, call_sid: str, *, ask_s: float) -> LiveCall:
-        return self._call("accept_call", _LIVE_CALL, p_attempt=str(attempt), p_call_sid=call_sid, p_ask_s=ask_s)
+    def accept(self, attempt: UUID, call_sid: str, *, ask_s: float, our_number: str) -> LiveCall:
+        return self._call(
+            "accept_call",
+            _LIVE_CALL,
+            p_attempt=str(attempt),
+            p_call_sid=call_sid,
+            p_ask_s=ask_s,
+            p_from=our_number,
+        )
 
     def refuse(self, attempt: UUID, *, code: str, reason: str, slot_s: float = 0.0) -> bool:
         return self._call("refuse_call", _BOOL, p_attempt=str(attempt), p_code=code, p_reason=reason, p_slot_s=slot_s)
@@ -230,6 +239,10 @@ class Jobs:
 
     def stats(self) -> Stats:
         return self._call("call_job_stats", _STATS)
+
+    def check_setup(self, nonce: str) -> SetupFacts:
+        """For the doctor; `nonce` is 32 hexadecimal digits."""
+        return self._call("check_call_setup", _SETUP_FACTS, p_nonce=nonce)
 
     def _call(self, function: str, answer: TypeAdapter[T], **arguments: Any) -> T:
         try:

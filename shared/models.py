@@ -169,16 +169,33 @@ Settlement = Annotated[Found | Absent | NotYet | Ambiguous | Settled, Field(disc
 
 
 class Stats(_Answer):
+    """What is going on. `oldest_*_s` are ages in seconds, 0 where there is none; `*_1h` and `*_24h` are of the last hours."""
+
     queued: int
     dialing: int
     in_doubt: int
     calling: int
-    oldest_due_s: float | None
+    completed_24h: int
+    failed_24h: int
+    canceled_24h: int
+    failures_24h: dict[str, int]
+    due: int
+    oldest_due_s: float
+    oldest_doubt_s: float
     live_duplicates: int
-    held_by_prefix: int = 0
+    duplicates_24h: int
+    calls_1h: int
+    answered_1h: int
+    calls_24h: int
+    answered_24h: int
+    opt_outs_24h: int
+    held_by_prefix: int
     missed_signups: int
+    paused: bool
+    paused_by: Literal["hand", "halt", "calls_per_day"] | None
     paused_until: datetime | Literal["infinity"] | None
     pause_reason: str | None
+    halts: int
 
 
 @dataclass(frozen=True)

@@ -125,10 +125,14 @@ def _whom(e164: str, settings: Settings) -> Refusal | None:
     if kind not in _CALLABLE:
         return _NOT_CALLABLE.get(kind, _OTHER_TYPE)
     # By region: 25 of them share +1, and not all are cheap to call.
-    allowed = settings.call_countries or (_home(settings.twilio_phone_number),)
-    if phonenumbers.region_code_for_number(number) not in allowed:
+    if phonenumbers.region_code_for_number(number) not in called_countries(settings):
         return Refusal("country_not_allowed", "calls do not go to the country of this number (CALL_COUNTRIES)")
     return None
+
+
+def called_countries(settings: Settings) -> tuple[str, ...]:
+    """The regions whose numbers may be called, as ISO 3166 codes: CALL_COUNTRIES, or where our own number is."""
+    return settings.call_countries or (_home(settings.twilio_phone_number),)
 
 
 def _parsed(typed: str, region: str | None = None) -> PhoneNumber | None:

@@ -84,7 +84,7 @@ MUTATIONS: dict[str, tuple[Callable[[Connection], AbstractContextManager[Any]], 
         "twice",
     ),
     "hours are not looked at": (
-        lambda _: patch("shared.dispatcher.screen", lambda *_: None),
+        lambda _: patch.object(Dispatcher, "_screen", lambda *_: None),
         "against_the_rules",
     ),
     "a pause is a request": (

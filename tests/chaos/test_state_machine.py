@@ -223,7 +223,9 @@ class Dispatching(RuleBasedStateMachine):
             jobs = [
                 j
                 for j in jobs
-                if self.jobs[j]["phone_e164"] not in self.out and self.jobs[j]["phone_number"] != "erased"
+                if self.jobs[j]["phone_e164"] not in self.out
+                and self.jobs[j]["phone_number"] != "erased"
+                and not self._would_call_twice(j)
             ]
         if what == "pauses" and not self.paused:
             self.paused = self.ever_paused = True
@@ -254,6 +256,15 @@ class Dispatching(RuleBasedStateMachine):
                     self.do(lambda: self.steps.call("cancel_call_job", job_id=job))
                 else:
                     self.do(lambda: self.steps.rows("delete from public.outbound_call_jobs where id = %s", job))
+
+    def _would_call_twice(self, job: int) -> bool:
+        """A retry is refused then: its number has a call that is not over, or its user a newer job that is not."""
+        row = self.jobs[job]
+        in_use = any(a["phone_e164"] == row["phone_e164"] and a["closed_at"] is None for a in self.attempts.values())
+        newer = any(
+            j > job and r["user_id"] == row["user_id"] and r["status"] not in FINAL for j, r in self.jobs.items()
+        )
+        return in_use or newer
 
     def _opt_out(self, number: str) -> None:
         self.cancels |= {job for job, row in self.jobs.items() if row["phone_e164"] == number}

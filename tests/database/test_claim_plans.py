@@ -19,6 +19,7 @@ from tests.sandbox import database
 from tests.sandbox.postgres import Postgres
 
 FINISHED, LATER, DUE, TWICE = 100_000, 10_000, 10_000, 100
+FINISHED_A_DAY = 1_000
 CALLS, CALLS_A_DAY = 1_000_000, 2_880  # of years, one each 30 seconds; to 10,000 numbers of 100 prefixes
 A_FEW_BLOCKS = 25  # of one statement: an index's three levels, some dead entries, the row
 A_STEP_READS = (
@@ -29,13 +30,17 @@ A_STEP_READS = (
 FILL = """
 set session_replication_role = replica;
 alter table public.outbound_call_jobs drop constraint one_job_per_key_and_hour;
+alter table public.outbound_call_attempts set unlogged;
+alter table public.outbound_call_jobs set unlogged;
+update pg_index set indisready = false
+where indrelid in ('public.outbound_call_jobs'::regclass, 'public.outbound_call_attempts'::regclass);
 
 insert into public.outbound_call_jobs
   (user_id, phone_number, phone_e164, status, attempts, due_at, finished_at, created_at, dedupe_key, dedupe_window)
 select gen_random_uuid(), '+1' || n, '+1' || n, status, attempts, due_at, finished_at, now(), 'k' || n, 'empty'
 from (
   select 1000000000 + n as n, (array['completed', 'failed', 'canceled'])[1 + n % 3] as status, 1 as attempts,
-         null::timestamptz as due_at, now() as finished_at
+         null::timestamptz as due_at, now() - n * interval '1 day' / {finished_a_day} as finished_at
   from generate_series(1, {finished}) n
   union all
   select 2000000000 + n, 'queued', 0, now() + n * interval '1 minute', null from generate_series(1, {later}) n
@@ -61,13 +66,16 @@ insert into public.outbound_call_attempts
 select gen_random_uuid(), id, 1, phone_e164, 'duplicate', 'CB' || id, 'ringing', now(), now(), now() - id * interval '1 second'
 from public.outbound_call_jobs where status = 'completed' order by id limit {twice};
 
-update pg_index set indisready = false where indrelid = 'public.outbound_call_attempts'::regclass;
 insert into public.outbound_call_attempts
   (id, job_id, number, phone_e164, state, call_sid, call_status, started_at, accepted_at, closed_at)
 select lpad(to_hex(n), 32, '0')::uuid, n, 1, '+1415' || 1000000 + n % 100 * 10000 + n / 100 % 100,
        'ended', 'CC' || n, 'completed', at, at, at
 from (select n, now() - n * interval '30 seconds' as at from generate_series(1, {calls}) n) as rows;
-update pg_index set indisready = true where indrelid = 'public.outbound_call_attempts'::regclass;
+
+update pg_index set indisready = true
+where indrelid in ('public.outbound_call_jobs'::regclass, 'public.outbound_call_attempts'::regclass);
+set maintenance_work_mem = '128MB';
+reindex table public.outbound_call_jobs;
 reindex table public.outbound_call_attempts;
 
 reset session_replication_role;
@@ -85,7 +93,9 @@ def full(postgres: Postgres, template_database: str) -> Iterator[Connection]:
     """A table as after a year."""
     database.create_database(postgres, "test_claim_plans", template_database)
     with psycopg.connect(postgres.url(database="test_claim_plans"), autocommit=True) as connection:
-        for statement in FILL.format(finished=FINISHED, later=LATER, due=DUE, twice=TWICE, calls=CALLS).split(";\n"):
+        for statement in FILL.format(
+            finished=FINISHED, finished_a_day=FINISHED_A_DAY, later=LATER, due=DUE, twice=TWICE, calls=CALLS
+        ).split(";\n"):
             connection.execute(statement.encode())
         yield connection
     database.drop_database(postgres, "test_claim_plans")
@@ -299,14 +309,42 @@ def test_without_its_index_a_whole_function_would_read_far_more(undone: Connecti
     assert blocks(undone, call) > 4 * A_STEP_READS
 
 
-def test_stats_read_no_finished_job(undone: Connection) -> None:
-    plan_of = "explain (format json) " + undone.execute(
-        "select prosrc from pg_proc where proname = 'call_job_stats'"
-    ).fetchall()[0][0].replace("private.clock()", "now()")
-    ((plans,),) = undone.execute(plan_of.encode()).fetchall()
-    scans = [node for node in nodes(plans[0]["Plan"]) if node.get("Relation Name", "").startswith("outbound_call")]
-    assert len(scans) >= 6
-    assert {node["Node Type"] for node in scans} <= {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}
+STATS = "public.call_job_stats()"
+BY_HOUR = "public.call_stats_by_hour(48)"
+OF_THE_DAY = FINISHED + LATER + DUE + TWICE + CALLS_A_DAY  # attempts: those of the table's jobs all began just now
+
+
+def stats_scans(connection: Connection) -> set[tuple[str, str]]:
+    """How the one statement of call_job_stats reads which of our tables."""
+    source = connection.execute("select prosrc from pg_proc where proname = 'call_job_stats'").fetchall()[0][0]
+    (statement,) = re.findall(r"return \((.*)\);\nend", source, re.DOTALL)
+    explained = "explain (format json) " + statement.replace("v_now", "now()")
+    ((plans,),) = connection.execute(explained.encode()).fetchall()
+    return {(node["Relation Name"], node["Node Type"]) for node in nodes(plans[0]["Plan"]) if "Relation Name" in node}
+
+
+def test_stats_read_what_is_open_and_what_is_of_the_day_by_an_index(undone: Connection) -> None:
+    scanned = {table for table, kind in stats_scans(undone) if kind == "Seq Scan"}
+    assert scanned <= {"call_settings", "missed_signups"}  # one row, and hardly ever one
+    assert blocks(undone, STATS) < OF_THE_DAY / 5
+
+
+@pytest.mark.parametrize("index", ["outbound_call_jobs_finished", "call_opt_outs_recent"])
+def test_without_its_index_stats_would_read_a_whole_table(undone: Connection, index: str) -> None:
+    undone.execute(f"drop index public.{index}".encode())
+    assert {"outbound_call_jobs", "call_opt_outs"} & {
+        table for table, kind in stats_scans(undone) if kind == "Seq Scan"
+    }
+
+
+def test_statistics_by_hour_read_no_call_that_is_older(undone: Connection) -> None:
+    assert blocks(undone, BY_HOUR) < OF_THE_DAY / 5
+
+
+def test_without_their_index_statistics_by_hour_would_read_older_calls(undone: Connection) -> None:
+    few = blocks(undone, BY_HOUR)
+    undone.execute("drop index public.outbound_call_attempts_uncounted")
+    assert blocks(undone, BY_HOUR) > 2 * few
 
 
 def test_the_other_functions_find_what_they_are_given_by_an_index(undone: Connection) -> None:

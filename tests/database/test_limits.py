@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
 import pytest
 
-from tests.database.steps import LEASE_S, Row, Steps, a_number, a_sid, all_at_once
+from tests.database.steps import LEASE_S, Row, Steps, a_number, a_sid, all_at_once, in_background
 
 HOUR_S, DAY_S = 3600.0, 86_400.0
 AT_ONCE = 50
@@ -108,6 +109,17 @@ def test_a_job_that_is_put_off_for_its_number_does_not_hold_up_the_next(steps: S
     assert steps.claim(per_number=1)["job"]["id"] == free
 
 
+def test_a_crowd_of_jobs_for_one_busy_number_does_not_hold_up_the_next(steps: Steps) -> None:
+    """Many accounts, one number: each claim puts off some of them, and commits that."""
+    steps.attempt_in("accepted", number := a_number())
+    crowd = [steps.queue(number) for _ in range(150)]
+    free = steps.queue()
+    answers = [steps.claim(), steps.claim()]
+    assert answers[0] == {"outcome": "wait", "wait_s": 0.01}
+    assert answers[1]["job"]["id"] == free
+    assert {steps.job(job)["reason_code"] for job in crowd} == {"number_in_use"}
+
+
 def test_a_job_that_is_put_off_gives_its_slot_of_the_pace_back(steps: Steps) -> None:
     number = a_number()
     call_and_end(steps, number)
@@ -130,6 +142,20 @@ def test_claims_at_once_for_one_number_never_pass_its_cap(steps: Steps, another:
     steps.rows("update public.outbound_call_jobs set due_at = private.clock() where status = 'queued'")
     again = all_at_once(lambda caller: caller.claim(per_number=3), callers)
     assert {answer["outcome"] for answer in again} == {"none"}
+
+
+def test_a_claim_that_names_no_caps_has_those_of_the_settings(steps: Steps) -> None:
+    """Older code calls the function without them."""
+
+    def claim(number: str) -> str:
+        told = {"attempt": (attempt := uuid.uuid4()), "lease_s": LEASE_S, "busy_s": 60.0, "calls_per_second": 1000.0}
+        outcome: str = steps.call("claim_call_job", job_id=steps.queue(number), **told)["outcome"]
+        if outcome == "claimed":
+            steps.status(attempt, a_sid(), "completed")
+        return outcome
+
+    assert [claim("+14155560100") for _ in range(4)] == ["claimed"] * 3 + ["none"]
+    assert [claim(number) for number in numbers_of_one_prefix(21)] == ["claimed"] * 20 + ["none"]
 
 
 # --- per prefix -------------------------------------------------------------------------------------------------------
@@ -178,6 +204,33 @@ def test_claims_at_once_for_one_prefix_never_pass_its_cap(steps: Steps, another:
     assert steps.one(held) == AT_ONCE - 7
 
 
+def test_repeats_to_numbers_of_a_prefix_are_no_new_numbers(steps: Steps) -> None:
+    numbers = numbers_of_one_prefix(3)
+    for _ in range(3):
+        for number in numbers[:2]:
+            assert call_and_end(steps, number, per_prefix=3)["outcome"] == "claimed"
+    assert call_and_end(steps, numbers[2], per_prefix=3)["outcome"] == "claimed"
+    assert call_and_end(steps, "+14155550199", per_prefix=3)["reason_code"] == "calls_per_prefix_per_hour"
+
+
+def test_what_was_put_off_for_its_hours_is_no_call_of_its_prefix(steps: Steps) -> None:
+    for number in numbers_of_one_prefix(5):
+        steps.release(steps.start(steps.queue(number)), delay_s=9 * HOUR_S)
+    assert call_and_end(steps, "+14155550199", per_prefix=1)["outcome"] == "claimed"
+
+
+def test_what_is_held_for_its_prefix_waits_out_a_pause_as_well(steps: Steps) -> None:
+    numbers = numbers_of_one_prefix(2)
+    call_and_end(steps, numbers[0])
+    held = steps.queue(numbers[1])
+    steps.claim(held, per_prefix=1)
+    steps.call("pause_calls", reason="fraud?")
+    steps.pass_time(HOUR_S)
+    assert steps.claim(held, per_prefix=1)["outcome"] == "paused"
+    steps.call("resume_calls")
+    assert steps.claim(held, per_prefix=1)["outcome"] == "claimed"
+
+
 # --- per day ----------------------------------------------------------------------------------------------------------
 
 
@@ -194,7 +247,7 @@ def test_the_days_ceiling_pauses_all_calls_until_there_is_room_and_blames_no_job
     assert steps.call("call_job_stats")["pause_reason"] == "CALLS_PER_DAY is reached"
     assert not steps.claim(job, per_day=3).get("just_now")
     steps.pass_time(DAY_S - 2 * HOUR_S)
-    assert steps.claim(job, per_day=3)["outcome"] == "claimed"
+    steps.accept(steps.start(job), a_sid())
     assert steps.claim(steps.queue(), per_day=3)["outcome"] == "paused"
 
 
@@ -219,9 +272,55 @@ def test_claims_at_once_for_the_days_last_call_never_pass_the_ceiling(steps: Ste
         call_and_end(steps, a_number())
     for _ in range(AT_ONCE):
         steps.queue()
-    answers = all_at_once(lambda caller: caller.claim(per_day=5), [another() for _ in range(AT_ONCE)])
-    assert Counter(answer["outcome"] for answer in answers) == {"claimed": 1, "paused": AT_ONCE - 1}
+    callers = [another() for _ in range(AT_ONCE)]
+    answers = all_at_once(lambda caller: caller.claim(per_day=5), callers)
+    assert Counter(answer["outcome"] for answer in answers) == {"claimed": 1, "wait": AT_ONCE - 1}
+    (last,) = (answer for answer in answers if answer["outcome"] == "claimed")
+    steps.accept(uuid.UUID(last["attempt"]["id"]), a_sid())
+    answers = all_at_once(lambda caller: caller.claim(per_day=5), callers)
+    assert {answer["outcome"] for answer in answers} == {"paused"}
     assert sum(answer.get("just_now", False) for answer in answers) == 1
+
+
+def test_what_is_about_to_be_dialed_and_may_be_given_back_pauses_nobody(steps: Steps) -> None:
+    """At night: each is claimed, and put off for its hours."""
+    call_and_end(steps, a_number())
+    at_night = [steps.start(steps.queue()) for _ in range(2)]
+    job = steps.queue()
+    assert steps.claim(job, per_day=3)["outcome"] == "wait"
+    assert steps.settings()["paused_until"] is None
+    for attempt in at_night:
+        steps.release(attempt, delay_s=9 * HOUR_S)
+    assert steps.claim(job, per_day=3)["outcome"] == "claimed"
+
+
+def test_a_ceiling_that_is_turned_off_counts_once_calls_are_resumed(steps: Steps) -> None:
+    call_and_end(steps, a_number(), per_day=1)
+    job = steps.queue()
+    assert steps.claim(job, per_day=1)["outcome"] == "paused"
+    assert steps.claim(job)["outcome"] == "paused"
+    steps.call("resume_calls")
+    assert steps.claim(job)["outcome"] == "claimed"
+
+
+def test_a_ceiling_that_is_lowered_counts_from_the_next_claim(steps: Steps) -> None:
+    for _ in range(4):
+        call_and_end(steps, a_number(), per_day=10)
+        steps.pass_time(HOUR_S)
+    answer = steps.claim(steps.queue(), per_day=2)
+    assert answer["outcome"] == "paused"
+    # Of the last two calls the first must be a day old.
+    assert steps.one("select round(extract(epoch from paused_until - private.clock())) from private.call_settings") == (
+        DAY_S - 2 * HOUR_S
+    )
+
+
+def test_calls_resumed_below_a_ceiling_that_is_still_reached_are_paused_again_and_that_is_told(steps: Steps) -> None:
+    call_and_end(steps, a_number(), per_day=1)
+    job = steps.queue()
+    steps.claim(job, per_day=1)
+    steps.call("resume_calls")
+    assert steps.claim(job, per_day=1)["just_now"]
 
 
 # --- the pause, at the same moment ------------------------------------------------------------------------------------
@@ -249,6 +348,47 @@ def test_no_claim_succeeds_once_a_pause_has_committed(steps: Steps, another: Ano
     at_the_pause = steps.one("select count from sandbox.calls_at_the_pause")
     steps.rows("drop table sandbox.calls_at_the_pause")
     assert 0 < claimed == at_the_pause < 360
+
+
+def test_a_claim_that_waited_for_a_pause_to_commit_is_paused(
+    steps: Steps, another: Another, connection: psycopg.Connection[tuple[object, ...]]
+) -> None:
+    job, boss = steps.queue(), another()
+    with in_background(connection) as start, boss.service.transaction():
+        boss.call("pause_calls", reason="stop")
+        future = start(steps, lambda: steps.claim(job))
+        boss.service.execute("commit")
+        assert future.result(10)["outcome"] == "paused"
+        boss.service.execute("begin")
+    assert steps.attempts(job) == []
+
+
+def test_a_pause_waits_for_the_claim_before_it_and_takes_its_call_back(
+    steps: Steps, another: Another, connection: psycopg.Connection[tuple[object, ...]]
+) -> None:
+    job, claimer = steps.queue(), another()
+    with in_background(connection) as start, claimer.service.transaction():
+        attempt = claimer.start(job)
+        future = start(steps, lambda: steps.call("pause_calls", reason="stop"))
+        claimer.service.execute("commit")
+        future.result(10)
+        claimer.service.execute("begin")
+    steps.accept(attempt, a_sid())
+    assert steps.ask()["put_off"]
+
+
+def test_a_cap_holds_in_a_claim_that_waited_for_another(
+    steps: Steps, another: Another, connection: psycopg.Connection[tuple[object, ...]]
+) -> None:
+    """What is counted is counted behind the lock: before it, neither would have seen the other."""
+    first, second = (steps.queue(number) for number in numbers_of_one_prefix(2))
+    claimer = another()
+    with in_background(connection) as start, claimer.service.transaction():
+        assert claimer.claim(first, per_prefix=1)["outcome"] == "claimed"
+        future = start(steps, lambda: steps.claim(second, per_prefix=1))
+        claimer.service.execute("commit")
+        assert future.result(10)["reason_code"] == "calls_per_prefix_per_hour"
+        claimer.service.execute("begin")
 
 
 # --- what was not dialed ----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""By hand: cancel, retry, delete, look. Nothing done by hand may leave a call that nobody follows, or a number blocked."""
+"""By hand: cancel, retry, delete. Nothing done by hand may leave a call that nobody follows, or a number blocked."""
 
 from __future__ import annotations
 
@@ -182,33 +182,3 @@ def test_a_call_of_a_deleted_job_is_ended(steps: Steps) -> None:
     job, attempt = steps.attempt_in("absent")
     delete(steps, job)
     assert steps.accept(attempt, a_sid())["then"] == "unknown"
-
-
-# --- look -------------------------------------------------------------------------------------------------------------
-
-
-def test_stats_count_what_is_open_and_say_how_late_we_are(steps: Steps) -> None:
-    for state in ("started", "in_doubt", "accepted", "refused", "duplicate"):
-        steps.attempt_in(state)
-    steps.queue()
-    steps.pass_time(90)
-    steps.queue()
-    steps.call("pause_calls", reason="lunch")
-    assert steps.call("call_job_stats") == {
-        "queued": 2,
-        "dialing": 1,
-        "in_doubt": 1,
-        "calling": 1,
-        "oldest_due_s": 90,
-        "live_duplicates": 1,
-        "missed_signups": 0,
-        "held_by_prefix": 0,
-        "paused_until": "infinity",
-        "pause_reason": "lunch",
-    }
-
-
-def test_stats_of_an_idle_day(steps: Steps) -> None:
-    stats = steps.call("call_job_stats")
-    assert (stats.pop("paused_until"), stats.pop("pause_reason")) == (None, None)
-    assert set(stats.values()) == {0}

@@ -125,13 +125,29 @@ def test_an_opt_out_is_noted_once_and_outlives_user_job_and_retention(steps: Ste
     assert [row["how"] for row in steps.rows("select how from public.call_opt_outs")] == ["key press in the call"]
 
 
-@pytest.mark.parametrize("typed", ["+1 (415) 555-0100", "+1.415.555.0100"])
+@pytest.mark.parametrize("typed", ["+1 (415) 555-0100", "+1.415.555.0100", " +1/415/555\t0100\n"])
 def test_a_number_may_be_typed_as_people_do(steps: Steps, typed: str) -> None:
     opt_out(steps, typed)
     assert steps.one("select phone_e164 from public.call_opt_outs") == "+14155550100"
 
 
-@pytest.mark.parametrize("typed", ["4155550100", "", "+1", "tel:+14155550100", None])
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "4155550100",
+        "0014155550100",
+        "",
+        "+1",
+        "tel:+14155550100",
+        "+44 (0)20 7946 0018",
+        "+39 ( 0 )6 1234 5678",
+        "+1415555O100",
+        "+1415555010\u0660",
+        "+14155550100 x5",
+        "+14155550100, +14155550101",
+        None,
+    ],
+)
 def test_what_is_no_number_is_refused_by_name(steps: Steps, typed: str | None) -> None:
     with pytest.raises(psycopg.errors.RaiseException, match="p_phone_number"):
         opt_out(steps, typed)  # type: ignore[arg-type]
@@ -208,6 +224,23 @@ def test_a_call_accepted_while_calls_were_being_stopped_is_looked_after_at_once(
     stop(steps)
     assert steps.accept(attempt, a_sid())["then"] == "keep"
     assert steps.ask()["put_off"]
+
+
+def test_a_call_found_in_twilios_list_during_the_pause_is_looked_after_at_once(steps: Steps) -> None:
+    _, attempt = steps.attempt_in("in_doubt")
+    stop(steps)
+    assert steps.settle(attempt, (a_sid(), "queued"))["outcome"] == "found"
+    assert steps.ask()["put_off"]
+
+
+def test_a_call_taken_back_before_resume_is_made_after_it(steps: Steps) -> None:
+    job, attempt = steps.attempt_in("accepted")
+    stop(steps)
+    assert steps.ask()["put_off"]
+    steps.call("resume_calls")
+    steps.status(attempt, steps.attempt(attempt)["call_sid"], "canceled")
+    assert (steps.job(job)["status"], steps.job(job)["attempts"]) == ("queued", 0)
+    assert steps.claim(job)["outcome"] == "claimed"
 
 
 def test_a_halt_takes_no_call_back(steps: Steps) -> None:

@@ -38,6 +38,8 @@ RPC = {
     "pause_calls",
     "resume_calls",
     "call_job_stats",
+    "call_stats_by_hour",
+    "check_call_setup",
 }
 PRIVATE = {
     "clock",
@@ -63,6 +65,11 @@ PRIVATE = {
     "queue_onboarding_call",
     "on_auth_user_created",
     "on_outbound_call_job_created",
+    "e164",
+    "migration_versions",
+    "vault_facts",
+    "net_facts",
+    "open_to",
 }
 TABLES = {
     "public.outbound_call_jobs",
@@ -74,7 +81,7 @@ TABLES = {
     "private.call_settings",
     "private.deleted_calls",
 }
-VIEWS = {"public.outbound_call_overview"}
+VIEWS = {"public.outbound_call_overview", "public.call_stats", "public.call_stats_per_hour"}
 READABLE = VIEWS | {
     "public.outbound_call_jobs",
     "public.outbound_call_attempts",
@@ -203,6 +210,26 @@ def test_each_role_may_write_the_columns_that_are_listed_and_no_other(
     assert set(column(project, query, table, role, "insert")) == may_insert
     for privilege in ("update", "references"):
         assert column(project, query, table, role, privilege) == []
+
+
+def test_a_view_lends_nobody_its_owners_rights(project: Connection) -> None:
+    query = """
+    select relname from pg_class
+    where oid = any (%s::regclass[]) and not coalesce(reloptions @> array['security_invoker=true'], false)
+    """
+    assert column(project, query, list(VIEWS)) == []
+
+
+def test_the_service_may_look_at_each_view_and_who_has_only_signed_in_may_not(project: Connection) -> None:
+    for view in sorted(VIEWS):
+        with project.transaction():
+            project.execute("set local role service_role")
+            assert column(project, f"select * from {view}")
+        for role in ("anon", "authenticated"):
+            project.execute(f"set role {role}".encode())
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                project.execute(f"select * from {view}".encode())
+            project.execute("reset role")
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -385,6 +385,26 @@ def test_a_phone_that_is_confirmed_twice_is_called_once(connection: Connection, 
     assert len(jobs(steps, user)) == 1
 
 
+def test_another_phone_that_is_confirmed_later_is_no_new_sign_up(connection: Connection, steps: Steps) -> None:
+    steps.call("require_verified_phones")
+    user = sign_up(connection, a_number()[1:])
+    confirm(connection, user)
+    steps.pass_time(7200)
+    changed = "update auth.users set phone = %s, phone_confirmed_at = now() + interval '1 second' where id = %s"
+    steps.rows(changed, a_number()[1:], user)
+    assert len(jobs(steps, user)) == 1
+
+
+def test_who_adds_a_phone_after_the_sign_up_is_called_when_it_is_confirmed(
+    connection: Connection, steps: Steps
+) -> None:
+    steps.call("require_verified_phones")
+    user = sign_up(connection, None)
+    number = a_number()
+    steps.rows("update auth.users set phone = %s, phone_confirmed_at = now() where id = %s", number[1:], user)
+    assert job(steps, user)["phone_e164"] == number
+
+
 def test_who_was_called_before_phones_had_to_be_verified_is_not_called_again(
     connection: Connection, steps: Steps
 ) -> None:

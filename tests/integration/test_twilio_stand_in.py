@@ -473,6 +473,17 @@ def test_the_account_and_its_number_can_be_asked_after(world: World) -> None:
     assert world.client.api.accounts(SID).fetch().status == "active"
     assert [n.phone_number for n in world.client.incoming_phone_numbers.list(phone_number=OURS)] == [OURS]
     assert world.client.incoming_phone_numbers.list(phone_number="+14155550199") == []
+    world.twilio.account.caller_ids = ["+14155550150"]
+    (verified,) = world.client.outgoing_caller_ids.list(phone_number="+14155550150")
+    assert verified.phone_number == "+14155550150"
+
+
+def test_the_countries_that_may_be_called_can_be_asked_after(world: World) -> None:
+    world.client.voice.base_url = world.client.api.base_url
+    allowed = {
+        c.iso_code: c.low_risk_numbers_enabled for c in world.client.voice.v1.dialing_permissions.countries.list()
+    }
+    assert allowed == {"US": True, "CA": True, "GB": True, "DE": False}
 
 
 # -- ending a call --------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """A Twilio for one machine: the Calls API as twilio-python speaks it, held to Twilio's own description, stateful.
 
 Beside it stands `/_sandbox` (behaviour.py), where tests order what goes wrong. Calls live in telephone.py; what a create
-request may say is in twilio_orders.py, requests to the application in twilio_webhooks.py, TwiML in twiml.py. State is in
-memory and survives nothing. It answers loopback only, and dials nobody.
+request may say is in twilio_orders.py, what the account has in twilio_account.py, requests to the application in
+twilio_webhooks.py, TwiML in twiml.py. State is in memory and survives nothing. It answers loopback only, and dials nobody.
 
 Not done, and refused rather than pretended: SIP and client addresses, Applications, recordings, redirecting a live call to
 another URL, deleting calls, TwiML verbs other than Say, Pause, Gather, Redirect and Hangup.
@@ -19,13 +19,15 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Literal, TypeVar
 from urllib.parse import urlencode
 
 from aiohttp import web
 
 from tests.sandbox.behaviour import Conduct, Rule, Rules, control
-from tests.sandbox.telephone import API, Call, Exchange, Status, create_event, number_sid, rfc2822
+from tests.sandbox.telephone import API, Call, Exchange, Status, create_event
+from tests.sandbox.twilio_account import Account
 from tests.sandbox.twilio_orders import PARAMETERS, Order, Refusal, read, read_twiml
 from tests.sandbox.twilio_webhooks import Webhooks
 
@@ -68,6 +70,7 @@ class Twilio:
         self.rules = Rules()
         self.requests: Counter[str] = Counter()
         self.warnings: list[dict[str, object]] = []
+        self.account = Account(account_sid, auth_token, phone_number, self.now)
         self._credentials = base64.b64encode(f"{account_sid}:{auth_token}".encode()).decode()
         self._machine_now = now or (lambda: datetime.now(UTC))
         self._offset = timedelta(0)
@@ -124,13 +127,12 @@ class Twilio:
         account = f"/{API}/Accounts/{{account}}"
         app.add_routes(
             [
-                web.get(f"{account}.json", self._account),
                 web.post(f"{account}/Calls.json", self._create, name="create"),
                 web.get(f"{account}/Calls.json", self._list),
                 web.get(f"{account}/Calls/{{sid}}.json", self._fetch),
                 web.post(f"{account}/Calls/{{sid}}.json", self._update),
                 web.get(f"{account}/Calls/{{sid}}/Events.json", self._events),
-                web.get(f"{account}/IncomingPhoneNumbers.json", self._phone_numbers),
+                *self.account.routes(),
                 *control(self),
             ]
         )
@@ -170,6 +172,7 @@ class Twilio:
         finally:
             concurrent = self._under_way
             self._under_way -= 1
+        response.headers["Date"] = format_datetime(self.now(), usegmt=True)
         response.headers["Twilio-Request-Id"] = "RQ" + uuid.uuid4().hex
         response.headers["Twilio-Concurrent-Requests"] = str(concurrent)
         return response
@@ -288,45 +291,6 @@ class Twilio:
         events = self._call(request).events
         return web.json_response(_page(request, "events", events, lambda event: "", lambda event: event))
 
-    # -- what a doctor asks for ---------------------------------------------------------------------------------------
-
-    async def _account(self, _: web.Request) -> web.Response:
-        self.requests["account"] += 1
-        return web.json_response(
-            {
-                "sid": self.account_sid,
-                "owner_account_sid": self.account_sid,
-                "friendly_name": "Twilio stand-in",
-                "status": "active",
-                "type": "Full",
-                "auth_token": "",
-                "date_created": rfc2822(self.now()),
-                "date_updated": rfc2822(self.now()),
-                "uri": f"/{API}/Accounts/{self.account_sid}.json",
-                "subresource_uris": {"calls": f"/{API}/Accounts/{self.account_sid}/Calls.json"},
-            }
-        )
-
-    async def _phone_numbers(self, request: web.Request) -> web.Response:
-        """PhoneNumber filters by part of the number, as Twilio's does."""
-        self.requests["phone_numbers"] += 1
-        sid = number_sid(self.phone_number)
-        own = {
-            "sid": sid,
-            "account_sid": self.account_sid,
-            "phone_number": self.phone_number,
-            "friendly_name": self.phone_number,
-            "api_version": API,
-            "beta": False,
-            "capabilities": {"voice": True, "sms": False, "mms": False, "fax": False},
-            "date_created": rfc2822(self.now()),
-            "date_updated": rfc2822(self.now()),
-            "status": "in-use",
-            "uri": f"/{API}/Accounts/{self.account_sid}/IncomingPhoneNumbers/{sid}.json",
-        }
-        found = [own] if request.query.get("PhoneNumber", "") in self.phone_number else []
-        return web.json_response(_page(request, "incoming_phone_numbers", found, lambda n: sid, lambda n: n))
-
 
 def _refused(refusal: Refusal) -> web.Response:
     headers = {"WWW-Authenticate": 'Basic realm="Twilio API"'} if refusal.status == 401 else None
@@ -386,7 +350,7 @@ def _moment(text: str) -> tuple[datetime, bool]:
 
 def _page(
     request: web.Request,
-    key: Literal["calls", "events", "incoming_phone_numbers"],
+    key: Literal["calls", "events"],
     found: list[Item],
     token_of: Callable[[Item], str],
     show: Callable[[Item], dict[str, object]],

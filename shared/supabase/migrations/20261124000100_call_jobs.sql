@@ -43,7 +43,7 @@ $$;
 
 create extension if not exists btree_gist with schema extensions;  -- text in an exclusion constraint
 
-create schema private;
+create schema if not exists private;  -- yours may be there already
 
 -- The only source of time in these functions. The sandbox replaces it; nothing else may.
 create function private.clock() returns timestamptz

@@ -59,7 +59,8 @@ $$;
 --   4. count the caps, under that lock; one that is reached undoes all that, and puts the job off
 -- p_attempt is a random uuid made by the caller. p_lease_s: how long nobody else looks at the job; it must outlast the request.
 -- -> {"outcome": "claimed", "job": {...}, "attempt": {"id", "number"}, "now"}
---  | {"outcome": "wait", "wait_s"}                             the pace: nothing was changed
+--  | {"outcome": "wait", "wait_s"}                             the pace, and nothing was changed; or many jobs were put off or ended,
+--                                                              and there are more to look at
 --  | {"outcome": "paused", "until", "reason", "just_now"}      calls are paused; just_now: by p_calls_per_day, in this claim
 --  | {"outcome": "unparsed", "job_id", "phone_number"}         parse it, tell set_call_number, claim again
 --  | {"outcome": "none", "status", "due_at", "reason_code"}    nothing due; of p_job_id: what it is instead
@@ -75,16 +76,18 @@ create function public.claim_call_job(
 ) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
-  -- At 1 call a second a claim half a second early keeps the average and costs Twilio's queue nothing;
-  -- without it every claim that waited for a lock would come too early by its own, older, clock.
-  c_early constant interval := '0.5 seconds';
+  -- A claim may come a little early: that keeps the average, and without it every claim that waited for a lock would come too early
+  -- by its own, older, clock. At most one call's worth, because what is early waits in Twilio's queue.
+  v_early constant interval := make_interval(secs => greatest(0.1, least(0.5, 1 / p_calls_per_second)));
+  -- Ten thousand jobs for one busy number must not hold this transaction up until it is canceled, and all that it did undone.
+  c_at_most constant int := 100;
   v_now   constant timestamptz := private.clock();
   v_job   public.outbound_call_jobs;
   v_gate  private.call_settings;
   v_cap   record;
   v_until timestamptz;
 begin
-  loop
+  for i in 1 .. c_at_most loop
     if p_job_id is null then
       select * into v_job from public.outbound_call_jobs
       where status = 'queued' and due_at <= v_now
@@ -134,7 +137,7 @@ begin
       set next_call_at = greatest(next_call_at, v_now) + make_interval(secs => 1 / p_calls_per_second),
           probe_until = case when halts > 0 then v_job.due_at end
       where only_row
-        and next_call_at <= v_now + c_early
+        and next_call_at <= v_now + v_early
         and (paused_until is null or paused_until <= v_now)
         and (halts = 0 or probe_until is null or probe_until <= v_now);
       if not found then
@@ -156,6 +159,10 @@ begin
       select * into v_gate from private.call_settings;
     when sqlstate 'CD002' then
       if v_cap.code = 'calls_per_day' then
+        -- Those that are about to be dialed count, and may yet be given back (hours): only what was dialed pauses everybody.
+        if exists (select from public.outbound_call_attempts where state = 'started') then
+          return jsonb_build_object('outcome', 'wait', 'wait_s', 1.0);
+        end if;
         update private.call_settings set paused_until = v_cap.until, pause_reason = 'CALLS_PER_DAY is reached', stopped = false
         where only_row and (paused_until is null or paused_until <= v_now);
         return jsonb_build_object('outcome', 'paused', 'until', v_cap.until, 'reason', 'CALLS_PER_DAY is reached', 'just_now', found);
@@ -173,8 +180,9 @@ begin
       return jsonb_build_object('outcome', 'paused', 'until', v_until, 'reason', v_gate.pause_reason);
     end if;
     return jsonb_build_object('outcome', 'wait',
-      'wait_s', greatest(extract(epoch from v_gate.next_call_at - c_early - v_now), 0.01));
+      'wait_s', greatest(extract(epoch from v_gate.next_call_at - v_early - v_now), 0.01));
   end loop;
+  return jsonb_build_object('outcome', 'wait', 'wait_s', 0.01);
 end
 $$;
 
@@ -196,15 +204,21 @@ begin
 end
 $$;
 
+create type private.locked_attempt as (attempt public.outbound_call_attempts, job public.outbound_call_jobs);
+
 -- The open attempt and its job, locked in that order: job first. Null fields when there is no such attempt.
 -- Called by every function that writes an outcome.
-create function private.lock_attempt(p_attempt uuid, out attempt public.outbound_call_attempts, out job public.outbound_call_jobs)
+create function private.lock_attempt(p_attempt uuid) returns private.locked_attempt
 language plpgsql set search_path = '' as $$
+declare
+  v_job     public.outbound_call_jobs;
+  v_attempt public.outbound_call_attempts;
 begin
-  select j.* into job from public.outbound_call_jobs j
+  select j.* into v_job from public.outbound_call_jobs j
   where j.id = (select a.job_id from public.outbound_call_attempts a where a.id = p_attempt)
   for update;
-  select a.* into attempt from public.outbound_call_attempts a where a.id = p_attempt for update;
+  select a.* into v_attempt from public.outbound_call_attempts a where a.id = p_attempt for update;
+  return (v_attempt, v_job);
 end
 $$;
 

@@ -72,8 +72,10 @@ begin
       set state = 'accepted', call_sid = p_sid, call_status = 'queued', accepted_at = v_now, closed_at = null
       where id = p_attempt;
       -- Who opted out between the claim and now has been missed by both opt_out and the claim: stop means stop.
+      -- Calls that were stopped meanwhile: this one may still wait in Twilio's queue, and is looked after at once.
       update public.outbound_call_jobs
-      set status = 'calling', due_at = case when cancel_requested or o.opted_out then v_now else v_now + make_interval(secs => p_ask_s) end,
+      set status = 'calling',
+          due_at = case when cancel_requested or o.opted_out or private.is_stopped() then v_now else v_now + make_interval(secs => p_ask_s) end,
           finished_at = null, reason_code = null, reason = null,
           cancel_requested = cancel_requested or o.opted_out,
           cancel_code = case when o.opted_out and not cancel_requested then 'opted_out' else cancel_code end
@@ -121,13 +123,6 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_then text := private.bind_call(p_attempt, p_call_sid, p_ask_s);
 begin
-  -- Calls were stopped between the claim and now: this one may still wait in Twilio's queue, and is looked after at once.
-  if v_then = 'keep' and private.is_stopped() then
-    update public.outbound_call_jobs j set due_at = private.clock()
-    from public.outbound_call_attempts a
-    where a.call_sid = p_call_sid and a.state = 'accepted' and a.call_status = 'queued' and j.id = a.job_id;
-  end if;
-
   -- Twilio takes our calls: what halted us is mended.
   update private.call_settings
   set halts = 0, probe_until = null, paused_until = null, pause_reason = null
@@ -271,8 +266,15 @@ begin
 
   if v_moved and v_ends_job then
     select * into v_job from public.outbound_call_jobs where id = v_attempt.job_id;
-    if p_call_status = 'canceled' and v_put_off_until is not null and not v_job.cancel_requested then
-      update public.outbound_call_jobs set status = 'queued', due_at = v_put_off_until, attempts = attempts - 1 where id = v_job.id;
+    if p_call_status = 'canceled' and v_put_off_until is not null then  -- it never rang: the attempt is unspent
+      update public.outbound_call_jobs
+      set attempts    = attempts - 1,
+          status      = case when cancel_requested then 'canceled' else 'queued' end,
+          due_at      = case when not cancel_requested then v_put_off_until end,
+          finished_at = case when cancel_requested then v_now end,
+          reason_code = case when cancel_requested then coalesce(cancel_code, 'canceled') else reason_code end,
+          reason      = case when cancel_requested then private.why_canceled(cancel_code) else reason end
+      where id = v_job.id;
     elsif p_call_status = 'completed' or (p_call_status = 'canceled' and not v_job.cancel_requested) then
       update public.outbound_call_jobs
       set status      = case when cancel_requested or p_call_status = 'canceled' then 'canceled' else 'completed' end,

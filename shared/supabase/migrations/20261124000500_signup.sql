@@ -1,5 +1,7 @@
 -- From a sign-up to a job, and from a job to the webhook. Neither may ever fail or hold up the insert that it hangs on.
 
+set local lock_timeout = '2s';  -- of auth.users: rather fail, and be pushed again, than let sign-ups wait behind us
+
 -- HMAC-SHA256 (RFC 2104) over the sha256 that is in core: pgcrypto is not there on every Postgres that runs this.
 create function private.hmac_sha256(p_key bytea, p_message bytea) returns bytea
 language plpgsql immutable strict set search_path = '' as $$

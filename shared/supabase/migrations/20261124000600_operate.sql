@@ -60,12 +60,13 @@ create function public.opt_out(p_phone_number text, p_how text default 'by hand'
 language plpgsql security definer set search_path = '' as $$
 declare
   v_now      constant timestamptz := private.clock();
-  v_phone    constant text := regexp_replace(p_phone_number, '[ ().-]', '', 'g');
+  v_phone    constant text := regexp_replace(p_phone_number, '[\s()./-]', '', 'g');
   v_canceled int;
   v_ending   int;
 begin
-  if v_phone is null or v_phone !~ '^\+[1-9][0-9]{6,14}$' then
-    raise exception 'p_phone_number must be a number in E.164 form, such as +14155550100';
+  -- (0) is dialed in Italy and not in Britain: a guess would note a number that is never dialed, and stop nothing.
+  if v_phone is null or v_phone !~ '^\+[1-9][0-9]{6,14}$' or p_phone_number ~ '\(\s*0\s*\)' then
+    raise exception 'p_phone_number must be a number in E.164 form, such as +14155550100, without (0)';
   end if;
   insert into public.call_opt_outs (phone_e164, opted_out_at, how) values (v_phone, v_now, coalesce(p_how, 'by hand'))
   on conflict do nothing;

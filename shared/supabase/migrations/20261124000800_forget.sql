@@ -1,5 +1,7 @@
 -- Forgetting: users who are gone, and what is older than anybody needs.
 
+set local lock_timeout = '2s';  -- of auth.users: rather fail, and be pushed again, than let sign-ups wait behind us
+
 -- What a person told us, at once; their calls are canceled, or ended. Their numbers stay for the caps and the fence, for a day:
 -- to delete an account and sign up again is no way round them.
 create function private.forget_user(p_user_id uuid) returns void

@@ -146,8 +146,15 @@ begin
 
   if v_moved and v_ends_job then
     select * into v_job from public.outbound_call_jobs where id = v_attempt.job_id;
-    if p_call_status = 'canceled' and v_put_off_until is not null and not v_job.cancel_requested then
-      update public.outbound_call_jobs set status = 'queued', due_at = v_put_off_until, attempts = attempts - 1 where id = v_job.id;
+    if p_call_status = 'canceled' and v_put_off_until is not null then  -- it never rang: the attempt is unspent
+      update public.outbound_call_jobs
+      set attempts    = attempts - 1,
+          status      = case when cancel_requested then 'canceled' else 'queued' end,
+          due_at      = case when not cancel_requested then v_put_off_until end,
+          finished_at = case when cancel_requested then v_now end,
+          reason_code = case when cancel_requested then coalesce(cancel_code, 'canceled') else reason_code end,
+          reason      = case when cancel_requested then private.why_canceled(cancel_code) else reason end
+      where id = v_job.id;
     elsif p_call_status = 'completed' and p_machine_counts_as = 'missed' and private.is_by_machine(v_attempt) then
       perform private.retry_or_fail(v_job, p_redial_delays_s, 'machine', 'a machine picked up');
     elsif p_call_status = 'completed' or (p_call_status = 'canceled' and not v_job.cancel_requested) then

@@ -1,0 +1,159 @@
+-- What the doctor (python -m function.doctor) wants to know of a database. Facts only: what they mean is judged in Python.
+-- Nothing here writes, and a part that cannot be read becomes an "error" in its place, never a failure of the whole.
+
+-- The versions that `supabase db push` has written down; null where it never ran, or where we may not read them.
+create function private.migration_versions() returns jsonb
+language plpgsql stable set search_path = '' as $$
+declare
+  v_versions jsonb;
+begin
+  -- Dynamic, because the table is the CLI's and need not be there.
+  execute 'select jsonb_agg(version order by version) from supabase_migrations.schema_migrations' into v_versions;
+  return v_versions;
+exception when others then
+  return null;
+end
+$$;
+
+-- Where webhooks go, and a proof of the secret that signs them, which stays here: an HMAC of the caller's nonce under the very key
+-- that on_outbound_call_job_created would use. A nonce is hexadecimal, so no such proof is a webhook's signature.
+-- -> {"url", "form": missing | no prefix | not base64 | ok, "hmac"} or {"error"}
+create function private.vault_facts(p_nonce text) returns jsonb
+language plpgsql stable set search_path = '' as $$
+declare
+  v_url   text;
+  v_first text;
+  v_key   bytea;
+  v_form  text := 'ok';
+begin
+  select decrypted_secret into v_url from vault.decrypted_secrets where name = 'call_dispatcher_url';
+  select split_part(btrim(decrypted_secret), ' ', 1) into v_first from vault.decrypted_secrets where name = 'call_dispatcher_secret';
+  if coalesce(v_first, '') = '' then
+    v_form := 'missing';
+  else
+    begin
+      v_key := decode(substr(v_first, length('whsec_') + 1), 'base64');
+    exception when others then
+      v_form := 'not base64';
+    end;
+    if left(v_first, length('whsec_')) <> 'whsec_' then
+      v_form := 'no prefix';
+    end if;
+  end if;
+  return jsonb_build_object('url', v_url, 'form', v_form,
+                            'hmac', encode(private.hmac_sha256(v_key, convert_to('doctor:' || p_nonce, 'UTF8')), 'hex'));
+exception when others then
+  return jsonb_build_object('error', sqlerrm);
+end
+$$;
+
+-- Whether pg_net is there, what waits for its worker, and what became of its newest requests (50 at most, of the last hour). It does
+-- not keep whose they were: other webhooks of the project are among them.
+-- -> {"installed", "waiting", "oldest_waiting", "answers": [{"status", "error", "age_s"}], newest first} or {"error"}
+create function private.net_facts() returns jsonb
+language plpgsql stable set search_path = '' as $$
+declare
+  v_may   boolean;
+  v_facts jsonb;
+begin
+  select has_schema_privilege(n.oid, 'usage') and has_function_privilege(p.oid, 'execute') into v_may
+  from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+  where n.nspname = 'net' and p.proname = 'http_post';
+  if not found then
+    return jsonb_build_object('installed', false);
+  elsif not v_may then
+    return jsonb_build_object('error', 'no right to call net.http_post');
+  end if;
+  select jsonb_build_object('installed', true, 'waiting', count(*), 'oldest_waiting', min(id)) into v_facts from net.http_request_queue;
+  return v_facts || jsonb_build_object('answers', (
+    select coalesce(jsonb_agg(jsonb_build_object('status', status_code, 'age_s', extract(epoch from clock_timestamp() - created),
+                                                 'error', case when timed_out then 'timed out' else left(error_msg, 100) end)), '[]')
+    from (select * from net._http_response where created > clock_timestamp() - interval '1 hour' order by created desc limit 50) newest));
+exception when others then
+  return jsonb_build_object('error', sqlerrm);
+end
+$$;
+
+-- Which of these privileges each role of the API holds on a table, or on any column of it. -> ["anon: select", ...]
+create function private.open_to(p_table regclass) returns jsonb
+language sql stable set search_path = '' as $$
+  select coalesce(jsonb_agg(role || ': ' || privilege order by role, privilege), '[]')
+  from unnest(array['anon', 'authenticated']) role,
+       unnest(array['select', 'insert', 'update', 'delete', 'truncate', 'references', 'trigger']) privilege
+  where has_table_privilege(role, p_table, privilege)
+     or privilege in ('select', 'insert', 'update', 'references') and has_any_column_privilege(role, p_table, privilege)
+$$;
+
+-- Called by the doctor: everything at once. p_nonce: 32 hexadecimal digits, made for this question.
+create function public.check_call_setup(p_nonce text) returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  if p_nonce is null or p_nonce !~ '^[0-9a-f]{32}$' then
+    raise exception 'p_nonce must be 32 hexadecimal digits';
+  end if;
+  return jsonb_build_object(
+    'now',        clock_timestamp(),
+    'postgres',   current_setting('server_version'),
+    'read_only',  current_setting('default_transaction_read_only')::boolean,
+    'migrations', private.migration_versions(),
+    'vault',      private.vault_facts(p_nonce),
+    'net',        private.net_facts(),
+    -- Ours are those that use the schema private, which is ours alone.
+    'functions', (
+      select coalesce(jsonb_agg(jsonb_build_object(
+        'name',      p.proname,
+        'signature', format('public.%I(%s)', p.proname, pg_get_function_identity_arguments(p.oid)),
+        'arguments', coalesce(p.proargnames[1:p.pronargs], '{}'),
+        'required',  p.pronargs - p.pronargdefaults,
+        'definer',   p.prosecdef,
+        'service',   has_function_privilege('service_role', p.oid, 'execute'),
+        'open_to',   (select coalesce(jsonb_agg(role), '[]') from unnest(array['anon', 'authenticated']) role
+                      where has_function_privilege(role, p.oid, 'execute')))), '[]')
+      from pg_catalog.pg_proc p
+      where p.pronamespace = 'public'::regnamespace and p.prosrc ~ '\mprivate\.'),
+    -- A function's body is not looked at when what it calls is dropped.
+    'dangling', (
+      select coalesce(jsonb_agg(distinct 'private.' || called[1]), '[]')
+      from pg_catalog.pg_proc p, regexp_matches(p.prosrc, 'private\.([a-z0-9_]+)\(', 'g') called
+      where p.pronamespace in ('public'::regnamespace, 'private'::regnamespace)
+        and not exists (select from pg_catalog.pg_proc there where there.pronamespace = 'private'::regnamespace and there.proname = called[1])),
+    'private_open_to', (
+      select coalesce(jsonb_agg(role), '[]') from unnest(array['anon', 'authenticated', 'service_role']) role
+      where has_schema_privilege(role, 'private', 'usage')),
+    'tables', (
+      select coalesce(jsonb_agg(jsonb_build_object('name', n.nspname || '.' || c.relname, 'rls', c.relrowsecurity,
+                                                   'open_to', private.open_to(c.oid))), '[]')
+      from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+      where c.relkind in ('r', 'p')
+        and (n.nspname = 'private' or n.nspname = 'public' and c.relname in ('outbound_call_jobs', 'outbound_call_attempts', 'call_opt_outs'))),
+    -- A trigger of that name which calls another function is not ours.
+    'triggers', (
+      select coalesce(jsonb_agg(jsonb_build_object('name', t.tgname, 'table', t.tgrelid::regclass, 'enabled', t.tgenabled in ('O', 'A'))), '[]')
+      from pg_catalog.pg_trigger t join pg_catalog.pg_proc p on p.oid = t.tgfoid
+      where t.tgrelid in (pg_catalog.to_regclass('auth.users'), pg_catalog.to_regclass('public.outbound_call_jobs'))
+        and not t.tgisinternal and p.pronamespace = 'private'::regnamespace),
+    'indexes', (
+      select coalesce(jsonb_agg(i.indexrelid::regclass), '[]') from pg_catalog.pg_index i
+      where i.indrelid in (pg_catalog.to_regclass('public.outbound_call_jobs'), pg_catalog.to_regclass('public.outbound_call_attempts'))
+        and i.indisvalid),
+    'calls', (
+      select jsonb_build_object(
+        'paused_until',         case when s.paused_until > private.clock() then s.paused_until end,
+        'pause_reason',         s.pause_reason,
+        'stopped',              s.stopped,
+        'verified_phones_only', s.verified_phones_only)
+      from private.call_settings s where s.only_row),
+    'oldest_due_s', (
+      select extract(epoch from private.clock() - min(due_at)) from public.outbound_call_jobs
+      where status = 'queued' and due_at <= private.clock()),
+    'oldest_unattended_s', (
+      select extract(epoch from private.clock() - min(due_at)) from public.outbound_call_jobs
+      where status in ('dialing', 'in_doubt', 'calling') and due_at <= private.clock()),
+    'missed_signups', (select count(*) from private.missed_signups));
+end
+$$;
+
+revoke all on function private.migration_versions(), private.vault_facts(text), private.net_facts(), private.open_to(regclass)
+from public, anon, authenticated, service_role;
+revoke all on function public.check_call_setup(text) from public, anon, authenticated;
+grant execute on function public.check_call_setup(text) to service_role;

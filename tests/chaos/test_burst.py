@@ -1,0 +1,93 @@
+"""The burst of burst.py in a small form, and proof that its judge can see what it looks for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tests.chaos.burst import A_FEW, PATIENCE, START_S, Figures, Row, judge, numbers, run
+
+NOON = datetime(2026, 6, 17, 19, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+CLEAN = Figures(
+    signed_up=9, called=9, spent=0, most_queued=1, outside=0, out_of_turn=1, seconds=2.0, at_the_pace=1.8
+)  # fmt: skip
+
+
+def call(job: int, taken: datetime, rings_after_s: float | None = 0.0, **told: object) -> Row:
+    rang = [] if rings_after_s is None else [{"status": "ringing", "at": (taken + rings_after_s * SECOND).isoformat()}]
+    return {"to": f"+1{job}", "accepted_at": taken.isoformat(), "history": rang, "reached": True, **told}
+
+
+def job(number: int, status: str = "completed", attempts: int = 1) -> Row:
+    return {"id": number, "phone_e164": f"+1{number}", "status": status, "attempts": attempts}
+
+
+def judged(jobs: list[Row], calls: list[Row], attempts: list[Row] | None = None, by: set[int] | None = None) -> Figures:
+    return judge(jobs, attempts or [], calls, by or set(), seconds=1, at_the_pace=1)
+
+
+def test_a_burst_is_called_at_the_pace_in_its_hours_and_in_turn() -> None:
+    said: list[str] = []
+    figures = run(sign_ups=30, evening=16, pace=5, say=said.append)
+    # The command judges the time; here other tests may be at work beside it, and the machine may have two cores.
+    assert replace(figures, seconds=0.0).is_clean, "\n".join([*said, str(figures)])
+    assert figures.signed_up == 46
+    assert figures.seconds < 60
+
+
+def test_there_are_numbers_enough_for_a_burst_and_none_comes_twice() -> None:
+    assert len(set(numbers())) == len(list(numbers())) > 1000
+
+
+def test_who_was_not_called_or_called_twice_is_seen() -> None:
+    jobs = [job(1), job(2), job(3, status="queued", attempts=0)]
+    assert judged(jobs, [call(1, NOON), call(2, NOON), call(2, NOON)]).called == 1
+
+
+def test_a_call_that_nobody_heard_is_none() -> None:
+    assert judged([job(1)], [call(1, NOON, reached=False)]).called == 0
+
+
+def test_attempts_that_came_to_nothing_are_seen() -> None:
+    assert judged([job(1, attempts=2)], []).spent == 1
+    assert judged([job(1)], [], attempts=[{"state": "absent"}, {"state": "refused"}, {"state": "ended"}]).spent == 2
+
+
+def test_a_queue_is_seen_at_its_fullest() -> None:
+    calls = [call(n, NOON + n * SECOND, rings_after_s=2.5) for n in range(6)]
+    assert judged([], calls).most_queued == 3
+    assert judged([], [call(n, NOON, rings_after_s=None) for n in range(7)]).most_queued == 7
+
+
+@pytest.mark.parametrize(("rings", "outside"), [(-3, 0), (-3.001, 1), (7.999, 0), (8, 1)])
+def test_a_phone_that_rings_outside_its_hours_is_seen(rings: float, outside: int) -> None:
+    assert judged([], [call(1, NOON, rings_after_s=rings * 3600)]).outside == outside
+
+
+def test_an_overtaken_one_is_seen_unless_a_webhook_did_it() -> None:
+    jobs = [job(n) for n in range(1, 6)]
+    calls = [call(n, NOON + at * SECOND) for at, n in enumerate((1, 5, 2, 3, 4))]
+    assert judged(jobs, calls).out_of_turn == 1
+    late = [call(n, NOON + at * SECOND) for at, n in enumerate((2, 3, 4, 5, 1))]
+    assert judged(jobs, late).out_of_turn == 4
+    assert judged(jobs, calls, by={5}).out_of_turn == 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"called": 8},
+        {"spent": 1},
+        {"most_queued": A_FEW + 1},
+        {"outside": 1},
+        {"out_of_turn": 100},
+        {"seconds": PATIENCE * 1.8 + START_S + 1},
+    ],
+    ids=str,
+)
+def test_one_thing_that_went_wrong_is_enough_to_fail_the_run(wrong: dict[str, float]) -> None:
+    assert CLEAN.is_clean
+    assert not replace(CLEAN, **wrong).is_clean  # type: ignore[arg-type]

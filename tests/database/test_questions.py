@@ -1,0 +1,199 @@
+"""The ten questions of shared/monitoring/questions.sql, asked as Studio asks them, as postgres, of a database with answers."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from psycopg.rows import dict_row
+
+from tests.conftest import Connect
+from tests.database.steps import Row, Steps, a_number, a_sid
+
+QUESTIONS = Path(__file__).parents[2] / "shared" / "monitoring" / "questions.sql"
+PERSON, SID = "+14155550100", "CA" + "0" * 32
+OURS = "+15005550006"
+
+
+def questions() -> dict[str, str]:
+    """Each by its words."""
+    found = re.findall(r"^-- \d+\. ([^\n]+\?)\n(.*?;)$", QUESTIONS.read_text(), re.MULTILINE | re.DOTALL)
+    return dict(found)
+
+
+class Studio:
+    """The SQL editor: role postgres, and what people put in instead of the examples."""
+
+    def __init__(self, connect: Connect) -> None:
+        self._connection = connect(user="postgres")
+
+    def ask(self, question: str, *, person: str = PERSON, sid: str = SID) -> list[Row]:
+        (query,) = [text for words, text in questions().items() if words.startswith(question)]
+        with self._connection.cursor(row_factory=dict_row) as cursor:
+            return cursor.execute(query.replace(PERSON, person).replace(SID, sid).encode()).fetchall()
+
+
+@pytest.fixture
+def studio(connect: Connect) -> Studio:
+    return Studio(connect)
+
+
+def sign_up(steps: Steps, number: str) -> str:
+    query = (
+        "insert into auth.users (id, phone, raw_user_meta_data) values (gen_random_uuid(), %s, '{}') returning id::text"
+    )
+    user: str = steps.one(query, number.removeprefix("+"))
+    return user
+
+
+def called(steps: Steps, number: str, ends: str = "completed", **more: Any) -> tuple[int, str]:
+    """-> (job, SID) of a call that went out from our number and ended so."""
+    job = steps.queue(number)
+    attempt, sid = steps.start(job), a_sid()
+    steps.call("accept_call", attempt=attempt, call_sid=sid, ask_s=60.0, **{"from": OURS})
+    steps.status(attempt, sid, ends, delays_s=(), **more)
+    return job, sid
+
+
+def test_there_are_ten_and_all_can_be_asked_of_an_empty_database(studio: Studio) -> None:
+    assert len(questions()) == 10
+    nothing: dict[str, list[Row]] = {words: [] for words in questions()}
+    nothing["How long from sign-up to ring?"] = [{"jobs": 0, "p50_s": None, "p95_s": None, "longest_s": None}]
+    assert {words: studio.ask(words) for words in questions()} == nothing
+
+
+def test_why_was_this_person_not_called(steps: Steps, studio: Studio) -> None:
+    question = "Why was this person not called?"
+    opted_out, failed, waits, paused = (a_number() for _ in range(4))
+    steps.call("opt_out", phone_number=opted_out, how="by mail")
+    job = steps.attempt_in("refused", failed)[0]
+    waiting = steps.queue(waits)
+    assert [(row["what"], row["why"]) for row in studio.ask(question, person=opted_out)] == [("opted out", "by mail")]
+    assert [(row["what"], row["why"]) for row in studio.ask(question, person=failed)] == [
+        (f"job {job} is failed", "Twilio: no such number")
+    ]
+    assert [row["what"] for row in studio.ask(question, person=waits)] == [f"job {waiting} is queued"]
+    steps.call("pause_calls", reason="lunch")
+    assert ("all calls are paused until infinity", "lunch") in [
+        (row["what"], row["why"]) for row in studio.ask(question, person=paused)
+    ]
+
+
+def test_why_a_sign_up_has_no_job(steps: Steps, studio: Studio) -> None:
+    question = "Why was this person not called?"
+    steps.call("require_verified_phones")
+    sign_up(steps, number := a_number())
+    (row,) = studio.ask(question, person=number)
+    assert row["what"] == "signed up, and has no job"
+    assert row["why"].startswith("phone not confirmed")
+    steps.rows("insert into private.missed_signups select id, 'a lock', now() from auth.users")
+    assert "a lock" in [row["why"] for row in studio.ask(question, person=number)]
+
+
+def test_which_number_called_this_person_and_when(steps: Steps, studio: Studio) -> None:
+    called(steps, number := a_number(), "busy")
+    _, sid = called(steps, number, duration_s=31)
+    called(steps, a_number())
+    answer = studio.ask("Which number called this person", person=number)
+    assert [row["call_status"] for row in answer] == ["completed", "busy"]
+    assert {row["called_from"] for row in answer} == {OURS}
+    assert (answer[0]["call_sid"], answer[0]["duration_s"]) == (sid, 31)
+    assert answer[0]["called_at"] > answer[1]["called_at"]
+
+
+def test_who_is_waiting_and_until_when(steps: Steps, studio: Studio) -> None:
+    later = steps.queue()
+    steps.rows("update public.outbound_call_jobs set due_at = now() + interval '1 hour', reason = 'the night there'")
+    now = steps.queue()
+    called(steps, a_number())
+    answer = studio.ask("Who is waiting")
+    assert [row["id"] for row in answer] == [now, later]
+    assert answer[0]["still"].total_seconds() == 0
+    assert 3500 < answer[1]["still"].total_seconds() <= 3600
+    assert answer[1]["reason"] == "the night there"
+
+
+def test_what_failed_today_and_why(steps: Steps, studio: Studio) -> None:
+    for ends in ("busy", "busy", "no-answer"):
+        job, _ = called(steps, a_number(), ends)
+    called(steps, a_number())
+    old, _ = called(steps, a_number(), "failed")
+    steps.rows("update public.outbound_call_jobs set finished_at = now() - interval '25 hours' where id = %s", old)
+    answer = studio.ask("What failed today")
+    assert [(row["reason_code"], row["jobs"]) for row in answer] == [("busy", 2), ("no-answer", 1)]
+    assert (answer[1]["reason"], answer[1]["last_job"]) == ("nobody answered", job)
+
+
+def test_is_anybody_being_called_too_often(steps: Steps, studio: Studio) -> None:
+    often = a_number()
+    for _ in range(3):
+        called(steps, often)
+    called(steps, a_number())
+    answer = studio.ask("Is anybody being called too often?")
+    assert [(row["phone_e164"], row["calls_24h"], row["calls_7d"], row["jobs"]) for row in answer] == [(often, 3, 3, 3)]
+
+
+def test_who_opted_out(steps: Steps, studio: Studio) -> None:
+    steps.call("opt_out", phone_number=(number := a_number()), how="pressed 9")
+    assert [(row["phone_e164"], row["how"]) for row in studio.ask("Who opted out?")] == [(number, "pressed 9")]
+
+
+def test_what_calls_cost_in_time(steps: Steps, studio: Studio) -> None:
+    for seconds in (5, 61):
+        called(steps, a_number(), duration_s=seconds)
+    called(steps, a_number(), "busy", duration_s=0)
+    (day,) = studio.ask("What did calls cost in time?")
+    assert (day["calls"], day["with_talk"], day["seconds"], day["minutes_billed"]) == (3, 2, 66, 3)
+    assert (day["seconds_a_call"], day["longest_s"]) == (33, 61)
+
+
+def test_how_long_from_sign_up_to_ring(steps: Steps, studio: Studio) -> None:
+    for waited in (1, 2, 30):
+        job, _ = called(steps, a_number())
+        steps.rows("update public.outbound_call_attempts set accepted_at = j.created_at + make_interval(secs => %s)"
+                   " from public.outbound_call_jobs j where j.id = job_id and j.id = %s", waited, job)  # fmt: skip
+    steps.queue()
+    (answer,) = studio.ask("How long from sign-up to ring?")
+    assert (answer["jobs"], answer["p50_s"], answer["longest_s"]) == (3, 2, 30)
+    assert answer["p95_s"] == pytest.approx(27.2)
+
+
+def test_which_jobs_are_in_doubt(steps: Steps, studio: Studio) -> None:
+    job, attempt = steps.attempt_in("in_doubt", number := a_number())
+    steps.attempt_in("accepted")
+    (answer,) = studio.ask("Which jobs are in doubt?")
+    assert (answer["id"], answer["phone_e164"], answer["attempt"], answer["reason"]) == (
+        job,
+        number,
+        attempt,
+        "no answer",
+    )
+
+
+def test_what_happened_to_this_call(steps: Steps, studio: Studio) -> None:
+    job, sid = called(steps, number := a_number(), duration_s=12)
+    called(steps, a_number())
+    (answer,) = studio.ask("What happened to this call SID?", sid=sid)
+    assert (answer["job"], answer["phone_e164"], answer["from_e164"], answer["job_status"]) == (
+        job,
+        number,
+        OURS,
+        "completed",
+    )
+    steps.rows("delete from public.outbound_call_jobs where id = %s", job)
+    assert [row["state"] for row in studio.ask("What happened to this call SID?", sid=sid)] == ["its job was deleted"]
+    assert studio.ask("What happened to this call SID?", sid="CA" + uuid.uuid4().hex) == []
+
+
+def test_every_statement_of_the_runbook_is_understood(steps: Steps, connect: Connect) -> None:
+    runbook = " ".join(QUESTIONS.with_name("README.md").read_text().split())
+    statements = set(re.findall(r"`(select [^`]+;)`", runbook)) | set(re.findall(r"(select \* from \w+;)", runbook))
+    assert len(statements) >= 12
+    studio = connect(user="postgres")
+    for statement in sorted(statements):
+        job = steps.queue()
+        with studio.transaction(force_rollback=True):
+            assert studio.execute(statement.replace("<id>", str(job)).encode()).description

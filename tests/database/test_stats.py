@@ -1,0 +1,262 @@
+"""What the statistics say, against rows that were counted by hand: a day with a job and an attempt in every state."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from shared.models import Stats
+from tests.database.steps import BUSY_S, DELAYS_S, Row, Steps, a_number, a_sid
+
+HOUR_S = 3600.0
+
+IDLE = {
+    "queued": 0, "dialing": 0, "in_doubt": 0, "calling": 0, "completed_24h": 0, "failed_24h": 0, "canceled_24h": 0,
+    "failures_24h": {}, "due": 0, "oldest_due_s": 0, "oldest_doubt_s": 0, "live_duplicates": 0, "duplicates_24h": 0,
+    "calls_1h": 0, "answered_1h": 0, "calls_24h": 0, "answered_24h": 0, "opt_outs_24h": 0, "held_by_prefix": 0,
+    "missed_signups": 0, "paused": False, "paused_by": None, "paused_until": None, "pause_reason": None, "halts": 0,
+}  # fmt: skip
+
+
+def stats(steps: Steps) -> dict[str, Any]:
+    answer: dict[str, Any] = steps.call("call_job_stats")
+    return answer
+
+
+def told(steps: Steps) -> dict[str, Any]:
+    """What is not as on an idle day."""
+    return {name: value for name, value in stats(steps).items() if value != IDLE[name]}
+
+
+def hours(steps: Steps, count: int = 48) -> list[Row]:
+    return steps.rows("select * from public.call_stats_by_hour(%s)", count)
+
+
+def without_zeros(row: Row) -> Row:
+    return {name: value for name, value in row.items() if value and name != "hour"}
+
+
+def call(steps: Steps, ends: str, **more: object) -> int:
+    """A job whose first call ends so; no second one follows."""
+    job = steps.queue()
+    steps.status(steps.start(job), a_sid(), ends, delays_s=(), **more)
+    return job
+
+
+def at_half_past(steps: Steps) -> None:
+    """So that what a test does within minutes is within one hour of the clock."""
+    now = steps.now()
+    steps.pass_time((now.replace(minute=30, second=0, microsecond=0) + timedelta(hours=1) - now).total_seconds())
+
+
+def test_an_idle_day(steps: Steps) -> None:
+    assert stats(steps) == IDLE
+
+
+def test_every_state_is_counted_once(steps: Steps) -> None:
+    for state in ("started", "in_doubt", "accepted", "refused", "absent", "ended", "duplicate", "released"):
+        steps.attempt_in(state)
+    steps.pass_time(max(*DELAYS_S, BUSY_S) + 1)
+    steps.pass_time(60)
+    steps.queue()
+    assert told(steps) == {
+        "queued": 4,  # absent, ended (busy) and released wait for their next call; and the last one
+        "due": 4,
+        "oldest_due_s": round(max(*DELAYS_S, BUSY_S) + 61),  # released: due at once
+        "dialing": 1,
+        "in_doubt": 1,
+        "oldest_doubt_s": round(max(*DELAYS_S, BUSY_S) + 61),
+        "calling": 1,
+        "failed_24h": 2,  # refused, and the one whose refused call turned up: a duplicate
+        "failures_24h": {"number_invalid": 2},
+        "live_duplicates": 1,
+        "duplicates_24h": 1,
+        "calls_1h": 5,  # started, in doubt, accepted, ended, duplicate: they rang, may ring or may have rung
+        "calls_24h": 5,
+    }
+
+
+def test_how_jobs_ended_within_a_day(steps: Steps) -> None:
+    for ends in ("completed", "completed", "busy", "no-answer", "no-answer", "failed", "canceled"):
+        call(steps, ends)
+    steps.call("cancel_call_job", job_id=steps.queue())
+    ended = {
+        "completed_24h": 2,
+        "failed_24h": 4,
+        "canceled_24h": 2,
+        "failures_24h": {"busy": 1, "no-answer": 2, "failed": 1},
+    }
+    assert told(steps) == ended | {"calls_1h": 7, "answered_1h": 2, "calls_24h": 7, "answered_24h": 2}
+    steps.pass_time(2 * HOUR_S)
+    assert told(steps) == ended | {"calls_24h": 7, "answered_24h": 2}
+    steps.pass_time(22 * HOUR_S)
+    assert told(steps) == {}
+
+
+def test_a_machine_that_picks_up_is_no_answer(steps: Steps) -> None:
+    for answered_by in ("human", "unknown", "machine_start", "fax", None):
+        call(steps, "completed", answered_by=answered_by)
+    assert told(steps)["answered_1h"] == 3
+
+
+def test_who_is_talking_just_now_has_answered(steps: Steps) -> None:
+    steps.status(steps.start(steps.queue()), a_sid(), "in-progress")
+    steps.status(steps.start(steps.queue()), a_sid(), "ringing")
+    assert (told(steps)["calls_1h"], told(steps)["answered_1h"]) == (2, 1)
+
+
+def test_calls_are_counted_as_the_ceiling_of_a_day_counts_them(steps: Steps) -> None:
+    for state in ("started", "in_doubt", "accepted", "refused", "absent", "ended", "duplicate", "released"):
+        steps.attempt_in(state)
+    counted = stats(steps)["calls_24h"]
+    job = steps.queue()
+    assert steps.claim(job, per_day=counted)["outcome"] == "paused"
+    steps.call("resume_calls")
+    assert steps.claim(job, per_day=counted + 1)["outcome"] == "claimed"
+
+
+def test_what_is_due_later_is_not_late(steps: Steps) -> None:
+    steps.queue(due_at=steps.now() + timedelta(hours=1))
+    assert told(steps) == {"queued": 1}
+
+
+def test_what_was_inserted_as_due_long_ago_is_late_since_then_only(steps: Steps) -> None:
+    steps.queue(due_at="-infinity")
+    steps.pass_time(5)
+    assert told(steps)["oldest_due_s"] == 5
+
+
+def test_a_doubt_that_is_settled_is_none(steps: Steps) -> None:
+    _, attempt = steps.attempt_in("in_doubt")
+    steps.pass_time(100)
+    assert (told(steps)["in_doubt"], told(steps)["oldest_doubt_s"]) == (1, 100)
+    steps.settle(attempt)
+    assert "oldest_doubt_s" not in told(steps)
+
+
+def test_opt_outs_of_the_day(steps: Steps) -> None:
+    steps.call("opt_out", phone_number=a_number())
+    steps.pass_time(23 * HOUR_S)
+    steps.call("opt_out", phone_number=a_number())
+    assert told(steps) == {"opt_outs_24h": 2}
+    steps.pass_time(2 * HOUR_S)
+    assert told(steps) == {"opt_outs_24h": 1}
+
+
+def test_a_pause_by_hand_says_who_why_and_until_when(steps: Steps) -> None:
+    steps.call("pause_calls", reason="lunch")
+    assert told(steps) == {"paused": True, "paused_by": "hand", "paused_until": "infinity", "pause_reason": "lunch"}
+    steps.call("pause_calls", reason="lunch", until=steps.now() + timedelta(minutes=5))
+    steps.pass_time(301)
+    assert told(steps) == {}
+
+
+def test_a_halt_is_a_pause_by_our_own_fault_and_is_remembered_until_a_call_gets_through(steps: Steps) -> None:
+    job = steps.queue()
+    steps.release(steps.start(job), halt_s=60)
+    assert (told(steps)["paused_by"], told(steps)["halts"]) == ("halt", 1)
+    steps.pass_time(61)
+    assert (stats(steps)["paused"], stats(steps)["halts"]) == (False, 1)
+    steps.accept(steps.start(job), a_sid())
+    assert stats(steps)["halts"] == 0
+
+
+def test_the_ceiling_of_a_day_pauses_in_its_own_name(steps: Steps) -> None:
+    call(steps, "completed")
+    steps.claim(steps.queue(), per_day=1)
+    assert told(steps)["paused_by"] == "calls_per_day"
+
+
+def test_a_sign_up_that_could_not_be_queued_is_seen(steps: Steps) -> None:
+    steps.rows("insert into private.missed_signups values (gen_random_uuid(), 'a lock', private.clock())")
+    assert told(steps) == {"missed_signups": 1}
+
+
+def test_the_view_is_the_same_as_one_row(steps: Steps) -> None:
+    for state in ("started", "in_doubt", "accepted", "refused", "duplicate"):
+        steps.attempt_in(state)
+    steps.call("pause_calls", reason="lunch", until=steps.now() + timedelta(minutes=5))
+    (row,) = steps.rows("select to_jsonb(s) as row from public.call_stats s")
+    assert row["row"] == stats(steps)
+
+
+def test_any_client_can_read_the_view_while_calls_are_paused_for_good(steps: Steps) -> None:
+    steps.call("pause_calls", reason="lunch")
+    (row,) = steps.rows("select * from public.call_stats")
+    assert (row["paused"], row["paused_until"], row["pause_reason"]) == (True, "infinity", "lunch")
+
+
+def test_the_service_understands_all_of_it(steps: Steps) -> None:
+    assert set(Stats.model_fields) == set(stats(steps))
+    assert Stats.model_validate(stats(steps)).model_dump(mode="json") == stats(steps)
+
+
+# --- by the hour ------------------------------------------------------------------------------------------------------
+
+
+def test_an_hour_counts_what_began_in_it_and_every_call_is_one_thing(steps: Steps) -> None:
+    at_half_past(steps)
+    for ends in ("completed", "completed", "busy", "no-answer", "failed", "canceled"):
+        call(steps, ends)
+    call(steps, "completed", answered_by="machine_start")
+    for state in ("started", "in_doubt", "accepted", "refused", "absent", "duplicate"):
+        steps.attempt_in(state)
+    _, waits = steps.attempt_in("accepted")
+    steps.call("put_off_call", attempt=waits, not_before=steps.now() + timedelta(hours=9), code="hours", reason="night")
+    steps.status(waits, steps.attempt(waits)["call_sid"], "canceled")
+    this, *before = hours(steps)
+    counted = {
+        "calls": 10, "answered": 2, "not_reached": 5, "put_off": 1, "under_way": 1, "duplicates": 1,
+        "in_doubt": 1, "refused": 1, "absent": 1,
+    }  # fmt: skip
+    assert without_zeros(this) == counted
+    assert counted["calls"] == sum(
+        counted[kind] for kind in ("answered", "not_reached", "put_off", "under_way", "duplicates")
+    )
+    assert [without_zeros(row) for row in before] == [{}] * 47
+
+
+def test_hours_go_back_in_time_and_empty_ones_are_there(steps: Steps) -> None:
+    at_half_past(steps)
+    call(steps, "completed")
+    steps.pass_time(3 * HOUR_S)
+    call(steps, "busy")
+    rows = hours(steps, 5)
+    assert [without_zeros(row) for row in rows] == [
+        {"calls": 1, "not_reached": 1}, {}, {}, {"calls": 1, "answered": 1}, {},
+    ]  # fmt: skip
+    assert {earlier["hour"] - later["hour"] for later, earlier in pairwise(rows)} == {timedelta(hours=-1)}
+    assert rows[0]["hour"] <= steps.now() < rows[0]["hour"] + timedelta(hours=1)
+
+
+def test_the_view_of_hours_is_the_last_two_days(steps: Steps) -> None:
+    call(steps, "completed")
+    assert steps.rows("select * from public.call_stats_per_hour") == hours(steps, 48)
+
+
+@pytest.mark.parametrize("count", [0, -1, 2161, None])
+def test_hours_that_make_no_sense_are_refused_by_name(steps: Steps, count: int | None) -> None:
+    with pytest.raises(Exception, match="p_hours must be between"):
+        steps.call("call_stats_by_hour", hours=count)
+
+
+# --- our number -------------------------------------------------------------------------------------------------------
+
+
+def test_an_attempt_keeps_the_number_that_called(steps: Steps) -> None:
+    job = steps.queue()
+    attempt = steps.start(job)
+    steps.call("accept_call", attempt=attempt, call_sid=a_sid(), ask_s=60.0, **{"from": "+15005550006"})
+    assert steps.attempt(attempt)["from_e164"] == "+15005550006"
+
+
+def test_code_of_the_version_before_does_not_tell_it_and_loses_nothing(steps: Steps) -> None:
+    _, attempt = steps.attempt_in("accepted")
+    assert steps.attempt(attempt)["from_e164"] is None
+    sid = steps.attempt(attempt)["call_sid"]
+    steps.call("accept_call", attempt=attempt, call_sid=sid, ask_s=60.0, **{"from": "+15005550006"})
+    steps.accept(attempt, sid)
+    assert steps.attempt(attempt)["from_e164"] == "+15005550006"

@@ -1,0 +1,172 @@
+"""Where the doctor is tried: a sandbox whose function is reached through a proxy, and hosts that say what a test wants."""
+
+from __future__ import annotations
+
+import functools
+import json
+import ssl
+import tempfile
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psycopg
+import pytest
+from aiohttp import web
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from function.doctor import main
+from shared.settings import load_settings
+from tests.sandbox.sandbox import Sandbox
+from tests.sandbox.serve import Server
+
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+HOP_BY_HOP = {"host", "content-length", "transfer-encoding", "connection"}
+
+
+@dataclass
+class Passing:
+    """A request on its way through the proxy, for a test to spoil."""
+
+    path: str
+    query: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class Proxy:
+    """In front of `target`. `spoil` changes what passes; `answer`, if set, answers in its place."""
+
+    def __init__(self) -> None:
+        self.target = ""
+        self.polite()
+
+    def polite(self) -> None:
+        self.spoil: Callable[[Passing], None] = lambda _: None
+        self.answer: Answer | None = None
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._pass)
+        return app
+
+    async def _pass(self, request: web.Request) -> web.StreamResponse:
+        if self.answer is not None:
+            return await self.answer(request)
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP}
+        passing = Passing(request.path, request.query_string, headers, await request.read())
+        self.spoil(passing)
+        url = f"{self.target}{passing.path}" + (f"?{passing.query}" if passing.query else "")
+        async with (
+            aiohttp.ClientSession() as session,
+            session.request(
+                request.method, url, headers=passing.headers, data=passing.body, allow_redirects=False
+            ) as answer,
+        ):
+            kind = {"Content-Type": answer.headers.get("Content-Type", "")}
+            return web.Response(status=answer.status, body=await answer.read(), headers=kind)
+
+
+def says(status: int, body: str, kind: str = "text/html", **headers: str) -> Answer:
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=status, text=body, content_type=kind, headers=headers)
+
+    return answer
+
+
+@contextmanager
+def tls_server() -> Iterator[str]:
+    """An https URL on this machine, with a certificate that nobody signed but itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "server.pem")
+        secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        file.write_bytes(certificate.public_bytes(Encoding.PEM) + secret)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(file)
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"https://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@dataclass
+class Visit:
+    """What the doctor said. `trouble` is what was neither ok nor skipped."""
+
+    exit_code: int
+    findings: list[dict[str, str]]
+    trouble: dict[str, dict[str, str]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.trouble = {found["check"]: found for found in self.findings if found["state"] in ("warning", "wrong")}
+
+    def state(self, check: str) -> str:
+        return next(found["state"] for found in self.findings if found["check"] == check)
+
+
+@dataclass
+class Clinic:
+    sandbox: Sandbox
+    proxy: Proxy
+    database: psycopg.Connection[Any]
+    capsys: pytest.CaptureFixture[str]
+
+    def visit(self, **changed: str) -> Visit:
+        """The doctor, in the sandbox's environment with these changes. Nothing secret may come out, whatever is wrong."""
+        environ = {**self.sandbox.settings, **changed}
+        self.capsys.readouterr()
+        code = main(["--json"], environ)
+        said = self.capsys.readouterr().out
+        settings = load_settings(http=False, environ=environ)
+        for secret in (*settings.secrets, settings.twilio_phone_number, self.sandbox.dispatch_secret):
+            assert secret.removeprefix("whsec_") not in said
+        assert "+14155550100" not in said  # what tests write into the database
+        visit = Visit(code, json.loads(said))
+        assert all(bool(found["advice"]) == (found["state"] in ("warning", "wrong")) for found in visit.findings)
+        assert code == any(found["state"] == "wrong" for found in visit.findings)
+        return visit
+
+    def sql(self, statements: str) -> None:
+        self.database.execute(statements.encode())
+
+
+@contextmanager
+def open_clinic() -> Iterator[tuple[Sandbox, Proxy, psycopg.Connection[Any]]]:
+    proxy = Proxy()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        Server(proxy.app) as front,
+        Sandbox(scheduler=False, webhooks=False, environ={"API_BASE_URL": front.url}) as sandbox,
+        psycopg.connect(sandbox.ready.database_url, autocommit=True) as database,
+    ):
+        # To load the authorities' certificates takes most of a visit's time; here nobody shows one.
+        patch.setattr(ssl, "create_default_context", functools.cache(ssl.create_default_context))
+        proxy.target = sandbox.ready.function_url
+        database.execute(
+            "select vault.update_secret(id, %s) from vault.secrets where name = 'call_dispatcher_url'",
+            (f"{front.url}/",),
+        )
+        yield sandbox, proxy, database

@@ -1,0 +1,738 @@
+"""The doctor finds what is broken, names exactly that, and says what to do; a healthy system is ok from top to bottom."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from aiohttp import web
+
+import function.doctor
+from function.doctor import main
+from shared import checkup_database, checkup_twilio, checkup_url, jobs
+from shared.checkup import why_no_answer, wrong
+from shared.checkup_schema import MIGRATIONS, called_functions
+from shared.checkup_silence import what_key
+from shared.scripts import ScriptError
+from tests.e2e.clinic import Clinic, Passing, Proxy, open_clinic, says, tls_server
+from tests.sandbox.database import MIGRATIONS as FOLDER
+from tests.sandbox.gateway import user_key
+from tests.sandbox.gateway_keys import mint, publishable_key, secret_key
+from tests.sandbox.sandbox import Sandbox, free_port
+from tests.sandbox.serve import Server
+from tests.unit.examples import settings
+
+
+@pytest.fixture(scope="module")
+def building() -> Iterator[tuple[Sandbox, Proxy, psycopg.Connection[Any]]]:
+    with open_clinic() as building:
+        yield building
+
+
+@pytest.fixture
+def clinic(
+    building: tuple[Sandbox, Proxy, psycopg.Connection[Any]], capsys: pytest.CaptureFixture[str]
+) -> Iterator[Clinic]:
+    sandbox, proxy, database = building
+    yield Clinic(sandbox, proxy, database, capsys)
+    proxy.polite()
+    sandbox.twilio.account.polite()
+    sandbox.gateway.fault = None
+
+
+# --- health -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_healthy_system_is_ok_from_top_to_bottom(clinic: Clinic) -> None:
+    visit = clinic.visit()
+    assert {found["check"]: found for found in visit.findings if found["state"] != "ok"} == {}
+    assert len(visit.findings) == len({found["check"] for found in visit.findings}) == 25
+
+
+def test_the_doctor_dials_nobody_writes_nothing_and_wakes_nobody(clinic: Clinic) -> None:
+    written = "select sum(n_tup_ins + n_tup_upd + n_tup_del) from pg_stat_user_tables"
+    clinic.sql("select pg_stat_force_next_flush()")
+    before = clinic.database.execute(written).fetchone()
+    clinic.visit()
+    assert clinic.database.execute(written).fetchone() == before
+    assert clinic.sandbox.twilio.requests["create"] == 0
+    log = clinic.sandbox.function_log.read_text()
+    assert '"severity": "CRITICAL"' not in log
+    assert '"severity": "ERROR"' not in log
+
+
+def test_the_database_is_looked_at_by_a_function_that_cannot_write(clinic: Clinic) -> None:
+    query = "select provolatile::text from pg_proc where proname = 'check_call_setup'"
+    assert clinic.database.execute(query).fetchone() == ("s",)
+
+
+def test_lines_are_for_people_and_say_what_to_do(clinic: Clinic) -> None:
+    clinic.sandbox.twilio.account.type = "Trial"
+    assert main([], clinic.sandbox.settings) == 0
+    lines = clinic.capsys.readouterr().out.splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("WARNING  Twilio account"))
+    assert lines[at + 1].split() == ["->", "Twilio", "console:", "Upgrade"]
+    assert lines[-1] == "24 ok, 1 warning"
+
+
+# --- the environment ----------------------------------------------------------------------------------------------------
+
+
+def test_all_wrong_settings_are_named_and_the_exit_code_is_2(clinic: Clinic) -> None:
+    environ = {**clinic.sandbox.settings, "TWILIO_ACCOUNT_SID": "SK123", "API_BASE_URL": "http://calls.example.com"}
+    assert main(["--json"], environ) == 2
+    findings = json.loads(clinic.capsys.readouterr().out)
+    wrong = [found for found in findings if found["state"] == "wrong"]
+    assert [found["found"].split()[0] for found in wrong] == ["TWILIO_ACCOUNT_SID", "API_BASE_URL"]
+    assert all(".env.example" in found["advice"] for found in wrong)
+    assert findings[-1]["check"] == "scripts"
+
+
+def test_a_worker_needs_no_dispatch_secret_and_is_told_what_that_means(clinic: Clinic) -> None:
+    visit = clinic.visit(DISPATCH_SECRET="")
+    assert visit.exit_code == 0
+    assert list(visit.trouble) == ["webhook secret"]
+    assert "worker" in visit.trouble["webhook secret"]["found"]
+    assert {found["check"] for found in visit.findings if found["state"] == "skipped"} == {
+        *("pg_net", "webhook answers", "Vault's secret", "Vault's URL", "signed webhook"),
+    }
+
+
+def test_where_another_service_answers_twilio_only_the_webhook_is_tried(clinic: Clinic) -> None:
+    visit = clinic.visit(API_BASE_URL_IS_THIS_FUNCTION="false")
+    assert visit.trouble == {}
+    assert visit.state("Vault's URL") == "ok"
+    assert {found["check"] for found in visit.findings if found["state"] == "skipped"} == set(checkup_url.CHECKS[1:])
+
+
+@pytest.mark.parametrize("key", ["secret", "two secrets"])
+def test_new_keys_and_rotating_secrets_are_healthy(clinic: Clinic, key: str) -> None:
+    if key == "secret":
+        changed = {"SUPABASE_SERVICE_KEY": secret_key(clinic.sandbox.jwt_secret)}
+    else:
+        changed = {"DISPATCH_SECRET": f"{clinic.sandbox.dispatch_secret} whsec_{'A' * 32}"}
+    assert clinic.visit(**changed).trouble == {}
+
+
+def test_a_secret_in_vault_that_is_our_second_one_is_fine(clinic: Clinic) -> None:
+    visit = clinic.visit(DISPATCH_SECRET=f"whsec_{'A' * 32} {clinic.sandbox.dispatch_secret}")
+    assert visit.state("Vault's secret") == "ok"
+    # The service itself does not know the first one yet.
+    assert list(visit.trouble) == ["signed webhook"]
+
+
+def changed_setting(clinic: Clinic, case: str) -> dict[str, str]:
+    sandbox = clinic.sandbox
+    secret, user = sandbox.jwt_secret, "00000000-0000-0000-0000-000000000000"
+    return {
+        "closed port": {"SUPABASE_URL": f"http://127.0.0.1:{free_port()}"},
+        "no such host": {"SUPABASE_URL": "http://project.invalid"},
+        "a path": {"SUPABASE_URL": f"{sandbox.ready.supabase_url}/rest/v1"},
+        "anon": {"SUPABASE_SERVICE_KEY": sandbox.ready.supabase_anon_key},
+        "publishable": {"SUPABASE_SERVICE_KEY": publishable_key(secret)},
+        "a user's": {"SUPABASE_SERVICE_KEY": user_key(secret, user, "ada@example.com")},
+        "another project's": {"SUPABASE_SERVICE_KEY": mint("x" * 64, {"role": "service_role"})},
+        "expired": {"SUPABASE_SERVICE_KEY": mint(secret, {"role": "service_role", "exp": 1700000001})},
+        "another secret key": {"SUPABASE_SERVICE_KEY": secret_key("x" * 64)},
+        "token rotated": {"TWILIO_AUTH_TOKEN": "0" * 32},
+        "another account": {"TWILIO_ACCOUNT_SID": "AC" + "0" * 32},
+        "another's number": {"TWILIO_PHONE_NUMBER": "+14155550199"},
+        "a country more": {"CALL_COUNTRIES": "US DE"},
+        "a country unknown to Twilio": {"CALL_COUNTRIES": "US FR"},
+        "no service": {"API_BASE_URL": f"http://127.0.0.1:{free_port()}"},
+        "another secret": {"DISPATCH_SECRET": f"whsec_{'A' * 32}"},
+        "staging": {"CALL_ONLY_TO": "+14155550123"},
+        "staging abroad": {"CALL_ONLY_TO": "+14155550123 +442079460123"},
+        "no stand-in": {"TWILIO_API_BASE_URL": f"http://127.0.0.1:{free_port()}"},
+    }[case]
+
+
+@pytest.mark.parametrize(
+    ("case", "checks", "remedy"),
+    [
+        ("closed port", "database", "copy the project's URL"),
+        ("no such host", "database", "has no name any more"),
+        ("a path", "database", "nothing behind it"),
+        ("anon", "database", "service_role key"),
+        ("publishable", "database", "service_role key"),
+        ("a user's", "database", "service_role key"),
+        ("another project's", "database", "service_role key"),
+        ("expired", "database", "service_role key"),
+        ("another secret key", "database", "service_role key"),
+        ("token rotated", "Twilio account, Twilio's callbacks", "primary auth token"),
+        ("another account", "Twilio account", "Account SID"),
+        ("another's number", "Twilio number", "Active numbers, of this very account"),
+        ("a country more", "Twilio countries", "tick DE"),
+        ("a country unknown to Twilio", "Twilio countries", "Geo permissions"),
+        ("no service", "public address, Vault's URL", "set API_BASE_URL"),
+        ("another secret", "Vault's secret, signed webhook", "vault.update_secret"),
+        ("staging", "CALL_ONLY_TO", "take CALL_ONLY_TO out"),
+        ("staging abroad", "CALL_ONLY_TO", "CALL_COUNTRIES"),
+        ("no stand-in", "Twilio account", "take TWILIO_API_BASE_URL out"),
+    ],
+)
+def test_a_wrong_setting_is_told_by_what_does_not_work(clinic: Clinic, case: str, checks: str, remedy: str) -> None:
+    visit = clinic.visit(**changed_setting(clinic, case))
+    assert set(visit.trouble) == set(checks.split(", "))
+    assert remedy in visit.trouble[checks.split(", ")[0]]["advice"]
+
+
+# --- the database -------------------------------------------------------------------------------------------------------
+
+JOB = (
+    "insert into public.outbound_call_jobs (user_id, phone_number, due_at)"
+    " values (gen_random_uuid(), '+14155550100', now() - interval '1 hour'); truncate net.http_request_queue"
+)
+VAULT = "update vault.secrets set {} where name = 'call_dispatcher_secret'"
+BREAKS = {
+    # what is done, what undoes it, the line that is not ok, what it advises
+    "an old migration left out": (
+        "delete from supabase_migrations.schema_migrations where version = '20261124000400'",
+        "insert into supabase_migrations.schema_migrations (version) values ('20261124000400')",
+        ("migrations", "--include-all"),
+    ),
+    "no history": (
+        "alter table supabase_migrations.schema_migrations rename to gone",
+        "alter table supabase_migrations.gone rename to schema_migrations",
+        ("migrations", "supabase migration repair"),
+    ),
+    "older than the doctor": (
+        "alter function public.check_call_setup rename to gone",
+        "alter function public.gone rename to check_call_setup",
+        ("migrations", "supabase db push"),
+    ),
+    "nothing of ours": (
+        "alter function public.check_call_setup rename to gone; alter function public.call_job_stats rename to gone2",
+        "alter function public.gone rename to check_call_setup; alter function public.gone2 rename to call_job_stats",
+        ("migrations", "supabase db push"),
+    ),
+    "the doctor locked out": (
+        "revoke execute on function public.check_call_setup from service_role",
+        "grant execute on function public.check_call_setup to service_role",
+        ("rights", "grant execute on function public.check_call_setup"),
+    ),
+    "a function dropped by hand": (
+        "alter function public.settle_call rename to gone",
+        "alter function public.gone rename to settle_call",
+        ("functions", "create function"),
+    ),
+    "a helper dropped by hand": (
+        "alter function private.bind_call rename to gone",
+        "alter function private.gone rename to bind_call",
+        ("functions", "create function"),
+    ),
+    "a function twice": (
+        "create function public.call_job_stats(p_more int default 0) returns jsonb language sql security definer as"
+        " 'select private.clock()::text::jsonb'; revoke all on function public.call_job_stats(int) from public",
+        "drop function public.call_job_stats(int)",
+        ("functions", "drop the one"),
+    ),
+    "the service locked out": (
+        "revoke execute on function public.settle_call from service_role",
+        "grant execute on function public.settle_call to service_role",
+        ("functions", "grant execute on function public.settle_call("),
+    ),
+    "a function open to browsers": (
+        "grant execute on function public.pause_calls to anon",
+        "revoke execute on function public.pause_calls from anon",
+        ("rights", "revoke all on function public.pause_calls("),
+    ),
+    "a function open to everybody": (
+        "grant execute on function public.opt_out to public",
+        "revoke execute on function public.opt_out from public",
+        ("rights", "revoke all on function public.opt_out("),
+    ),
+    "a table open to who signed in": (
+        "grant select on public.outbound_call_jobs to authenticated",
+        "revoke select on public.outbound_call_jobs from authenticated",
+        ("rights", "revoke all on public.outbound_call_jobs"),
+    ),
+    "a column open to browsers": (
+        "grant insert (phone_number) on public.outbound_call_jobs to anon",
+        "revoke insert (phone_number) on public.outbound_call_jobs from anon",
+        ("rights", "revoke all on public.outbound_call_jobs"),
+    ),
+    "the private schema open": (
+        "grant usage on schema private to authenticated",
+        "revoke usage on schema private from authenticated",
+        ("rights", "revoke all on schema private"),
+    ),
+    "a function with its caller's rights": (
+        "alter function public.accept_call security invoker",
+        "alter function public.accept_call security definer",
+        ("rights", "security definer"),
+    ),
+    "row level security off": (
+        "alter table public.outbound_call_attempts disable row level security",
+        "alter table public.outbound_call_attempts enable row level security",
+        ("row level security", "alter table public.outbound_call_attempts enable row level security"),
+    ),
+    "the sign-up trigger disabled": (
+        "alter table auth.users disable trigger on_auth_user_created_onboarding",
+        "alter table auth.users enable trigger on_auth_user_created_onboarding",
+        ("triggers", "alter table auth.users enable trigger on_auth_user_created_onboarding"),
+    ),
+    "the webhook trigger for replicas only": (
+        "alter table public.outbound_call_jobs enable replica trigger on_outbound_call_job_created",
+        "alter table public.outbound_call_jobs enable trigger on_outbound_call_job_created",
+        ("triggers", "alter table outbound_call_jobs enable trigger on_outbound_call_job_created"),
+    ),
+    "a trigger dropped": (
+        "alter trigger keep_open_call_job on public.outbound_call_jobs rename to gone",
+        "alter trigger gone on public.outbound_call_jobs rename to keep_open_call_job",
+        ("triggers", "create trigger"),
+    ),
+    "the index dropped that forbids a second call": (
+        "alter index public.outbound_call_attempts_one_open_per_number rename to gone",
+        "alter index public.gone rename to outbound_call_attempts_one_open_per_number",
+        ("guards", "call_jobs.sql"),
+    ),
+    "an index that was not built to its end": (
+        "update pg_index set indisvalid = false where indexrelid = 'public.one_job_per_key_and_hour'::regclass",
+        "update pg_index set indisvalid = true where indexrelid = 'public.one_job_per_key_and_hour'::regclass",
+        ("guards", "select pause_calls("),
+    ),
+    "the index dropped that claims read": (
+        "alter index public.outbound_call_jobs_to_dial rename to gone",
+        "alter index public.gone rename to outbound_call_jobs_to_dial",
+        ("guards", "concurrently"),
+    ),
+    "a table dropped by hand": (
+        "alter table public.call_opt_outs rename to gone",
+        "alter table public.gone rename to call_opt_outs",
+        ("row level security", "restore a backup"),
+    ),
+    "the private schema gone": (
+        "alter schema private rename to gone",
+        "alter schema gone rename to private",
+        ("database", "restore a backup"),
+    ),
+    "no pg_net": (
+        "alter function net.http_post rename to gone",
+        "alter function net.gone rename to http_post",
+        ("pg_net", "create extension pg_net"),
+    ),
+    "no right to pg_net": (
+        "revoke execute on function net.http_post from public",
+        "grant execute on function net.http_post to public",
+        ("pg_net", "Extensions"),
+    ),
+    "pg_net's worker dead": (
+        "insert into net.http_request_queue (method, url, timeout_milliseconds) values ('POST', 'http://127.0.0.1:1/', 1)",
+        "truncate net.http_request_queue",
+        ("pg_net", "net.worker_restart()"),
+    ),
+    "webhooks refused": (
+        "insert into net._http_response (id, status_code, created) values (1, 200, now() - interval '1 minute'), (2, 401, now())",
+        "truncate net._http_response",
+        ("webhook answers", "net._http_response"),
+    ),
+    "webhooks unanswered": (
+        "insert into net._http_response (id, timed_out, error_msg) values (1, true, 'Timeout of 10000 ms reached')",
+        "truncate net._http_response",
+        ("webhook answers", "net._http_response"),
+    ),
+    "no secret in Vault": (
+        VAULT.format("name = 'gone'"),
+        "update vault.secrets set name = 'call_dispatcher_secret' where name = 'gone'",
+        ("Vault's secret", "vault.create_secret"),
+    ),
+    "a secret without its prefix in Vault": (
+        VAULT.format("secret = substr(secret, 7)"),
+        VAULT.format("secret = 'whsec_' || secret"),
+        ("Vault's secret", "vault.update_secret"),
+    ),
+    "another secret in Vault": (
+        VAULT.format("secret = 'whsec_' || 'AAAA' || substr(secret, 7)"),
+        VAULT.format("secret = 'whsec_' || substr(secret, 11)"),
+        ("Vault's secret", "vault.update_secret"),
+    ),
+    "a broken secret in Vault": (
+        VAULT.format("secret = secret || '!'"),
+        VAULT.format("secret = rtrim(secret, '!')"),
+        ("Vault's secret", "vault.update_secret"),
+    ),
+    "Vault closed": (
+        "alter view vault.decrypted_secrets rename to gone",
+        "alter view vault.gone rename to decrypted_secrets",
+        ("Vault's secret", "supabase_vault"),
+    ),
+    "no address in Vault": (
+        "update vault.secrets set name = 'gone' where name = 'call_dispatcher_url'",
+        "update vault.secrets set name = 'call_dispatcher_url' where name = 'gone'",
+        ("Vault's URL", "vault.create_secret"),
+    ),
+    "an address with a newline in Vault": (
+        "update vault.secrets set secret = secret || chr(10) where name = 'call_dispatcher_url'",
+        "update vault.secrets set secret = btrim(secret, chr(10)) where name = 'call_dispatcher_url'",
+        ("Vault's URL", "vault.update_secret"),
+    ),
+    "another path in Vault": (
+        "update vault.secrets set secret = secret || 'hook' where name = 'call_dispatcher_url'",
+        "update vault.secrets set secret = replace(secret, 'hook', '') where name = 'call_dispatcher_url'",
+        ("Vault's URL", "vault.update_secret"),
+    ),
+    "an address that is not https in Vault": (
+        "update vault.secrets set description = secret, secret = 'http://calls.example.com/' where name = 'call_dispatcher_url'",
+        "update vault.secrets set secret = description where name = 'call_dispatcher_url'",
+        ("Vault's URL", "vault.update_secret"),
+    ),
+    "calls paused": ("select pause_calls('call +14155550100')", "select resume_calls()", ("calls", "resume_calls()")),
+    "the one row lost": (
+        "delete from private.call_settings",
+        "insert into private.call_settings default values",
+        ("calls", "insert into private.call_settings"),
+    ),
+    "nobody sweeps": (
+        JOB,
+        "delete from public.outbound_call_jobs",
+        ("waiting calls", "see that the sweep runs"),
+    ),
+    "sign-ups missed": (
+        "insert into private.missed_signups values (gen_random_uuid(), 'x', now())",
+        "delete from private.missed_signups",
+        ("waiting calls", "private.missed_signups"),
+    ),
+    "a full disk": (
+        "alter function public.check_call_setup set default_transaction_read_only = on",
+        "alter function public.check_call_setup reset default_transaction_read_only",
+        ("database", "disk"),
+    ),
+    "a statement timeout": (
+        "alter function public.check_call_setup rename to gone; create function public.check_call_setup(p_nonce text) returns jsonb"
+        " language plpgsql as $$ begin raise exception 'canceling statement' using errcode = '57014'; end $$",
+        "drop function public.check_call_setup; alter function public.gone rename to check_call_setup",
+        ("database", "Supabase dashboard"),
+    ),
+    "an answer of another release": (
+        "alter function public.check_call_setup rename to gone; create function public.check_call_setup(p_nonce text) returns jsonb"
+        " language sql as $$ select '{}'::jsonb $$",
+        "drop function public.check_call_setup; alter function public.gone rename to check_call_setup",
+        ("database", "supabase db push"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_what_is_broken_in_the_database_is_named_alone(
+    clinic: Clinic, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkup_database, "QUEUE_LOOK_SECONDS", 0.01)
+    broken, mended, (check, remedy) = BREAKS[name]
+    clinic.sql(broken)
+    try:
+        visit = clinic.visit()
+    finally:
+        clinic.sql(mended)
+    assert list(visit.trouble) == [check]
+    assert remedy in visit.trouble[check]["advice"]
+
+
+def test_every_mend_above_mends(clinic: Clinic) -> None:
+    assert clinic.visit().trouble == {}
+
+
+def test_what_needs_the_database_is_skipped_and_not_called_ok_while_it_is_silent(clinic: Clinic) -> None:
+    visit = clinic.visit(SUPABASE_SERVICE_KEY=clinic.sandbox.ready.supabase_anon_key)
+    assert {found["check"] for found in visit.findings if found["state"] == "skipped"} == set(checkup_database.AFTER)
+    assert visit.exit_code == 1
+
+
+def test_a_newline_behind_the_secret_in_vault_does_no_harm(clinic: Clinic) -> None:
+    clinic.sql(VAULT.format("secret = secret || chr(10)"))
+    visit = clinic.visit()
+    clinic.sql(VAULT.format("secret = btrim(secret, chr(10))"))
+    assert visit.trouble == {}
+
+
+def test_a_newer_database_is_fine(clinic: Clinic) -> None:
+    clinic.sql("insert into supabase_migrations.schema_migrations (version) values ('20991231000000')")
+    visit = clinic.visit()
+    clinic.sql("delete from supabase_migrations.schema_migrations where version = '20991231000000'")
+    assert visit.trouble == {}
+    assert "1 newer" in str(visit.findings)
+
+
+def test_bad_answers_before_a_good_one_are_over(clinic: Clinic) -> None:
+    clinic.sql(
+        "insert into net._http_response (id, status_code, created) values (1, 401, now() - interval '9 min'), (2, 200, now())"
+    )
+    visit = clinic.visit()
+    clinic.sql("truncate net._http_response")
+    assert visit.trouble == {}
+
+
+def test_a_vault_that_names_the_function_by_another_address_is_a_warning(clinic: Clinic) -> None:
+    url = f"{clinic.sandbox.ready.function_url}/"
+    clinic.sql(f"update vault.secrets set description = secret, secret = '{url}' where name = 'call_dispatcher_url'")
+    visit = clinic.visit()
+    clinic.sql("update vault.secrets set secret = description where name = 'call_dispatcher_url'")
+    assert [(check, found["state"]) for check, found in visit.trouble.items()] == [("Vault's URL", "warning")]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "said", "remedy"),
+    [
+        (540, "Project paused", "text/plain", "paused", "Restore project"),
+        (502, "<html>Bad gateway</html>", "text/html", "a page", "Restore project"),
+        (200, "<html>Supabase</html>", "text/html", "a page", "copy the project's URL"),
+        (
+            503,
+            '{"code": "PGRST001", "message": "no connection"}',
+            "application/json",
+            "its Postgres does not",
+            "paused",
+        ),
+        (401, '{"message": "Invalid API key"}', "application/json", "Invalid API key", "service_role key"),
+        (406, '{"code": "PGRST106", "message": "no"}', "application/json", "public is not served", "expose public"),
+        (404, '{"message": "no Route matched"}', "application/json", "404", "copy the project's URL"),
+    ],
+)
+def test_each_silence_of_supabase_is_told_apart(
+    clinic: Clinic, status: int, body: str, kind: str, said: str, remedy: str
+) -> None:
+    host = Proxy()
+    host.answer = says(status, body, kind)
+    with Server(host.app) as server:
+        visit = clinic.visit(SUPABASE_URL=server.url)
+    assert list(visit.trouble) == ["database"]
+    assert said in visit.trouble["database"]["found"]
+    assert remedy in visit.trouble["database"]["advice"]
+
+
+# --- Twilio -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "check", "how", "remedy"),
+    [
+        ({"status": "suspended"}, "Twilio account", "wrong", "banner"),
+        ({"type": "Trial"}, "Twilio account", "warning", "Upgrade"),
+        ({"refuse": {".json": 20008}}, "Twilio account", "wrong", "test credentials"),
+        ({"refuse": {".json": 20003}}, "Twilio account", "wrong", "primary auth token"),
+        ({"refuse": {".json": 20503}}, "Twilio account", "wrong", "try again"),
+        ({"primary_token": "0" * 32}, "Twilio auth token", "wrong", "TWILIO_AUTH_TOKEN"),
+        ({"voice": False}, "Twilio number", "wrong", "tick Voice"),
+        ({"numbers": []}, "Twilio number", "wrong", "Active numbers"),
+        ({"refuse": {"IncomingPhoneNumbers": 20403}}, "Twilio number", "wrong", "try again"),
+        ({"countries": set()}, "Twilio countries", "wrong", "tick US"),
+        ({"high_risk": {"US"}}, "Twilio countries", "warning", "untick"),
+        ({"refuse": {"DialingPermissions": 20403}}, "Twilio countries", "warning", "Geo permissions"),
+    ],
+)
+def test_what_is_wrong_with_the_account_is_named_alone(
+    clinic: Clinic, state: dict[str, object], check: str, how: str, remedy: str
+) -> None:
+    for name, value in state.items():
+        setattr(clinic.sandbox.twilio.account, name, value)
+    visit = clinic.visit()
+    assert [(name, found["state"]) for name, found in visit.trouble.items()] == [(check, how)]
+    assert remedy in visit.trouble[check]["advice"]
+
+
+def test_a_verified_caller_id_may_call(clinic: Clinic) -> None:
+    account = clinic.sandbox.twilio.account
+    account.numbers, account.caller_ids = [], [clinic.sandbox.settings["TWILIO_PHONE_NUMBER"]]
+    assert clinic.visit().trouble == {}
+
+
+def test_a_clock_that_is_wrong_is_a_warning(clinic: Clinic) -> None:
+    asyncio.run(clinic.sandbox.twilio.set_clock(120.0))
+    visit = clinic.visit()
+    asyncio.run(clinic.sandbox.twilio.set_clock(0.0))
+    assert [(check, found["state"]) for check, found in visit.trouble.items()] == [("clock", "warning")]
+    assert "NTP" in visit.trouble["clock"]["advice"]
+
+
+# --- the public address -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "headers", "remedy"),
+    [
+        (200, "<html>Congratulations</html>", "text/html", {}, "deploy this image there"),
+        (403, "<html>Forbidden</html>", "text/html", {}, "--no-invoker-iam-check"),
+        (404, "<html>Not found</html>", "text/html", {}, "path"),
+        (405, '{"error": {"code": "method_not_allowed"}}', "application/json", {}, "a proxy changes paths"),
+        (302, "", "text/html", {"Location": "https://calls.example.com/health"}, "without a redirect"),
+        (503, "no instance", "text/plain", {}, "log"),
+    ],
+)
+def test_whatever_else_answers_at_the_public_address_is_told_apart(
+    clinic: Clinic, status: int, body: str, kind: str, headers: dict[str, str], remedy: str
+) -> None:
+    clinic.proxy.answer = says(status, body, kind, **headers)
+    visit = clinic.visit()
+    assert list(visit.trouble) == ["public address"]
+    assert remedy in visit.trouble["public address"]["advice"]
+
+
+def drop(header: str) -> Any:
+    def spoil(passing: Passing) -> None:
+        passing.headers = {name: value for name, value in passing.headers.items() if name.lower() != header}
+
+    return spoil
+
+
+def drop_query(passing: Passing) -> None:
+    passing.query = ""
+
+
+def drop_blank_fields(passing: Passing) -> None:
+    passing.body = passing.body.replace(b"&AnsweredBy=", b"")
+
+
+def rewrite_json(passing: Passing) -> None:
+    passing.body = passing.body.replace(b'", "', b'","')
+
+
+def close_voice(passing: Passing) -> None:
+    passing.path = passing.path.replace("/voice", "/nowhere")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "check"),
+    [
+        (drop("webhook-signature"), "signed webhook"),
+        (rewrite_json, "signed webhook"),
+        (drop("x-twilio-signature"), "Twilio's callbacks"),
+        (drop_query, "Twilio's callbacks"),
+        (drop_blank_fields, "Twilio's callbacks"),
+        (close_voice, "Twilio's questions"),
+    ],
+)
+def test_what_a_proxy_spoils_is_named_alone(clinic: Clinic, spoil: Any, check: str) -> None:
+    clinic.proxy.spoil = spoil
+    visit = clinic.visit()
+    assert list(visit.trouble) == [check]
+    assert "proxy" in visit.trouble[check]["advice"]
+
+
+def test_a_door_that_stands_open_is_wrong(clinic: Clinic) -> None:
+    async def open_door(request: web.Request) -> web.StreamResponse:
+        ours = {"status": "ok"} if request.path == "/health" else {"ignored": checkup_url.IGNORED}
+        return web.json_response(ours, status=204 if request.path == "/status" else 200)
+
+    clinic.proxy.answer = open_door
+    visit = clinic.visit()
+    assert set(visit.trouble) == {"unproved requests", "Twilio's questions"}
+    assert "anybody" in visit.trouble["unproved requests"]["found"]
+
+
+# --- the doctor itself --------------------------------------------------------------------------------------------------
+
+
+def test_hosts_that_hang_are_named_and_soon(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "READ_SECONDS", 0.2)
+    monkeypatch.setattr(checkup_twilio, "READ_SECONDS", 0.2)
+    monkeypatch.setattr(checkup_url, "TIMEOUT", 0.2)
+    gone = asyncio.Event
+
+    async def hang(_: web.Request) -> web.StreamResponse:
+        await asyncio.wait_for(gone().wait(), 0.8)
+        raise AssertionError
+
+    host = Proxy()
+    host.answer = hang
+    with Server(host.app) as server:
+        began = time.monotonic()
+        visit = clinic.visit(SUPABASE_URL=server.url, TWILIO_API_BASE_URL=server.url, API_BASE_URL=server.url)
+    assert set(visit.trouble) == {"database", "Twilio account", "public address"}
+    assert all("in time" in found["found"] for found in visit.trouble.values())
+    assert time.monotonic() - began < 10
+
+
+def test_a_part_that_never_ends_is_left_behind(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+    never = threading.Event()
+
+    def check_twilio(*_: object) -> Iterator[Any]:
+        never.wait(20)
+        yield from ()
+
+    monkeypatch.setattr(function.doctor, "PATIENCE_SECONDS", 3.0)
+    monkeypatch.setattr(function.doctor, "check_twilio", check_twilio)
+    visit = clinic.visit()
+    never.set()
+    assert list(visit.trouble) == ["Twilio"]
+    assert visit.state("public address") == "ok"
+
+
+def test_a_doctor_who_stumbles_says_so_and_goes_on(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check_public_url(*_: object) -> Iterator[Any]:
+        raise ZeroDivisionError("oh")
+        yield
+
+    monkeypatch.setattr(function.doctor, "check_public_url", check_public_url)
+    visit = clinic.visit()
+    assert list(visit.trouble) == ["public address"]
+    assert visit.state("clock") == "ok"
+
+
+def test_wrong_scripts_are_named(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scripts() -> None:
+        raise ScriptError("scripts are wrong:\n  demo.toml: greeting: too long")
+
+    monkeypatch.setattr(function.doctor, "Scripts", scripts)
+    visit = clinic.visit()
+    assert list(visit.trouble) == ["scripts"]
+    assert "demo.toml: greeting" in visit.trouble["scripts"]["found"]
+
+
+@pytest.mark.parametrize("url", ["https://127.0.0.1:9", "https://10.0.0.1", "https://localhost", "https://function"])
+def test_an_address_that_twilio_cannot_reach_is_wrong_even_where_we_can(url: str) -> None:
+    (finding, *rest) = checkup_url.check_public_url(settings(API_BASE_URL=url), {})
+    assert (finding.state, {skipped.state for skipped in rest}) == ("wrong", {"skipped"})
+    assert "Twilio cannot reach it" in finding.found
+
+
+def test_a_certificate_that_is_not_valid_is_told_apart() -> None:
+    with tls_server() as url, pytest.raises(httpx.ConnectError) as refused:
+        httpx.get(url, timeout=5)
+    assert "certificate is not valid for us: self-signed" in why_no_answer(refused.value)
+
+
+def test_an_address_with_a_long_number_in_it_can_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = settings(API_BASE_URL="https://calls-123456789012.us-east1.run.app")
+    finding = wrong(
+        "check", f"no {ours.api_base_url}/ for +14155550100", f"set {ours.api_base_url}/, {ours.dispatch_secrets[0]}"
+    )
+    hidden = function.doctor._hide(finding, ours)
+    assert hidden.found == f"no {ours.api_base_url}/ for +1*******00"
+    assert hidden.advice == f"set {ours.api_base_url}/, [secret]"
+
+
+@pytest.mark.parametrize(
+    ("claims", "said"),
+    [
+        ({"role": "anon"}, "is the anon key"),
+        ({"role": "service_role", "ref": "abcdefghijklmnopqrst"}, "of the project abcdefghijklmnopqrst"),
+        ({"role": "service_role", "exp": 1700000001}, "has expired"),
+        ({"role": "service_role", "ref": "zyxwvutsrqponmlkjihg"}, ""),
+    ],
+)
+def test_a_legacy_key_tells_whose_it_is(claims: dict[str, Any], said: str) -> None:
+    ours = settings(
+        SUPABASE_URL="https://zyxwvutsrqponmlkjihg.supabase.co", SUPABASE_SERVICE_KEY=mint("x" * 64, claims)
+    )
+    assert said in what_key(ours)
+    assert bool(what_key(ours)) == bool(said)
+
+
+def test_the_doctor_knows_every_migration() -> None:
+    names = dict(file.stem.split("_", 1) for file in sorted(FOLDER.glob("*.sql")))
+    assert names == MIGRATIONS, "add the new migration to MIGRATIONS in shared/checkup_schema.py"
+
+
+def test_the_doctor_knows_every_function_that_the_code_calls() -> None:
+    methods = [name for name, _ in inspect.getmembers(jobs.Jobs, inspect.isfunction) if not name.startswith("_")]
+    called = called_functions()
+    assert len(called) == len(methods)
+    assert called["refuse_call"] == {"p_attempt", "p_code", "p_reason", "p_slot_s"}

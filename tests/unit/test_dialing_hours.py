@@ -1,0 +1,160 @@
+"""The hours once more, where a call is placed: the last one before they end, and those that wait in Twilio's queue."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+from unittest.mock import create_autospec
+
+import pytest
+
+from shared import dispatcher
+from shared.dispatcher import Dispatcher, Since
+from shared.jobs import Jobs
+from shared.models import Attempt, Claimed, ClaimedJob, LiveCall, LiveJob, OpenCall, Placed, TwilioCall
+from shared.screening import Refusal
+from shared.telephony import Telephony
+from tests.unit.examples import settings
+
+SAN_FRANCISCO = "+14155550100"
+SID = "CA" + "0" * 32
+CLOSES = datetime(2026, 6, 18, 3, tzinfo=UTC)  # 20:00 there
+OPENS = datetime(2026, 6, 18, 16, tzinfo=UTC)  # 09:00 there
+SECOND = timedelta(seconds=1)
+
+
+class World:
+    """The dispatcher between a job table and a Twilio that do as they are told here; `now` is everybody's time."""
+
+    def __init__(self, now: datetime) -> None:
+        self.now = now
+        self.jobs = create_autospec(Jobs, instance=True)
+        self.telephony = create_autospec(Telephony, instance=True)
+        self.dispatcher = Dispatcher(settings(), cast(Any, self.jobs), cast(Any, self.telephony))
+        self.jobs.accept.return_value = LiveCall(then="keep", state="accepted", call_status="queued", job=None)
+        self.jobs.record_status.return_value = LiveCall(
+            then="keep", state="accepted", call_status="queued",
+            job=LiveJob(id=7, status="calling", first_name=None, signup_mode="default", metadata={}),
+        )  # fmt: skip
+
+    def dial(self, queue_s: float = 0.0, answers_after_s: float = 0.0, number: str = SAN_FRANCISCO) -> str:
+        job = ClaimedJob(
+            id=7, user_id=uuid.uuid4(), phone_number=number, phone_e164=number,
+            first_name=None, signup_mode="default", metadata={},
+        )  # fmt: skip
+
+        def claim(attempt: uuid.UUID, *_: object, **__: object) -> Claimed:
+            return Claimed(outcome="claimed", job=job, attempt=Attempt(id=attempt, number=1), now=self.now)
+
+        def place(*_: object) -> Placed:
+            self.now += timedelta(seconds=answers_after_s)
+            return Placed(SID, queue_s)
+
+        self.jobs.claim.side_effect = claim
+        self.telephony.place.side_effect = place
+        return self.dispatcher.dial_one().did
+
+    def look_after(self, status: str, put_off: bool = False) -> None:
+        self.jobs.claim_open.return_value = OpenCall(
+            outcome="ask", state="accepted", attempt=uuid.uuid4(), job_id=7, call_sid=SID, phone_e164=SAN_FRANCISCO,
+            started_at=self.now, asked_at=self.now, end=False, put_off=put_off, lease_ran_out=False,
+        )  # fmt: skip
+        self.telephony.fetch.return_value = TwilioCall(SID, cast(Any, status), self.now, None, None)
+        self.dispatcher.look_after_one()
+
+    @property
+    def put_off_until(self) -> datetime | None:
+        return self.jobs.put_off.call_args.kwargs["not_before"] if self.jobs.put_off.called else None
+
+    @property
+    def canceled(self) -> bool:
+        return bool(self.telephony.cancel.called)
+
+
+@pytest.fixture
+def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[datetime], World]:
+    def at(now: datetime) -> World:
+        world = World(now)
+        monkeypatch.setattr(Since, "now", lambda: Since(world.now.timestamp(), world.now.timestamp()))
+        return world
+
+    return at
+
+
+def test_no_call_is_begun_in_the_last_half_minute(at: Callable[[datetime], World]) -> None:
+    world = at(CLOSES - 30 * SECOND)
+    assert world.dial() == "put_off"
+    assert not world.telephony.place.called
+    assert world.jobs.release.call_args.kwargs["not_before"] == OPENS
+    assert world.jobs.release.call_args.kwargs["slot_s"] == 1.0
+
+
+def test_who_is_refused_before_twilio_is_asked_gives_the_slot_back(at: Callable[[datetime], World]) -> None:
+    world = at(CLOSES - 3600 * SECOND)
+    assert world.dial(number="+19005550100") == "refused"
+    assert not world.telephony.place.called
+    refused = world.jobs.refuse.call_args.kwargs
+    assert (refused["code"], refused["slot_s"]) == ("premium_rate", 1.0)
+
+
+def test_until_then_calls_are_begun(at: Callable[[datetime], World]) -> None:
+    world = at(CLOSES - 31 * SECOND)
+    assert world.dial() == "called"
+    assert not world.jobs.put_off.called
+
+
+def test_a_call_that_would_leave_twilios_queue_too_late_is_taken_back(at: Callable[[datetime], World]) -> None:
+    world = at(CLOSES - 60 * SECOND)
+    assert world.dial(queue_s=61) == "called"
+    assert world.put_off_until == OPENS
+    assert world.canceled
+
+
+def test_a_call_that_leaves_it_in_time_is_not(at: Callable[[datetime], World]) -> None:
+    world = at(CLOSES - 60 * SECOND)
+    assert world.dial(queue_s=59) == "called"
+    assert not world.canceled
+
+
+def test_the_time_that_twilio_took_to_answer_counts(at: Callable[[datetime], World]) -> None:
+    world = at(CLOSES - 60 * SECOND)
+    assert world.dial(queue_s=50, answers_after_s=15) == "called"
+    assert world.put_off_until == OPENS
+
+
+def test_a_call_is_canceled_only_when_the_database_agrees(at: Callable[[datetime], World]) -> None:
+    world = at(CLOSES - 60 * SECOND)
+    world.jobs.put_off.return_value = False
+    assert world.dial(queue_s=61) == "called"
+    assert not world.canceled
+
+
+def test_a_call_without_any_right_moment_after_the_queue_is_taken_back_too(
+    at: Callable[[datetime], World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = at(CLOSES - 60 * SECOND)
+    never = Refusal("no_calling_hours", "no moment is right")
+    monkeypatch.setattr(dispatcher, "hours", lambda *given: never if given[-1] > CLOSES else None)
+    assert world.dial(queue_s=61) == "called"
+    assert world.put_off_until == CLOSES + SECOND  # when it is screened again, and refused
+    assert world.canceled
+
+
+def test_the_sweep_takes_back_what_may_leave_the_queue_before_its_next_look(at: Callable[[datetime], World]) -> None:
+    world = at(CLOSES - 100 * SECOND)
+    world.look_after("queued")
+    assert (world.put_off_until, world.canceled) == (OPENS, True)
+    early = at(CLOSES - 130 * SECOND)
+    early.look_after("queued")
+    assert not early.canceled
+
+
+@pytest.mark.parametrize(("status", "canceled"), [("queued", True), ("ringing", False), ("in-progress", False)])
+def test_what_was_put_off_is_canceled_while_it_is_in_the_queue(
+    at: Callable[[datetime], World], status: str, canceled: bool
+) -> None:
+    world = at(CLOSES - 3600 * SECOND)  # by a pause, at a good hour
+    world.look_after(status, put_off=True)
+    assert world.canceled is canceled

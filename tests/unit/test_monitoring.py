@@ -1,0 +1,361 @@
+"""Metrics, alerts and runbook: files that gcloud takes, and that speak of each other and of the code as they are."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from pydantic import BaseModel, ConfigDict, Field
+
+from function import sweep
+from shared.models import Stats
+from tests.sandbox.cloud_logging import BadFilter, entry_of, extract, matches
+
+ROOT = Path(__file__).parents[2]
+MONITORING = ROOT / "shared" / "monitoring"
+METRICS = sorted((MONITORING / "metrics").iterdir())
+ALERTS = sorted((MONITORING / "alerts").iterdir())
+README = (MONITORING / "README.md").read_text()
+RUNBOOK = dict(re.findall(r"^### (.+?)\n\n(.*?)(?=\n### |\Z)", README, re.MULTILINE | re.DOTALL))
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+# --- https://cloud.google.com/logging/docs/reference/v2/rest/v2/projects.metrics: what of it we use ---------------------
+
+
+class Label(_Message):
+    key: str
+    valueType: Literal["STRING", "BOOL", "INT64"]
+    description: str
+
+
+class MetricDescriptor(_Message):
+    metricKind: Literal["DELTA"]
+    valueType: Literal["INT64", "DISTRIBUTION"]
+    unit: Literal["1", "s"]
+    labels: list[Label] = []
+
+
+class ExplicitBuckets(_Message):
+    bounds: list[float] = Field(strict=False, min_length=1)
+
+
+class BucketOptions(_Message):
+    explicitBuckets: ExplicitBuckets
+
+
+class LogMetric(_Message):
+    description: str
+    filter: str = Field(max_length=20_000)
+    metricDescriptor: MetricDescriptor
+    valueExtractor: str | None = Field(default=None, pattern=r"^EXTRACT\(jsonPayload\.[a-z0-9_.]+\)$")
+    labelExtractors: dict[str, str] = {}
+    bucketOptions: BucketOptions | None = None
+
+
+# --- https://cloud.google.com/monitoring/api/ref_v3/rest/v3/projects.alertPolicies: likewise ----------------------------
+
+
+class Aggregation(_Message):
+    alignmentPeriod: str = Field(pattern=r"^\d+s$")
+    perSeriesAligner: Literal["ALIGN_DELTA", "ALIGN_PERCENTILE_99"]
+    crossSeriesReducer: Literal["REDUCE_SUM", "REDUCE_MAX"]
+
+
+class Trigger(_Message):
+    count: Literal[1]
+
+
+class MetricAbsence(_Message):
+    filter: str = Field(max_length=2048)
+    aggregations: list[Aggregation]
+    duration: str = Field(pattern=r"^\d+s$")
+    trigger: Trigger
+
+
+class MetricThreshold(MetricAbsence):
+    comparison: Literal["COMPARISON_GT", "COMPARISON_LT"]
+    thresholdValue: float = Field(strict=False)
+
+
+class Condition(_Message):
+    displayName: str
+    conditionAbsent: MetricAbsence | None = None
+    conditionThreshold: MetricThreshold | None = None
+
+
+class Documentation(_Message):
+    content: str = Field(max_length=8192)
+    mimeType: Literal["text/markdown"]
+
+
+class AlertStrategy(_Message):
+    autoClose: str = Field(pattern=r"^\d+s$")
+
+
+class AlertPolicy(_Message):
+    displayName: str
+    severity: Literal["CRITICAL", "ERROR", "WARNING"]
+    combiner: Literal["OR"]
+    conditions: list[Condition] = Field(min_length=1, max_length=6)
+    documentation: Documentation
+    alertStrategy: AlertStrategy
+
+
+def metric(file: Path) -> LogMetric:
+    return LogMetric.model_validate_json(file.read_bytes())
+
+
+def alert(file: Path) -> AlertPolicy:
+    return AlertPolicy.model_validate_json(file.read_bytes())
+
+
+def conditions(policy: AlertPolicy) -> list[MetricAbsence]:
+    return [c for c in (c.conditionAbsent or c.conditionThreshold for c in policy.conditions) if c is not None]
+
+
+def threshold(name: str) -> float:
+    (condition,) = conditions(alert(MONITORING / "alerts" / f"{name}.json"))
+    assert isinstance(condition, MetricThreshold)
+    return condition.thresholdValue
+
+
+def counted(condition: MetricAbsence) -> str:
+    (type_,) = re.findall(r'metric\.type="([^"]+)"', condition.filter)
+    return str(type_)
+
+
+def name_of(path: Path) -> str:
+    return path.stem
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", METRICS, ids=name_of)
+def test_a_metric_counts_lines_or_has_all_that_a_distribution_needs(file: Path) -> None:
+    described = metric(file)
+    distribution = described.metricDescriptor.valueType == "DISTRIBUTION"
+    assert (described.valueExtractor is not None) == (described.bucketOptions is not None) == distribution
+    assert {label.key for label in described.metricDescriptor.labels} == set(described.labelExtractors)
+    assert file.suffix == ".json"
+    assert re.fullmatch(r"call_dispatcher_[a-z_]+", file.stem)
+
+
+@pytest.mark.parametrize("file", METRICS, ids=name_of)
+def test_what_a_distribution_extracts_is_what_its_filter_found_to_be_a_number(file: Path) -> None:
+    described = metric(file)
+    if described.valueExtractor:
+        assert f"{described.valueExtractor[8:-1]}>=0" in described.filter
+
+
+def test_a_sweep_logs_every_statistic_that_a_metric_reads() -> None:
+    fields = set(re.findall(r"jsonPayload\.stats\.(\w+)", "".join(file.read_text() for file in METRICS)))
+    assert fields
+    assert fields <= set(Stats.model_fields)
+
+
+# --- alerts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", ALERTS, ids=name_of)
+def test_an_alert_watches_metrics_that_are_there_in_a_way_that_fits_them(file: Path) -> None:
+    for condition in conditions(alert(file)):
+        (aggregation,) = condition.aggregations
+        type_ = counted(condition)
+        assert condition.filter.count("resource.type=") == 1
+        if type_.startswith("logging.googleapis.com/user/"):
+            watched = metric(MONITORING / "metrics" / f"{type_.rpartition('/')[2]}.json")
+            distribution = watched.metricDescriptor.valueType == "DISTRIBUTION"
+            assert (aggregation.perSeriesAligner == "ALIGN_PERCENTILE_99") == distribution
+            assert (aggregation.crossSeriesReducer == "REDUCE_MAX") == distribution
+            if distribution and watched.bucketOptions and isinstance(condition, MetricThreshold):
+                # Else a value just below the threshold would be taken for one above it, or the other way round.
+                assert condition.thresholdValue in watched.bucketOptions.explicitBuckets.bounds
+        else:
+            assert type_ == "run.googleapis.com/request_count"
+
+
+def test_every_metric_is_watched() -> None:
+    watched = {counted(condition).rpartition("/")[2] for file in ALERTS for condition in conditions(alert(file))}
+    assert {file.stem for file in METRICS} == watched - {"request_count"}
+
+
+def test_durations_are_such_as_the_api_takes() -> None:
+    for condition in itertools.chain.from_iterable(conditions(alert(file)) for file in ALERTS):
+        for period in (condition.duration, *(a.alignmentPeriod for a in condition.aggregations)):
+            assert int(period[:-1]) % 60 == 0
+        assert int(condition.aggregations[0].alignmentPeriod[:-1]) >= 60
+        assert isinstance(condition, MetricThreshold) or int(condition.duration[:-1]) >= 120
+
+
+def test_the_alerts_and_the_sweeps_severity_draw_the_same_lines() -> None:
+    assert threshold("job_late") == sweep.LATE_SECONDS == 300
+    assert threshold("long_in_doubt") == sweep.DOUBT_SECONDS == 900
+    assert threshold("ceiling_near") == sweep.NEAR_THE_CEILING == 0.8
+    absent, none_in_them = conditions(alert(MONITORING / "alerts" / "no_sweep.json"))
+    assert (absent.duration, none_in_them.aggregations[0].alignmentPeriod) == ("300s", "300s")
+
+
+# --- runbook ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", ALERTS, ids=name_of)
+def test_an_alert_brings_its_entry_of_the_runbook_with_it(file: Path) -> None:
+    policy = alert(file)
+    title = policy.displayName.removeprefix("Call dispatcher: ")
+    title = title[0].upper() + title[1:]
+    assert policy.documentation.content == RUNBOOK[title].strip(), (
+        "copy the entry from README.md to documentation.content"
+    )
+    assert "${" not in policy.documentation.content  # Cloud Monitoring would fill it in
+
+
+def test_the_runbook_has_an_entry_for_each_alert_and_no_other() -> None:
+    assert {f"call dispatcher: {title}".lower() for title in RUNBOOK} == {
+        alert(file).displayName.lower() for file in ALERTS
+    }
+
+
+def test_an_entry_refers_to_entries_that_are_there() -> None:
+    referred = set(re.findall(r'see "([^"]+)"', README))
+    assert referred
+    assert referred <= set(RUNBOOK)
+
+
+def test_the_readme_counts_right() -> None:
+    assert f"shows {len(METRICS)} names" in README
+    assert f"displayName)'` {len(ALERTS)}." in README
+
+
+def test_every_kind_of_line_is_in_the_table_and_every_kind_in_it_is_logged() -> None:
+    sources = [*(ROOT / "function").glob("*.py"), *(ROOT / "shared").glob("*.py")]
+    assignments = re.findall(r"\bkind ?= ?([^\n]+)", "".join(file.read_text() for file in sources))
+    logged = {
+        kind for text in assignments for kind in re.findall(r'"([a-z_]+)"(?=,|\)|\}| if |$)', text.split(", code=")[0])
+    }
+    assert set(re.findall(r"^\| `([a-z_]+)` \|", README, re.MULTILINE)) - {"kind"} == logged
+
+
+def test_the_image_does_not_hold_them() -> None:
+    assert "shared/monitoring" in (ROOT / ".dockerignore").read_text().split()
+
+
+# --- how loud a sweep is ----------------------------------------------------------------------------------------------
+
+CALM: dict[str, Any] = {
+    name: {} if name == "failures_24h" else False if name == "paused" else None if "pause" in name else 0
+    for name in Stats.model_fields
+}
+
+
+@pytest.mark.parametrize(
+    ("now", "day_used", "severity"),
+    [
+        ({}, None, "INFO"),
+        ({"queued": 9, "due": 9, "oldest_due_s": 300, "failed_24h": 5, "failures_24h": {"busy": 5}}, 0.79, "INFO"),
+        ({"in_doubt": 1, "oldest_doubt_s": 900}, None, "WARNING"),
+        ({"held_by_prefix": 1}, None, "ERROR"),
+        ({"missed_signups": 1}, None, "WARNING"),
+        ({"halts": 1}, None, "WARNING"),
+        ({"paused": True, "paused_by": "hand", "oldest_due_s": 9000}, None, "WARNING"),
+        ({}, 0.8, "WARNING"),
+        ({"due": 1, "oldest_due_s": 301}, None, "ERROR"),
+        ({"in_doubt": 1, "oldest_doubt_s": 901}, None, "ERROR"),
+        ({"live_duplicates": 1}, None, "ERROR"),
+        ({"paused": True, "paused_by": "halt", "halts": 1}, None, "ERROR"),
+    ],
+)
+def test_a_sweep_is_as_loud_as_what_it_found(now: dict[str, Any], day_used: float | None, severity: str) -> None:
+    assert logging.getLevelName(sweep.severity(Stats.model_validate(CALM | now), day_used)) == severity
+
+
+# --- the stand-in for Cloud Logging's filters, and gcloud itself --------------------------------------------------------
+
+LINE = entry_of('{"severity": "INFO", "message": "m", "time": "t", "kind": "a", "n": 1, "b": false, "none": null}')
+
+
+@pytest.mark.parametrize(
+    ("filter_", "holds"),
+    [
+        ('resource.type="cloud_run_revision" AND jsonPayload.kind="a"', True),
+        ('resource.type="cloud_run_revision" AND jsonPayload.kind="b"', False),
+        ("jsonPayload.n>=1", True),
+        ("jsonPayload.n>=1.5", False),
+        ("jsonPayload.none>=0", False),
+        ("jsonPayload.other>=0", False),
+        ("jsonPayload.b=false", True),
+        ("jsonPayload.n=true", False),
+        ('severity="INFO"', True),
+        ('jsonPayload.severity="INFO"', False),
+    ],
+)
+def test_the_stand_in_reads_filters(filter_: str, holds: bool) -> None:
+    assert matches(LINE, filter_) is holds
+
+
+@pytest.mark.parametrize("filter_", ["", 'jsonPayload.kind="a" OR x=1', "jsonPayload.kind=a", "kind", 'x>="a"'])
+def test_the_stand_in_refuses_what_it_does_not_know(filter_: str) -> None:
+    with pytest.raises(BadFilter):
+        matches(LINE, filter_)
+
+
+def test_a_field_that_is_not_there_is_none() -> None:
+    assert extract(LINE, "jsonPayload.kind.of") is None
+
+
+GCLOUD_READS_THEM = """
+import json, sys
+from pathlib import Path
+sys.path[:0] = [sys.argv[1] + "/lib/third_party", sys.argv[1] + "/lib"]
+from apitools.base.py import encoding
+from googlecloudsdk.generated_clients.apis.logging.v2 import logging_v2_messages as logging
+from googlecloudsdk.generated_clients.apis.monitoring.v3 import monitoring_v3_messages as monitoring
+
+def unknown(message):
+    yield from message.all_unrecognized_fields()
+    for field in message.all_fields():
+        value = getattr(message, field.name)
+        for part in value if isinstance(value, list) else [value]:
+            if hasattr(part, "all_fields"):
+                yield from unknown(part)
+
+for file in map(Path, sys.argv[2:]):
+    given = json.loads(file.read_text())
+    if file.parent.name == "metrics":
+        read = encoding.DictToMessage(given, logging.LogMetric)
+    else:
+        read = encoding.PyValueToMessage(monitoring.AlertPolicy, given)
+    assert not list(unknown(read)), (file, list(unknown(read)))
+    assert encoding.MessageToPyValue(read) == given, file
+print("read", len(sys.argv) - 2)
+"""
+
+
+def test_gclouds_own_messages_read_every_file_whole() -> None:
+    gcloud = shutil.which("gcloud")
+    if gcloud is None:
+        pytest.skip("gcloud is not installed here")
+    sdk = Path(gcloud).resolve().parents[1]
+    if not (sdk / "lib" / "googlecloudsdk" / "generated_clients").is_dir():
+        pytest.skip("this gcloud does not show its message classes")
+    files = [str(file) for file in (*METRICS, *ALERTS)]
+    command = [sys.executable, "-I", "-c", GCLOUD_READS_THEM, str(sdk), *files]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"read {len(files)}\n", done.stderr
+
+
+def test_every_file_is_json_as_we_write_it() -> None:
+    for file in (*METRICS, *ALERTS):
+        assert file.read_text() == json.dumps(json.loads(file.read_text()), indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,59 @@
+"""A webhook waits for its turn to call, for a moment; of a crowd only a few do, and the sweep takes the others."""
+
+from __future__ import annotations
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import islice
+from typing import Any, cast
+
+import pytest
+
+from function import webhook
+from function.webhook import WAITING_AT_MOST, handle
+from shared.dispatcher import Dispatcher
+from shared.models import Step
+
+CROWD = 4 * WAITING_AT_MOST
+
+
+class Busy:
+    """The pace lets nobody through at once, and everybody who asks a second time. None is answered before all have asked."""
+
+    def __init__(self, crowd: int, wait_s: float = 0.05) -> None:
+        self._all_asked = threading.Barrier(crowd)
+        self._wait_s = wait_s
+        self._seen: set[int] = set()
+
+    def dial_one(self, job_id: int) -> Step:
+        if job_id in self._seen:
+            return Step("called", job_id)
+        self._seen.add(job_id)
+        self._all_asked.wait(30)
+        return Step("waiting", job_id, wait_s=self._wait_s)
+
+
+def post(job_id: int, busy: Busy) -> Any:
+    body = {"type": "INSERT", "schema": "public", "table": "outbound_call_jobs", "record": {"id": job_id}}
+    return handle(json.dumps(body).encode(), cast(Dispatcher, busy))["did"]
+
+
+def test_one_that_comes_too_early_waits_and_is_called() -> None:
+    assert post(1, Busy(crowd=1)) == "called"
+
+
+def test_one_that_would_wait_for_long_is_left_to_the_sweep() -> None:
+    assert post(1, Busy(crowd=1, wait_s=webhook.PATIENCE_SECONDS)) == "waiting"
+
+
+def test_of_a_crowd_only_a_few_wait_so_that_twilio_finds_somebody_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave = threading.Event()
+    monkeypatch.setattr("function.webhook.time.sleep", lambda _s: leave.wait(30))
+    busy = Busy(CROWD)
+    with ThreadPoolExecutor(CROWD) as threads:
+        answers = [threads.submit(post, job_id, busy) for job_id in range(1, CROWD + 1)]
+        first = islice(as_completed(answers, timeout=30), CROWD - WAITING_AT_MOST)
+        assert {answer.result() for answer in first} == {"waiting"}
+        leave.set()
+    assert [answer.result() for answer in answers].count("called") == WAITING_AT_MOST
