@@ -20,9 +20,9 @@ from typing import Final
 from urllib.parse import quote
 
 from shared.checkup import Clocks, Finding, SetupFacts, ok, skipped, warning, wrong
-from shared.checkup_database import look
-from shared.checkup_twilio import check_twilio
-from shared.checkup_url import check_public_url, check_vault_url
+from shared.checkup.database import look
+from shared.checkup.twilio import check_twilio
+from shared.checkup.url import check_public_url, check_vault_url
 from shared.logs import mask_phone
 from shared.screening import Refusal, screen
 from shared.scripts import ScriptError, Scripts

@@ -229,8 +229,13 @@ def _turns(zone: ZoneInfo, start: time, day: date) -> frozenset[datetime]:
 
     before = datetime.combine(day, time(0), UTC)
     after = before + _DAY
-    dates = (day - _DAY, day, day + _DAY)  # some part of each may be this day of UTC
-    shown = {datetime.combine(d, start.replace(fold=fold), zone).astimezone(UTC) for d in dates for fold in (0, 1)}
+    dates = (
+        day - _DAY,
+        day,
+        day + _DAY,
+    )  # some part of each may be this day of UTC; what is of another day is left to it
+    starts = {datetime.combine(d, start.replace(fold=fold), zone).astimezone(UTC) for d in dates for fold in (0, 1)}
+    shown = {moment for moment in starts if before <= moment < after}
     if offset(before) == offset(after):
         return frozenset(shown)
     while after - before > _SECOND:  # no zone changes its clocks twice in a day, nor within a second

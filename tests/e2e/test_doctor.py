@@ -17,10 +17,13 @@ from aiohttp import web
 
 import function.doctor
 from function.doctor import main
-from shared import checkup_database, checkup_twilio, checkup_url, jobs
+from shared import jobs
+from shared.checkup import database as checkup_database
+from shared.checkup import twilio as checkup_twilio
+from shared.checkup import url as checkup_url
 from shared.checkup import why_no_answer, wrong
-from shared.checkup_schema import MIGRATIONS, called_functions
-from shared.checkup_silence import what_key
+from shared.checkup.schema import MIGRATIONS, called_functions
+from shared.checkup.silence import what_key
 from shared.scripts import ScriptError
 from tests.e2e.clinic import Clinic, Passing, Proxy, open_clinic, says, tls_server
 from tests.sandbox.database import MIGRATIONS as FOLDER
@@ -728,7 +731,7 @@ def test_a_legacy_key_tells_whose_it_is(claims: dict[str, Any], said: str) -> No
 
 def test_the_doctor_knows_every_migration() -> None:
     names = dict(file.stem.split("_", 1) for file in sorted(FOLDER.glob("*.sql")))
-    assert names == MIGRATIONS, "add the new migration to MIGRATIONS in shared/checkup_schema.py"
+    assert names == MIGRATIONS, "add the new migration to MIGRATIONS in shared/checkup/schema.py"
 
 
 def test_the_doctor_knows_every_function_that_the_code_calls() -> None:

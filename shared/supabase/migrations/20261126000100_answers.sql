@@ -1,5 +1,7 @@
 -- What a call learns: answers by key, the opt-out key, who picked up, and all of it in one row for whoever reads it.
 
+set local lock_timeout = '2s';  -- rather fail, and be pushed again, than let sign-ups and callbacks wait behind us
+
 create table public.outbound_call_answers (
   job_id      bigint not null references public.outbound_call_jobs (id) on delete cascade,
   question    text not null check (length(question) between 1 and 64),

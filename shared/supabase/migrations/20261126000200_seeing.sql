@@ -1,6 +1,8 @@
 -- Seeing what goes on, and saying by hand what should: statistics for the sweep's log and for people, clear errors, and a comment
 -- on each function where Studio shows it.
 
+set local lock_timeout = '2s';  -- rather fail, and be pushed again, than let sign-ups and callbacks wait behind us
+
 -- What call_stats_by_hour reads of the calls that no cap counts; the others have outbound_call_attempts_per_day.
 create index outbound_call_attempts_uncounted on public.outbound_call_attempts (started_at)
   where state in ('refused', 'absent') or put_off_until is not null;
@@ -407,10 +409,8 @@ comment on function public.refuse_call(uuid, text, text, text, double precision)
 comment on function public.doubt_call(uuid, text, text, double precision) is 'For the dispatcher: Twilio may or may not have taken the call.';
 comment on function public.put_off_call(uuid, timestamptz, text, text) is
   'For the dispatcher: a call that waits in Twilio''s queue must not ring now.';
-comment on function public.record_call_status(uuid, text, text, double precision, double precision[], text, int, int, text, text) is
+comment on function public.record_call_status is
   'For the dispatcher: what Twilio says about a call, in any order.';
-comment on function public.record_call_answer(uuid, text, double precision, text, text, text, boolean) is
-  'For /voice: what a person has pressed, or that they are never to be called again.';
 comment on function public.claim_open_call(double precision, double precision, double precision) is
   'For the sweep: the next call in doubt, without news or one too many.';
 comment on function public.settle_call(uuid, timestamptz, jsonb, double precision, double precision, double precision, double precision[], boolean) is

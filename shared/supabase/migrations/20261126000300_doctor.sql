@@ -1,6 +1,8 @@
 -- What the doctor (python -m function.doctor) wants to know of a database. Facts only: what they mean is judged in Python.
 -- Nothing here writes, and a part that cannot be read becomes an "error" in its place, never a failure of the whole.
 
+set local lock_timeout = '2s';  -- rather fail, and be pushed again, than let sign-ups and callbacks wait behind us
+
 -- The versions that `supabase db push` has written down; null where it never ran, or where we may not read them.
 create function private.migration_versions() returns jsonb
 language plpgsql stable set search_path = '' as $$

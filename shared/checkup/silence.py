@@ -11,7 +11,7 @@ from postgrest.exceptions import APIError
 from pydantic import ValidationError
 
 from shared.checkup import Finding, ok, why_no_answer, wrong
-from shared.checkup_schema import PUSH
+from shared.checkup.schema import PUSH
 from shared.jobs import Jobs, JobsUnavailable
 from shared.settings import Settings
 

@@ -21,8 +21,8 @@ from shared.checkup import (
     warning,
     wrong,
 )
-from shared.checkup_schema import check_schema
-from shared.checkup_silence import KEY, PROJECT, explain_silence
+from shared.checkup.schema import check_schema
+from shared.checkup.silence import KEY, PROJECT, explain_silence
 from shared.jobs import Jobs, JobsUnavailable, connect
 from shared.settings import Settings
 

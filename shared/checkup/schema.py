@@ -16,6 +16,8 @@ MIGRATIONS: Final = {
     "20261124000500": "signup",
     "20261124000600": "operate",
     "20261124000800": "forget",
+    "20261126000100": "answers",
+    "20261126000200": "seeing",
     "20261126000300": "doctor",
 }
 """What shared/supabase/migrations holds, for the image does not hold it. A test compares; add each new one here."""
@@ -28,6 +30,7 @@ TRIGGERS: Final = {
     "on_auth_user_marked_deleted_onboarding": _USERS,
     "complete_call_job": _JOBS,
     "keep_open_call_job": _JOBS,
+    "summarize_call_job": _JOBS,
     "on_outbound_call_job_created": _JOBS,
 }
 GUARDS: Final = {
@@ -40,11 +43,16 @@ FAST: Final = {
     *("outbound_call_attempts_per_prefix", "outbound_call_attempts_per_day"),
 }
 TABLES: Final = {
-    *("public.outbound_call_jobs", "public.outbound_call_attempts", "public.call_opt_outs"),
+    *(
+        "public.outbound_call_jobs",
+        "public.outbound_call_attempts",
+        "public.outbound_call_answers",
+        "public.call_opt_outs",
+    ),
     *("private.missed_signups", "private.deleted_calls", "private.deleted_users", "private.call_settings"),
 }
 
-PUSH: Final = "supabase link, then: supabase db push --workdir shared"
+PUSH: Final = "supabase link --workdir shared, then: supabase db push --remote --workdir shared"
 
 
 def check_schema(facts: SetupFacts) -> Iterator[Finding]:
