@@ -284,3 +284,6 @@ revoke all on function public.record_call_status(uuid, text, text, double precis
 revoke all on function public.record_call_answer(uuid, text, double precision, text, text, text, boolean) from public, anon, authenticated;
 grant execute on function public.record_call_status(uuid, text, text, double precision, double precision[], text, int, int, text, text) to service_role;
 grant execute on function public.record_call_answer(uuid, text, double precision, text, text, text, boolean) to service_role;
+
+comment on function public.record_call_answer(uuid, text, double precision, text, text, text, boolean) is
+  'For /voice: what a person has pressed, or that their number is never to be called again.';
