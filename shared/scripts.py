@@ -266,6 +266,12 @@ def check(raw: dict[str, Any], mode: str) -> Script | list[str]:
 _PARTS: Final[dict[str, type[_Part]]] = {"script": Script, "opt_out": OptOut, "question": Question, "answer": Answer}
 
 
+_MUST_BE: Final = {
+    "opt_out": "a table [opt_out] with key, say and confirm",
+    "answers": "a table [questions.answers.1] with means, and one more for each other key",
+}
+
+
 def _part(loc: tuple[int | str, ...]) -> Literal["script", "opt_out", "question", "answer"]:
     """Which table of the file this place is in."""
     if len(loc) > 1 and loc[0] == "opt_out":
@@ -292,7 +298,7 @@ def _said(loc: tuple[int | str, ...], kind: str, message: str, context: Mapping[
     """A problem in words for who has never seen Python."""
     match kind:
         case "missing":
-            return "is missing"
+            return f"is missing; it must be {_MUST_BE.get(str(loc[-1]), 'text, in quotes')}"
         case "extra_forbidden":
             allowed = ", ".join(name for name in _PARTS[_part(loc)].model_fields if name != "mode")
             return f"is not a key here; allowed: {allowed}"

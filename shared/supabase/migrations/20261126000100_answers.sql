@@ -34,10 +34,14 @@ $$;
 -- Whether a machine picked up, as far as anyone knows. Detection errs: who presses a key is a person. Called by record_call_status,
 -- record_call_answer and call_answer.
 create function private.is_by_machine(p_attempt public.outbound_call_attempts) returns boolean
-language sql stable set search_path = '' as $$
-  select coalesce(p_attempt.answered_by = 'fax' or p_attempt.answered_by like 'machine%', false)
-     and not exists (select from public.outbound_call_answers a where a.job_id = p_attempt.job_id and a.attempt_id = p_attempt.id)
-     and not private.has_opted_out_by_key(p_attempt)
+language plpgsql stable set search_path = '' as $$
+begin
+  if p_attempt.answered_by = 'fax' or p_attempt.answered_by like 'machine%' then  -- hardly ever: each word of a call comes here
+    return not exists (select from public.outbound_call_answers a where a.job_id = p_attempt.job_id and a.attempt_id = p_attempt.id)
+           and not private.has_opted_out_by_key(p_attempt);
+  end if;
+  return false;
+end
 $$;
 
 -- The summary of a job that is over; null when nobody picked up. Called by summarize_call_job and record_call_answer.
@@ -282,3 +286,6 @@ revoke all on function public.record_call_status(uuid, text, text, double precis
 revoke all on function public.record_call_answer(uuid, text, double precision, text, text, text, boolean) from public, anon, authenticated;
 grant execute on function public.record_call_status(uuid, text, text, double precision, double precision[], text, int, int, text, text) to service_role;
 grant execute on function public.record_call_answer(uuid, text, double precision, text, text, text, boolean) to service_role;
+
+comment on function public.record_call_answer(uuid, text, double precision, text, text, text, boolean) is
+  'For /voice: what a person has pressed, or that their number is never to be called again.';
