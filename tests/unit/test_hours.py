@@ -277,7 +277,7 @@ def test_a_moment_without_a_zone_is_an_error_and_no_guess() -> None:
         ("Australia/Lord_Howe", "08:00-21:00", "2026-10-03 12:00", "2026-10-03 21:00"),
         ("Australia/Lord_Howe", "02:15-03:00", "2026-10-03 15:00", "2026-10-03 15:30"),
         # Havana goes back from 01:00 to midnight, Santiago from midnight to the day before.
-        ("America/Havana", "00:15-00:20", "2026-11-01 04:20", "2026-11-01 05:15"),
+        ("America/Havana", "00:15-00:20", "2025-11-02 04:20", "2025-11-02 05:15"),
         ("America/Santiago", "23:30-23:40", "2026-04-05 02:40", "2026-04-05 03:30"),
         # Kathmandu never changes; it is 05:45 ahead.
         ("Asia/Kathmandu", "08:00-21:00", "2026-03-29 15:15", "2026-03-30 02:15"),
