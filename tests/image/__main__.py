@@ -58,6 +58,7 @@ def main() -> int:
         signal.signal(number, lambda *_: sys.exit(1))  # so that what was started ends
     try:
         prepare()
+        print(f"image-check: what it leaves behind is in {CACHE}", flush=True)
         with alone():
             return check(None if options.no_suite else options.tests)
     except Unable as unable:
@@ -66,8 +67,6 @@ def main() -> int:
     except Broken as broken:
         print(f"image-check: failed: {broken}", flush=True)
         return 1
-    finally:
-        print(f"image-check: what it left behind is in {CACHE}", flush=True)
 
 
 def check(suite: Sequence[str] | None) -> int:
