@@ -48,11 +48,15 @@ format: setup ## let ruff put the code in shape
 sandbox: setup ## a Supabase, a Twilio and the function on this machine, until Ctrl-C
 	@$(BIN)/python -m tests.sandbox $(ARGS)
 
-lock: ## renew both locks from pyproject.toml (needs uv)
+image-check: setup ## build the Dockerfile and try the image, without Docker (root on Debian; TESTS=tests/unit for less)
+	$(BIN)/python -m tests.image $(if $(IF_POSSIBLE),--if-possible) $(TESTS)
+
+lock: ## renew the locks from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra dev -c requirements.txt pyproject.toml -o tests/requirements.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group image -o tests/image/requirements.txt
 
 clean: ## remove what these commands made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
-.PHONY: help setup demo test scripts database-check chaos check format sandbox lock clean
+.PHONY: help setup demo test scripts database-check image-check chaos check format sandbox lock clean

@@ -1,0 +1,1 @@
+"""The image, built and tried on a machine without a Docker engine: make image-check."""

@@ -1,0 +1,99 @@
+"""cloudbuild.yaml and the README's commands, acted out: every script runs in bash, with stand-ins for gcloud, docker and curl.
+
+A stand-in writes down its arguments and prints what the test says. So what is checked is what the shell really would call.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[2]
+STAND_INS = ("gcloud", "docker", "curl", "supabase")
+BUILT_IN = {"PROJECT_ID": "a-project", "PROJECT_NUMBER": "123456789012", "BUILD_ID": "b-1"}
+
+STAND_IN = """#!{python} -IS
+import json, os, sys
+name = os.path.basename(sys.argv[0])
+with open({calls!r}, "a") as calls:
+    calls.write(json.dumps([name, *sys.argv[1:]]) + "\\n")
+for start, answer in {answers!r}:
+    if " ".join([name, *sys.argv[1:]]).startswith(start):
+        print(answer, end="")
+        break
+"""
+
+
+@dataclass(frozen=True)
+class Acted:
+    """What a script did: the commands that it gave, its exit code, and what it printed."""
+
+    commands: list[list[str]]
+    code: int
+    output: str
+
+    def of(self, *start: str) -> list[str]:
+        """The one command that begins with these words."""
+        (found,) = [command for command in self.commands if command[: len(start)] == list(start)]
+        return found
+
+
+def cloudbuild() -> dict[str, Any]:
+    build: dict[str, Any] = YAML(typ="safe").load(ROOT / "cloudbuild.yaml")
+    return build
+
+
+def substitutions(**changed: str) -> dict[str, str]:
+    """As Cloud Build resolves them: `changed` is what `--substitutions` says."""
+    values = {**cloudbuild()["substitutions"], **BUILT_IN, **changed}
+    return {name: substitute(substitute(value, values), values) for name, value in values.items()}
+
+
+def substitute(text: str, values: Mapping[str, str]) -> str:
+    return re.sub(r"\$\{(\w+)\}", lambda name: values[name[1]], text)
+
+
+def scripts() -> dict[str, str]:
+    """The shell of each step, by the step's id."""
+    return {step["id"]: step["script"] for step in cloudbuild()["steps"] if "script" in step}
+
+
+def act(
+    script: str, folder: Path, environ: Mapping[str, str] | None = None, answers: Mapping[str, str] | None = None
+) -> Acted:
+    """Run `script` in `folder`. `answers`: what a command that begins so prints; nothing, unless told."""
+    calls = folder / "calls.jsonl"
+    calls.write_text("")
+    (folder / "bin").mkdir(exist_ok=True)
+    for name in STAND_INS:
+        text = STAND_IN.format(python=sys.executable, calls=str(calls), answers=list((answers or {}).items()))
+        (folder / "bin" / name).write_text(text)
+        (folder / "bin" / name).chmod(stat.S_IRWXU)
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=folder, env={"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", **(environ or {})},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    commands = [json.loads(line) for line in calls.read_text().splitlines()]
+    return Acted(commands, done.returncode, done.stdout + done.stderr)
+
+
+def readme_section(heading: str) -> str:
+    """The README from `## heading` to the next heading of its kind."""
+    text = (ROOT / "README.md").read_text()
+    return text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+
+
+def code_blocks(section: str) -> list[str]:
+    """What stands indented by four, in the order of the page."""
+    blocks = re.findall(r"(?:^ {4}.*\n|^\n(?= {4}))+", section + "\n", flags=re.MULTILINE)
+    return [re.sub(r"^ {4}", "", block, flags=re.MULTILINE).strip("\n") for block in blocks]

@@ -1,0 +1,400 @@
+"""The deployment files hold together: with their schema, with gcloud, with the image and with the settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from function.sweep import _longest_step_s
+from shared.settings import Settings, load_settings
+from tests.unit.deployment import ROOT, Acted, act, cloudbuild, code_blocks, readme_section, scripts, substitutions
+from tests.unit.examples import ENVIRON, settings
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+SETTINGS = {field.upper() for field in Settings.model_fields}
+SECRETS = {"SUPABASE_SERVICE_KEY", "TWILIO_AUTH_TOKEN", "DISPATCH_SECRET"}
+OURS = {
+    "_SUPABASE_URL": "https://abcdefghijklmnopqrst.supabase.co",
+    "_TWILIO_ACCOUNT_SID": "AC" + "0" * 32,
+    "_TWILIO_PHONE_NUMBER": "+14155550199",
+    "_CALL_ONLY_TO": "+14155550123 +14155550124",
+    "_CALL_COUNTRIES": "US,CA",
+    "_MORE_SETTINGS": ";CALL_RING_SECONDS=30;CALL_MAX_ATTEMPTS=2",
+}
+THERE = {
+    "gcloud run services list": "call-dispatcher\n",
+    "gcloud run services describe": "100\tcall-dispatcher-00007-abc\n\tcall-dispatcher-00008-def\n",
+    "gcloud scheduler jobs list": "projects/a-project/locations/europe-west1/jobs/call-dispatcher-sweep\n",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def deploy(step: str, folder: Path, answers: dict[str, str] | None = None) -> Acted:
+    if step == "deploy" and not (folder / "settings.env").exists():
+        deploy("try", folder)
+    acted = act(scripts()[step], folder, substitutions(**OURS), THERE if answers is None else answers)
+    assert acted.code == 0, acted.output
+    return acted
+
+
+def flags(command: list[str]) -> dict[str, str]:
+    return dict(word.split("=", 1) for word in command if word.startswith("--") and "=" in word)
+
+
+def seconds(text: str) -> float:
+    return float(text.removesuffix("s"))
+
+
+# --- valid ----------------------------------------------------------------------------------------------------------------
+
+
+def test_cloudbuild_yaml_keeps_to_cloud_builds_schema() -> None:
+    command = [str(Path(sys.executable).with_name("check-jsonschema")), "--builtin-schema", "vendor.cloudbuild"]
+    done = subprocess.run([*command, ROOT / "cloudbuild.yaml"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("step", scripts())
+def test_every_script_is_bash_and_reads_variables_as_a_script_can(step: str) -> None:
+    script = scripts()[step]
+    assert script.startswith("#!/usr/bin/env bash\nset -euo pipefail\n")
+    assert "$$" not in script  # for a script, Cloud Build replaces nothing: it would be the shell's pid
+    checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, timeout=10)
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_every_substitution_is_used_and_every_variable_is_one() -> None:
+    text = (ROOT / "cloudbuild.yaml").read_text()
+    used = set(re.findall(r"\$\{?(_[A-Z_]+)", text))
+    assert used == set(cloudbuild()["substitutions"])
+
+
+def test_the_steps_go_from_build_to_traffic_and_nothing_is_pushed_untested() -> None:
+    steps = cloudbuild()["steps"]
+    assert [step["id"] for step in steps] == [
+        "build", "test", "try", "push", "deploy", "smoke-test", "traffic", "schedule",
+    ]  # fmt: skip
+    assert steps[3]["waitFor"] == ["test", "try"]
+    assert not any("waitFor" in step for step in steps[4:])  # then each waits for all before it
+
+
+# --- deployed as the code needs it --------------------------------------------------------------------------------------------
+
+
+def test_the_settings_that_are_deployed_are_right_and_each_is_one_of_ours(folder: Path) -> None:
+    deploy("try", folder)
+    lines = [line for line in (folder / "settings.env").read_text().splitlines() if line]
+    environ = dict(line.split("=", 1) for line in lines)
+    assert len(environ) == len(lines)
+    assert set(environ) <= (SETTINGS - SECRETS) | {"THREADS"}
+    secrets = {name: ENVIRON[name] for name in SECRETS}
+    loaded = load_settings(environ={**environ, **secrets})
+    assert loaded.call_only_to == ("+14155550123", "+14155550124")
+    assert (loaded.call_ring_seconds, loaded.call_max_attempts) == (30, 2)
+    assert loaded.sweep_audience == loaded.api_base_url == "https://call-dispatcher-123456789012.europe-west1.run.app"
+
+
+def test_with_the_secrets_every_required_setting_is_deployed(folder: Path) -> None:
+    deploy("try", folder)
+    environ = (folder / "settings.env").read_text()
+    required = {name for name in ENVIRON if name not in SECRETS}
+    assert required <= {line.partition("=")[0] for line in environ.splitlines()}
+
+
+def test_what_cloudbuild_says_of_a_default_is_the_default() -> None:
+    """A number that stands in both places says the same in both, but for the limit, which goes with the scheduler's pace."""
+    said, defaults = substitutions(), settings()
+    for name in ("CALL_HOURS", "CALLS_PER_SECOND", "SWEEP_TIMEOUT_SECONDS", "CALL_LEASE_SECONDS"):
+        assert getattr(settings(**{name: said[f"_{name}"]}), name.lower()) == getattr(defaults, name.lower())
+
+
+def test_secrets_are_pinned_and_nobody_but_the_service_reads_them(folder: Path) -> None:
+    command = deploy("deploy", folder).of("gcloud", "run", "deploy")
+    secrets = dict(pair.split("=") for pair in flags(command)["--set-secrets"].split(","))
+    assert secrets == {
+        "SUPABASE_SERVICE_KEY": "supabase-service-key:1",
+        "TWILIO_AUTH_TOKEN": "twilio-auth-token:1",
+        "DISPATCH_SECRET": "dispatch-secret:1",
+    }
+    assert "availableSecrets" not in cloudbuild()
+
+
+def test_concurrency_is_the_number_of_threads(folder: Path) -> None:
+    threads = re.search(r"THREADS=(\d+)", DOCKERFILE)
+    assert threads is not None
+    assert substitutions()["_CONCURRENCY"] == threads[1]
+    assert flags(deploy("deploy", folder).of("gcloud", "run", "deploy"))["--concurrency"] == threads[1]
+    deploy("try", folder)
+    assert f"\nTHREADS={threads[1]}\n" in (folder / "settings.env").read_text()
+
+
+def test_a_sweep_ends_before_its_request_and_the_request_before_the_lease(folder: Path) -> None:
+    said, defaults = substitutions(), settings()
+    request = seconds(flags(deploy("deploy", folder).of("gcloud", "run", "deploy"))["--timeout"])
+    deadline = seconds(
+        flags(deploy("schedule", folder).of("gcloud", "scheduler", "jobs", "update"))["--attempt-deadline"]
+    )
+    assert defaults.sweep_timeout_seconds < request < defaults.call_lease_seconds
+    assert request <= deadline <= 60  # a minute, the scheduler's pace
+    assert said["_SCHEDULE"] == "* * * * *"
+
+
+def test_a_sweep_can_place_as_many_calls_as_it_may() -> None:
+    """CALL_DISPATCHER_LIMIT within the time in which a sweep claims, at the pace of calls."""
+    said = substitutions()
+    deployed = settings(**{name: said[f"_{name}"] for name in ("CALLS_PER_SECOND", "SWEEP_TIMEOUT_SECONDS")})
+    claims_for_s = deployed.sweep_timeout_seconds - _longest_step_s(deployed)
+    assert claims_for_s == 23
+    assert 0.8 * claims_for_s * deployed.calls_per_second < int(said["_CALL_DISPATCHER_LIMIT"]) <= claims_for_s
+
+
+def test_the_instances_take_what_pg_net_sends_at_once() -> None:
+    said = substitutions()
+    assert int(said["_MAX_INSTANCES"]) * int(said["_CONCURRENCY"]) >= 200  # pg_net.batch_size
+
+
+def test_the_scheduler_proves_itself_as_the_function_asks(folder: Path) -> None:
+    deploy("try", folder)
+    environ = dict(line.split("=", 1) for line in (folder / "settings.env").read_text().splitlines() if line)
+    job = flags(deploy("schedule", folder).of("gcloud", "scheduler", "jobs", "update"))
+    assert job["--oidc-service-account-email"] == environ["SWEEP_SERVICE_ACCOUNT"]
+    assert job["--oidc-token-audience"] == environ["SWEEP_AUDIENCE"]
+    assert job["--uri"] == f"{environ['API_BASE_URL']}/sweep"
+    assert job["--http-method"] == "post"
+    assert job["--message-body"] == "{}"  # a POST without a Content-Length is refused with 413
+    assert job["--max-retry-attempts"] == "0"
+
+
+# --- deployed in the right order ------------------------------------------------------------------------------------------------
+
+
+def test_a_later_release_gets_no_traffic_before_its_smoke_test(folder: Path) -> None:
+    command = deploy("deploy", folder).of("gcloud", "run", "deploy")
+    assert "--no-traffic" in command
+    assert "--no-invoker-iam-check" in command
+
+
+def test_the_first_deployment_is_one_that_cloud_run_takes(folder: Path) -> None:
+    """It refuses --no-traffic for a service that is not there."""
+    assert "--no-traffic" not in deploy("deploy", folder, {}).of("gcloud", "run", "deploy")
+    assert deploy("schedule", folder, {}).of("gcloud", "scheduler", "jobs", "create")
+
+
+def test_the_smoke_test_asks_the_candidate_and_takes_401_for_an_answer(folder: Path) -> None:
+    answers = {
+        f"curl --silent --show-error --retry 5 --retry-all-errors --max-time 30 --output /dev/null --write-out %{{http_code}}"
+        f" https://candidate---call-dispatcher-123456789012.europe-west1.run.app/{path}": code
+        for path, code in (("health", "200"), ("", "401"))
+    }
+    assert len(deploy("smoke-test", folder, answers).commands) == 4
+
+
+@pytest.mark.parametrize("health", ["503", "401", "000"])
+def test_a_smoke_test_that_fails_stops_the_build_before_the_traffic(folder: Path, health: str) -> None:
+    assert act(scripts()["smoke-test"], folder, substitutions(**OURS), {"curl": health}).code != 0
+
+
+def test_a_door_that_is_open_stops_the_build(folder: Path) -> None:
+    assert act(scripts()["smoke-test"], folder, substitutions(**OURS), {"curl": "200"}).code != 0
+
+
+def test_the_traffic_goes_to_the_candidate_and_the_way_back_is_kept(folder: Path) -> None:
+    command = deploy("traffic", folder).of("gcloud", "run", "services", "update-traffic")
+    assert flags(command)["--to-tags"] == "candidate=100"
+    assert flags(command)["--update-tags"] == "previous=call-dispatcher-00007-abc"
+
+
+def test_a_list_that_cannot_be_read_stops_the_build_and_never_deploys_into_the_traffic(folder: Path) -> None:
+    deploy("try", folder)
+    failing = scripts()["deploy"].replace("#!/usr/bin/env bash\n", "gcloud() { return 1; }\n", 1)
+    acted = act(failing, folder, substitutions(**OURS))
+    assert acted.code != 0
+    assert acted.commands == []
+
+
+# --- every flag exists ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gcloud(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which gcloud knows nobody and asks no network: it reads the command line, and stops."""
+    if shutil.which("gcloud") is None:
+        pytest.skip("gcloud is not installed: nothing else knows its flags")
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path_factory.mktemp("home")),
+        "CLOUDSDK_CONFIG": str(tmp_path_factory.mktemp("gcloud")),
+        "CLOUDSDK_CORE_PROJECT": "a-project",
+        "CLOUDSDK_CORE_CHECK_GCE_METADATA": "false",
+        "CLOUDSDK_CORE_DISABLE_PROMPTS": "true",
+        "CLOUDSDK_CORE_DISABLE_USAGE_REPORTING": "true",
+        "CLOUDSDK_COMPONENT_MANAGER_DISABLE_UPDATE_CHECK": "true",
+        # Should it ask after all, it asks nobody.
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+    }
+
+
+def quoted(word: str) -> str:
+    """For the shell: the linter takes a word in quotes for the value of the flag before it."""
+    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return f"{flag}{equals}{shlex.quote(value) if value else ''}"
+
+
+def refusals(commands: list[list[str]], environ: dict[str, str], folder: Path) -> dict[str, str]:
+    """What gcloud has against these command lines. It reads all of them in one process, and carries out none."""
+    asked = [
+        {"command_string": " ".join(map(quoted, words))}
+        for words in dict.fromkeys(map(tuple, commands))
+        if words[0] == "gcloud"
+    ]
+    (folder / "commands.json").write_text(json.dumps(asked))
+    done = subprocess.run(
+        ["gcloud", "meta", "lint-gcloud-commands", "--commands-file=commands.json"],
+        cwd=folder, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout)
+    assert len(answers) == len(asked)
+    return {answer["command_string"]: answer["error_message"] for answer in answers if not answer["success"]}
+
+
+@pytest.mark.timeout(300)  # gcloud reads its own tables of flags: seconds, or a minute on a busy machine
+def test_gcloud_knows_every_flag_of_the_build(gcloud: dict[str, str], folder: Path) -> None:
+    steps: list[tuple[str, dict[str, str]]] = [
+        (step, there) for step in ("deploy", "traffic", "schedule") for there in (THERE, {})
+    ]
+    commands = [command for step, there in steps for command in deploy(step, folder, there).commands]
+    assert len(commands) >= 8
+    assert refusals(commands, gcloud, folder) == {}
+
+
+@pytest.mark.timeout(300)  # gcloud reads its own tables of flags: seconds, or a minute on a busy machine
+def test_gcloud_knows_every_flag_of_the_readme(
+    gcloud: dict[str, str], folder: Path, readme_commands: list[list[str]]
+) -> None:
+    assert len(readme_commands) > 40
+    assert refusals(readme_commands, gcloud, folder) == {}
+
+
+@pytest.mark.timeout(300)  # gcloud reads its own tables of flags: seconds, or a minute on a busy machine
+def test_a_flag_or_a_value_that_gcloud_does_not_know_is_noticed(gcloud: dict[str, str], folder: Path) -> None:
+    wrong = [
+        ["gcloud", "run", "deploy", "x", "--image=y", "--region=z", "--nonsense"],
+        [
+            "gcloud",
+            "scheduler",
+            "jobs",
+            "create",
+            "http",
+            "x",
+            "--schedule=* * * * *",
+            "--uri=https://x",
+            "--http-method=no",
+        ],
+        ["gcloud", "run", "no-such-command"],
+    ]
+    assert len(refusals(wrong, gcloud, folder)) == len(wrong)
+
+
+# --- the README's commands ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def readme_commands(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
+    """What a newcomer would run who pastes every block of "Deploy to Cloud Run", and every line of "Change a secret"."""
+    deploying, rotating = readme_section("Deploy to Cloud Run"), readme_section("Change a secret")
+    shell = [block for text in (deploying, rotating) for block in code_blocks(text) if not block.startswith("select")]
+    inline = re.findall(r"`([^`]*gcloud [^`]*)`", re.sub(r"^ {4}.*$", "", deploying + rotating, flags=re.MULTILINE))
+    whole = [line for line in inline if not line.endswith(("submit", "update", "binding"))]  # those only name a command
+    acted = act("\n".join(["set -u", "SECONDARY=x PRIMARY=y KEY=z TOKEN=t", *shell, *whole]), tmp_path_factory.mktemp("readme"), {},
+                {"gcloud projects describe": "123456789012\n", "gcloud secrets versions access": "whsec_old"})  # fmt: skip
+    assert acted.code == 0, acted.output
+    assert "unbound variable" not in acted.output
+    return acted.commands
+
+
+def test_the_readme_makes_what_cloudbuild_names_and_takes_it_away_again(readme_commands: list[list[str]]) -> None:
+    lines = [" ".join(command) for command in readme_commands]
+    said = substitutions()
+    accounts = [said[name].partition("@")[0] for name in ("_RUNTIME_ACCOUNT", "_SWEEP_ACCOUNT")] + [
+        "call-dispatcher-build"
+    ]
+    made = {
+        **{
+            f"gcloud iam service-accounts create {name} ": f"gcloud iam service-accounts delete {name}@"
+            for name in accounts
+        },
+        **{
+            f"gcloud secrets create {name} ": f"gcloud secrets delete {name} "
+            for name in ("supabase-service-key", "twilio-auth-token", "dispatch-secret")
+        },
+        f"gcloud artifacts repositories create {said['_REPOSITORY']} ": (
+            f"gcloud artifacts repositories delete {said['_REPOSITORY']} "
+        ),
+        "gcloud storage buckets create ": "gcloud storage rm ",
+        "gcloud iam roles create callDispatcherDoor ": "gcloud iam roles delete callDispatcherDoor ",
+        "gcloud builds submit ": f"gcloud run services delete {said['_SERVICE']} ",
+    }
+    for make, unmake in made.items():
+        at = [n for n, line in enumerate(lines) if line.startswith(make)]
+        gone = [n for n, line in enumerate(lines) if line.startswith(unmake)]
+        assert at, make
+        assert gone, unmake
+        assert at[0] < gone[0]
+    (job,) = [line for line in lines if line.startswith("gcloud scheduler jobs delete")]
+    assert f"{said['_SERVICE']}-sweep" in job
+
+
+def test_the_readme_rolls_back_as_cloudbuild_says(readme_commands: list[list[str]]) -> None:
+    back = "update-traffic call-dispatcher --region=europe-west1 --to-tags=previous=100"
+    assert back in (ROOT / "cloudbuild.yaml").read_text()
+    assert any(back in " ".join(command) for command in readme_commands)
+
+
+# --- Render -----------------------------------------------------------------------------------------------------------------------
+
+
+def render() -> dict[str, Any]:
+    (block,) = [block for block in code_blocks(readme_section("Deploy to Render")) if block.startswith("# render.yaml")]
+    blueprint: dict[str, Any] = YAML(typ="safe").load(block)
+    return blueprint
+
+
+def test_render_runs_the_image_in_the_three_ways_that_it_has() -> None:
+    services = {service["type"]: service for service in render()["services"]}
+    assert set(services) == {"web", "worker", "cron"}
+    assert all(service["runtime"] == "docker" for service in services.values())
+    assert "dockerCommand" not in services["web"]  # the image as it stands
+    assert services["web"]["healthCheckPath"] == "/health"
+    assert services["cron"]["schedule"] == substitutions()["_SCHEDULE"]
+    for kind in ("worker", "cron"):
+        python, *rest = shlex.split(services[kind]["dockerCommand"])
+        assert (python, rest[:2]) == ("python", ["-m", "function.sweep"])
+        assert (rest[2:] == []) == (kind == "cron")
+    assert re.fullmatch(r"python -m function\.sweep --every [1-9]\d*", services["worker"]["dockerCommand"])
+
+
+def test_render_is_told_every_required_setting_and_none_that_is_not_ours() -> None:
+    (group,) = render()["envVarGroups"]
+    names = [variable["key"] for variable in group["envVars"]]
+    assert {*ENVIRON} <= {*names} <= SETTINGS
+    assert len(names) == len({*names})
+    told = {variable["key"]: variable["value"] for variable in group["envVars"] if "value" in variable}
+    assert settings(**told).call_dispatcher_limit == int(substitutions()["_CALL_DISPATCHER_LIMIT"])
+    assert not {*told} & SECRETS
+    for service in render()["services"]:
+        assert service["envVars"] == [{"fromGroup": group["name"]}]
