@@ -46,7 +46,6 @@ def fill(postgres: Postgres, attempts: int) -> str:
     with psycopg.connect(postgres.url(database=name), autocommit=True) as connection:
         half = attempts // 2
         history = FILL.format(finished=half, later=LATER, due=DUE, twice=min(TWICE, half), calls=attempts - half)
-        history = history.replace("'queued', now(),", "'queued', now() - id % 1000 * interval '1 day',")
         for statement in [*history.split(";\n"), *MORE.format(attempts // 10).split(";\n")]:
             connection.execute(statement.encode())
     return name

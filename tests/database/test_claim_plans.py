@@ -59,7 +59,8 @@ insert into public.outbound_call_attempts
   (id, job_id, number, phone_e164, state, call_sid, call_status, started_at, doubted_at, accepted_at, closed_at)
 select gen_random_uuid(), id, 1, phone_e164,
        case status when 'dialing' then 'started' when 'in_doubt' then 'in_doubt' when 'calling' then 'accepted' else 'ended' end,
-       case when status not in ('dialing', 'in_doubt') then 'CA' || id end, 'queued', now(), now(), now(), finished_at
+       case when status not in ('dialing', 'in_doubt') then 'CA' || id end, 'queued',
+       now() - id % 1000 * interval '1 day', now(), now(), finished_at
 from public.outbound_call_jobs where attempts > 0;
 
 insert into public.outbound_call_attempts

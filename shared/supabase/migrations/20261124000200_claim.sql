@@ -161,7 +161,11 @@ begin
     when sqlstate 'CD002' then
       if v_cap.code = 'calls_per_day' then
         -- Those that are about to be dialed count, and may yet be given back (hours): only what was dialed pauses everybody.
-        if exists (select from public.outbound_call_attempts where state = 'started') then
+        perform from public.outbound_call_attempts
+        where state not in ('refused', 'absent') and put_off_until is null  -- as the index has it
+          and state = 'started' and started_at > v_now - make_interval(secs => p_lease_s)
+        order by started_at desc limit 1;
+        if found then
           return jsonb_build_object('outcome', 'wait', 'wait_s', 1.0);
         end if;
         update private.call_settings set paused_until = v_cap.until, pause_reason = 'CALLS_PER_DAY is reached', stopped = false
