@@ -151,7 +151,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        # Not set here: the signal may have interrupted this very thread inside stop.wait(), with the lock that set() needs.
+        signal.signal(number, lambda *_: threading.Thread(target=stop.set).start())
     dispatcher = build_dispatcher(settings)
     if options.every is not None:
         work(dispatcher, options.every, stop)

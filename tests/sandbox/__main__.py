@@ -28,7 +28,8 @@ def main() -> int:
     parent = os.getppid()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: stop.set())
+        # Not set here: the signal may have come inside stop.wait(), with the lock that set() needs.
+        signal.signal(number, lambda *_: threading.Thread(target=stop.set).start())
 
     with Sandbox(
         function=not options.no_function,
