@@ -352,6 +352,21 @@ def test_by_default_a_confirmation_calls_nobody_a_second_time(connection: Connec
     assert len(jobs(steps, user)) == 1
 
 
+def test_by_default_a_phone_that_is_added_after_the_sign_up_is_not_called(connection: Connection, steps: Steps) -> None:
+    user = sign_up(connection, None)
+    steps.rows("update auth.users set phone = %s, phone_confirmed_at = now() where id = %s", a_number()[1:], user)
+    assert jobs(steps, user) == []
+
+
+def test_a_phone_that_is_confirmed_anew_years_later_is_not_called_again(connection: Connection, steps: Steps) -> None:
+    steps.call("require_verified_phones")
+    user = sign_up(connection, a_number()[1:])
+    confirm(connection, user)
+    steps.rows("delete from public.outbound_call_jobs where user_id = %s", user)  # as the retention does
+    confirm(connection, user)
+    assert jobs(steps, user) == []
+
+
 def test_where_phones_must_be_verified_the_confirmation_is_waited_for(connection: Connection, steps: Steps) -> None:
     steps.call("require_verified_phones")
     user = sign_up(connection, (number := a_number())[1:], {"signup_mode": "demo", "phone": a_number()})
