@@ -17,7 +17,8 @@ FROM ${PYTHON_IMAGE}
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /app /app
 WORKDIR /app
-# PYTHONTZPATH: the zones of the locked tzdata, not of whatever the base image has. XDG_RUNTIME_DIR: gunicorn opens a control socket and would look for a home. THREADS: as many as the platform's concurrency.
+# PYTHONTZPATH: the zones of the locked tzdata, not of whatever the base image has. XDG_RUNTIME_DIR: gunicorn opens a control
+# socket and would look for a home. THREADS: as many as the platform's concurrency.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/app \
     PYTHONUNBUFFERED=1 \
