@@ -127,7 +127,8 @@ begin
                                                    'open_to', private.open_to(c.oid))), '[]')
       from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
       where c.relkind in ('r', 'p')
-        and (n.nspname = 'private' or n.nspname = 'public' and c.relname in ('outbound_call_jobs', 'outbound_call_attempts', 'call_opt_outs'))),
+        and (n.nspname = 'private' or n.nspname = 'public' and c.relname in
+             ('outbound_call_jobs', 'outbound_call_attempts', 'outbound_call_answers', 'call_opt_outs'))),
     -- A trigger of that name which calls another function is not ours.
     'triggers', (
       select coalesce(jsonb_agg(jsonb_build_object('name', t.tgname, 'table', t.tgrelid::regclass, 'enabled', t.tgenabled in ('O', 'A'))), '[]')
