@@ -21,7 +21,7 @@ demo: setup ## a sign-up makes a phone ring, in the sandbox (ONCE=1: then end)
 	@$(BIN)/python -m tests.sandbox.demo $(if $(ONCE),--once)
 
 test: setup ## all tests (ARGS="-k name" for some; PG_BIN=/path/bin for another Postgres)
-	$(BIN)/python -m pytest --ignore=tests/database_check $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --ignore=tests/database_check $(ARGS)
 
 database-check: setup ## the Supabase CLI pushes, advises and lints, pgTAP tests (installs them: npm; on Debian, as root, apt)
 	@tests/database_check/tools.sh
