@@ -22,7 +22,7 @@
 --              absent -> accepted, when it shows up after all and the job has not gone on
 --              An attempt that was given back (release) is deleted: nothing came of it.
 --
---   In the order of a job's life, with the file where each stands. Those marked * are made again, and so are now, in a later file:
+--   In the order of a job's life, with the file where each stands. Those marked * are made anew in a later file,
 --   record_call_status in "answers", the others in "seeing".
 --     on_auth_user_created_onboarding   on_auth_user_phone_confirmed_onboarding (triggers)
 --     heal_onboarding_calls   require_verified_phones*                                         (signup)
