@@ -30,6 +30,8 @@ QUEUE_LOOK_SECONDS: Final = 2.5
 """Between two looks at pg_net's queue: a worker that lives takes something in that time, batches are a second apart."""
 LATE_SECONDS: Final = 300
 SLOW_SECONDS: Final = 3.0
+CEILING: Final = "CALLS_PER_DAY is reached"
+"""The reason of such a pause, as claim_call_job writes it."""
 
 AFTER: Final = (
     *("migrations", "functions", "rights", "row level security", "triggers", "guards"),
@@ -181,10 +183,15 @@ def _calls(facts: SetupFacts) -> Iterator[Finding]:
         )
     elif calls.paused_until:
         until = "until somebody resumes them" if calls.paused_until == "infinity" else f"until {calls.paused_until}"
-        by_hand = "by hand" if calls.stopped else "by a halt, because Twilio refused one for a reason of ours"
-        yield warning(
-            check, f"paused {until}, {by_hand}: {calls.pause_reason}", "see to the reason; then: select resume_calls();"
-        )
+        mend_it = "see to the reason; then: select resume_calls();"
+        if calls.stopped:
+            by, mend = "by hand", mend_it
+        elif calls.pause_reason == CEILING:
+            by = "by the ceiling of a day"
+            mend = "wait; or raise CALLS_PER_DAY everywhere, then: select resume_calls();"
+        else:
+            by, mend = "by a halt, because Twilio refused one for a reason of ours", mend_it
+        yield warning(check, f"paused {until}, {by}: {calls.pause_reason}", mend)
     else:
         trusted = "only confirmed phones" if calls.verified_phones_only else "every typed phone"
         yield ok(check, f"not paused; {trusted} of a sign-up is called (require_verified_phones)")

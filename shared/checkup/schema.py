@@ -70,7 +70,8 @@ def _migrations(facts: SetupFacts) -> Finding:
         return warning(
             check,
             "no history of migrations can be read: were they pasted by hand?",
-            "supabase migration repair --status applied <version> for each that was; then supabase db push --workdir shared",
+            "supabase migration repair --remote --workdir shared --status applied <version> for each that was; then:"
+            " supabase db push --remote --workdir shared",
         )
     missing = [version for version in MIGRATIONS if version not in facts.migrations]
     if missing:

@@ -389,6 +389,11 @@ BREAKS = {
         ("Vault's URL", "vault.update_secret"),
     ),
     "calls paused": ("select pause_calls('call +14155550100')", "select resume_calls()", ("calls", "resume_calls()")),
+    "the day's ceiling reached": (
+        "update private.call_settings set paused_until = now() + interval '1 hour', pause_reason = 'CALLS_PER_DAY is reached'",
+        "select resume_calls()",
+        ("calls", "raise CALLS_PER_DAY"),
+    ),
     "the one row lost": (
         "delete from private.call_settings",
         "insert into private.call_settings default values",

@@ -3,32 +3,44 @@
 --   sign-up -> outbound_call_jobs -> signed webhook (a hint) -> claim -> one request to Twilio -> its outcome
 --                                    sweep, each minute (the guarantee) --^
 --
---   Tables     public.outbound_call_jobs       one person to be called
---              public.outbound_call_attempts   one try at it; written with the claim, before Twilio is asked
+--   Tables     public.outbound_call_jobs       one person to be called; their sign-up, as they typed it
+--              public.outbound_call_attempts   one try, from from_e164 to phone_e164; written with the claim, before Twilio is asked
+--              public.outbound_call_answers    what they pressed, by question
 --              public.call_opt_outs            numbers that are never called again
 --              private.missed_signups          sign-ups whose job could not be written; the sweep heals them
 --              private.deleted_calls           SIDs that Twilio still lists, of attempts that are gone
 --              private.deleted_users           users that are gone, until their numbers are erased, too
---              private.call_settings           one row: paused or not, and when the next call may go out
+--              private.call_settings           one row: paused or not, verified phones only or not, when the next call may go out
+--   Views      public.outbound_call_overview   each job in one row, for the table editor
+--              public.call_stats, call_stats_per_hour
 --
 --   A job      queued -> dialing -> calling -> completed | failed | canceled
 --                           \-> in_doubt -^ \-> queued again, while attempts are left
 --   An attempt started -> accepted -> ended
 --              started -> refused
 --              started -> in_doubt -> accepted | absent       any -> duplicate (a second live call: it is ended)
+--              absent -> accepted, when it shows up after all and the job has not gone on
 --              An attempt that was given back (release) is deleted: nothing came of it.
 --
---   In the order of a job's life:
---     enqueue_call_job   claim_call_job   set_call_number   release_call_job                      (jobs, claim)
---     accept_call   refuse_call   doubt_call   put_off_call   record_call_status               (outcomes)
+--   In the order of a job's life, with the file where each stands. Those marked * are made anew in a later file,
+--   record_call_status in "answers", the others in "seeing".
+--     on_auth_user_created_onboarding   on_auth_user_phone_confirmed_onboarding (triggers)
+--     heal_onboarding_calls   require_verified_phones*                                         (signup)
+--     enqueue_call_job*   complete_call_job, keep_open_call_job (triggers)                     (call_jobs)
+--     on_outbound_call_job_created (trigger): the webhook                                      (signup)
+--     claim_call_job   set_call_number   release_call_job                                      (claim)
+--     accept_call   refuse_call   doubt_call   put_off_call   record_call_status*              (outcomes)
 --     claim_open_call   settle_call                                                            (settle)
---     cancel_call_job   retry_call_job   opt_out   pause_calls   resume_calls   call_job_stats (operate)
---     on_auth_user_created_onboarding   on_auth_user_phone_confirmed_onboarding
---     on_outbound_call_job_created   heal_onboarding_calls   require_verified_phones           (signup, webhook)
---     on_auth_user_deleted_onboarding   prune_call_jobs                                        (forget)
+--     record_call_answer   summarize_call_job (trigger)                                        (answers)
+--     cancel_call_job*   retry_call_job*   opt_out*   pause_calls*   resume_calls*             (operate)
+--     call_job_stats*   call_stats_by_hour                                                     (operate, seeing)
+--     on_auth_user_deleted_onboarding, on_auth_user_marked_deleted_onboarding (triggers)
+--     prune_call_jobs                                                                          (forget)
+--     check_call_setup: what the doctor asks                                                   (doctor)
 --
---   Everywhere: one function is one step and one transaction; locks are taken in the order job, attempt, settings;
---   time is private.clock(); Python hands in durations in seconds (p_..._s) and policy, SQL guards the facts.
+--   Everywhere: one function is one step and one transaction; locks are taken in the order job, attempt, settings
+--   (private.lock_attempt, which gives both rows as a private.locked_attempt); time is private.clock(); Python hands in durations
+--   in seconds (p_..._s) and policy, SQL guards the facts.
 
 do $$
 begin

@@ -274,8 +274,6 @@ comment on view public.outbound_call_overview is 'Each job in one row: its last 
 revoke all on public.outbound_call_overview from public, anon, authenticated, service_role;
 grant select on public.outbound_call_overview to service_role;
 
-comment on function public.record_call_answer is 'For the dispatcher: what was pressed in a call, and whether it opts the number out.';
-
 revoke all on function
   private.is_by_machine(public.outbound_call_attempts),
   private.has_opted_out_by_key(public.outbound_call_attempts),

@@ -1,5 +1,5 @@
--- The sweep, each minute, by the database itself (pg_cron and pg_net: enable both under Database -> Extensions), where there is no
--- Cloud Scheduler. Run it once; again, it replaces the job. Stop it: select cron.unschedule('call-dispatcher-sweep');
+-- The sweep, each minute, by the database itself (pg_net, and pg_cron: Integrations -> Cron), where there is no Cloud Scheduler.
+-- Run it once; again, it replaces the job. Stop it: select cron.unschedule('call-dispatcher-sweep');
 --
 -- Weaker than a scheduler of its own, for it goes down with the database and with pg_net. And /sweep takes the secret itself here,
 -- which every role that can connect to the database may read in pg_net's queue for the moment that it waits there.
