@@ -300,6 +300,9 @@ begin
   if p_until <= private.clock() then
     raise exception 'p_until must be in the future';
   end if;
+  if p_until >= '9999-01-01' and isfinite(p_until) then  -- a slip of the finger, and a year that not every client can read
+    raise exception 'p_until must be before the year 9999, or left out';
+  end if;
   update private.call_settings
   set paused_until = coalesce(p_until, 'infinity'), pause_reason = p_reason, stopped = true where only_row;
   -- Whoever holds one of these is telling us about it just now; the sweep comes round to it in its time.
