@@ -119,8 +119,8 @@ MUTATIONS = {
     ),
     "a call that was put off is spent": Mutation(
         "public.record_call_status",
-        "attempts = attempts - 1",
-        "attempts = attempts",
+        "attempts    = attempts - 1",
+        "attempts    = attempts",
         frozenset({"every attempt is counted once"}),
     ),
 }

@@ -11,11 +11,10 @@ import pytest
 from psycopg.rows import dict_row
 
 from tests.conftest import Connect
-from tests.database.steps import Row, Steps, a_number, a_sid
+from tests.database.steps import OURS, Row, Steps, a_number, a_sid
 
 QUESTIONS = Path(__file__).parents[2] / "shared" / "monitoring" / "questions.sql"
 PERSON, SID = "+14155550100", "CA" + "0" * 32
-OURS = "+15005550006"
 
 
 def questions() -> dict[str, str]:
@@ -53,7 +52,7 @@ def called(steps: Steps, number: str, ends: str = "completed", **more: Any) -> t
     """-> (job, SID) of a call that went out from our number and ended so."""
     job = steps.queue(number)
     attempt, sid = steps.start(job), a_sid()
-    steps.call("accept_call", attempt=attempt, call_sid=sid, ask_s=60.0, **{"from": OURS})
+    steps.accept(attempt, sid)
     steps.status(attempt, sid, ends, delays_s=(), **more)
     return job, sid
 
