@@ -246,7 +246,7 @@ class Jobs:
             raise JobsUnavailable(f"{function}: {error.code}: {error.message}") from error
         except httpx.TransportError as error:
             raise JobsUnavailable(f"{function}: {type(error).__name__}: {error}") from error
-        except ValueError as error:  # JSON that Python will not read, say for a number of 5,000 digits in the metadata
+        except ValueError as error:  # no JSON, or a number in it that Python will not read
             raise JobsUnavailable(f"{function}: an answer that cannot be read: {error}") from error
         try:
             return answer.validate_python(data)

@@ -282,6 +282,26 @@ def test_a_key_that_is_being_written_is_waited_for_by_an_opt_out_by_hand(steps: 
     assert [steps.job(each)["status"] for each in (job, waiting)] == ["calling", "canceled"]
 
 
+def test_the_key_and_an_opt_out_by_hand_of_who_had_opted_out_before_do_not_wait_for_each_other(
+    steps: Steps, another: Another
+) -> None:
+    """The number's row is there already, so it holds nobody back; only the order of the jobs does."""
+    number = a_number()
+    job, attempt, sid = picked_up(steps, number)
+    steps.call("opt_out", phone_number=number)
+    later = steps.queue(number)  # signed up since
+    first, by_hand, by_key = another(), another(), another()
+    first.service.autocommit = False
+    first.service.execute("reset role")
+    first.service.execute("select from public.outbound_call_jobs where id = %s for update", (job,))
+    with in_background(steps._eyes) as start:
+        hand = start(by_hand, lambda: by_hand.call("opt_out", phone_number=number))
+        key = start(by_key, lambda: opt_out(by_key, attempt, sid))
+        first.service.commit()
+        assert (hand.result(10), key.result(10)["then"]) == ({"canceled": 1, "ending": 1}, "end")
+    assert steps.job(later)["status"] == "canceled"
+
+
 def test_a_claim_at_the_same_moment_as_the_key_dials_nobody(steps: Steps, another: Another) -> None:
     number = a_number()
     _, attempt, sid = picked_up(steps, number)
@@ -376,7 +396,7 @@ def test_what_detection_finds_after_the_end_changes_no_job(steps: Steps) -> None
     before = steps.job(job)
     told = steps.status(attempt, sid, "in-progress", answered_by="machine_start", machine_counts_as="missed")
     assert not told["machine_now"]
-    assert steps.job(job) == before
+    assert steps.job(job) == before | {"qualification": before["qualification"] | {"answered_by": "machine_start"}}
 
 
 def test_another_word_for_what_a_machine_counts_as_is_refused_by_name(steps: Steps) -> None:

@@ -7,9 +7,12 @@ from collections.abc import Callable
 
 import psycopg
 import pytest
+from pydantic import TypeAdapter
 
-from tests.database.steps import Row, Steps, a_number, a_sid
+from shared.models import NextOpenCall, OpenCall
+from tests.database.steps import Row, Steps, a_number, a_sid, in_background
 
+NEXT_OPEN_CALL: TypeAdapter[NextOpenCall] = TypeAdapter(NextOpenCall)
 DAY_S = 86_400.0
 
 Another = Callable[[], Steps]
@@ -91,7 +94,29 @@ def test_even_after_the_number_was_erased_it_is_ended(steps: Steps) -> None:
     delete(steps, user)
     steps.pass_time(DAY_S + 1)
     assert prune(steps)["erased"] == 1
-    assert steps.accept(attempt, a_sid())["then"] == "end"
+    assert steps.accept(attempt, sid := a_sid())["then"] == "end"
+    looked = NEXT_OPEN_CALL.validate_python(steps.ask())  # the sweep can read what it is to end
+    assert isinstance(looked, OpenCall)
+    assert (looked.call_sid, looked.end) == (sid, True)
+
+
+def test_numbers_are_erased_while_a_late_callback_comes_and_neither_waits_for_the_other(
+    steps: Steps, another: Another
+) -> None:
+    user, job = a_user(steps)
+    attempt = steps.start(job)
+    steps.status(attempt, sid := a_sid(), "completed")
+    delete(steps, user)
+    steps.pass_time(DAY_S + 1)
+    callback, sweep = another(), another()
+    callback.service.autocommit = False
+    callback.service.execute("reset role")
+    callback.service.execute("select from public.outbound_call_jobs where id = %s for update", (job,))
+    with in_background(steps._eyes) as start:
+        pruning = start(sweep, lambda: prune(sweep))
+        callback.status(attempt, sid, "completed")
+        callback.service.commit()
+        assert pruning.result(10)["erased"] == 1
 
 
 def test_the_number_stays_for_the_caps_for_a_day_and_is_erased_then(steps: Steps) -> None:

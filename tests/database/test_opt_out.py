@@ -285,6 +285,14 @@ def test_a_pause_ends_in_the_future(steps: Steps) -> None:
         steps.call("pause_calls", reason="lunch", until=steps.now() - timedelta(seconds=1))
 
 
+def test_a_pause_ends_in_a_year_that_the_dispatcher_can_read_or_never(steps: Steps) -> None:
+    with pytest.raises(psycopg.errors.RaiseException, match="p_until must be before the year 9999"):
+        steps.call("pause_calls", reason="lunch", until="20260-11-27")
+    assert not steps.call("call_job_stats")["paused"]
+    steps.call("pause_calls", reason="lunch", until="infinity")
+    assert steps.call("call_job_stats")["paused_until"] == "infinity"
+
+
 # --- a call that would leave Twilio's queue too late ------------------------------------------------------------------
 
 

@@ -63,6 +63,7 @@ PRIVATE = {
     "open_call",
     "hmac_sha256",
     "queue_onboarding_call",
+    "readable",
     "on_auth_user_created",
     "on_outbound_call_job_created",
     "e164",

@@ -145,6 +145,21 @@ def test_several_calls_bind_none_however_late(steps: Steps, later_s: float) -> N
     assert steps.job(job)["due_at"] > steps.now()
 
 
+def test_several_calls_that_are_over_hold_no_job_that_is_to_be_canceled(steps: Steps) -> None:
+    job, attempt = steps.attempt_in("in_doubt", number := a_number())
+    first, second = a_sid(), a_sid()
+    steps.pass_time(SETTLING_S + 1)
+    steps.call("cancel_call_job", job_id=job)
+    for status in ("ringing", "in-progress"):  # it may be ours, and is not to go on
+        answer = steps.settle(attempt, (first, "completed"), (second, status), settling_s=SETTLING_S)
+        assert answer == {"outcome": "ambiguous", "calls": 2}
+    too_early = steps.settle(attempt, (first, "completed"), (second, "busy"), settling_s=2 * SETTLING_S)
+    assert too_early["outcome"] == "ambiguous"
+    answer = steps.settle(attempt, (first, "completed"), (second, "busy"), settling_s=SETTLING_S)
+    assert answer == {"outcome": "absent", "job_status": "canceled"}
+    assert steps.claim(steps.queue(number))["outcome"] == "claimed"
+
+
 def test_one_call_listed_twice_is_one_call(steps: Steps) -> None:
     """Twilio's pages shift when a call is added while they are read."""
     _, attempt = steps.attempt_in("in_doubt")

@@ -96,6 +96,19 @@ def test_malformed_numbers_do_not_end_a_sweep_early(bare: World) -> None:
     assert len(taken(bare, numbers)) == 5
 
 
+@pytest.mark.parametrize("odd", ["[" * 2000 + "]" * 2000, "1" * 5000], ids=["deep", "a long number"])
+def test_metadata_that_python_cannot_read_keeps_nobody_from_their_call(bare: World, odd: str) -> None:
+    number = bare.number()
+    bare.insert_job(number, metadata=f'{{"odd": {odd}, "company": "Acme"}}')
+    others = insert_many(bare, 5)
+    done = sweep(bare)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert len(taken(bare, [number, *others])) == 6
+    bare.rows("update public.outbound_call_jobs set due_at = now() where status = 'calling' returning id")
+    done = sweep(bare)  # asks after them
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
 def test_a_sweep_keeps_the_pace_and_waits_for_it(bare: World) -> None:
     numbers = insert_many(bare, 5)
     began = time.monotonic()

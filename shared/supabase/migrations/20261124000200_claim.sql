@@ -50,6 +50,15 @@ begin
 end
 $$;
 
+-- What the dispatcher is told of the metadata: the texts and numbers that a script could say, or that name a time zone. Whoever
+-- signs up writes the rest, too, and an answer that a client cannot read (a list in a list, a thousand deep; a number of 5,000
+-- digits) would stop the sweep for everybody.
+create function private.readable(p_metadata jsonb) returns jsonb
+language sql immutable set search_path = '' as $$
+  select coalesce(jsonb_object_agg(key, value), '{}') from jsonb_each(p_metadata)
+  where jsonb_typeof(value) in ('string', 'number', 'boolean') and length(value #>> '{}') <= 1000
+$$;
+
 -- Called by the webhook (with p_job_id) and by the sweep (without): take one due job, alone, and write down the attempt
 -- before Twilio is asked. In one transaction, with locks in the order job, attempt, settings:
 --   1. lock the job; one that another holds is passed over
@@ -155,7 +164,8 @@ begin
         'attempt', jsonb_build_object('id', p_attempt, 'number', v_job.attempts),
         'job', jsonb_build_object(
           'id', v_job.id, 'user_id', v_job.user_id, 'phone_number', v_job.phone_number, 'phone_e164', v_job.phone_e164,
-          'first_name', v_job.first_name, 'signup_mode', v_job.signup_mode, 'metadata', v_job.metadata));
+          'first_name', v_job.first_name, 'signup_mode', v_job.signup_mode,
+          'metadata', private.readable(v_job.metadata)));
     exception when sqlstate 'CD001' then
       select * into v_gate from private.call_settings;
     when sqlstate 'CD002' then
@@ -300,6 +310,7 @@ revoke all on function
   private.lock_attempt(uuid),
   private.cap_in_the_way(uuid, text, timestamptz, int, int, int),
   private.give_back_slot(double precision),
+  private.readable(jsonb),
   private.why_canceled(text)
 from public, anon, authenticated, service_role;
 revoke all on function public.claim_call_job(uuid, double precision, double precision, double precision, bigint, int, int, int, text) from public, anon, authenticated;

@@ -110,7 +110,7 @@ language sql stable set search_path = '' as $$
     (select jsonb_build_object(
        'then', p_then, 'state', a.state, 'call_status', a.call_status,
        'job', jsonb_build_object('id', j.id, 'status', j.status, 'first_name', j.first_name,
-                                 'signup_mode', j.signup_mode, 'metadata', j.metadata))
+                                 'signup_mode', j.signup_mode, 'metadata', private.readable(j.metadata)))
      from public.outbound_call_attempts a join public.outbound_call_jobs j on j.id = a.job_id
      where a.call_sid = p_sid),
     jsonb_build_object('then', p_then, 'state', null, 'call_status', null, 'job', null))

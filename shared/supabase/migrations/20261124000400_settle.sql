@@ -82,21 +82,23 @@ begin
 end
 $$;
 
+-- A call too many that turns up when its number was erased has none any more: it is ended by its SID.
 create function private.open_call(p_attempt public.outbound_call_attempts, p_now timestamptz, p_end boolean, p_lapsed boolean) returns jsonb
 language sql stable set search_path = '' as $$
   select jsonb_build_object(
     'outcome', 'ask', 'state', p_attempt.state, 'attempt', p_attempt.id, 'job_id', p_attempt.job_id,
-    'call_sid', p_attempt.call_sid, 'phone_e164', p_attempt.phone_e164,
+    'call_sid', p_attempt.call_sid, 'phone_e164', coalesce(p_attempt.phone_e164, ''),
     'from_e164', p_attempt.from_e164, 'started_at', p_attempt.started_at,
     'asked_at', p_now, 'end', p_end, 'put_off', p_attempt.put_off_until is not null, 'lease_ran_out', p_lapsed,
-    'metadata', (select j.metadata from public.outbound_call_jobs j where j.id = p_attempt.job_id))
+    'metadata', (select private.readable(j.metadata) from public.outbound_call_jobs j where j.id = p_attempt.job_id))
 $$;
 
 -- Called by the sweep with what Twilio listed: every call from our number to theirs since the attempt began, as
 -- [{"sid", "status"}, ...]. Those that belong to other attempts are left out here, under the lock. What is left:
 --   one      it is bound: the job is calling (and the sweep records its status next)
 --   none     absent, if the ask began p_settling_s or more after the doubt; before that, ask again after p_ask_s
---   several  none is bound: it stays in doubt, and somebody must look
+--   several  none is bound: it stays in doubt, and somebody must look; once the job is to be canceled and all of them are over,
+--            nothing is left to end, and it is as if there were none
 -- p_delays_s: as in retry_or_fail. p_gives_up: end the job instead of dialing again when the call is absent.
 -- -> {"outcome": "found", "call_sid", "call_status", "then"} | {"outcome": "absent", "job_status"} | {"outcome": "not_yet"}
 --  | {"outcome": "ambiguous", "calls"} | {"outcome": "settled"} (by somebody else, meanwhile)
@@ -117,6 +119,7 @@ declare
   v_job        public.outbound_call_jobs;
   v_attempt    public.outbound_call_attempts;
   v_candidates jsonb;
+  v_several    boolean;
   v_settled_at timestamptz;
 begin
   select * into v_locked from private.lock_attempt(p_attempt);
@@ -140,12 +143,15 @@ begin
   end if;
 
   v_settled_at := v_attempt.doubted_at + make_interval(secs => p_settling_s);
-  if jsonb_array_length(v_candidates) > 1 or p_asked_at < v_settled_at then
+  v_several := jsonb_array_length(v_candidates) > 1
+    and not (v_job.cancel_requested and p_asked_at >= v_settled_at
+             and not exists (select from jsonb_array_elements(v_candidates) c where private.call_rank(c ->> 'status') is distinct from 4));
+  if v_several or p_asked_at < v_settled_at then
     update public.outbound_call_jobs
     set due_at = case when p_asked_at < v_settled_at then greatest(v_now, least(v_now + make_interval(secs => p_ask_s), v_settled_at))
                       else v_now + make_interval(secs => p_ask_s) end
     where id = v_job.id;
-    if jsonb_array_length(v_candidates) > 1 then
+    if v_several then
       return jsonb_build_object('outcome', 'ambiguous', 'calls', jsonb_array_length(v_candidates));
     end if;
     return jsonb_build_object('outcome', 'not_yet');

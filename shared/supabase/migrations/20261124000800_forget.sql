@@ -78,9 +78,9 @@ begin
                         where j.user_id = v_user.user_id
                           and (j.finished_at is null or a.closed_at is null and a.id is not null
                                or a.started_at > v_now - interval '24 hours')) then
+        update public.outbound_call_jobs set phone_e164 = null where user_id = v_user.user_id;  -- job, then attempt
         update public.outbound_call_attempts set phone_e164 = null
         where job_id in (select id from public.outbound_call_jobs where user_id = v_user.user_id);
-        update public.outbound_call_jobs set phone_e164 = null where user_id = v_user.user_id;
         delete from private.deleted_users where user_id = v_user.user_id;
         v_erased := v_erased + 1;
       end if;

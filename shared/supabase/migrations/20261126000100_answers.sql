@@ -77,7 +77,7 @@ language sql stable set search_path = '' as $$
     (select jsonb_build_object(
        'then', p_then, 'state', a.state, 'call_status', a.call_status, 'by_machine', private.is_by_machine(a),
        'job', jsonb_build_object('id', j.id, 'status', j.status, 'first_name', j.first_name,
-                                 'signup_mode', j.signup_mode, 'metadata', j.metadata))
+                                 'signup_mode', j.signup_mode, 'metadata', private.readable(j.metadata)))
      from public.outbound_call_attempts a join public.outbound_call_jobs j on j.id = a.job_id
      where a.call_sid = p_sid),
     jsonb_build_object('then', p_then, 'state', null, 'call_status', null, 'job', null))
@@ -125,6 +125,9 @@ begin
   v_ends_job := v_final and v_attempt.state = 'accepted';
   if p_answered_by <> coalesce(v_attempt.answered_by, '') then  -- asynchronous detection: how far the call is does not matter
     update public.outbound_call_attempts set answered_by = p_answered_by where call_sid = p_call_sid;
+    -- The word that the call is over may have come first: its job stays as it is, and its summary says who picked up.
+    update public.outbound_call_jobs set qualification = private.qualification(id)
+    where id = v_attempt.job_id and finished_at is not null and phone_number <> 'erased';
   end if;
   update public.outbound_call_attempts
   set call_status = p_call_status,
@@ -268,7 +271,7 @@ select
 from public.outbound_call_jobs j
 left join lateral (
   select * from public.outbound_call_attempts t where t.job_id = j.id
-  order by t.number desc, t.state = 'duplicate' limit 1) a on true;
+  order by t.number desc, t.state = 'duplicate', t.started_at desc limit 1) a on true;
 
 comment on view public.outbound_call_overview is 'Each job in one row: its last attempt, its outcome and its answers. Numbers are masked.';
 revoke all on public.outbound_call_overview from public, anon, authenticated, service_role;

@@ -269,6 +269,8 @@ begin
   end if;
   insert into public.call_opt_outs (phone_e164, opted_out_at, how) values (v_phone, v_now, coalesce(p_how, 'by hand'))
   on conflict do nothing;
+  -- In one order, the job of p_attempt among them: two that opt the same number out once more must not wait for each other.
+  perform from public.outbound_call_jobs j where j.phone_e164 = v_phone and j.finished_at is null order by j.id for update;
   -- A claim that holds one of these jobs is waited for, and its call is ended; one that comes later sees the opt-out.
   with jobs as (
     update public.outbound_call_jobs j
@@ -297,6 +299,9 @@ begin
   end if;
   if p_until <= private.clock() then
     raise exception 'p_until must be in the future';
+  end if;
+  if p_until >= '9999-01-01' and isfinite(p_until) then  -- a slip of the finger, and a year that not every client can read
+    raise exception 'p_until must be before the year 9999, or left out';
   end if;
   update private.call_settings
   set paused_until = coalesce(p_until, 'infinity'), pause_reason = p_reason, stopped = true where only_row;

@@ -30,8 +30,8 @@ begin
              'bind_call', 'call_answer', 'call_rank', 'cap_in_the_way', 'clock', 'complete_call_job', 'e164', 'forget_user',
              'give_back_slot', 'has_opted_out_by_key', 'hmac_sha256', 'is_by_machine', 'is_stopped', 'keep_open_call_job',
              'lock_attempt', 'migration_versions', 'net_facts', 'on_auth_user_created', 'on_auth_user_deleted',
-             'on_outbound_call_job_created', 'open_call', 'open_to', 'qualification', 'queue_onboarding_call', 'retry_or_fail',
-             'summarize_call_job', 'vault_facts', 'why_canceled'))
+             'on_outbound_call_job_created', 'open_call', 'open_to', 'qualification', 'queue_onboarding_call', 'readable',
+             'retry_or_fail', 'summarize_call_job', 'vault_facts', 'why_canceled'))
   loop
     execute format('drop function %s%s', v_function.name, v_function.and_its_triggers);
   end loop;
