@@ -71,7 +71,9 @@ def still(quiet: World) -> Iterator[World]:
 def nothing_else_open(world: World) -> Iterator[None]:
     """Jobs of other tests are put aside for a while."""
     world.rows(
-        "select cancel_call_job(id) from public.outbound_call_jobs where finished_at is null and not cancel_requested"
+        "with open_jobs as materialized (select id from public.outbound_call_jobs"
+        " where finished_at is null and not cancel_requested for update)"  # some of them are ending just now
+        " select cancel_call_job(id) from open_jobs"
     )
     open_jobs = "select from public.outbound_call_jobs where finished_at is null"
     world.until(lambda: sweep(world) and not world.rows(open_jobs))
