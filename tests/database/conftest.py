@@ -13,8 +13,12 @@ from tests.database.steps import Steps
 from tests.sandbox import database
 from tests.sandbox.postgres import Postgres
 
+# Not truncated: with all their indexes that takes 30 ms. As a replica, because our own trigger keeps jobs that are open.
 EMPTY = """
-truncate public.outbound_call_jobs, public.outbound_call_attempts, public.outbound_call_answers restart identity;
+set session_replication_role = replica;
+delete from public.outbound_call_answers; delete from public.outbound_call_attempts; delete from public.outbound_call_jobs;
+alter sequence public.outbound_call_jobs_id_seq restart;
+set session_replication_role = origin;
 delete from private.missed_signups; delete from private.deleted_calls;
 delete from private.deleted_users; delete from public.call_opt_outs;
 delete from private.call_settings; insert into private.call_settings default values;
