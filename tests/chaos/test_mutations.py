@@ -72,7 +72,7 @@ MUTATIONS = {
         also="drop index public.outbound_call_attempts_one_open_per_number",
     ),
     "absent is believed at once": Mutation(
-        0,
+        4,
         "public.settle_call",
         "v_attempt.doubted_at + make_interval(secs => p_settling_s)",
         "v_attempt.doubted_at",
@@ -80,7 +80,7 @@ MUTATIONS = {
         may=("sign-ups", "repeated callbacks", "long waits"),
     ),
     "a refusal counts in any state": Mutation(
-        7,
+        3,
         "public.refuse_call",
         "v_attempt.state is null or v_attempt.state not in ('started', 'in_doubt')",
         "v_attempt.state is null",

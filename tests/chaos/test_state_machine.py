@@ -70,7 +70,7 @@ STATE_OF_THE_OPEN_ATTEMPT = {"dialing": "started", "in_doubt": "in_doubt", "call
 
 IN_CHAOS = os.environ.get("HYPOTHESIS_PROFILE") == "chaos"
 # The same histories each time: what lands passes, and new ones are looked for on purpose, in chaos.
-settings.register_profile("machine", max_examples=60, stateful_step_count=40, deadline=None, derandomize=True)
+settings.register_profile("machine", max_examples=40, stateful_step_count=40, deadline=None, derandomize=True)
 settings.register_profile("chaos", max_examples=2_000, stateful_step_count=60, deadline=None)
 SETTINGS = settings(
     settings.get_profile("chaos" if IN_CHAOS else "machine"),
