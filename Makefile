@@ -28,7 +28,7 @@ database-check: setup ## the Supabase CLI pushes, advises and lints, pgTAP tests
 	$(BIN)/python -m pytest -rs tests/database_check $(ARGS)
 
 scripts: setup ## check what the calls say, and read it out
-	@$(BIN)/python -m shared.scripts check
+	@$(BIN)/python -m shared.conversation.rehearse check
 
 RUNS ?= 1000
 chaos: setup ## prove it: simulated histories (RUNS=1000 SEED=1), then real crashes, then a burst

@@ -6,10 +6,10 @@ from uuid import UUID
 import structlog
 
 from function.twilio_form import CallEvent
-from function.twiml import document
-from shared.conversation import tell_machine
+from shared.conversation.script import Scripts
+from shared.conversation.turns import voicemail_turn
+from shared.conversation.twiml import render_twiml
 from shared.dispatcher import Dispatcher
-from shared.scripts import Scripts
 
 log = structlog.get_logger()
 
@@ -40,5 +40,5 @@ def handle(attempt: UUID | None, event: CallEvent, dispatcher: Dispatcher, scrip
         return
     if call.machine_now and call.is_wanted and call.job is not None:
         script = scripts.for_mode(call.job.signup_mode)
-        dispatcher.tell(event.call_sid, document(tell_machine(script), script, call.job))
+        dispatcher.play_twiml(event.call_sid, render_twiml(voicemail_turn(script), script, call.job))
     dispatcher.end_if_unwanted(call, event.call_sid)

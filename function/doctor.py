@@ -19,16 +19,17 @@ from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import quote
 
-from shared.checkup import Clocks, Finding, SetupFacts, ok, skipped, warning, wrong
-from shared.checkup.database import look
-from shared.checkup.twilio import check_twilio
-from shared.checkup.url import check_public_url, check_vault_url
+from shared.conversation.script import ScriptError, Scripts
+from shared.doctor.database import look
+from shared.doctor.findings import Clocks, Finding, ok, skipped, warning, wrong
+from shared.doctor.twilio import check_twilio
+from shared.doctor.url import check_public_url, check_vault_url
 from shared.logs import mask_phone
 from shared.screening import Refusal, screen
-from shared.scripts import ScriptError, Scripts
 from shared.settings import Settings, SettingsError, load_settings
+from shared.setup_facts import SetupFacts
 
-PATIENCE_SECONDS: Final = 20.0
+MAX_WAIT_SECONDS: Final = 20.0
 """For all hosts together; each is asked with timeouts of its own, and a name that takes long to resolve knows none."""
 SKEW_SECONDS: Final = 60.0
 """Signatures are believed for 5 minutes, and a dial within 2 s is measured by our own clock."""
@@ -52,7 +53,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
 
 def _all_at_once(parts: Mapping[str, Callable[[], Iterable[Finding]]]) -> Iterator[Finding]:
     """The findings of each part, in order. A part that hangs is left behind with what it has found so far."""
-    until = time.monotonic() + PATIENCE_SECONDS
+    until = time.monotonic() + MAX_WAIT_SECONDS
     found: dict[str, list[Finding]] = {name: [] for name in parts}
 
     def work(name: str) -> None:
@@ -70,7 +71,7 @@ def _all_at_once(parts: Mapping[str, Callable[[], Iterable[Finding]]]) -> Iterat
         thread.join(max(0.0, until - time.monotonic()))
         so_far = list(found[name])
         if thread.is_alive():
-            late = f"no end within {PATIENCE_SECONDS:g} s"
+            late = f"no end within {MAX_WAIT_SECONDS:g} s"
             so_far.append(
                 wrong(name, late, "a host hangs, or its name takes for ever to resolve: look at DNS and egress rules")
             )

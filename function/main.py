@@ -12,15 +12,23 @@ import structlog
 from werkzeug.exceptions import HTTPException
 
 from function import call_status, voice, webhook
-from function.callers import ProofUnavailable, Unproved, google_keys, own_path, prove_sweep, prove_twilio, prove_webhook
+from function.auth import (
+    AuthenticationError,
+    KeysUnavailable,
+    authenticate_sweep,
+    authenticate_twilio,
+    authenticate_webhook,
+    google_keys,
+    own_path,
+)
 from function.sweep import sweep_once
 from function.twilio_form import CallEvent, read_attempt, read_event, read_place
-from function.twiml import document
-from shared.conversation import apologize
+from shared.conversation.script import ScriptError, Scripts
+from shared.conversation.turns import apology_turn
+from shared.conversation.twiml import render_twiml
 from shared.dispatcher import Dispatcher, build_dispatcher
 from shared.jobs import JobsUnavailable
 from shared.logs import bind_trace, clear, configure_logs
-from shared.scripts import ScriptError, Scripts
 from shared.settings import SettingsError, load_settings
 
 MAX_BODY_BYTES = 64 * 1024
@@ -63,14 +71,14 @@ def dispatch(request: flask.Request) -> flask.Response:
         return too_large()
     try:
         return handle(request)
-    except Unproved as unproved:
+    except AuthenticationError as unproved:
         log.warning("refused: no proof of who is calling", kind="unauthorized", path=request.path, reason=str(unproved))
         return problem(401, "unauthorized", "no valid proof of who is calling")
     except webhook.BadPayload as bad:
         return problem(400, "bad_request", str(bad))
     except HTTPException as odd:  # werkzeug's own, say of a client that went away in the middle of its body
         return problem(odd.code or 400, "bad_request", odd.name)
-    except (JobsUnavailable, ProofUnavailable) as down:
+    except (JobsUnavailable, KeysUnavailable) as down:
         log.error("a dependency is down", path=request.path, reason=str(down))
         return problem(503, "unavailable", "a dependency is down; the sweep will look again", **{"Retry-After": "30"})
     except Exception:
@@ -80,12 +88,12 @@ def dispatch(request: flask.Request) -> flask.Response:
 
 def on_webhook(request: flask.Request) -> flask.Response:
     body = request.get_data(cache=True)
-    prove_webhook(settings, request.headers, body)
+    authenticate_webhook(settings, request.headers, body)
     return reply(webhook.handle(body, dispatcher()))
 
 
 def on_sweep(request: flask.Request) -> flask.Response:
-    prove_sweep(settings, request.headers, google_keys())
+    authenticate_sweep(settings, request.headers, google_keys())
     return reply(sweep_once(dispatcher()))
 
 
@@ -98,7 +106,7 @@ def on_voice(request: flask.Request) -> flask.Response:
         log.exception(
             "a fault of ours: a call hears the apology", attempt=str(attempt), place=place, digits=event.digits
         )
-        twiml = document(apologize(scripts.default), scripts.default, None)
+        twiml = render_twiml(apology_turn(scripts.default), scripts.default, None)
     return flask.Response(twiml, content_type="text/xml; charset=utf-8")
 
 
@@ -111,8 +119,8 @@ def on_status(request: flask.Request) -> flask.Response:
 def twilio_event(request: flask.Request) -> CallEvent:
     """Proved, then read. Twilio posts plain forms; a multipart one would be parsed at length before it could be refused."""
     if request.mimetype != "application/x-www-form-urlencoded":
-        raise Unproved("not a form as Twilio posts it")
-    prove_twilio(settings, request.headers, request.path, request.query_string, request.form)
+        raise AuthenticationError("not a form as Twilio posts it")
+    authenticate_twilio(settings, request.headers, request.path, request.query_string, request.form)
     return read_event(request.form)
 
 

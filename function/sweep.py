@@ -21,14 +21,14 @@ import structlog
 from shared.dispatcher import Dispatcher, build_dispatcher
 from shared.jobs import JobsUnavailable
 from shared.logs import configure_logs
-from shared.models import Stats, Step
+from shared.models import Stats, StepResult
 from shared.settings import DIAL_WITHIN_SECONDS, Settings, SettingsError, load_settings
 
 log = structlog.get_logger()
 
 DIALERS = 8  # at once; what more would bring the pace of calls takes away again
-LOOKERS = 4
-NAP_SECONDS = 0.5  # the longest sleep between two looks at `stop`
+FOLLOW_UP_THREADS = 4
+POLL_SECONDS = 0.5  # the longest sleep between two looks at `stop`
 
 # From here on somebody should look: the alerts in shared/monitoring say the same.
 LATE_SECONDS = 300.0
@@ -45,13 +45,13 @@ def sweep_once(dispatcher: Dispatcher, stop: threading.Event | None = None) -> d
 
     healed = dispatcher.jobs.heal_signups()
     limit = settings.call_dispatcher_limit
-    dial = _Crew(dispatcher.dial_one, limit, last_claim, stop)
-    look = _Crew(dispatcher.look_after_one, limit, last_claim, stop)
-    with ThreadPoolExecutor(DIALERS + LOOKERS) as pool:
+    dial = WorkerPool(dispatcher.dial_one, limit, last_claim, stop)
+    look = WorkerPool(dispatcher.follow_up_one, limit, last_claim, stop)
+    with ThreadPoolExecutor(DIALERS + FOLLOW_UP_THREADS) as pool:
         workers = [pool.submit(dial.work) for _ in range(min(DIALERS, limit))]
-        workers += [pool.submit(look.work) for _ in range(min(LOOKERS, limit))]
+        workers += [pool.submit(look.work) for _ in range(min(FOLLOW_UP_THREADS, limit))]
     failed = [error for worker in workers if (error := worker.exception())]
-    counts = {"healed_signups": healed, **dial.did, **look.did}
+    counts = {"healed_signups": healed, **dial.counts, **look.counts}
     for error in failed:
         if not isinstance(error, JobsUnavailable):
             raise error
@@ -81,35 +81,35 @@ def _longest_step_s(settings: Settings) -> float:
     return DIAL_WITHIN_SECONDS + settings.twilio_connect_seconds + settings.twilio_timeout_seconds
 
 
-class _Crew:
+class WorkerPool:
     """Threads that do one kind of step until nothing is left, the limit or the time is reached, or they are told to stop."""
 
-    def __init__(self, step: Callable[[], Step], limit: int, last_claim: float, stop: threading.Event) -> None:
+    def __init__(self, step: Callable[[], StepResult], limit: int, last_claim: float, stop: threading.Event) -> None:
         self._step = step
-        self._tickets = threading.Semaphore(limit)
+        self._permits = threading.Semaphore(limit)
         self._last_claim = last_claim
         self._stop = stop
         self._done = threading.Event()
-        self.did: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
         self._counting = threading.Lock()
 
     def work(self) -> None:
         try:
-            while not self._over() and self._tickets.acquire(blocking=False):
+            while not self._over() and self._permits.acquire(blocking=False):
                 step = self._step()
-                if step.did == "waiting":
-                    self._tickets.release()
+                if step.outcome == "waiting":
+                    self._permits.release()
                     self._wait(step.wait_s)
                     continue
-                if step.did == "nothing":
-                    self._tickets.release()
+                if step.outcome == "nothing":
+                    self._permits.release()
                     if step.job_id is None:
                         # For this thread only: what is left, if anything, is in the hands of one that waits for the pace.
                         return
                     continue  # another has just taken the job that this thread had in hand
                 with self._counting:
-                    self.did[step.did] += 1
-                if step.did in ("paused", "halted"):
+                    self.counts[step.outcome] += 1
+                if step.outcome in ("paused", "halted"):
                     self._done.set()
         except BaseException:
             self._done.set()
@@ -121,7 +121,7 @@ class _Crew:
     def _wait(self, seconds: float) -> None:
         until = min(time.monotonic() + seconds, self._last_claim)
         while not self._over() and (left := until - time.monotonic()) > 0:
-            time.sleep(min(left, NAP_SECONDS))
+            time.sleep(min(left, POLL_SECONDS))
 
 
 def work(dispatcher: Dispatcher, every_s: float, stop: threading.Event) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, cast, get_args
 from uuid import UUID
 
-from shared.conversation import Place
+from shared.conversation.turns import Place
 from shared.models import FINAL_CALL_STATUSES, CallStatus
 from shared.telephony import CALL_SID
 

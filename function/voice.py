@@ -5,12 +5,12 @@ from uuid import UUID
 import structlog
 
 from function.twilio_form import CallEvent
-from function.twiml import document, hang_up
-from shared.conversation import Place, Turn, apologize, begin, hear, tell_machine
+from shared.conversation.script import Scripts
+from shared.conversation.turns import Place, Turn, apology_turn, first_turn, next_turn, voicemail_turn
+from shared.conversation.twiml import hang_up, render_twiml
 from shared.dispatcher import Dispatcher
 from shared.jobs import JobsUnavailable
 from shared.models import LiveCall
-from shared.scripts import Scripts
 
 log = structlog.get_logger()
 
@@ -26,7 +26,7 @@ def handle(
         log.critical("a call of no attempt of ours: it is hung up", kind="call_unknown", call_sid=event.call_sid)
         return hang_up()
     script = scripts.for_mode(place.script) if place else scripts.default
-    turn = hear(script, place, event.digits) if place else None
+    turn = next_turn(script, place, event.digits) if place else None
     try:
         if turn is None:
             call = dispatcher.record_status(attempt, event.call_sid, event.call_status or "in-progress")
@@ -34,16 +34,16 @@ def handle(
             call = dispatcher.record_answer(attempt, event.call_sid, turn, event.digits)
     except JobsUnavailable as down:
         _log_unstored(attempt, place, event, turn, down)
-        return document(apologize(script), script, None)
+        return render_twiml(apology_turn(script), script, None)
     if not call.is_wanted or call.job is None:
         _log_unwanted(event.call_sid, call)
         return hang_up()
     if turn is None:
         script = scripts.for_mode(call.job.signup_mode)
-        turn = begin(script)
+        turn = first_turn(script)
     if call.by_machine and not turn.opts_out:
-        turn = tell_machine(script)
-    return document(turn, script, call.job, f"{dispatcher.settings.api_base_url}/voice?attempt={attempt}")
+        turn = voicemail_turn(script)
+    return render_twiml(turn, script, call.job, f"{dispatcher.settings.api_base_url}/voice?attempt={attempt}")
 
 
 def _log_unstored(

@@ -7,14 +7,14 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.dispatcher import Dispatcher
-from shared.models import Step
+from shared.models import StepResult
 
 TABLE = "outbound_call_jobs"
-PATIENCE_SECONDS = 4.0  # for the pace of calls; pg_net waits 10 s for us, and the request to Twilio is still to come
+MAX_WAIT_SECONDS = 4.0  # for the pace of calls; pg_net waits 10 s for us, and the request to Twilio is still to come
 # So many may wait at once, about as many as one call a second lets through meanwhile. In a burst pg_net sends 200 at once: if all
 # of them waited, no thread would be left to tell Twilio what to say. Who may not wait is left to the sweep.
-WAITING_AT_MOST = 4
-_waiting = threading.BoundedSemaphore(WAITING_AT_MOST)
+MAX_WAITERS = 4
+_waiting = threading.BoundedSemaphore(MAX_WAITERS)
 
 
 class BadPayload(Exception):
@@ -50,10 +50,10 @@ def handle(body: bytes, dispatcher: Dispatcher) -> dict[str, Any]:
     return answer(_dial(job_id, dispatcher))
 
 
-def _dial(job_id: int, dispatcher: Dispatcher) -> Step:
-    until = time.monotonic() + PATIENCE_SECONDS
+def _dial(job_id: int, dispatcher: Dispatcher) -> StepResult:
+    until = time.monotonic() + MAX_WAIT_SECONDS
     step = dispatcher.dial_one(job_id)
-    if step.did != "waiting" or not _waiting.acquire(blocking=False):
+    if step.outcome != "waiting" or not _waiting.acquire(blocking=False):
         return step
     try:
         return _wait_and_dial(step, job_id, dispatcher, until)
@@ -61,18 +61,18 @@ def _dial(job_id: int, dispatcher: Dispatcher) -> Step:
         _waiting.release()
 
 
-def _wait_and_dial(step: Step, job_id: int, dispatcher: Dispatcher, until: float) -> Step:
-    while step.did == "waiting" and time.monotonic() + step.wait_s < until:
+def _wait_and_dial(step: StepResult, job_id: int, dispatcher: Dispatcher, until: float) -> StepResult:
+    while step.outcome == "waiting" and time.monotonic() + step.wait_s < until:
         time.sleep(step.wait_s)
         step = dispatcher.dial_one(job_id)
     return step
 
 
-def answer(step: Step) -> dict[str, Any]:
+def answer(step: StepResult) -> dict[str, Any]:
     """Nothing here names the person: pg_net keeps our answers where every database role can read them."""
-    if step.did == "nothing":
+    if step.outcome == "nothing":
         return {"ignored": step.detail, "job": step.job_id}
-    return {"did": step.did, "job": step.job_id}
+    return {"did": step.outcome, "job": step.job_id}
 
 
 def _first(error: ValidationError) -> str:

@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 import structlog
 
 from shared import backoff
-from shared.conversation import Turn
+from shared.conversation.turns import Turn
 from shared.jobs import Jobs, connect
 from shared.models import (
     FINAL_CALL_STATUSES,
@@ -32,7 +32,7 @@ from shared.models import (
     OpenCall,
     Paused,
     Settled,
-    Step,
+    StepResult,
     TwilioCall,
     Unparsed,
     Verdict,
@@ -40,7 +40,7 @@ from shared.models import (
 )
 from shared.screening import PutOff, Refusal, hours, read_number, screen
 from shared.settings import DIAL_WITHIN_SECONDS, Settings
-from shared.telephony import CallNotPlaced, Telephony, TwilioSilent
+from shared.telephony import CallNotPlaced, Telephony, TwilioUnavailable
 
 log = structlog.get_logger()
 
@@ -52,7 +52,7 @@ LAST_CALL_SECONDS = 30.0
 ASKS_PER_SETTLING = 4  # Twilio is asked so often before "not listed" is believed
 
 
-def _nowhere(_point: str) -> None:
+def no_fault(_point: str) -> None:
     """Fault points do nothing in production; tests stop the process, or time, at one."""
 
 
@@ -80,16 +80,16 @@ class Dispatcher:
     """One a process, shared by its threads. Every method raises JobsUnavailable when the database does not answer."""
 
     def __init__(
-        self, settings: Settings, jobs: Jobs, telephony: Telephony, fault_point: Callable[[str], None] = _nowhere
+        self, settings: Settings, jobs: Jobs, telephony: Telephony, fault_point: Callable[[str], None] = no_fault
     ) -> None:
         self.settings = settings
         self.jobs = jobs
         self._telephony = telephony
-        self._at = fault_point
+        self._fault_point = fault_point
 
     # --- to dial ------------------------------------------------------------------------------------------------------
 
-    def dial_one(self, job_id: int | None = None) -> Step:
+    def dial_one(self, job_id: int | None = None) -> StepResult:
         """Claim one job, the one asked for or the next due, and dial it."""
         attempt = uuid4()
         since = Since.now()  # before the claim: the lease cannot have begun earlier
@@ -107,12 +107,12 @@ class Dispatcher:
         match claim:
             case Claimed():
                 with structlog.contextvars.bound_contextvars(job=claim.job.id, attempt=str(claim.attempt.id)):
-                    self._at("claimed")
+                    self._fault_point("claimed")
                     return self._dial(claim, since)
             case Unparsed():
                 return self._read_number(claim.job_id, claim.phone_number)
             case Wait():
-                return Step("waiting", job_id, wait_s=claim.wait_s)
+                return StepResult("waiting", job_id, wait_s=claim.wait_s)
             case Paused():
                 if claim.just_now:
                     log.critical(
@@ -120,13 +120,13 @@ class Dispatcher:
                         kind="ceiling_reached",
                         until=str(claim.until),
                     )
-                return Step("paused", job_id, f"{claim.reason} (until {claim.until})")
+                return StepResult("paused", job_id, f"{claim.reason} (until {claim.until})")
             case NothingDue():
-                return Step("nothing", job_id, _why_not(claim))
+                return StepResult("nothing", job_id, _why_not(claim))
             case _:
                 assert_never(claim)
 
-    def _dial(self, claim: Claimed, since: Since) -> Step:
+    def _dial(self, claim: Claimed, since: Since) -> StepResult:
         """From a claim to its outcome. Only here is a call placed."""
         job, attempt = claim.job, claim.attempt.id
         number = read_number(job.phone_number, self.settings)
@@ -138,26 +138,26 @@ class Dispatcher:
             case Refusal() as no:
                 self.jobs.refuse(attempt, code=no.code, reason=no.reason, slot_s=self._slot_s)
                 log.warning("call refused", kind="call_refused", code=no.code, reason=no.reason)
-                return Step("refused", job.id, no.code)
+                return StepResult("refused", job.id, no.code)
             case PutOff() as no:
                 self.jobs.release(attempt, code=no.code, reason=no.reason, not_before=no.until, slot_s=self._slot_s)
                 log.info("call put off", code=no.code, until=str(no.until))
-                return Step("put_off", job.id, no.code)
-        self._at("screened")
+                return StepResult("put_off", job.id, no.code)
+        self._fault_point("screened")
         try:
             placed = self._telephony.place(attempt, job.phone_e164, since.is_fresh)
         except CallNotPlaced as failure:
-            self._at("failed")
+            self._fault_point("failed")
             return self._record_failure(job.id, attempt, failure.verdict)
-        self._at("placed")
+        self._fault_point("placed")
         call = self.jobs.accept(attempt, placed.call_sid, ask_s=self.settings.call_ask_seconds)
-        self._at("accepted")
+        self._fault_point("accepted")
         log.info("called", call_sid=placed.call_sid, number=claim.attempt.number)
         self.end_if_unwanted(call, placed.call_sid)
         if call.is_wanted:
             rings_at = claim.now + timedelta(seconds=since.age_s() + placed.queue_s)
             self._put_off_if_late(attempt, placed.call_sid, job.phone_e164, job.metadata, rings_at)
-        return Step("called", job.id, placed.call_sid)
+        return StepResult("called", job.id, placed.call_sid)
 
     def _screen(self, number: str | Refusal, metadata: dict[str, Any], now: datetime) -> Refusal | PutOff | None:
         if isinstance(number, Refusal):
@@ -179,22 +179,22 @@ class Dispatcher:
             log.warning("call put off: it would have left Twilio's queue too late", call_sid=call_sid)
             try:
                 self._telephony.cancel(call_sid)
-            except TwilioSilent as silent:
+            except TwilioUnavailable as silent:
                 log.error("the call could not be canceled; the sweep tries again", reason=str(silent))
 
-    def _record_failure(self, job_id: int, attempt: UUID, verdict: Verdict) -> Step:
+    def _record_failure(self, job_id: int, attempt: UUID, verdict: Verdict) -> StepResult:
         code, reason = verdict.code, verdict.reason
         match verdict.kind:
             case "refused":
                 self.jobs.refuse(attempt, code=code, reason=reason)
                 log.error("call refused for good", kind="call_refused", code=code, reason=reason)
-                return Step("refused", job_id, code)
+                return StepResult("refused", job_id, code)
             case "later":
                 delay_s = backoff.jittered(self.settings.call_retry_seconds)
                 slot_s = 0.0 if code.startswith("twilio_") else self._slot_s  # Twilio was asked, or it was not
                 self.jobs.release(attempt, delay_s=delay_s, code=code, reason=reason, slot_s=slot_s)
                 log.warning("call put off", code=code, reason=reason, delay_s=round(delay_s))
-                return Step("put_off", job_id, code)
+                return StepResult("put_off", job_id, code)
             case "halt":
                 halt_s = min(HALT_SECONDS, self.settings.call_retry_seconds)
                 self.jobs.release(attempt, code=code, reason=reason, halt_s=halt_s)
@@ -204,30 +204,30 @@ class Dispatcher:
                     code=code,
                     reason=reason,
                 )
-                return Step("halted", job_id, code)
+                return StepResult("halted", job_id, code)
             case "in_doubt":
                 self.jobs.doubt(attempt, code=code, reason=reason, ask_s=self._ask_again_s)
                 log.error(
                     "call in doubt: nobody dials until that is settled", kind="call_in_doubt", code=code, reason=reason
                 )
-                return Step("in_doubt", job_id, code)
+                return StepResult("in_doubt", job_id, code)
             case _:
                 assert_never(verdict.kind)
 
-    def _read_number(self, job_id: int, typed: str) -> Step:
+    def _read_number(self, job_id: int, typed: str) -> StepResult:
         """Write down what was typed as E.164 and dial it, or end the job because it is no number."""
         number = read_number(typed, self.settings)
         if isinstance(number, Refusal):
             if not self.jobs.set_number(job_id, typed, None, number.code, number.reason):
-                return Step("nothing", job_id, "another has read its number meanwhile")
+                return StepResult("nothing", job_id, "another has read its number meanwhile")
             log.warning("call refused", kind="call_refused", job=job_id, code=number.code, reason=number.reason)
-            return Step("refused", job_id, number.code)
+            return StepResult("refused", job_id, number.code)
         self.jobs.set_number(job_id, typed, number, None, None)
         return self.dial_one(job_id)
 
     # --- to look after ------------------------------------------------------------------------------------------------
 
-    def look_after_one(self) -> Step:
+    def follow_up_one(self) -> StepResult:
         """Take the next call that is in doubt, without news or one too many, and find out, or end it."""
         settings = self.settings
         call = self.jobs.claim_open(
@@ -236,21 +236,21 @@ class Dispatcher:
             give_up_s=TWILIO_QUEUE_SECONDS + settings.call_ring_seconds + settings.call_time_limit_seconds,
         )
         if isinstance(call, NoOpenCall):
-            return Step("nothing")
+            return StepResult("nothing")
         with structlog.contextvars.bound_contextvars(job=call.job_id, attempt=str(call.attempt)):
-            self._at("asking")
+            self._fault_point("asking")
             if call.lease_ran_out:
                 log.error("lease ran out: the call is in doubt", kind="call_in_doubt", code="lease_ran_out")
             try:
                 return self._settle(call) if call.call_sid is None else self._ask_after(call, call.call_sid)
-            except TwilioSilent as silent:
+            except TwilioUnavailable as silent:
                 log.error("Twilio could not be asked: the call stays as it is", state=call.state, reason=str(silent))
-                return Step("unasked", call.job_id, call.state)
+                return StepResult("unasked", call.job_id, call.state)
 
-    def _settle(self, call: OpenCall) -> Step:
+    def _settle(self, call: OpenCall) -> StepResult:
         settings = self.settings
         listed = self._telephony.find(call.phone_e164, call.started_at, call.from_e164)
-        self._at("listed")
+        self._fault_point("listed")
         settlement = self.jobs.settle(
             call.attempt,
             call.asked_at,
@@ -266,30 +266,30 @@ class Dispatcher:
                 log.warning("doubt settled: Twilio has the call", call_sid=settlement.call_sid)
                 found = next(c for c in listed if c.sid == settlement.call_sid)
                 self.end_if_unwanted(self._record(call.attempt, found), found.sid)
-                return Step("settled", call.job_id, "found")
+                return StepResult("settled", call.job_id, "found")
             case Absent():
                 log.warning("doubt settled: Twilio has no such call", job_status=settlement.job_status)
-                return Step("settled", call.job_id, "absent")
+                return StepResult("settled", call.job_id, "absent")
             case NotYet():
-                return Step("still_in_doubt", call.job_id, "not_yet")
+                return StepResult("still_in_doubt", call.job_id, "not_yet")
             case Ambiguous():
                 log.critical(
                     "a call in doubt could be any of several: somebody must look",
                     kind="call_ambiguous",
                     calls=settlement.calls,
                 )
-                return Step("still_in_doubt", call.job_id, "ambiguous")
+                return StepResult("still_in_doubt", call.job_id, "ambiguous")
             case Settled():
-                return Step("settled", call.job_id, "meanwhile")
+                return StepResult("settled", call.job_id, "meanwhile")
             case _:
                 assert_never(settlement)
 
-    def _ask_after(self, call: OpenCall, call_sid: str) -> Step:
+    def _ask_after(self, call: OpenCall, call_sid: str) -> StepResult:
         if call.end:
             self._telephony.end(call_sid)
             log.warning("call ended: it is not wanted", state=call.state, call_sid=call_sid)
         known = self._telephony.fetch(call_sid)
-        self._at("fetched")
+        self._fault_point("fetched")
         if known is not None and known.status == "queued" and not call.end:
             if call.put_off:
                 self._telephony.cancel(call_sid)
@@ -299,11 +299,11 @@ class Dispatcher:
                 next_look = call.asked_at + timedelta(seconds=2 * self.settings.call_ask_seconds)
                 self._put_off_if_late(call.attempt, call_sid, call.phone_e164, call.metadata, next_look)
         if known is None:  # of a fresh SID this is no absence; an old one is given up in time
-            return Step("asked", call.job_id, "unknown")
+            return StepResult("asked", call.job_id, "unknown")
         recorded = self._record(call.attempt, known)
         if not call.end:
             self.end_if_unwanted(recorded, call_sid)
-        return Step("ended" if call.end else "asked", call.job_id, known.status)
+        return StepResult("ended" if call.end else "asked", call.job_id, known.status)
 
     def _record(self, attempt: UUID, call: TwilioCall) -> LiveCall:
         return self.record_status(
@@ -356,12 +356,12 @@ class Dispatcher:
             log.warning("opted out by a key: this number is not called again", call_sid=call_sid)
         return call
 
-    def tell(self, call_sid: str, twiml: str) -> None:
+    def play_twiml(self, call_sid: str, twiml: str) -> None:
         """Interrupt a call under way: it goes on with this document."""
         try:
-            self._telephony.tell(call_sid, twiml)
+            self._telephony.play_twiml(call_sid, twiml)
             log.info("a machine has answered: it is told its message, or hung up on", call_sid=call_sid)
-        except TwilioSilent as silent:  # then it is told when it has not answered the question
+        except TwilioUnavailable as silent:  # then it is told when it has not answered the question
             log.error("a machine has answered, and could not be told so", call_sid=call_sid, reason=str(silent))
 
     def end_if_unwanted(self, call: LiveCall, call_sid: str) -> None:
@@ -373,7 +373,7 @@ class Dispatcher:
             log.critical("a call too many: it is being ended", kind=kind, call_sid=call_sid, state=call.state)
         try:
             self._telephony.end(call_sid)
-        except TwilioSilent as silent:
+        except TwilioUnavailable as silent:
             log.error("the call could not be ended; the sweep tries again", call_sid=call_sid, reason=str(silent))
 
     @property

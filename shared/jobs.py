@@ -14,9 +14,9 @@ from postgrest.exceptions import APIError
 from pydantic import TypeAdapter, ValidationError
 from supabase import Client, ClientOptions, create_client
 
-from shared.checkup import SetupFacts
 from shared.models import CallStatus, Claim, LiveCall, NextOpenCall, Settlement, Stats, TwilioCall
 from shared.settings import Settings
+from shared.setup_facts import SetupFacts
 
 T = TypeVar("T")
 

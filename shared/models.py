@@ -234,10 +234,10 @@ class Placed:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepResult:
     """What one step of the dispatcher did: one claim to dial, or one look at an open call."""
 
-    did: Literal[
+    outcome: Literal[
         "called", "refused", "put_off", "halted", "in_doubt",  # dialing
         "settled", "asked", "ended", "still_in_doubt", "unasked",  # looking after
         "waiting", "paused", "nothing",

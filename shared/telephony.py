@@ -92,15 +92,15 @@ class CallNotPlaced(Exception):
         self.verdict = verdict
 
 
-class TwilioSilent(Exception):
+class TwilioUnavailable(Exception):
     """Twilio did not say what we asked. What we believed stands, and we ask again later."""
 
 
-class TooLate(Exception):
+class DeadlinePassed(Exception):
     """The process was held up until nobody may dial for this claim any more. Without its body a request is none."""
 
 
-class _LastMoment:
+class DeadlineBody:
     """The body of a request for a call. It looks at the clocks when connection and headers are behind it, not before."""
 
     def __init__(self, body: bytes, in_time: Callable[[], bool]) -> None:
@@ -111,7 +111,7 @@ class _LastMoment:
 
     def __iter__(self) -> Iterator[bytes]:
         if not self._in_time():
-            raise TooLate
+            raise DeadlinePassed
         yield self._body
 
 
@@ -126,7 +126,7 @@ class _Http(TwilioHttpClient):
 
     def request(self, method: str, url: str, params: Any = None, data: Any = None, *more: Any, **others: Any) -> Any:
         if self._in_time is not None:
-            data = _LastMoment(urlencode(data, doseq=True).encode(), self._in_time)
+            data = DeadlineBody(urlencode(data, doseq=True).encode(), self._in_time)
         return super().request(method, url, params, data, *more, **others)
 
 
@@ -182,7 +182,7 @@ class Telephony:
         return Placed(call.sid, int(queued_ms) / 1000 if queued_ms.isdecimal() else 0.0)
 
     def find(self, to: str, since: datetime, our_number: str | None = None) -> list[TwilioCall]:
-        """Every call from our number to `to` that Twilio lists and made since `since`, newest first. Raises TwilioSilent.
+        """Every call from our number to `to` that Twilio lists and made since `since`, newest first. Raises TwilioUnavailable.
 
         `our_number` is the one that was to call, which may not be today's. Never filtered by StartTime: a call that still
         waits in Twilio's queue has none.
@@ -199,27 +199,27 @@ class Telephony:
         return found
 
     def fetch(self, call_sid: str) -> TwilioCall | None:
-        """One call; None when Twilio has none by this SID, which of a fresh one means nothing. Raises TwilioSilent."""
+        """One call; None when Twilio has none by this SID, which of a fresh one means nothing. Raises TwilioUnavailable."""
         try:
             with _asking():
                 return _read(self._client.calls(call_sid).fetch())
-        except TwilioSilent as silent:
+        except TwilioUnavailable as silent:
             if isinstance(silent.__cause__, TwilioRestException) and silent.__cause__.code == 20404:
                 return None
             raise
 
     def end(self, call_sid: str) -> None:
-        """End a call, in the queue, ringing or answered. A call that is over already is fine. Raises TwilioSilent."""
+        """End a call, in the queue, ringing or answered. A call that is over already is fine. Raises TwilioUnavailable."""
         self._update(call_sid, status="completed")
 
     def cancel(self, call_sid: str) -> None:
-        """End a call that nobody has answered yet. One that somebody has goes on. Raises TwilioSilent."""
+        """End a call that nobody has answered yet. One that somebody has goes on. Raises TwilioUnavailable."""
         self._update(call_sid, status="canceled")
 
-    def tell(self, call_sid: str, twiml: str) -> None:
+    def play_twiml(self, call_sid: str, twiml: str) -> None:
         """Let an answered call go on with this document, of at most 4,000 characters, instead of the one that it is in.
 
-        A call that is over already is fine. Raises TwilioSilent. https://www.twilio.com/docs/voice/tutorials/how-to-modify-calls-in-progress
+        A call that is over already is fine. Raises TwilioUnavailable. https://www.twilio.com/docs/voice/tutorials/how-to-modify-calls-in-progress
         """
         self._update(call_sid, twiml=twiml)
 
@@ -227,20 +227,20 @@ class Telephony:
         try:
             with _asking():
                 self._client.calls(call_sid).update(**change)
-        except TwilioSilent as silent:
+        except TwilioUnavailable as silent:
             if not (isinstance(silent.__cause__, TwilioRestException) and silent.__cause__.code in (21220, 20404)):
                 raise
 
 
 class _asking:
-    """Whatever goes wrong while Twilio is asked becomes TwilioSilent: asking again is always safe."""
+    """Whatever goes wrong while Twilio is asked becomes TwilioUnavailable: asking again is always safe."""
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, TwilioException | requests.RequestException | ValueError | TypeError | KeyError):
-            raise TwilioSilent(f"{type(error).__name__}: {_one_line(error)}") from error
+            raise TwilioUnavailable(f"{type(error).__name__}: {_one_line(error)}") from error
 
 
 def verdict_on(error: BaseException) -> Verdict:
@@ -248,7 +248,7 @@ def verdict_on(error: BaseException) -> Verdict:
     if isinstance(error, TwilioRestException):
         return _verdict_on_answer(error)
     causes = list(_chain(error))
-    if any(isinstance(cause, TooLate) for cause in causes):
+    if any(isinstance(cause, DeadlinePassed) for cause in causes):
         return Verdict("later", "too_late", "the dispatcher was held up before it could dial; nothing was sent")
     if isinstance(error, requests.exceptions.ConnectTimeout) or any(
         isinstance(cause, NewConnectionError | NameResolutionError) for cause in causes

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, settings
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
-from tests.sandbox import database
 from tests.sandbox.postgres import Postgres
+from tests.sandbox.supabase import database
 
 Connection: TypeAlias = psycopg.Connection[TupleRow]
 Connect: TypeAlias = Callable[..., Connection]

@@ -17,10 +17,10 @@ import uuid
 
 import psycopg
 
-from tests.database.steps import a_sid
+from tests.database.sql_api import a_sid
 from tests.database.test_claim_plans import DUE, FILL, LATER, TWICE
-from tests.sandbox import database
 from tests.sandbox.postgres import Postgres
+from tests.sandbox.supabase import database
 
 CAPS = {
     "no caps": (None, 0, None),

@@ -40,9 +40,9 @@ from shared.dispatcher import Dispatcher, Since
 from shared.jobs import Jobs, JobsUnavailable
 from shared.models import FINAL_CALL_STATUSES, CallStatus, Placed, TwilioCall, Verdict
 from shared.settings import DIAL_WITHIN_SECONDS, Settings, load_settings
-from shared.telephony import CallNotPlaced, Telephony, TwilioSilent
-from tests.sandbox import database as sandbox_database
+from shared.telephony import CallNotPlaced, Telephony, TwilioUnavailable
 from tests.sandbox.postgres import Postgres
+from tests.sandbox.supabase import database as sandbox_database
 
 DATABASE = "simulation"
 # Not the sandbox's clock, which runs: here no time passes but what the history lets pass, or no seed would replay exactly.
@@ -215,7 +215,7 @@ class VirtualTwilio:
 
     def _ask(self) -> None:
         if self.history.chance(0.1):
-            raise TwilioSilent("no answer")
+            raise TwilioUnavailable("no answer")
 
     def find(self, to: str, since: datetime, _our_number: str | None = None) -> list[TwilioCall]:
         self._ask()
@@ -355,14 +355,14 @@ class History:
 
     def webhook(self, job_id: int) -> None:
         with self._living():
-            self.note(f"webhook for job {job_id}: {self.worker().dial_one(job_id).did}")
+            self.note(f"webhook for job {job_id}: {self.worker().dial_one(job_id).outcome}")
 
     def sweep(self) -> None:
         with self._living():
             worker = self.worker()
-            for step in (worker.dial_one, worker.look_after_one):
-                while (done := step()).did not in ("nothing", "waiting", "paused"):
-                    self.note(f"sweep: job {done.job_id} {done.did} {done.detail}")
+            for step in (worker.dial_one, worker.follow_up_one):
+                while (done := step()).outcome not in ("nothing", "waiting", "paused"):
+                    self.note(f"sweep: job {done.job_id} {done.outcome} {done.detail}")
         self.after(SWEEP_EVERY_S * max(1, math.ceil(self._idle_s() / SWEEP_EVERY_S)), self.sweep)
 
     def _idle_s(self) -> float:

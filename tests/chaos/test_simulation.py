@@ -12,10 +12,10 @@ import psycopg
 import pytest
 
 from shared.dispatcher import Dispatcher
-from shared.models import Step, Verdict
+from shared.models import StepResult, Verdict
 from tests.chaos.simulation import DATABASE, Verdicts, prepared, run_history
-from tests.sandbox.database import drop_database
 from tests.sandbox.postgres import Postgres
+from tests.sandbox.supabase.database import drop_database
 
 Connection = psycopg.Connection[Any]
 HISTORIES = 30
@@ -55,7 +55,7 @@ def sql_changed(database: Connection, function: str, old: str, new: str) -> Iter
 def a_timeout_taken_for(kind: Any) -> Callable[[Connection], AbstractContextManager[Any]]:
     real = Dispatcher._record_failure
 
-    def record(self: Dispatcher, job_id: int, attempt: UUID, verdict: Verdict) -> Step:
+    def record(self: Dispatcher, job_id: int, attempt: UUID, verdict: Verdict) -> StepResult:
         changed = Verdict(kind, verdict.code, verdict.reason) if verdict.kind == "in_doubt" else verdict
         return real(self, job_id, attempt, changed)
 

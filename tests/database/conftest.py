@@ -9,9 +9,9 @@ import pytest
 from psycopg import sql
 
 from tests.conftest import Connect, Connection
-from tests.database.steps import Steps
-from tests.sandbox import database
+from tests.database.sql_api import Steps
 from tests.sandbox.postgres import Postgres
+from tests.sandbox.supabase import database
 
 # Not truncated: with all their indexes that takes 30 ms. As a replica, because our own trigger keeps jobs that are open.
 EMPTY = """

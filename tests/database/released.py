@@ -27,13 +27,13 @@ from supabase import Client
 from shared.jobs import Jobs, connect
 from shared.models import Claim, NextOpenCall, OpenCall, TwilioCall
 from shared.settings import load_settings
-from tests.sandbox import database
-from tests.sandbox.gateway import Gateway, service_key
 from tests.sandbox.postgres import Postgres
 from tests.sandbox.serve import Server
+from tests.sandbox.supabase import database
+from tests.sandbox.supabase.gateway import Gateway, service_key
 
 T = TypeVar("T")
-Step = dict[str, Any]
+StepResult = dict[str, Any]
 RECORDS = Path(__file__).with_name("releases")
 SECRET = "a secret of the sandbox's own, of no use to anybody else"
 
@@ -79,7 +79,7 @@ def service(server: Postgres, name: str) -> Iterator[tuple[Client, psycopg.Conne
 class RecordedJobs(Jobs):
     """The real `Jobs`; what goes to and fro is written down."""
 
-    def __init__(self, client: Client, story: list[Step], answers: dict[str, Any]) -> None:
+    def __init__(self, client: Client, story: list[StepResult], answers: dict[str, Any]) -> None:
         super().__init__(client)
         self._story = story
         self._answers = answers
@@ -230,7 +230,7 @@ def record(server: Postgres, upto: str) -> dict[str, Any]:
     database.create_database(server, name)
     database.bootstrap(server, name)
     database.migrate(server, name, upto=upto)
-    story: list[Step] = []
+    story: list[StepResult] = []
     answers: dict[str, Any] = {}
     with service(server, name) as (client, world):
 

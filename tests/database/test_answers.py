@@ -9,7 +9,7 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from tests.database.conftest import Another
-from tests.database.steps import ASK_S, DELAYS_S, GIVE_UP_S, Row, Steps, a_number, a_sid, in_background
+from tests.database.sql_api import ASK_S, DELAYS_S, GIVE_UP_S, Row, Steps, a_number, a_sid, in_background
 
 MACHINES = ("machine_start", "machine_end_beep", "machine_end_silence", "machine_end_other", "fax")
 PEOPLE = ("human", "unknown", None)

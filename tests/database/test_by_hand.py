@@ -10,7 +10,7 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from tests.conftest import Connect, Connection
-from tests.database.steps import DELAYS_S, OPEN, Steps, a_number, a_sid
+from tests.database.sql_api import DELAYS_S, OPEN, Steps, a_number, a_sid
 
 Refused = psycopg.errors.RaiseException
 USER = str(uuid.uuid4())

@@ -14,9 +14,9 @@ import psycopg
 import pytest
 
 from tests.conftest import Connection
-from tests.database.steps import ASK_S, BUSY_S, GIVE_UP_S, HOLD_S, LEASE_S, PACE
-from tests.sandbox import database
+from tests.database.sql_api import ASK_S, BUSY_S, GIVE_UP_S, HOLD_S, LEASE_S, PACE
 from tests.sandbox.postgres import Postgres
+from tests.sandbox.supabase import database
 
 FINISHED, LATER, DUE, TWICE = 100_000, 10_000, 10_000, 100
 FINISHED_A_DAY = 1_000

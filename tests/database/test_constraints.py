@@ -9,7 +9,7 @@ import pytest
 from psycopg import errors
 
 from tests.conftest import Connection
-from tests.database.steps import a_number, a_sid
+from tests.database.sql_api import a_number, a_sid
 
 E = errors.CheckViolation
 

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from tests.database.conftest import Another
-from tests.database.steps import Row, Steps, a_number, all_at_once
+from tests.database.sql_api import Row, Steps, a_number, all_at_once
 
 
 def enqueue(steps: Steps, user: uuid.UUID, **arguments: object) -> Row:

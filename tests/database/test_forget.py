@@ -10,7 +10,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from shared.models import NextOpenCall, OpenCall
-from tests.database.steps import Row, Steps, a_number, a_sid, in_background
+from tests.database.sql_api import Row, Steps, a_number, a_sid, in_background
 
 NEXT_OPEN_CALL: TypeAdapter[NextOpenCall] = TypeAdapter(NextOpenCall)
 DAY_S = 86_400.0

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.database.steps import LEASE_S, Row, Steps, a_number, a_sid, all_at_once, in_background
+from tests.database.sql_api import LEASE_S, Row, Steps, a_number, a_sid, all_at_once, in_background
 
 HOUR_S, DAY_S = 3600.0, 86_400.0
 AT_ONCE = 50

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
-from tests.database.steps import FINAL, LEASE_S, OPEN, Row, Steps, a_number, a_sid
+from tests.database.sql_api import FINAL, LEASE_S, OPEN, Row, Steps, a_number, a_sid
 
 STATES = ("queued", "started", "in_doubt", "accepted")
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 import psycopg
 import pytest
 
-from tests.database.steps import ASK_S, Steps, a_number, a_sid, in_background
+from tests.database.sql_api import ASK_S, Steps, a_number, a_sid, in_background
 
 Another = Callable[[], Steps]
 

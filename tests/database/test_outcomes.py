@@ -7,7 +7,7 @@ import uuid
 
 import pytest
 
-from tests.database.steps import ASK_S, DELAYS_S, GIVE_UP_S, OPEN, Steps, a_number, a_sid
+from tests.database.sql_api import ASK_S, DELAYS_S, GIVE_UP_S, OPEN, Steps, a_number, a_sid
 
 STATES = ("started", "in_doubt", "accepted", "ended", "refused", "absent", "duplicate", "released")
 UNDECIDED = ("started", "in_doubt")

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from tests.database.steps import LEASE_S, Steps, a_number, a_sid
+from tests.database.sql_api import LEASE_S, Steps, a_number, a_sid
 
 HALT_S = 60.0
 

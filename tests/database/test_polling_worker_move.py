@@ -12,8 +12,8 @@ import psycopg
 import pytest
 
 from tests.conftest import Connection
-from tests.sandbox import database
 from tests.sandbox.postgres import Postgres
+from tests.sandbox.supabase import database
 
 TABLE = """
 create table public.outbound_call_jobs (

@@ -11,7 +11,7 @@ import pytest
 from psycopg.rows import dict_row
 
 from tests.conftest import Connect
-from tests.database.steps import OURS, Row, Steps, a_number, a_sid
+from tests.database.sql_api import OURS, Row, Steps, a_number, a_sid
 
 QUESTIONS = Path(__file__).parents[2] / "shared" / "monitoring" / "questions.sql"
 PERSON, SID = "+14155550100", "CA" + "0" * 32

@@ -13,10 +13,10 @@ import pytest
 
 from tests.conftest import Connection
 from tests.database.conftest import Another
-from tests.database.steps import OPEN, Row, Steps, a_number, a_sid, all_at_once, in_background, until
+from tests.database.sql_api import OPEN, Row, Steps, a_number, a_sid, all_at_once, in_background, until
 from tests.sandbox.postgres import Postgres
 
-Step = Callable[[Steps], Row | bool | None]
+StepResult = Callable[[Steps], Row | bool | None]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,7 +32,7 @@ def no_deadlocks(postgres: Postgres, module_database: str) -> Iterator[None]:
     assert row == (0,)
 
 
-def one_after_the_other(eyes: Connection, another: Another, *crowd: Step) -> list[Row | bool | None]:
+def one_after_the_other(eyes: Connection, another: Another, *crowd: StepResult) -> list[Row | bool | None]:
     """The first step holds its locks while the others, in this order, come and wait for them; then it commits."""
     first, *rest = (another() for _ in crowd)
     first.service.autocommit = False
@@ -181,19 +181,19 @@ def test_no_claim_passes_once_a_pause_has_committed(steps: Steps, another: Anoth
 # --- one attempt, and all that can be said of it ----------------------------------------------------------------------
 
 
-def accepts(attempt: uuid.UUID, sid: str) -> Step:
+def accepts(attempt: uuid.UUID, sid: str) -> StepResult:
     return lambda steps: steps.accept(attempt, sid)
 
 
-def finds(attempt: uuid.UUID, sid: str) -> Step:
+def finds(attempt: uuid.UUID, sid: str) -> StepResult:
     return lambda steps: steps.settle(attempt, (sid, "queued"))
 
 
-def finds_nothing(attempt: uuid.UUID, _sid: str) -> Step:
+def finds_nothing(attempt: uuid.UUID, _sid: str) -> StepResult:
     return lambda steps: steps.settle(attempt)
 
 
-def hears(word: str) -> Callable[[uuid.UUID, str], Step]:
+def hears(word: str) -> Callable[[uuid.UUID, str], StepResult]:
     return lambda attempt, sid: lambda steps: steps.status(attempt, sid, word)
 
 
@@ -213,7 +213,7 @@ def test_the_answer_the_list_and_the_callback_come_in_any_order(
     connection: Connection,
     another: Another,
     order: tuple[int, ...],
-    settle: Callable[[uuid.UUID, str], Step],
+    settle: Callable[[uuid.UUID, str], StepResult],
     word: str,
     job_status: str,
     state: str,
@@ -242,7 +242,7 @@ def test_any_two_at_once_leave_a_state_that_can_be(
         with suppress(psycopg.errors.RaiseException):  # when the refusal has ended the job, there is nothing to cancel
             mine.call("cancel_call_job", job_id=job)
 
-    crowd: dict[str, Step] = {
+    crowd: dict[str, StepResult] = {
         "accept": accepts(attempt, sid),
         "doubt": lambda s: s.doubt(attempt),
         "refuse": lambda s: s.refuse(attempt),

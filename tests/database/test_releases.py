@@ -14,8 +14,8 @@ from jsonschema import Draft202012Validator, FormatChecker
 
 from tests.conftest import Connection
 from tests.database.released import RECORDS, hashes, record, service
-from tests.sandbox import database
 from tests.sandbox.postgres import Postgres
+from tests.sandbox.supabase import database
 
 RELEASE = max(RECORDS.glob("*.json"))
 VERSION = RELEASE.stem

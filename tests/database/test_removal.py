@@ -9,8 +9,8 @@ import psycopg
 import pytest
 
 from tests.conftest import Connection
-from tests.sandbox import database
 from tests.sandbox.postgres import Postgres
+from tests.sandbox.supabase import database
 
 REMOVE = (database.MIGRATIONS.parent / "snippets" / "remove.sql").read_bytes()
 

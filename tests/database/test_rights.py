@@ -10,8 +10,8 @@ import psycopg
 import pytest
 
 from tests.conftest import Connection
-from tests.sandbox import database
 from tests.sandbox.postgres import Postgres
+from tests.sandbox.supabase import database
 
 ROLES = ("public", "anon", "authenticated", "service_role", "authenticator", "supabase_auth_admin")
 

@@ -9,7 +9,7 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from tests.database.conftest import Another
-from tests.database.steps import ASK_S, GIVE_UP_S, HOLD_S, LEASE_S, SETTLING_S, Steps, a_number, a_sid, all_at_once
+from tests.database.sql_api import ASK_S, GIVE_UP_S, HOLD_S, LEASE_S, SETTLING_S, Steps, a_number, a_sid, all_at_once
 
 
 def lapse(steps: Steps) -> None:

@@ -11,7 +11,7 @@ from psycopg.types.json import Jsonb
 
 from tests.conftest import Connection
 from tests.database.conftest import Another
-from tests.database.steps import Row, Steps, a_number
+from tests.database.sql_api import Row, Steps, a_number
 
 AT_MOST_S = 2.0
 

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from shared.models import Stats
-from tests.database.steps import BUSY_S, DELAYS_S, LEASE_S, OURS, Row, Steps, a_number, a_sid
+from tests.database.sql_api import BUSY_S, DELAYS_S, LEASE_S, OURS, Row, Steps, a_number, a_sid
 
 HOUR_S = 3600.0
 

@@ -17,7 +17,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from tests.conftest import Connection
 from tests.database.conftest import Another
-from tests.database.steps import Row, Steps, a_number
+from tests.database.sql_api import Row, Steps, a_number
 from tests.sandbox.postgres import Postgres
 
 URL = "https://dispatcher.example.com/"

@@ -17,8 +17,8 @@ from shutil import copytree, ignore_patterns, which
 import psycopg
 import pytest
 
-from tests.sandbox import database
 from tests.sandbox.postgres import Postgres
+from tests.sandbox.supabase import database
 
 ROOT = Path(__file__).parents[2]
 CLI = ROOT / ".venv" / "supabase-cli" / "node_modules" / "@supabase" / "cli-linux-x64" / "bin" / "supabase"

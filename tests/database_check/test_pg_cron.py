@@ -9,8 +9,8 @@ import pytest
 
 from tests.conftest import Connection
 from tests.database_check.conftest import ROOT, debian_binaries
-from tests.sandbox import database
 from tests.sandbox.postgres import Postgres
+from tests.sandbox.supabase import database
 
 SNIPPETS = ROOT / "shared" / "supabase" / "snippets"
 SECRET = "whsec_bm90IGEgc2VjcmV0LCBidXQgbG9uZyBlbm91Z2g="

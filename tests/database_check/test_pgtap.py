@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.database_check.conftest import ROOT, TIMEOUT_S, MakeProject, Project
-from tests.sandbox import database
+from tests.sandbox.supabase import database
 
 FILES = sorted((ROOT / "shared" / "supabase" / "tests").glob("*.sql"))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.conftest import Connection
 from tests.database_check.conftest import MakeProject, Project
-from tests.sandbox import database
+from tests.sandbox.supabase import database
 
 
 def history(project: Project) -> list[str]:

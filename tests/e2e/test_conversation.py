@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 import pytest
 from psycopg.types.json import Jsonb
 
-from shared.scripts import Script, Scripts
+from shared.conversation.script import Script, Scripts
 from tests.e2e.conftest import World, open_world
 from tests.e2e.test_failures import hook
 from tests.e2e.test_requests import signed

@@ -18,19 +18,19 @@ from aiohttp import web
 import function.doctor
 from function.doctor import main
 from shared import jobs
-from shared.checkup import database as checkup_database
-from shared.checkup import twilio as checkup_twilio
-from shared.checkup import url as checkup_url
-from shared.checkup import why_no_answer, wrong
-from shared.checkup.schema import MIGRATIONS, called_functions
-from shared.checkup.silence import what_key
-from shared.scripts import ScriptError
-from tests.e2e.clinic import Clinic, Passing, Proxy, open_clinic, says, tls_server
-from tests.sandbox.database import MIGRATIONS as FOLDER
-from tests.sandbox.gateway import user_key
-from tests.sandbox.gateway_keys import mint, publishable_key, secret_key
+from shared.conversation.script import ScriptError
+from shared.doctor import database as checkup_database
+from shared.doctor import twilio as checkup_twilio
+from shared.doctor import url as checkup_url
+from shared.doctor.connection import key_problem
+from shared.doctor.findings import why_no_answer, wrong
+from shared.doctor.schema import MIGRATIONS, called_functions
+from tests.e2e.doctor_cases import Clinic, Passing, Proxy, open_clinic, says, tls_server
 from tests.sandbox.sandbox import Sandbox, free_port
 from tests.sandbox.serve import Server
+from tests.sandbox.supabase.database import MIGRATIONS as FOLDER
+from tests.sandbox.supabase.gateway import user_key
+from tests.sandbox.supabase.keys import mint, publishable_key, secret_key
 from tests.unit.examples import settings
 
 
@@ -665,7 +665,7 @@ def test_a_part_that_never_ends_is_left_behind(clinic: Clinic, monkeypatch: pyte
         never.wait(20)
         yield from ()
 
-    monkeypatch.setattr(function.doctor, "PATIENCE_SECONDS", 3.0)
+    monkeypatch.setattr(function.doctor, "MAX_WAIT_SECONDS", 3.0)
     monkeypatch.setattr(function.doctor, "check_twilio", check_twilio)
     visit = clinic.visit()
     never.set()
@@ -730,13 +730,13 @@ def test_a_legacy_key_tells_whose_it_is(claims: dict[str, Any], said: str) -> No
     ours = settings(
         SUPABASE_URL="https://zyxwvutsrqponmlkjihg.supabase.co", SUPABASE_SERVICE_KEY=mint("x" * 64, claims)
     )
-    assert said in what_key(ours)
-    assert bool(what_key(ours)) == bool(said)
+    assert said in key_problem(ours)
+    assert bool(key_problem(ours)) == bool(said)
 
 
 def test_the_doctor_knows_every_migration() -> None:
     names = dict(file.stem.split("_", 1) for file in sorted(FOLDER.glob("*.sql")))
-    assert names == MIGRATIONS, "add the new migration to MIGRATIONS in shared/checkup/schema.py"
+    assert names == MIGRATIONS, "add the new migration to MIGRATIONS in shared/doctor/schema.py"
 
 
 def test_the_doctor_knows_every_function_that_the_code_calls() -> None:

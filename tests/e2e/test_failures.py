@@ -112,7 +112,7 @@ def test_a_doubt_is_settled_with_the_number_that_called_though_ours_is_another_b
     quiet.rows("update public.outbound_call_jobs set due_at = private.clock() where id = %s returning id", job_id)
     moved = {**quiet.sandbox.settings, "TWILIO_PHONE_NUMBER": "+15005550009"}
     sweeper = build_dispatcher(load_settings(environ=moved))
-    steps = [sweeper.look_after_one() for _ in range(20)]
+    steps = [sweeper.follow_up_one() for _ in range(20)]
     assert next(step.detail for step in steps if step.job_id == job_id) == "found"
     assert quiet.attempts(job_id)[0]["call_sid"] == quiet.calls(number)[0]["sid"]
 

@@ -9,7 +9,7 @@ from postgrest.exceptions import APIError
 from supabase import create_client
 
 from tests.e2e.conftest import World
-from tests.sandbox.gateway import user_key
+from tests.sandbox.supabase.gateway import user_key
 
 FUNCTIONS_QUERY = """
 select p.proname as name, p.proargnames[1:p.pronargs - p.pronargdefaults] as needed

@@ -12,11 +12,11 @@ from aiohttp import web
 from supabase import Client, ClientOptions, create_client
 from supabase_auth.errors import AuthApiError, AuthWeakPasswordError
 
-from tests.sandbox import database
-from tests.sandbox.auth import Auth
-from tests.sandbox.gateway import Gateway, anon_key, secret_key, service_key
 from tests.sandbox.postgres import Postgres
 from tests.sandbox.serve import Server
+from tests.sandbox.supabase import database
+from tests.sandbox.supabase.auth import Auth
+from tests.sandbox.supabase.gateway import Gateway, anon_key, secret_key, service_key
 
 SECRET = "a-signing-key-for-tests-that-is-long-enough"
 EMAIL, PHONE, PASSWORD = "someone@example.com", "+12125550123", "correct horse"

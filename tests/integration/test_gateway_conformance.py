@@ -18,10 +18,10 @@ import pytest
 from postgrest.exceptions import APIError
 from supabase import Client, ClientOptions, create_client
 
-from tests.sandbox import database
-from tests.sandbox.gateway import Gateway, anon_key, publishable_key, secret_key, service_key, user_key
 from tests.sandbox.postgres import Postgres
 from tests.sandbox.serve import Server
+from tests.sandbox.supabase import database
+from tests.sandbox.supabase.gateway import Gateway, anon_key, publishable_key, secret_key, service_key, user_key
 
 SECRET = "a-signing-key-for-tests-that-is-long-enough"
 RECORDED = Path(__file__).parents[3] / "shared" / "postgrest"

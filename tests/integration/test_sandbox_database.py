@@ -13,9 +13,9 @@ import pytest
 from psycopg import errors
 
 from tests.conftest import Connect, Connection, SetClock
-from tests.sandbox import database
-from tests.sandbox.database import MIGRATIONS, MigrationError, bootstrap, migrate
 from tests.sandbox.postgres import Postgres, installed_binaries
+from tests.sandbox.supabase import database
+from tests.sandbox.supabase.database import MIGRATIONS, MigrationError, bootstrap, migrate
 
 CLOCK = (
     "create schema private; create function private.clock() returns timestamptz language sql stable as 'select now()'"

@@ -27,9 +27,9 @@ from twilio.rest import Client
 from twilio.rest.api.v2010.account.call import CallInstance
 
 from tests.sandbox.serve import Server
-from tests.sandbox.telephone import APOLOGY
-from tests.sandbox.twilio import UPDATES, Twilio
-from tests.sandbox.twilio_orders import PARAMETERS, description
+from tests.sandbox.twilio.call_simulator import APOLOGY
+from tests.sandbox.twilio.create_call_validation import PARAMETERS, description
+from tests.sandbox.twilio.server import UPDATES, Twilio
 
 SID = "AC" + "0" * 32
 TOKEN = "sandbox-token"

@@ -25,15 +25,15 @@ import psycopg
 from aiohttp import web
 
 from shared.settings import Settings
-from tests.sandbox.auth import Auth
-from tests.sandbox.database import bootstrap, install_clock, migrate, set_clock
 from tests.sandbox.function_process import FunctionProcess
-from tests.sandbox.gateway import Gateway, anon_key, service_key
-from tests.sandbox.pg_net import PgNetWorker
 from tests.sandbox.postgres import Postgres
 from tests.sandbox.scheduler import Scheduler
 from tests.sandbox.serve import Server
-from tests.sandbox.twilio import Twilio
+from tests.sandbox.supabase.auth import Auth
+from tests.sandbox.supabase.database import bootstrap, install_clock, migrate, set_clock
+from tests.sandbox.supabase.gateway import Gateway, anon_key, service_key
+from tests.sandbox.supabase.pg_net import PgNetWorker
+from tests.sandbox.twilio.server import Twilio
 
 OUR_NUMBER = "+15005550006"  # Twilio's own magic From
 

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from function.twilio_form import read_place
-from function.twiml import document, hang_up
-from shared.conversation import Place, Turn, apologize, begin, hear, tell_machine
+from shared.conversation.script import LONGEST_INLINE_TWIML, Script, Scripts, check
+from shared.conversation.turns import Place, Turn, apology_turn, first_turn, next_turn, voicemail_turn
+from shared.conversation.twiml import hang_up, render_twiml
 from shared.models import Person
-from shared.scripts import LONGEST_INLINE_TWIML, Script, Scripts, check
-from tests.sandbox import twiml
+from tests.sandbox.twilio import twiml
 
 SHIPPED = Scripts()
 KEYS = [*"0123456789*#ABCD", "", "12", "99"]
@@ -30,23 +30,23 @@ NOBODY = Person(first_name=None, signup_mode="x", metadata={})
 def walk(script: Script) -> Iterator[Turn]:
     """Every turn that this script can come to."""
     seen: set[Place] = set()
-    pending = [begin(script)]
-    yield from (*pending, apologize(script), tell_machine(script))
+    pending = [first_turn(script)]
+    yield from (*pending, apology_turn(script), voicemail_turn(script))
     while pending:
         place = pending.pop().place
         if place is None or place in seen:
             continue
         seen.add(place)
-        turns = [hear(script, place, key) for key in KEYS]
+        turns = [next_turn(script, place, key) for key in KEYS]
         yield from turns
         pending += turns
     for stale in (Place("gone", "gone"), Place(script.mode, "gone"), Place(script.mode, "", 7), Place("", "")):
-        yield from (hear(script, stale, key) for key in KEYS)
+        yield from (next_turn(script, stale, key) for key in KEYS)
 
 
 def read(turn: Turn, script: Script, person: Person | None) -> list[twiml.Verb]:
     """The document of a turn as Twilio reads it. It must have nothing to complain of, and hold what the turn holds."""
-    text = document(turn, script, person, URL)
+    text = render_twiml(turn, script, person, URL)
     parsed = twiml.parse(text.encode(), "text/xml")
     assert parsed.warnings == []
     said = [twiml.Say(script.say(each, person)) for each in turn.says]
@@ -71,30 +71,30 @@ def read(turn: Turn, script: Script, person: Person | None) -> list[twiml.Verb]:
 
 def test_a_call_begins_with_the_greeting_the_way_out_and_the_first_question() -> None:
     for script in SHIPPED:
-        turn = begin(script)
+        turn = first_turn(script)
         assert turn.asks == (script.greeting, script.opt_out.say, script.questions[0].say)
         assert turn.place == Place(script.mode, script.questions[0].id, 1)
 
 
 def test_a_call_without_questions_still_has_the_way_out() -> None:
     script = SHIPPED.default.model_copy(update={"questions": []})
-    turn = begin(script)
+    turn = first_turn(script)
     assert turn.asks == (script.greeting, script.opt_out.say)
     assert turn.place is not None
-    assert hear(script, turn.place, script.opt_out.key).opts_out
+    assert next_turn(script, turn.place, script.opt_out.key).opts_out
     for key in ("", "1", "#"):
-        assert hear(script, turn.place, key) == Turn(says=(script.goodbye,))
+        assert next_turn(script, turn.place, key) == Turn(says=(script.goodbye,))
 
 
 def test_a_key_is_an_answer_and_leads_on() -> None:
     demo = SHIPPED.for_mode("demo")
-    turn = hear(demo, Place("demo", "team_size"), "3")
+    turn = next_turn(demo, Place("demo", "team_size"), "3")
     assert turn.learned is not None
     assert (turn.learned.question, turn.learned.meaning) == ("team_size", "more_than_10")
     assert turn.says == ("That is a good size for us.",)
     assert turn.place == Place("demo", "single_sign_on")
-    assert hear(demo, Place("demo", "team_size"), "1").place == Place("demo", "timeline")
-    assert hear(demo, Place("demo", "timeline"), "2").place is None
+    assert next_turn(demo, Place("demo", "team_size"), "1").place == Place("demo", "timeline")
+    assert next_turn(demo, Place("demo", "timeline"), "2").place is None
 
 
 @pytest.mark.parametrize("key", ["", "0", "#", "12"])
@@ -102,23 +102,23 @@ def test_silence_and_nonsense_get_the_question_again_and_then_a_polite_end(key: 
     demo = SHIPPED.for_mode("demo")
     question = demo.questions[0]
     for tries in range(1, question.repeat + 1):
-        turn = hear(demo, Place("demo", question.id, tries), key)
+        turn = next_turn(demo, Place("demo", question.id, tries), key)
         assert turn == Turn((demo.again or "",), (question.say,), Place("demo", question.id, tries + 1))
-    last = hear(demo, Place("demo", question.id, question.repeat + 1), key)
+    last = next_turn(demo, Place("demo", question.id, question.repeat + 1), key)
     assert last == Turn(says=(question.no_answer or "", demo.goodbye))
 
 
 def test_the_opt_out_key_is_heard_at_every_place_also_at_one_that_is_gone() -> None:
     for script in SHIPPED:
         for at in [question.id for question in script.questions] + ["goodbye", "gone", ""]:
-            turn = hear(script, Place(script.mode, at, 99), script.opt_out.key)
+            turn = next_turn(script, Place(script.mode, at, 99), script.opt_out.key)
             assert turn == Turn(says=(script.opt_out.confirm,), opts_out=True)
 
 
 def test_a_place_that_is_gone_is_a_goodbye_and_teaches_nothing() -> None:
     for script in SHIPPED:
         for place in (Place(script.mode, "gone"), Place("another", script.questions[0].id)):
-            assert hear(script, place, "1") == Turn(says=(script.goodbye,))
+            assert next_turn(script, place, "1") == Turn(says=(script.goodbye,))
 
 
 def test_the_place_in_the_url_is_read_back_and_an_odd_one_is_no_place_of_ours() -> None:
@@ -140,7 +140,7 @@ def test_every_document_of_every_script_is_one_that_twilio_executes() -> None:
         for turn in turns:
             for person in (None, NOBODY, known):
                 read(turn, script, person)
-        assert len(document(tell_machine(script), script, known)) <= LONGEST_INLINE_TWIML
+        assert len(render_twiml(voicemail_turn(script), script, known)) <= LONGEST_INLINE_TWIML
 
 
 def test_a_hang_up_is_a_hang_up() -> None:
@@ -200,15 +200,15 @@ def scripts(draw: st.DrawFn) -> Script:
 def test_any_metadata_yields_what_twilio_executes_and_no_more_verbs_than_the_script_has(person: Person) -> None:
     for script in SHIPPED:
         for turn in (
-            begin(script),
-            hear(script, Place(script.mode, script.questions[0].id), "1"),
-            tell_machine(script),
+            first_turn(script),
+            next_turn(script, Place(script.mode, script.questions[0].id), "1"),
+            voicemail_turn(script),
         ):
             read(turn, script, person)
-            assert re.findall(r"</?[A-Z]\w+", document(turn, script, person)) == re.findall(
-                r"</?[A-Z]\w+", document(turn, script, None)
+            assert re.findall(r"</?[A-Z]\w+", render_twiml(turn, script, person)) == re.findall(
+                r"</?[A-Z]\w+", render_twiml(turn, script, None)
             )
-        assert len(document(tell_machine(script), script, person)) <= LONGEST_INLINE_TWIML
+        assert len(render_twiml(voicemail_turn(script), script, person)) <= LONGEST_INLINE_TWIML
 
 
 @settings(max_examples=50)
@@ -216,18 +216,18 @@ def test_any_metadata_yields_what_twilio_executes_and_no_more_verbs_than_the_scr
 def test_any_script_that_is_right_can_be_walked_from_end_to_end(script: Script, person: Person) -> None:
     for turn in set(walk(script)):
         read(turn, script, person)
-    assert len(document(tell_machine(script), script, person)) <= LONGEST_INLINE_TWIML
+    assert len(render_twiml(voicemail_turn(script), script, person)) <= LONGEST_INLINE_TWIML
 
 
 @settings(max_examples=50)
 @given(scripts(), st.lists(st.sampled_from(KEYS), max_size=60))
 def test_any_conversation_of_silence_ends_and_any_other_is_always_somewhere(script: Script, keys: list[str]) -> None:
-    turn = begin(script)
+    turn = first_turn(script)
     for key in keys:
         if turn.place is None:
             break
-        turn = hear(script, turn.place, key)
+        turn = next_turn(script, turn.place, key)
     for _ in range(7):  # repeat is at most 5
         if turn.place is not None:
-            turn = hear(script, turn.place, "")
+            turn = next_turn(script, turn.place, "")
     assert turn.place is None

@@ -54,7 +54,7 @@ class World:
 
         self.jobs.claim.side_effect = claim
         self.telephony.place.side_effect = place
-        return self.dispatcher.dial_one().did
+        return self.dispatcher.dial_one().outcome
 
     def look_after(self, status: str, put_off: bool = False) -> None:
         self.jobs.claim_open.return_value = OpenCall(
@@ -62,7 +62,7 @@ class World:
             started_at=self.now, asked_at=self.now, end=False, put_off=put_off, lease_ran_out=False,
         )  # fmt: skip
         self.telephony.fetch.return_value = TwilioCall(SID, cast(Any, status), self.now, None, None)
-        self.dispatcher.look_after_one()
+        self.dispatcher.follow_up_one()
 
     @property
     def put_off_until(self) -> datetime | None:

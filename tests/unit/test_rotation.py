@@ -10,7 +10,7 @@ from standardwebhooks import Webhook
 from twilio.request_validator import RequestValidator
 from werkzeug.datastructures import MultiDict
 
-from function.callers import Unproved, prove_sweep, prove_twilio, prove_webhook
+from function.auth import AuthenticationError, authenticate_sweep, authenticate_twilio, authenticate_webhook
 from shared.settings import Settings
 from tests.unit.examples import SECRET, settings
 
@@ -30,8 +30,8 @@ def signed(secret: str) -> dict[str, str]:
 
 
 def takes_webhooks_of(function: Settings, vault: str) -> None:
-    prove_webhook(function, signed(vault), BODY)
-    prove_sweep(function, {"Authorization": f"Bearer {vault.split()[0]}"}, keys=None)  # type: ignore[arg-type]
+    authenticate_webhook(function, signed(vault), BODY)
+    authenticate_sweep(function, {"Authorization": f"Bearer {vault.split()[0]}"}, keys=None)  # type: ignore[arg-type]
 
 
 def test_dispatch_secret() -> None:
@@ -50,7 +50,7 @@ def test_dispatch_secret() -> None:
 
 
 def test_dispatch_secret_the_other_way_round_has_a_gap() -> None:
-    with pytest.raises(Unproved):
+    with pytest.raises(AuthenticationError):
         takes_webhooks_of(settings(DISPATCH_SECRET=SECRET), NEW_SECRET)
 
 
@@ -64,8 +64,8 @@ class Account:
         url, form = f"{function.api_base_url}/status", {"CallSid": "CA1"}
         signature = RequestValidator(self.primary).compute_signature(url, form)
         try:
-            prove_twilio(function, {"X-Twilio-Signature": signature}, "/status", "", MultiDict(form))
-        except Unproved:
+            authenticate_twilio(function, {"X-Twilio-Signature": signature}, "/status", "", MultiDict(form))
+        except AuthenticationError:
             return False
         return function.twilio_auth_tokens[0] in (self.primary, self.secondary)
 

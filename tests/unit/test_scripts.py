@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from shared.conversation.rehearse import main
+from shared.conversation.script import FOLDER, LONGEST_VALUE, Script, ScriptError, Scripts, check, sayable
 from shared.models import Person
-from shared.rehearsal import main
-from shared.scripts import FOLDER, LONGEST_VALUE, Script, ScriptError, Scripts, check, sayable
 
 GOOD = """
 language = "en-US"
@@ -319,8 +319,8 @@ def test_check_says_what_is_wrong_and_fails(folder: Path, capsys: pytest.Capture
     assert main([]) == main(["chekc"]) == 2
 
 
-def test_the_command_is_python_m_shared_scripts(folder: Path) -> None:
-    run = [sys.executable, "-m", "shared.scripts", "check", str(folder)]
+def test_the_rehearse_command_runs_as_a_module(folder: Path) -> None:
+    run = [sys.executable, "-m", "shared.conversation.rehearse", "check", str(folder)]
     done = subprocess.run(run, capture_output=True, text=True, cwd=FOLDER.parents[1], check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "How many?" in done.stdout

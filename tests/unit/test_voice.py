@@ -18,7 +18,7 @@ from twilio.request_validator import RequestValidator
 
 from shared import jobs
 from shared.logs import configure_logs
-from tests.sandbox import twiml
+from tests.sandbox.twilio import twiml
 from tests.unit.examples import ENVIRON, settings
 
 LONGEST_SECONDS = 15.0  # www.twilio.com/docs/usage/webhooks/webhooks-connection-overrides

@@ -11,11 +11,11 @@ from typing import Any, cast
 import pytest
 
 from function import webhook
-from function.webhook import WAITING_AT_MOST, handle
+from function.webhook import MAX_WAITERS, handle
 from shared.dispatcher import Dispatcher
-from shared.models import Step
+from shared.models import StepResult
 
-CROWD = 4 * WAITING_AT_MOST
+CROWD = 4 * MAX_WAITERS
 
 
 class Busy:
@@ -26,12 +26,12 @@ class Busy:
         self._wait_s = wait_s
         self._seen: set[int] = set()
 
-    def dial_one(self, job_id: int) -> Step:
+    def dial_one(self, job_id: int) -> StepResult:
         if job_id in self._seen:
-            return Step("called", job_id)
+            return StepResult("called", job_id)
         self._seen.add(job_id)
         self._all_asked.wait(30)
-        return Step("waiting", job_id, wait_s=self._wait_s)
+        return StepResult("waiting", job_id, wait_s=self._wait_s)
 
 
 def post(job_id: int, busy: Busy) -> Any:
@@ -44,7 +44,7 @@ def test_one_that_comes_too_early_waits_and_is_called() -> None:
 
 
 def test_one_that_would_wait_for_long_is_left_to_the_sweep() -> None:
-    assert post(1, Busy(crowd=1, wait_s=webhook.PATIENCE_SECONDS)) == "waiting"
+    assert post(1, Busy(crowd=1, wait_s=webhook.MAX_WAIT_SECONDS)) == "waiting"
 
 
 def test_of_a_crowd_only_a_few_wait_so_that_twilio_finds_somebody_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +53,7 @@ def test_of_a_crowd_only_a_few_wait_so_that_twilio_finds_somebody_to_answer(monk
     busy = Busy(CROWD)
     with ThreadPoolExecutor(CROWD) as threads:
         answers = [threads.submit(post, job_id, busy) for job_id in range(1, CROWD + 1)]
-        first = islice(as_completed(answers, timeout=30), CROWD - WAITING_AT_MOST)
+        first = islice(as_completed(answers, timeout=30), CROWD - MAX_WAITERS)
         assert {answer.result() for answer in first} == {"waiting"}
         leave.set()
-    assert [answer.result() for answer in answers].count("called") == WAITING_AT_MOST
+    assert [answer.result() for answer in answers].count("called") == MAX_WAITERS

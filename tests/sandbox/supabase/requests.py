@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from tests.sandbox.gateway_database import SCHEMA
-from tests.sandbox.gateway_errors import JSON, ApiError, not_done
+from tests.sandbox.supabase.errors import JSON, ApiError, not_done
+from tests.sandbox.supabase.gateway_database import SCHEMA
 
 SINGLE = "application/vnd.pgrst.object+json"
 

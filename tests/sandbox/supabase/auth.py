@@ -25,9 +25,9 @@ import psycopg
 from aiohttp import web
 from psycopg import AsyncConnection
 
-from tests.sandbox.gateway_database import Connections
-from tests.sandbox.gateway_errors import ApiError
-from tests.sandbox.gateway_keys import Caller, authenticate, mint
+from tests.sandbox.supabase.errors import ApiError
+from tests.sandbox.supabase.gateway_database import Connections
+from tests.sandbox.supabase.keys import Caller, authenticate, mint
 
 SESSION_SECONDS = 3600
 MIN_PASSWORD = 6  # characters

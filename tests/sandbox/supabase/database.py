@@ -15,7 +15,7 @@ from psycopg.rows import scalar_row
 
 from tests.sandbox.postgres import Postgres
 
-MIGRATIONS = Path(__file__).parents[2] / "shared" / "supabase" / "migrations"
+MIGRATIONS = Path(__file__).parents[3] / "shared" / "supabase" / "migrations"
 BOOTSTRAP = Path(__file__).with_name("bootstrap.sql")
 CLOCK = Path(__file__).with_name("clock.sql")
 

@@ -1,6 +1,6 @@
 """What is said next: a pure function of the script, the place in it and the key that was pressed.
 
-    begin -> asks at a place -> hear(place, key) -> asks at the next place -> ... -> the last words
+    begin -> asks at a place -> next_turn(place, key) -> asks at the next place -> ... -> the last words
 
 Nothing is kept between two turns: the place travels in the URL that Twilio calls next, which it signs. A turn that is asked
 for twice is the same turn.
@@ -8,8 +8,8 @@ for twice is the same turn.
 
 from dataclasses import dataclass
 
-from shared.script_checks import GOODBYE
-from shared.scripts import Question, Script
+from shared.conversation.checks import GOODBYE
+from shared.conversation.script import Question, Script
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Turn:
     opts_out: bool = False
 
 
-def begin(script: Script) -> Turn:
+def first_turn(script: Script) -> Turn:
     """The opt-out key is told, and listened to, before anything else: also where there is nothing to ask."""
     opening = (script.greeting, script.opt_out.say)
     if not script.questions:
@@ -52,7 +52,7 @@ def begin(script: Script) -> Turn:
     return Turn(asks=(*opening, first.say), place=Place(script.mode, first.id))
 
 
-def hear(script: Script, place: Place, key: str) -> Turn:
+def next_turn(script: Script, place: Place, key: str) -> Turn:
     """The turn after `key` was pressed at `place`; "" is silence. A place that the script does not have is a goodbye:
     scripts may have been changed since the question was asked."""
     if key == script.opt_out.key:
@@ -85,11 +85,11 @@ def _below(script: Script, question: Question) -> str:
     return [*ids[1:], GOODBYE][ids.index(question.id)]
 
 
-def apologize(script: Script) -> Turn:
+def apology_turn(script: Script) -> Turn:
     """Our database, or we, do not work: a sentence and a goodbye."""
     return Turn(says=(script.apology, script.goodbye))
 
 
-def tell_machine(script: Script) -> Turn:
+def voicemail_turn(script: Script) -> Turn:
     """What is left on an answering machine; nothing: it is hung up on."""
     return Turn(says=(script.machine,) if script.machine else ())

@@ -8,7 +8,7 @@ from twilio.base.exceptions import TwilioRestException
 from twilio.http.http_client import TwilioHttpClient
 from twilio.rest import Client
 
-from shared.checkup import Clocks, Finding, note_clock, ok, skipped, warning, wrong
+from shared.doctor.findings import Clocks, Finding, note_clock, ok, skipped, warning, wrong
 from shared.logs import mask_phone
 from shared.screening import called_countries
 from shared.settings import Settings

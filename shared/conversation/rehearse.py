@@ -1,13 +1,13 @@
-"""`python -m shared.scripts check [folder]`: what is wrong with the scripts, or each one as a person would hear it."""
+"""`python -m shared.conversation.rehearse check [folder]`: check every script, and print each one as a person hears it."""
 
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from shared.conversation import Place, Turn, apologize, begin, hear, tell_machine
-from shared.scripts import FOLDER, Question, Script, ScriptError, Scripts
+from shared.conversation.script import FOLDER, Question, Script, ScriptError, Scripts
+from shared.conversation.turns import Place, Turn, apology_turn, first_turn, next_turn, voicemail_turn
 
-USAGE = "usage: python -m shared.scripts check [folder]"
+USAGE = "usage: python -m shared.conversation.rehearse check [folder]"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,11 +30,11 @@ def main(arguments: list[str] | None = None) -> int:
 def rehearse(script: Script) -> Iterator[str]:
     """The whole script, line by line, said to somebody of whom nothing is known."""
     yield f"{script.mode}.toml   {script.language}, {script.voice}"
-    turn = begin(script)
+    turn = first_turn(script)
     yield from _said(script, turn.says + turn.asks)
     if not script.questions:
         yield "    (silence, or any key but the one to opt out)"
-        yield from _said(script, hear(script, Place(script.mode, "goodbye"), "").says)
+        yield from _said(script, next_turn(script, Place(script.mode, "goodbye"), "").says)
     for number, question in enumerate(script.questions):
         yield f"  {question.id}"
         if number:
@@ -43,21 +43,21 @@ def rehearse(script: Script) -> Iterator[str]:
     yield f"  {script.opt_out.key}, at any time: never called again"
     yield from _said(script, (script.opt_out.confirm,))
     yield "  on an answering machine" + ("" if script.machine else ": hangs up")
-    yield from _said(script, tell_machine(script).says)
+    yield from _said(script, voicemail_turn(script).says)
     yield "  when our database is down"
-    yield from _said(script, apologize(script).says)
+    yield from _said(script, apology_turn(script).says)
 
 
 def _answers(script: Script, question: Question) -> Iterator[str]:
     for key, answer in question.answers.items():
-        turn = hear(script, Place(script.mode, question.id), key)
+        turn = next_turn(script, Place(script.mode, question.id), key)
         yield f"    {key} = {answer.means}, then {_next(turn)}"
         yield from _said(script, turn.says)
     times = {0: "not asked again", 1: "asked once more"}.get(question.repeat, f"asked {question.repeat} times more")
     yield f"    silence, or another key: {times}, then goodbye"
     if question.repeat:
-        yield from _said(script, hear(script, Place(script.mode, question.id), "").says)
-    yield from _said(script, hear(script, Place(script.mode, question.id, question.repeat + 1), "").says)
+        yield from _said(script, next_turn(script, Place(script.mode, question.id), "").says)
+    yield from _said(script, next_turn(script, Place(script.mode, question.id, question.repeat + 1), "").says)
 
 
 def _next(turn: Turn) -> str:
@@ -66,3 +66,7 @@ def _next(turn: Turn) -> str:
 
 def _said(script: Script, texts: tuple[str, ...]) -> Iterator[str]:
     return (f'      "{script.say(text, None)}"' for text in texts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

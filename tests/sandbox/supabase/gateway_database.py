@@ -15,7 +15,7 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from tests.sandbox.gateway_errors import ApiError, unavailable
+from tests.sandbox.supabase.errors import ApiError, unavailable
 
 SCHEMA = "public"
 # While Postgres is down each request would log its attempt to connect; the caller is told, by a 503.

@@ -25,11 +25,11 @@ from urllib.parse import urlencode
 
 from aiohttp import web
 
-from tests.sandbox.behaviour import Conduct, Rule, Rules, control
-from tests.sandbox.telephone import API, Call, Exchange, Status, create_event
-from tests.sandbox.twilio_account import Account
-from tests.sandbox.twilio_orders import PARAMETERS, Order, Refusal, read, read_twiml
-from tests.sandbox.twilio_webhooks import Webhooks
+from tests.sandbox.twilio.account import Account
+from tests.sandbox.twilio.behaviour import Conduct, Rule, Rules, control
+from tests.sandbox.twilio.call_simulator import API, Call, Exchange, Status, create_event
+from tests.sandbox.twilio.create_call_validation import PARAMETERS, Order, Refusal, read, read_twiml
+from tests.sandbox.twilio.webhooks import Webhooks
 
 Item = TypeVar("Item")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

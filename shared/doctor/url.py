@@ -19,11 +19,10 @@ import httpx
 from standardwebhooks import Webhook
 from twilio.request_validator import RequestValidator
 
-from shared.checkup import (
+from shared.doctor.findings import (
     NO_WEBHOOKS,
     Clocks,
     Finding,
-    SetupFacts,
     note_clock,
     ok,
     shown_url,
@@ -33,6 +32,7 @@ from shared.checkup import (
     wrong,
 )
 from shared.settings import Settings
+from shared.setup_facts import SetupFacts
 
 TIMEOUT: Final = httpx.Timeout(6, connect=4)
 CHECKS: Final = ("public address", "unproved requests", "signed webhook", "Twilio's callbacks", "Twilio's questions")

@@ -15,7 +15,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 if TYPE_CHECKING:
-    from tests.sandbox.twilio import Twilio
+    from tests.sandbox.twilio.server import Twilio
 
 Create = Literal["ok", "accept_then_drop", "accept_then_500", "accept_late", "hang", "drop", "garbled"]
 Refused = Annotated[str, Field(pattern=r"^error:(\d{3}|\d{5}|html502)$")]

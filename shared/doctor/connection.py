@@ -10,8 +10,8 @@ import httpx
 from postgrest.exceptions import APIError
 from pydantic import ValidationError
 
-from shared.checkup import Finding, ok, why_no_answer, wrong
-from shared.checkup.schema import PUSH
+from shared.doctor.findings import Finding, ok, why_no_answer, wrong
+from shared.doctor.schema import PUSH
 from shared.jobs import Jobs, JobsUnavailable
 from shared.settings import Settings
 
@@ -35,7 +35,7 @@ def explain_silence(
     error = down.__cause__
     code = error.code if isinstance(error, APIError) else None
     # 401: as PostgREST answers those whom it takes for the anon role, who may do nothing here.
-    stranger = what_key(settings) or (response is not None and response.status_code == 401)
+    stranger = key_problem(settings) or (response is not None and response.status_code == 401)
     if code not in ("PGRST202", "42883", "42501") or stranger:
         return [wrong("database", *_no_answer(settings, error, response))]
     if code == "42501":
@@ -72,7 +72,7 @@ def _no_answer(settings: Settings, error: BaseException | None, response: httpx.
         return "the project is paused (HTTP 540)", PROJECT
     if "json" not in response.headers.get("content-type", ""):
         return f"a page instead of an answer (HTTP {status})", PROJECT if status >= 500 else _URL
-    if key := what_key(settings):
+    if key := key_problem(settings):
         return key, KEY
     if status == 401:
         return f"the key is refused: {message}", KEY
@@ -95,7 +95,7 @@ def _no_answer(settings: Settings, error: BaseException | None, response: httpx.
     return f"HTTP {status}, {code}: {message}", _URL if status in (404, 405) else PROJECT
 
 
-def what_key(settings: Settings) -> str:
+def key_problem(settings: Settings) -> str:
     """What is visibly wrong with the key, without asking anybody; empty when nothing is."""
     key = settings.supabase_service_key.get_secret_value()
     if key.startswith("sb_publishable_"):

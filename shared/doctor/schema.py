@@ -5,8 +5,9 @@ import inspect
 from collections.abc import Iterator
 from typing import Final
 
-from shared.checkup import Finding, FunctionFacts, SetupFacts, ok, warning, wrong
+from shared.doctor.findings import Finding, ok, warning, wrong
 from shared.jobs import Jobs
+from shared.setup_facts import FunctionFacts, SetupFacts
 
 MIGRATIONS: Final = {
     "20261124000100": "call_jobs",

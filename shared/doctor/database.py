@@ -10,21 +10,12 @@ from typing import Final
 
 import httpx
 
-from shared.checkup import (
-    NO_WEBHOOKS,
-    Clocks,
-    Finding,
-    SetupFacts,
-    note_clock,
-    ok,
-    skipped,
-    warning,
-    wrong,
-)
-from shared.checkup.schema import check_schema
-from shared.checkup.silence import KEY, PROJECT, explain_silence
+from shared.doctor.connection import KEY, PROJECT, explain_silence
+from shared.doctor.findings import NO_WEBHOOKS, Clocks, Finding, note_clock, ok, skipped, warning, wrong
+from shared.doctor.schema import check_schema
 from shared.jobs import Jobs, JobsUnavailable, connect
 from shared.settings import Settings
+from shared.setup_facts import SetupFacts
 
 QUEUE_LOOK_SECONDS: Final = 2.5
 """Between two looks at pg_net's queue: a worker that lives takes something in that time, batches are a second apart."""

@@ -1,13 +1,12 @@
 """What a call says: one TOML file a signup_mode in `scripts/`, read and checked as a whole when the process starts.
 
-    python -m shared.scripts check [folder]     # every problem of every file, or each script as it would be heard
+    python -m shared.conversation.rehearse check [folder]     # every problem of every file, or each script as it would be heard
 
 What follows what in a conversation is decided in conversation.py. The keys of a file are explained in the README.
 """
 
 import math
 import re
-import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -17,11 +16,11 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
+from shared.conversation.checks import PLACEHOLDER, check_structure, cost
+from shared.conversation.voices import fits_language, is_language, is_voice
 from shared.models import Person
-from shared.script_checks import PLACEHOLDER, cost, wiring
-from shared.voices import fits_language, is_language, is_voice
 
-FOLDER: Final = Path(__file__).parent / "scripts"
+FOLDER: Final = Path(__file__).parents[1] / "scripts"
 DEFAULT: Final = "default"
 MODE: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
@@ -254,7 +253,7 @@ def check(raw: dict[str, Any], mode: str) -> Script | list[str]:
         for wrong in error.errors():
             loc = wrong["loc"]
             problems.append((_where(raw, loc), _said(loc, wrong["type"], wrong["msg"], wrong.get("ctx", {}))))
-    problems += wiring(raw)
+    problems += check_structure(raw)
     voice, language = str(raw.get("voice")), str(raw.get("language"))
     if is_voice(voice) and is_language(language) and not fits_language(voice, language):
         problems.append(("voice", f"{voice} does not speak {language}: choose a voice of that language"))
@@ -315,9 +314,3 @@ def _said(loc: tuple[int | str, ...], kind: str, message: str, context: Mapping[
         case "string_too_long":
             return f"is too long: at most {context['max_length']} characters"
     return message
-
-
-if __name__ == "__main__":
-    from shared.rehearsal import main
-
-    sys.exit(main())

@@ -20,8 +20,15 @@ from standardwebhooks import Webhook
 from twilio.request_validator import RequestValidator
 from werkzeug.datastructures import Headers, MultiDict
 
-from function import callers
-from function.callers import ProofUnavailable, Unproved, own_path, prove_sweep, prove_twilio, prove_webhook
+from function import auth
+from function.auth import (
+    AuthenticationError,
+    KeysUnavailable,
+    authenticate_sweep,
+    authenticate_twilio,
+    authenticate_webhook,
+    own_path,
+)
 from tests.unit.examples import SECRET, settings
 
 OTHER = "whsec_" + base64.b64encode(b"another secret, for the rotation").decode()
@@ -59,33 +66,33 @@ def bearer(secret: str) -> dict[str, str]:
 def test_a_signed_webhook_is_proved_whatever_the_case_of_its_headers(
     case: Callable[[str], str], as_headers: Callable[[dict[str, str]], Any]
 ) -> None:
-    prove_webhook(BY_SECRET, as_headers({case(name): value for name, value in signed().items()}), BODY)
+    authenticate_webhook(BY_SECRET, as_headers({case(name): value for name, value in signed().items()}), BODY)
 
 
 @pytest.mark.parametrize("secret", [SECRET, OTHER])
 def test_while_rotating_either_secret_proves_a_webhook(secret: str) -> None:
-    prove_webhook(ROTATING, signed(secret), BODY)
-    prove_webhook(ROTATING, bearer(secret), BODY)
+    authenticate_webhook(ROTATING, signed(secret), BODY)
+    authenticate_webhook(ROTATING, bearer(secret), BODY)
 
 
 def test_one_good_signature_among_several_is_enough() -> None:
     headers = signed()
     headers["Webhook-Signature"] = f"{signed(OTHER)['Webhook-Signature']} v1a,eA== {headers['Webhook-Signature']}"
-    prove_webhook(BY_SECRET, headers, BODY)
+    authenticate_webhook(BY_SECRET, headers, BODY)
 
 
 def test_a_signature_proves_a_webhook_that_bears_another_authorization_too() -> None:
-    prove_webhook(BY_SECRET, {**signed(), "Authorization": "Bearer of-a-gateway"}, BODY)
+    authenticate_webhook(BY_SECRET, {**signed(), "Authorization": "Bearer of-a-gateway"}, BODY)
 
 
 @pytest.mark.parametrize("body", [b"", b"no json", b"[" * 50_000])
 def test_a_signed_body_is_proved_even_if_it_is_not_json(body: bytes) -> None:
-    prove_webhook(BY_SECRET, signed(body=body), body)
+    authenticate_webhook(BY_SECRET, signed(body=body), body)
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 def test_a_dashboards_webhook_is_proved_by_the_bearer_secret(scheme: str) -> None:
-    prove_webhook(BY_SECRET, {"authorization": f"{scheme} {SECRET}"}, BODY)
+    authenticate_webhook(BY_SECRET, {"authorization": f"{scheme} {SECRET}"}, BODY)
 
 
 @pytest.mark.parametrize(
@@ -104,36 +111,36 @@ def test_a_dashboards_webhook_is_proved_by_the_bearer_secret(scheme: str) -> Non
     ],
 )
 def test_any_other_authorization_is_unproved(authorization: str) -> None:
-    with pytest.raises(Unproved):
-        prove_webhook(BY_SECRET, {"Authorization": authorization}, BODY)
+    with pytest.raises(AuthenticationError):
+        authenticate_webhook(BY_SECRET, {"Authorization": authorization}, BODY)
 
 
 @pytest.mark.parametrize("missing", [*signed()])
 def test_a_signature_without_one_of_its_headers_is_unproved(missing: str) -> None:
-    with pytest.raises(Unproved):
-        prove_webhook(BY_SECRET, {name: value for name, value in signed().items() if name != missing}, BODY)
+    with pytest.raises(AuthenticationError):
+        authenticate_webhook(BY_SECRET, {name: value for name, value in signed().items() if name != missing}, BODY)
 
 
 @pytest.mark.parametrize("age_s", [310, -310])
 def test_an_old_or_future_signature_is_unproved(age_s: float) -> None:
-    with pytest.raises(Unproved):
-        prove_webhook(BY_SECRET, signed(age_s=age_s), BODY)
+    with pytest.raises(AuthenticationError):
+        authenticate_webhook(BY_SECRET, signed(age_s=age_s), BODY)
 
 
 @pytest.mark.parametrize("age_s", [280, -280])
 def test_five_minutes_of_the_queue_or_of_another_clock_are_allowed(age_s: float) -> None:
-    prove_webhook(BY_SECRET, signed(age_s=age_s), BODY)
+    authenticate_webhook(BY_SECRET, signed(age_s=age_s), BODY)
 
 
 def test_a_webhook_signed_with_another_secret_is_unproved() -> None:
-    with pytest.raises(Unproved):
-        prove_webhook(BY_SECRET, signed(OTHER), BODY)
+    with pytest.raises(AuthenticationError):
+        authenticate_webhook(BY_SECRET, signed(OTHER), BODY)
 
 
 @given(st.integers(0, len(BODY) - 1))
 def test_a_body_changed_by_one_character_is_unproved(at: int) -> None:
-    with pytest.raises(Unproved):
-        prove_webhook(BY_SECRET, signed(), BODY[:at] + bytes([BODY[at] ^ 1]) + BODY[at + 1 :])
+    with pytest.raises(AuthenticationError):
+        authenticate_webhook(BY_SECRET, signed(), BODY[:at] + bytes([BODY[at] ^ 1]) + BODY[at + 1 :])
 
 
 # The last character before the padding bears two bits that base64 does not use.
@@ -144,16 +151,16 @@ def test_a_signature_changed_by_one_character_is_unproved(at: int, other: str) -
     if signature[at] == other:
         other = "D"
     headers["Webhook-Signature"] = f"v1,{signature[:at]}{other}{signature[at + 1 :]}"
-    with pytest.raises(Unproved):
-        prove_webhook(BY_SECRET, headers, BODY)
+    with pytest.raises(AuthenticationError):
+        authenticate_webhook(BY_SECRET, headers, BODY)
 
 
 @pytest.mark.parametrize("name", ["Webhook-Id", "Webhook-Timestamp"])
 def test_what_is_signed_beside_the_body_cannot_be_changed(name: str) -> None:
     headers = signed()
     headers[name] = headers[name][:-1] + ("2" if headers[name][-1] == "1" else "1")
-    with pytest.raises(Unproved):
-        prove_webhook(BY_SECRET, headers, BODY)
+    with pytest.raises(AuthenticationError):
+        authenticate_webhook(BY_SECRET, headers, BODY)
 
 
 @given(
@@ -169,28 +176,28 @@ def test_what_is_signed_beside_the_body_cannot_be_changed(name: str) -> None:
     st.binary() | st.just(BODY),
 )
 def test_junk_is_an_unproved_webhook_and_nothing_else(headers: dict[str, str], body: bytes) -> None:
-    with pytest.raises(Unproved):
-        prove_webhook(BY_SECRET, headers, body)
+    with pytest.raises(AuthenticationError):
+        authenticate_webhook(BY_SECRET, headers, body)
     if not headers.get("webhook-timestamp"):
         headers["webhook-timestamp"] = str(int(time.time()))
-    with pytest.raises(Unproved):
-        prove_webhook(BY_SECRET, headers, body)
+    with pytest.raises(AuthenticationError):
+        authenticate_webhook(BY_SECRET, headers, body)
 
 
 def test_without_a_secret_no_webhook_and_no_sweep_is_proved() -> None:
     bare = BY_SECRET.model_copy(update={"dispatch_secret": None})
     for headers in ({}, bearer(""), bearer("None"), signed()):
-        with pytest.raises(Unproved):
-            prove_webhook(bare, headers, BODY)
-        with pytest.raises(Unproved):
-            prove_sweep(bare, headers, NoKeys())
+        with pytest.raises(AuthenticationError):
+            authenticate_webhook(bare, headers, BODY)
+        with pytest.raises(AuthenticationError):
+            authenticate_sweep(bare, headers, NoKeys())
 
 
 def test_a_secret_that_the_library_makes_is_one_of_ours() -> None:
     at = datetime.now(UTC)
     signature = Webhook(SECRET).sign("msg_1", at, BODY.decode())
     headers = {"webhook-id": "msg_1", "webhook-timestamp": str(int(at.timestamp())), "webhook-signature": signature}
-    prove_webhook(BY_SECRET, headers, BODY)
+    authenticate_webhook(BY_SECRET, headers, BODY)
 
 
 # --- Cloud Scheduler and pg_cron
@@ -265,19 +272,19 @@ def forged(
 
 @pytest.mark.parametrize("issuer", ["https://accounts.google.com", "accounts.google.com"])
 def test_a_google_token_of_the_configured_account_may_sweep(issuer: str) -> None:
-    prove_sweep(BY_GOOGLE, token(iss=issuer), LocalKeys())
+    authenticate_sweep(BY_GOOGLE, token(iss=issuer), LocalKeys())
 
 
 def test_a_clock_that_is_some_seconds_off_does_no_harm() -> None:
     now = int(time.time())
-    prove_sweep(BY_GOOGLE, token(exp=now - 5), LocalKeys())
-    prove_sweep(BY_GOOGLE, token(iat=now + 5), LocalKeys())
+    authenticate_sweep(BY_GOOGLE, token(exp=now - 5), LocalKeys())
+    authenticate_sweep(BY_GOOGLE, token(iat=now + 5), LocalKeys())
 
 
 @pytest.mark.parametrize("secret", [SECRET, OTHER])
 def test_the_bearer_secret_may_sweep_and_google_is_not_asked(secret: str) -> None:
-    prove_sweep(ROTATING, bearer(secret), NoKeys())
-    prove_sweep(
+    authenticate_sweep(ROTATING, bearer(secret), NoKeys())
+    authenticate_sweep(
         ROTATING.model_copy(update=BY_GOOGLE.model_dump(include={"sweep_service_account", "sweep_audience"})),
         bearer(secret),
         NoKeys(),
@@ -317,15 +324,15 @@ def test_the_bearer_secret_may_sweep_and_google_is_not_asked(secret: str) -> Non
     ],
 )
 def test_google_is_not_asked_about_a_token_that_could_not_pass(headers: dict[str, str]) -> None:
-    with pytest.raises(Unproved):
-        prove_sweep(BY_GOOGLE, headers, NoKeys())
+    with pytest.raises(AuthenticationError):
+        authenticate_sweep(BY_GOOGLE, headers, NoKeys())
 
 
 @pytest.mark.parametrize("headers", [token(STRANGERS_KEY), token(kid="b"), forged(json.dumps(claims()).encode())])
 def test_a_token_that_google_did_not_sign_is_unproved(headers: dict[str, str]) -> None:
     keys = LocalKeys()
-    with pytest.raises(Unproved):
-        prove_sweep(BY_GOOGLE, headers, keys)
+    with pytest.raises(AuthenticationError):
+        authenticate_sweep(BY_GOOGLE, headers, keys)
     assert keys.asked == 1
 
 
@@ -335,8 +342,8 @@ def test_googles_public_key_is_not_taken_for_a_shared_secret() -> None:
         for part in ({"alg": "HS256", "kid": "a"}, claims())
     )
     signature = base64.urlsafe_b64encode(_hmac_sha256(PUBLIC_PEM, head + b"." + payload)).rstrip(b"=")
-    with pytest.raises(Unproved):
-        prove_sweep(BY_GOOGLE, bearer(b".".join((head, payload, signature)).decode()), LocalKeys())
+    with pytest.raises(AuthenticationError):
+        authenticate_sweep(BY_GOOGLE, bearer(b".".join((head, payload, signature)).decode()), LocalKeys())
 
 
 @given(st.data())
@@ -345,18 +352,18 @@ def test_a_token_changed_by_one_character_is_unproved(data: st.DataObject) -> No
     # The last character of each part bears bits that base64 does not use.
     at = data.draw(st.sampled_from([at for at, (here, after) in enumerate(pairwise(text)) if "." not in (here, after)]))
     other = "B" if text[at] == "A" else "A"
-    with pytest.raises(Unproved):
-        prove_sweep(BY_GOOGLE, bearer(text[:at] + other + text[at + 1 :]), LocalKeys())
+    with pytest.raises(AuthenticationError):
+        authenticate_sweep(BY_GOOGLE, bearer(text[:at] + other + text[at + 1 :]), LocalKeys())
 
 
 def test_a_token_is_nothing_where_no_account_may_sweep() -> None:
-    with pytest.raises(Unproved):
-        prove_sweep(BY_SECRET, token(), NoKeys())
+    with pytest.raises(AuthenticationError):
+        authenticate_sweep(BY_SECRET, token(), NoKeys())
 
 
 def test_a_webhooks_signature_does_not_start_a_sweep() -> None:
-    with pytest.raises(Unproved):
-        prove_sweep(BY_GOOGLE, signed(), NoKeys())
+    with pytest.raises(AuthenticationError):
+        authenticate_sweep(BY_GOOGLE, signed(), NoKeys())
 
 
 @pytest.mark.parametrize(
@@ -369,17 +376,17 @@ def test_a_webhooks_signature_does_not_start_a_sweep() -> None:
     ],
 )
 def test_a_token_cannot_be_judged_while_google_cannot_be_asked(error: Exception) -> None:
-    with pytest.raises(ProofUnavailable):
-        prove_sweep(BY_GOOGLE, token(), BrokenKeys(error))
+    with pytest.raises(KeysUnavailable):
+        authenticate_sweep(BY_GOOGLE, token(), BrokenKeys(error))
 
 
 def test_a_refused_connection_to_googles_keys_is_a_proof_that_is_unavailable() -> None:
-    with pytest.raises(ProofUnavailable):
-        prove_sweep(BY_GOOGLE, token(), jwt.PyJWKClient("http://127.0.0.1:9/certs", timeout=1))
+    with pytest.raises(KeysUnavailable):
+        authenticate_sweep(BY_GOOGLE, token(), jwt.PyJWKClient("http://127.0.0.1:9/certs", timeout=1))
 
 
 def test_googles_keys_are_kept_for_the_life_of_the_process() -> None:
-    assert callers.google_keys() is callers.google_keys()
+    assert auth.google_keys() is auth.google_keys()
 
 
 json_values = st.recursive(
@@ -398,33 +405,33 @@ json_values = st.recursive(
 def test_a_forged_token_is_unproved_whatever_it_claims(
     odd: dict[str, Any], base: dict[str, Any], head: dict[str, Any]
 ) -> None:
-    with pytest.raises(Unproved):
-        prove_sweep(BY_GOOGLE, forged(json.dumps(base | odd).encode(), json.dumps(head).encode()), LocalKeys())
+    with pytest.raises(AuthenticationError):
+        authenticate_sweep(BY_GOOGLE, forged(json.dumps(base | odd).encode(), json.dumps(head).encode()), LocalKeys())
 
 
 @given(st.binary(), st.binary(), st.binary())
 def test_a_token_of_junk_is_unproved(head: bytes, payload: bytes, signature: bytes) -> None:
-    with pytest.raises(Unproved):
-        prove_sweep(BY_GOOGLE, forged(payload, head, signature), NoKeys())
+    with pytest.raises(AuthenticationError):
+        authenticate_sweep(BY_GOOGLE, forged(payload, head, signature), NoKeys())
 
 
 @given(header_text, st.integers(0, 3))
 def test_an_authorization_of_junk_does_not_start_a_sweep(text: str, dots: int) -> None:
     for authorization in (text, f"Bearer {text}", "Bearer " + ".".join([text] * dots)):
-        with pytest.raises(Unproved):
-            prove_sweep(BY_GOOGLE, {"Authorization": authorization}, NoKeys())
+        with pytest.raises(AuthenticationError):
+            authenticate_sweep(BY_GOOGLE, {"Authorization": authorization}, NoKeys())
 
 
 @pytest.mark.parametrize("odd", [float("inf"), float("nan"), 10**400, [1], {}, "soon", None, True])
 @pytest.mark.parametrize("name", ["exp", "iat", "nbf"])
 def test_a_time_that_is_none_is_unproved(name: str, odd: object) -> None:
-    with pytest.raises(Unproved):
-        prove_sweep(BY_GOOGLE, forged(json.dumps(claims() | {name: odd}).encode()), LocalKeys())
+    with pytest.raises(AuthenticationError):
+        authenticate_sweep(BY_GOOGLE, forged(json.dumps(claims() | {name: odd}).encode()), LocalKeys())
 
 
 def test_a_token_nested_without_end_is_unproved() -> None:
-    with pytest.raises(Unproved):
-        prove_sweep(BY_GOOGLE, forged(b'{"a":' + b"[" * 5000), NoKeys())
+    with pytest.raises(AuthenticationError):
+        authenticate_sweep(BY_GOOGLE, forged(b'{"a":' + b"[" * 5000), NoKeys())
 
 
 # --- Twilio
@@ -444,45 +451,47 @@ def twilio_signed(url: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("query", [QUERY, QUERY.encode()])
 def test_what_twilio_signed_is_proved_blank_fields_included(query: str | bytes) -> None:
-    prove_twilio(BY_SECRET, twilio_signed(f"/status?{QUERY}"), "/status", query, MultiDict(FORM))
+    authenticate_twilio(BY_SECRET, twilio_signed(f"/status?{QUERY}"), "/status", query, MultiDict(FORM))
 
 
 def test_a_url_without_a_query_is_proved() -> None:
-    prove_twilio(BY_SECRET, twilio_signed("/voice"), "/voice", b"", MultiDict(FORM))
+    authenticate_twilio(BY_SECRET, twilio_signed("/voice"), "/voice", b"", MultiDict(FORM))
 
 
 def test_a_field_that_comes_twice_is_part_of_the_proof() -> None:
     form = MultiDict([*FORM.items(), ("CallStatus", "busy")])
     headers = by_twilio("https://calls.example.com/status", form)
-    prove_twilio(BY_SECRET, headers, "/status", b"", form)
-    with pytest.raises(Unproved):
-        prove_twilio(BY_SECRET, headers, "/status", b"", MultiDict(FORM))
+    authenticate_twilio(BY_SECRET, headers, "/status", b"", form)
+    with pytest.raises(AuthenticationError):
+        authenticate_twilio(BY_SECRET, headers, "/status", b"", MultiDict(FORM))
 
 
 def test_the_proof_does_not_depend_on_the_case_of_the_header() -> None:
     headers = {name.lower(): value for name, value in twilio_signed("/voice").items()}
-    prove_twilio(BY_SECRET, headers, "/voice", b"", MultiDict(FORM))
+    authenticate_twilio(BY_SECRET, headers, "/voice", b"", MultiDict(FORM))
 
 
 def test_the_host_that_a_request_names_does_not_count() -> None:
     forged_host = {"Host": "evil.example", "X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "http"}
-    prove_twilio(BY_SECRET, twilio_signed("/voice") | forged_host, "/voice", b"", MultiDict(FORM))
-    with pytest.raises(Unproved):
-        prove_twilio(BY_SECRET, by_twilio("https://evil.example/voice") | forged_host, "/voice", b"", MultiDict(FORM))
+    authenticate_twilio(BY_SECRET, twilio_signed("/voice") | forged_host, "/voice", b"", MultiDict(FORM))
+    with pytest.raises(AuthenticationError):
+        authenticate_twilio(
+            BY_SECRET, by_twilio("https://evil.example/voice") | forged_host, "/voice", b"", MultiDict(FORM)
+        )
 
 
 @pytest.mark.parametrize("auth_token", ["a" * 32, "f" * 32])
 def test_while_rotating_either_auth_token_proves_twilio(auth_token: str) -> None:
     headers = by_twilio("https://calls.example.com/voice", auth_token=auth_token)
-    prove_twilio(ROTATING, headers, "/voice", b"", MultiDict(FORM))
+    authenticate_twilio(ROTATING, headers, "/voice", b"", MultiDict(FORM))
 
 
 @pytest.mark.parametrize("path", ["/calls/voice", "/voice"], ids=["kept by the proxy", "taken away by the proxy"])
 def test_a_base_url_with_a_path_is_proved_whether_or_not_the_proxy_takes_the_path_away(path: str) -> None:
     behind = settings(API_BASE_URL="https://x.example/calls")
-    prove_twilio(behind, by_twilio(f"https://x.example/calls/voice?{QUERY}"), path, QUERY, MultiDict(FORM))
-    with pytest.raises(Unproved):
-        prove_twilio(behind, by_twilio(f"https://x.example/voice?{QUERY}"), path, QUERY, MultiDict(FORM))
+    authenticate_twilio(behind, by_twilio(f"https://x.example/calls/voice?{QUERY}"), path, QUERY, MultiDict(FORM))
+    with pytest.raises(AuthenticationError):
+        authenticate_twilio(behind, by_twilio(f"https://x.example/voice?{QUERY}"), path, QUERY, MultiDict(FORM))
 
 
 @pytest.mark.parametrize(
@@ -516,8 +525,8 @@ def test_the_path_of_the_base_url_is_not_part_of_our_own_path(base: str, path: s
     ],
 )
 def test_anything_changed_after_twilio_signed_it_is_unproved(path: str, query: str, form: dict[str, str]) -> None:
-    with pytest.raises(Unproved):
-        prove_twilio(BY_SECRET, twilio_signed(f"/status?{QUERY}"), path, query, MultiDict(form))
+    with pytest.raises(AuthenticationError):
+        authenticate_twilio(BY_SECRET, twilio_signed(f"/status?{QUERY}"), path, query, MultiDict(form))
 
 
 @given(st.integers(0, 25), st.sampled_from("ABCxyz019+/"))
@@ -526,28 +535,28 @@ def test_a_twilio_signature_changed_by_one_character_is_unproved(at: int, other:
     if signature[at] == other:
         other = "D"
     changed = {"X-Twilio-Signature": signature[:at] + other + signature[at + 1 :]}
-    with pytest.raises(Unproved):
-        prove_twilio(BY_SECRET, changed, "/voice", b"", MultiDict(FORM))
+    with pytest.raises(AuthenticationError):
+        authenticate_twilio(BY_SECRET, changed, "/voice", b"", MultiDict(FORM))
 
 
 @pytest.mark.parametrize(
     "headers", [{}, {"X-Twilio-Signature": ""}, by_twilio("https://calls.example.com/voice", auth_token="b" * 32)]
 )
 def test_a_missing_or_foreign_signature_is_unproved(headers: dict[str, str]) -> None:
-    with pytest.raises(Unproved):
-        prove_twilio(BY_SECRET, headers, "/voice", b"", MultiDict(FORM))
+    with pytest.raises(AuthenticationError):
+        authenticate_twilio(BY_SECRET, headers, "/voice", b"", MultiDict(FORM))
 
 
 def test_a_signature_with_a_shared_key_is_not_ours() -> None:
     shared = {"X-Twilio-Webhooks-Signature-Settings": "key=webhooks_sharedkey_1,algorithm=HMAC_SHA1"}
-    with pytest.raises(Unproved):
-        prove_twilio(BY_SECRET, twilio_signed("/voice") | shared, "/voice", b"", MultiDict(FORM))
+    with pytest.raises(AuthenticationError):
+        authenticate_twilio(BY_SECRET, twilio_signed("/voice") | shared, "/voice", b"", MultiDict(FORM))
 
 
 def test_the_hash_of_a_json_body_does_not_stand_in_for_the_form() -> None:
     url = "https://calls.example.com/status?bodySHA256=" + "0" * 64
-    with pytest.raises(Unproved):
-        prove_twilio(BY_SECRET, by_twilio(url, {}), "/status", "bodySHA256=" + "0" * 64, MultiDict(FORM))
+    with pytest.raises(AuthenticationError):
+        authenticate_twilio(BY_SECRET, by_twilio(url, {}), "/status", "bodySHA256=" + "0" * 64, MultiDict(FORM))
 
 
 @given(
@@ -559,19 +568,19 @@ def test_the_hash_of_a_json_body_does_not_stand_in_for_the_form() -> None:
 def test_junk_is_an_unproved_request_of_twilio_and_nothing_else(
     signature: str, path: str, query: bytes | str, form: dict[str, str]
 ) -> None:
-    with pytest.raises(Unproved):
-        prove_twilio(BY_SECRET, {"X-Twilio-Signature": signature}, path, query, MultiDict(form))
+    with pytest.raises(AuthenticationError):
+        authenticate_twilio(BY_SECRET, {"X-Twilio-Signature": signature}, path, query, MultiDict(form))
     lone_surrogate = MultiDict({"\ud800": "\udfff"})
-    with pytest.raises(Unproved):
-        prove_twilio(BY_SECRET, {"X-Twilio-Signature": signature}, path, query, lone_surrogate)
+    with pytest.raises(AuthenticationError):
+        authenticate_twilio(BY_SECRET, {"X-Twilio-Signature": signature}, path, query, lone_surrogate)
 
 
 def test_why_a_caller_is_unproved_is_told_without_what_they_sent() -> None:
     sent = "hunter2-hunter2"
-    with pytest.raises(Unproved) as webhook:
-        prove_webhook(BY_SECRET, {**bearer(sent), "webhook-signature": sent}, sent.encode())
-    with pytest.raises(Unproved) as sweep:
-        prove_sweep(BY_GOOGLE, token(email=sent, kid=sent, aud=[AUDIENCE, sent]), NoKeys())
-    with pytest.raises(Unproved) as twilio:
-        prove_twilio(BY_SECRET, {"X-Twilio-Signature": sent}, f"/{sent}", sent, MultiDict({sent: sent}))
+    with pytest.raises(AuthenticationError) as webhook:
+        authenticate_webhook(BY_SECRET, {**bearer(sent), "webhook-signature": sent}, sent.encode())
+    with pytest.raises(AuthenticationError) as sweep:
+        authenticate_sweep(BY_GOOGLE, token(email=sent, kid=sent, aud=[AUDIENCE, sent]), NoKeys())
+    with pytest.raises(AuthenticationError) as twilio:
+        authenticate_twilio(BY_SECRET, {"X-Twilio-Signature": sent}, f"/{sent}", sent, MultiDict({sent: sent}))
     assert all(str(refused.value) and "hunter2" not in str(refused.value) for refused in (webhook, sweep, twilio))

@@ -9,15 +9,15 @@ from urllib.parse import urlencode
 
 from twilio.twiml.voice_response import Gather, VoiceResponse
 
-from shared.conversation import Turn
+from shared.conversation.script import Script
+from shared.conversation.turns import Turn
 from shared.models import Person
-from shared.scripts import Script
 
 SILENCE_SECONDS = 6
 """How long we listen after the question before it counts as not answered."""
 
 
-def document(turn: Turn, script: Script, person: Person | None, voice_url: str = "") -> str:
+def render_twiml(turn: Turn, script: Script, person: Person | None, voice_url: str = "") -> str:
     """Says, then a Gather that asks and comes back to `voice_url` with the key, silence included; or a hang-up."""
     twiml = VoiceResponse()
     for text in turn.says:

@@ -19,7 +19,7 @@ import aiohttp
 from twilio.request_validator import RequestValidator
 from yarl import URL
 
-from tests.sandbox.twiml import MAX_BYTES, ApplicationError
+from tests.sandbox.twilio.twiml import MAX_BYTES, ApplicationError
 
 LONGEST_MS = 15_000  # no voice webhook waits longer, retries included
 

@@ -19,12 +19,12 @@ def cost(text: str, each_placeholder: int) -> int:
     return len(PLACEHOLDER.sub("", text)) + each_placeholder * len(PLACEHOLDER.findall(text))
 
 
-def wiring(raw: Table) -> list[Problem]:
+def check_structure(raw: Table) -> list[Problem]:
     """(key, what is wrong with it), for all that no single value can tell."""
     questions = [question for question in _list(raw.get("questions")) if isinstance(question.get("id"), str)]
     problems = [*_placeholders(raw), *_ids(questions), *_opt_out_key(raw, questions), *_nexts(questions)]
     if questions and not [problem for problem in problems if problem[0].startswith("questions")]:
-        problems += _ways(questions)
+        problems += check_reachable(questions)
     return problems
 
 
@@ -72,7 +72,7 @@ def _nexts(questions: list[Table]) -> Iterator[Problem]:
                 )
 
 
-def _ways(questions: list[Table]) -> Iterator[Problem]:
+def check_reachable(questions: list[Table]) -> Iterator[Problem]:
     """Every question can be reached, and from every question some answers lead to the goodbye. Ids and nexts are right."""
     ids = [question["id"] for question in questions]
     ways: dict[str, set[str]] = {}

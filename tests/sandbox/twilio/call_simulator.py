@@ -27,11 +27,11 @@ from datetime import UTC, datetime
 from typing import Literal
 from urllib.parse import urljoin
 
-from tests.sandbox import twiml
-from tests.sandbox.behaviour import Conduct
-from tests.sandbox.twilio_orders import Event, Order, Refusal
-from tests.sandbox.twilio_webhooks import Hook, Webhooks, snake
-from tests.sandbox.twiml import ApplicationError, Document, Gather, Hangup, Pause, Redirect, Say
+from tests.sandbox.twilio import twiml
+from tests.sandbox.twilio.behaviour import Conduct
+from tests.sandbox.twilio.create_call_validation import Event, Order, Refusal
+from tests.sandbox.twilio.twiml import ApplicationError, Document, Gather, Hangup, Pause, Redirect, Say
+from tests.sandbox.twilio.webhooks import Hook, Webhooks, snake
 
 API = "2010-04-01"
 Status = Literal["queued", "ringing", "in-progress", "completed", "busy", "failed", "no-answer", "canceled"]

@@ -25,8 +25,7 @@ import psycopg
 from aiohttp import web
 from psycopg import AsyncConnection, sql
 
-from tests.sandbox.gateway_database import HOISTED, SCHEMA, Catalogue, Connections, Function
-from tests.sandbox.gateway_errors import (
+from tests.sandbox.supabase.errors import (
     ANON,
     JSON,
     ApiError,
@@ -35,7 +34,8 @@ from tests.sandbox.gateway_errors import (
     not_done,
     unavailable,
 )
-from tests.sandbox.gateway_keys import (
+from tests.sandbox.supabase.gateway_database import HOISTED, SCHEMA, Catalogue, Connections, Function
+from tests.sandbox.supabase.keys import (
     Caller,
     anon_key,
     authenticate,
@@ -44,7 +44,7 @@ from tests.sandbox.gateway_keys import (
     service_key,
     user_key,
 )
-from tests.sandbox.gateway_requests import (
+from tests.sandbox.supabase.requests import (
     SINGLE,
     check_profile,
     read_limit,
@@ -53,7 +53,7 @@ from tests.sandbox.gateway_requests import (
     read_preferences,
     refuse_other_parameters,
 )
-from tests.sandbox.gateway_statements import (
+from tests.sandbox.supabase.statements import (
     call_statement,
     call_with_json,
     call_with_text,

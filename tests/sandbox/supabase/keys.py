@@ -14,7 +14,7 @@ from typing import Any
 import jwt
 from aiohttp import web
 
-from tests.sandbox.gateway_errors import ANON, unauthorized
+from tests.sandbox.supabase.errors import ANON, unauthorized
 
 CLOCK_SKEW_SECONDS = 30
 LONG_EXPIRY = 4102444800  # 2100-01-01, as Unix time

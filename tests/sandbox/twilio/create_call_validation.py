@@ -18,10 +18,10 @@ from urllib.parse import urlsplit
 
 import jsonschema
 
-from tests.sandbox import twiml
+from tests.sandbox.twilio import twiml
 
 MAX_INLINE = 4000  # characters of a document that comes with a request
-DESCRIPTION = Path(__file__).resolve().parents[3] / "shared/twilio/calls.openapi.json"
+DESCRIPTION = Path(__file__).resolve().parents[4] / "shared/twilio/calls.openapi.json"
 
 Event = Literal["initiated", "ringing", "answered", "completed"]
 EVENTS: tuple[Event, ...] = ("initiated", "ringing", "answered", "completed")

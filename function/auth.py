@@ -1,7 +1,7 @@
 """Who is calling, and the proof. Each `prove_` returns nothing, or raises before any other work has been done.
 
-Unproved            401: no proof, or a wrong one
-ProofUnavailable    503: Google's keys could not be fetched, so nobody can tell
+AuthenticationError            401: no proof, or a wrong one
+KeysUnavailable    503: Google's keys could not be fetched, so nobody can tell
 
 Everything that a stranger can send ends in one of the two, however odd. Secrets and signatures are compared in a time
 that does not depend on where they differ.
@@ -27,11 +27,11 @@ LONGEST_TOKEN: Final = 8192
 """Characters; a token of Google's has about 1,000."""
 
 
-class Unproved(Exception):
+class AuthenticationError(Exception):
     """The caller has not proved who they are. The message is for the log and holds nothing that they sent."""
 
 
-class ProofUnavailable(Exception):
+class KeysUnavailable(Exception):
     """What is needed to judge the proof could not be fetched."""
 
 
@@ -56,7 +56,7 @@ def google_keys() -> jwt.PyJWKClient:
     return jwt.PyJWKClient(GOOGLE_KEYS, lifespan=3600, timeout=3)
 
 
-def prove_webhook(settings: Settings, headers: Headers, body: bytes) -> None:
+def authenticate_webhook(settings: Settings, headers: Headers, body: bytes) -> None:
     """Supabase: a signature over the body that is at most 5 minutes old, or the bearer secret of a dashboard's webhook.
 
     https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
@@ -65,37 +65,37 @@ def prove_webhook(settings: Settings, headers: Headers, body: bytes) -> None:
     if _is_dispatch_secret(settings, _bearer(given)):
         return
     if "webhook-signature" not in given:
-        raise Unproved("neither a webhook signature nor the bearer secret")
+        raise AuthenticationError("neither a webhook signature nor the bearer secret")
     if not any(_is_signed(secret, given, body) for secret in settings.dispatch_secrets):
-        raise Unproved("the webhook's signature is wrong, or too old")
+        raise AuthenticationError("the webhook's signature is wrong, or too old")
 
 
-def prove_sweep(settings: Settings, headers: Headers, keys: SigningKeys) -> None:
+def authenticate_sweep(settings: Settings, headers: Headers, keys: SigningKeys) -> None:
     """Cloud Scheduler: a Google ID token for our audience, of the configured account; or pg_cron: the bearer secret.
 
     https://developers.google.com/identity/openid-connect/openid-connect#validatinganidtoken
     """
     token = _bearer(_lower(headers))
     if not token:
-        raise Unproved("no bearer token")
+        raise AuthenticationError("no bearer token")
     if _is_dispatch_secret(settings, token):
         return
     if settings.sweep_service_account is None:
-        raise Unproved("the bearer secret is wrong, and no service account may sweep")
+        raise AuthenticationError("the bearer secret is wrong, and no service account may sweep")
     if token.count(".") != 2 or len(token) > LONGEST_TOKEN:
-        raise Unproved("neither the bearer secret nor an ID token")
+        raise AuthenticationError("neither the bearer secret nor an ID token")
     try:
         # A look without trust comes first: Google is not asked for the key of a token that could not pass anyway.
         head = jwt.get_unverified_header(token)
         if head.get("alg") != "RS256" or not isinstance(head.get("kid"), str):
-            raise Unproved("the ID token is not signed as Google signs")
+            raise AuthenticationError("the ID token is not signed as Google signs")
         _check_claims(settings, token, None)
         _check_claims(settings, token, _signing_key(keys, head["kid"]))
     except (jwt.PyJWTError, ValueError) as error:  # the latter for text that is not Unicode
-        raise Unproved(f"the ID token is not valid: {type(error).__name__}") from None
+        raise AuthenticationError(f"the ID token is not valid: {type(error).__name__}") from None
 
 
-def prove_twilio(
+def authenticate_twilio(
     settings: Settings, headers: Headers, path: str, query_string: bytes | str, form: MultiDict[str, str]
 ) -> None:
     """Twilio: X-Twilio-Signature over the URL that we gave it and the form, blank fields included.
@@ -109,7 +109,7 @@ def prove_twilio(
     given = _lower(headers)
     signature = given.get("x-twilio-signature", "")
     if not signature or "x-twilio-webhooks-signature-settings" in given:
-        raise Unproved("no X-Twilio-Signature by an auth token")
+        raise AuthenticationError("no X-Twilio-Signature by an auth token")
     query = query_string.decode("latin-1") if isinstance(query_string, bytes) else query_string
     url = settings.api_base_url + own_path(settings, path) + (f"?{query}" if query else "")
     try:
@@ -117,7 +117,7 @@ def prove_twilio(
     except ValueError:  # a URL that is none, or text that is not Unicode
         proofs = []
     if not any(proofs):
-        raise Unproved("X-Twilio-Signature is wrong")
+        raise AuthenticationError("X-Twilio-Signature is wrong")
 
 
 def own_path(settings: Settings, path: str) -> str:
@@ -173,12 +173,12 @@ def _check_claims(settings: Settings, token: str, key: jwt.PyJWK | None) -> None
         },
     )
     if claims.get("email_verified") is not True or claims.get("email") != settings.sweep_service_account:
-        raise Unproved("the ID token belongs to another account")
+        raise AuthenticationError("the ID token belongs to another account")
 
 
 def _signing_key(keys: SigningKeys, kid: str) -> jwt.PyJWK:
-    """Raises ProofUnavailable when the keys cannot be fetched or read, PyJWTError when none has this name."""
+    """Raises KeysUnavailable when the keys cannot be fetched or read, PyJWTError when none has this name."""
     try:
         return keys.get_signing_key(kid)
     except (jwt.PyJWKClientConnectionError, OSError, ValueError) as error:
-        raise ProofUnavailable(f"Google's keys could not be fetched: {type(error).__name__}") from error
+        raise KeysUnavailable(f"Google's keys could not be fetched: {type(error).__name__}") from error

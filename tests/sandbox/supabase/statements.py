@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-from tests.sandbox.gateway_database import SCHEMA, Function
-from tests.sandbox.gateway_requests import Payload
+from tests.sandbox.supabase.gateway_database import SCHEMA, Function
+from tests.sandbox.supabase.requests import Payload
 
 MAX_ROWS = 1000  # Supabase's db-max-rows: longer sets are cut in silence
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from aiohttp import web
 
-from tests.sandbox.telephone import API, number_sid, rfc2822
-from tests.sandbox.twilio_orders import Refusal
+from tests.sandbox.twilio.call_simulator import API, number_sid, rfc2822
+from tests.sandbox.twilio.create_call_validation import Refusal
 
 COUNTRIES = ("US", "CA", "GB", "DE")
 
