@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import textwrap
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 from tests.conftest import Connection
 from tests.sandbox.postgres import Postgres
 from tests.sandbox.supabase import database
+from tests.unit.deployment import code_blocks, page
 
 TABLE = """
 create table public.outbound_call_jobs (
@@ -39,17 +38,8 @@ create trigger on_auth_user_created_onboarding after insert on auth.users
   for each row execute function public.enqueue_onboarding_call();
 """
 
-README = Path(__file__).parents[2] / "README.md"
-
-
-def commands() -> list[str]:
-    """The SQL of the README's section, as it stands there: set aside, carry over, queue who signed up in between."""
-    section = README.read_text().split("## Coming from the polling worker")[1].split("\n## ")[0]
-    blocks = re.findall(r"(?:^ {7}.*\n|^\n)+", section, re.MULTILINE)
-    return [block for block in map(textwrap.dedent, blocks) if ";" in block]
-
-
-SET_ASIDE, CARRY_OVER, IN_BETWEEN = commands()
+# The SQL of the page as it stands there: set aside, carry over, queue the sign-ups in between.
+SET_ASIDE, CARRY_OVER, IN_BETWEEN = code_blocks(page("polling-worker.md"), "sql")
 
 # Everything that a migration could have touched, in an order of its own.
 DUMP = """

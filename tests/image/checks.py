@@ -85,7 +85,7 @@ def test_only_function_and_shared_are_ours_inside(image: Image) -> None:
     assert sorted(path.name for path in (image.root / "app").iterdir()) == sorted(OURS)
     inside = {path.relative_to(image.root / "app") for path in ours(image) if path.is_file()}
     assert {path.suffix for path in inside} == {".py", ".pyc", ".toml"}
-    forbidden = {"tests", "supabase", "migrations", "monitoring", ".git", ".env"}
+    forbidden = {"tests", "supabase", "migrations", "monitoring", "docs", ".git", ".env"}
     assert not [path for path in inside if forbidden & {*path.parts}]
 
 

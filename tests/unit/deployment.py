@@ -1,6 +1,6 @@
-"""cloudbuild.yaml and the README's commands, acted out: every script runs in bash, with stand-ins for gcloud, docker and curl.
+"""Runs the scripts of cloudbuild.yaml and the commands of the guide in bash, with stand-ins for gcloud, docker and curl.
 
-A stand-in writes down its arguments and prints what the test says. So what is checked is what the shell really would call.
+A stand-in records its arguments and prints the answer that the test gives it, so the tests check the real command lines.
 """
 
 from __future__ import annotations
@@ -87,13 +87,20 @@ def act(
     return Acted(commands, done.returncode, done.stdout + done.stderr)
 
 
-def readme_section(heading: str) -> str:
-    """The README from `## heading` to the next heading of its kind."""
-    text = (ROOT / "README.md").read_text()
-    return text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+def page(name: str) -> str:
+    """A page of the guide, by its path below the root or its name in shared/docs."""
+    path = ROOT / name
+    return (path if path.exists() else ROOT / "shared" / "docs" / name).read_text()
 
 
-def code_blocks(section: str) -> list[str]:
-    """What stands indented by four, in the order of the page."""
-    blocks = re.findall(r"(?:^ {4}.*\n|^\n(?= {4}))+", section + "\n", flags=re.MULTILINE)
-    return [re.sub(r"^ {4}", "", block, flags=re.MULTILINE).strip("\n") for block in blocks]
+def section(name: str, heading: str) -> str:
+    """The part of a page from `## heading` to the next heading of that level."""
+    _, found, after = page(name).partition(f"\n## {heading}\n")
+    assert found, f"{name} has no heading '## {heading}'"
+    return after.partition("\n## ")[0]
+
+
+def code_blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of this language, in order, without the indentation of a list."""
+    found = re.finditer(rf"^( *)```{language}\n(.*?)\n\1```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [re.sub(f"^{block[1]}", "", block[2], flags=re.MULTILINE) for block in found]

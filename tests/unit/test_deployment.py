@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 
 from function.sweep import _longest_step_s
 from shared.settings import Settings, load_settings
-from tests.unit.deployment import ROOT, Acted, act, cloudbuild, code_blocks, readme_section, scripts, substitutions
+from tests.unit.deployment import ROOT, Acted, act, cloudbuild, code_blocks, page, scripts, section, substitutions
 from tests.unit.examples import ENVIRON, settings
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -315,10 +315,11 @@ def test_a_flag_or_a_value_that_gcloud_does_not_know_is_noticed(gcloud: dict[str
 
 @pytest.fixture(scope="module")
 def readme_commands(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
-    """What a newcomer would run who pastes every block of "Deploy to Cloud Run", and every line of "Change a secret"."""
-    deploying, rotating = readme_section("Deploy to Cloud Run"), readme_section("Change a secret")
-    shell = [block for text in (deploying, rotating) for block in code_blocks(text) if not block.startswith("select")]
-    inline = re.findall(r"`([^`]*gcloud [^`]*)`", re.sub(r"^ {4}.*$", "", deploying + rotating, flags=re.MULTILINE))
+    """The commands of someone who pastes every block of cloud-run.md, and every line of "Change a secret"."""
+    deploying, rotating = page("cloud-run.md"), section("operate.md", "Change a secret")
+    shell = [block for text in (deploying, rotating) for block in code_blocks(text, "sh")]
+    prose = re.sub(r"^ *```.*?^ *```$", "", deploying + rotating, flags=re.MULTILINE | re.DOTALL)
+    inline = re.findall(r"`([^`]*gcloud [^`]*)`", prose)
     whole = [line for line in inline if not line.endswith(("submit", "update", "binding"))]  # those only name a command
     acted = act("\n".join(["set -u", "SECONDARY=x PRIMARY=y KEY=z TOKEN=t", *shell, *whole]), tmp_path_factory.mktemp("readme"), {},
                 {"gcloud projects describe": "123456789012\n", "gcloud secrets versions access": "whsec_old"})  # fmt: skip
@@ -369,7 +370,7 @@ def test_the_readme_rolls_back_as_cloudbuild_says(readme_commands: list[list[str
 
 
 def render() -> dict[str, Any]:
-    (block,) = [block for block in code_blocks(readme_section("Deploy to Render")) if block.startswith("# render.yaml")]
+    (block,) = code_blocks(page("render.md"), "yaml")
     blueprint: dict[str, Any] = YAML(typ="safe").load(block)
     return blueprint
 

@@ -248,8 +248,8 @@ def test_every_kind_of_line_is_in_the_table_and_every_kind_in_it_is_logged() -> 
     assert set(re.findall(r"^\| `([a-z_]+)` \|", README, re.MULTILINE)) - {"kind"} == logged
 
 
-def test_the_image_does_not_hold_them() -> None:
-    assert "shared/monitoring" in (ROOT / ".dockerignore").read_text().split()
+def test_the_image_holds_neither_monitoring_nor_the_guide() -> None:
+    assert {"shared/monitoring", "shared/docs"} <= {*(ROOT / ".dockerignore").read_text().split()}
 
 
 # --- how loud a sweep is ----------------------------------------------------------------------------------------------

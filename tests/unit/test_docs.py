@@ -1,0 +1,41 @@
+"""The README and the guide: every link leads somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.unit.deployment import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "shared").rglob("*.md"))]
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^( *)```.*?^\1```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#{1,6} (.+)$", without_code(page.read_text()), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken(page: Path) -> list[str]:
+    """The relative links of a page whose file or anchor does not exist."""
+    wrong = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text())):
+        if not re.match(r"https?://", link):
+            name, _, anchor = link.partition("#")
+            target = (page.parent / name).resolve() if name else page
+            if not target.exists() or (anchor and anchor not in anchors(target)):
+                wrong.append(f"{page.relative_to(ROOT)}: {link}")
+    return wrong
+
+
+def test_relative_links_lead_to_files_and_headings() -> None:
+    assert [link for page in PAGES for link in broken(page)] == []
+
+
+def test_pages_of_the_guide_are_linked_from_readme() -> None:
+    linked = set(re.findall(r"\]\(shared/docs/([\w-]+\.md)", (ROOT / "README.md").read_text()))
+    assert linked == {page.name for page in (ROOT / "shared" / "docs").glob("*.md")}
