@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 import uuid
@@ -54,14 +55,17 @@ class World:
         )
 
     def calls(self, number: str) -> list[Row]:
-        calls: list[Row] = self.http.get(f"{self.sandbox.ready.twilio_url}/_sandbox/calls").json()
-        return [call for call in calls if call["to"] == number]
+        return [call for call in self.all_calls() if call["to"] == number]
+
+    def all_calls(self) -> list[Row]:
+        """Every call that Twilio took, in order, as `/_sandbox/calls` shows it."""
+        return [call.report() for call in self.sandbox.twilio.calls]
 
     def behave(self, **rule: object) -> None:
-        self.http.put(f"{self.sandbox.ready.twilio_url}/_sandbox/behaviour", json=rule).raise_for_status()
+        self.sandbox.twilio.behave(**rule)
 
     def set_clock(self, offset_s: float) -> None:
-        self.http.put(f"{self.sandbox.ready.twilio_url}/_sandbox/clock", json={"offset_s": offset_s}).raise_for_status()
+        asyncio.run(self.sandbox.twilio.set_clock(offset_s))
 
     def until(self, look: Callable[[], T], timeout_s: float = 30.0) -> T:
         """Await what must come true; the failure shows what there was instead."""
@@ -94,10 +98,9 @@ def open_world(sandbox: Sandbox) -> Iterator[World]:
 
 @pytest.fixture(scope="session")
 def whole_sandbox() -> Iterator[Sandbox]:
-    """Webhooks and sweeps on; failures are settled within seconds."""
-    with Sandbox(
-        environ={"CALL_SETTLING_SECONDS": "3", "TWILIO_TIMEOUT_SECONDS": "1", "CALL_LEASE_SECONDS": "5.5"}
-    ) as sandbox:
+    """Webhooks and sweeps on, Twilio over TLS; failures are settled within seconds."""
+    environ = {"CALL_SETTLING_SECONDS": "3", "TWILIO_TIMEOUT_SECONDS": "1", "CALL_LEASE_SECONDS": "5.5"}
+    with Sandbox(environ=environ, tls=True) as sandbox:
         yield sandbox
 
 
@@ -105,7 +108,7 @@ def whole_sandbox() -> Iterator[Sandbox]:
 def world(whole_sandbox: Sandbox) -> Iterator[World]:
     with open_world(whole_sandbox) as world:
         yield world
-        world.http.delete(f"{whole_sandbox.ready.twilio_url}/_sandbox/behaviour").raise_for_status()
+        whole_sandbox.twilio.rules.clear()
         world.set_clock(0)
 
 
@@ -120,5 +123,5 @@ def quiet_sandbox() -> Iterator[Sandbox]:
 def quiet(quiet_sandbox: Sandbox) -> Iterator[World]:
     with open_world(quiet_sandbox) as world:
         yield world
-        world.http.delete(f"{quiet_sandbox.ready.twilio_url}/_sandbox/behaviour").raise_for_status()
+        quiet_sandbox.twilio.rules.clear()
         world.set_clock(0)

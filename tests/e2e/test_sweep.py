@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -71,8 +70,7 @@ def insert_many(world: World, count: int) -> list[str]:
 
 
 def taken(world: World, numbers: list[str]) -> list[str]:
-    calls: list[dict[str, Any]] = world.http.get(f"{world.sandbox.ready.twilio_url}/_sandbox/calls").json()
-    return [call["to"] for call in calls if call["to"] in numbers]
+    return [call["to"] for call in world.all_calls() if call["to"] in numbers]
 
 
 def test_one_sweep_of_a_cron_job_dials_up_to_its_limit(bare: World) -> None:

@@ -40,7 +40,7 @@ def sandbox() -> Iterator[Sandbox]:
 def world(sandbox: Sandbox) -> Iterator[World]:
     with open_world(sandbox) as world:
         yield world
-        world.http.delete(f"{sandbox.ready.twilio_url}/_sandbox/behaviour").raise_for_status()
+        sandbox.twilio.rules.clear()
 
 
 @pytest.fixture

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ssl
+
 import httpx
 import pytest
+import trustme
 from aiohttp import web
 
 from tests.sandbox.serve import Server
@@ -47,3 +50,14 @@ def test_an_application_that_cannot_start_is_an_error_at_start() -> None:
     app.on_startup.append(fail)
     with pytest.raises(RuntimeError, match="no database"):
         Server(app).start()
+
+
+def test_tls_server_is_trusted_by_its_authority_alone() -> None:
+    authority, certificate = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(certificate)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    with Server(application, tls=certificate) as server:
+        assert httpx.get(server.url, verify=trusting).text == "hello"
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            httpx.get(server.url)

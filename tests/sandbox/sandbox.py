@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import socket
+import ssl
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +23,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 import psycopg
+import trustme
 from aiohttp import web
 
 from shared.settings import Settings
@@ -79,7 +81,10 @@ class Part(Protocol):
 
 
 class Sandbox:
-    """Started and stopped as a whole; a context manager. Settings of the product in `environ` go before EASY_SETTINGS."""
+    """Started and stopped as a whole; a context manager. Settings of the product in `environ` go before EASY_SETTINGS.
+
+    `tls`: the Twilio stand-in speaks https, and the function alone trusts its certificate.
+    """
 
     def __init__(
         self,
@@ -92,6 +97,7 @@ class Sandbox:
         environ: Mapping[str, str] | None = None,
         twilio_calls_per_second: float = 100.0,
         words_per_second: float = 2000.0,
+        tls: bool = False,
     ) -> None:
         self._with_function, self._with_scheduler, self._with_webhooks = function, scheduler, webhooks
         self._ready_file = ready_file
@@ -103,10 +109,12 @@ class Sandbox:
         self._account_sid = "AC" + secrets.token_hex(16)
         self._auth_token = secrets.token_hex(16)
         self.function_log = self._folder / "function.log"
+        self._authority_file = self._folder / "authority.pem"
         # Two, separated by a space, while they are rotated: those who call us then use the first.
         self._dispatch_secrets = self._environ.get("DISPATCH_SECRET") or _new_dispatch_secret()
         self.dispatch_secret = self._dispatch_secrets.split()[0]
         self._phone_number = self._environ.get("TWILIO_PHONE_NUMBER") or OUR_NUMBER
+        self._tls = tls
         self.settings: dict[str, str] = {}
         self.postgres = Postgres()
         self.twilio = Twilio(
@@ -156,7 +164,7 @@ class Sandbox:
 
         self.gateway = Gateway(self.postgres.url("authenticator"), jwt_secret=self.jwt_secret, pool_size=20)
         supabase = self._serve(self._supabase_app)
-        twilio = self._serve(self.twilio.app)
+        twilio = self._serve(self.twilio.app, self._twilio_certificate() if self._tls else None)
 
         port = self._port or free_port()
         function_url = f"http://127.0.0.1:{port}"
@@ -189,10 +197,18 @@ class Sandbox:
             self._parts.append(self.scheduler)
         self._write_ready_file()
 
-    def _serve(self, app: Callable[[], web.Application]) -> Server:
-        server = Server(app).start()
+    def _serve(self, app: Callable[[], web.Application], tls: ssl.SSLContext | None = None) -> Server:
+        server = Server(app, tls=tls).start()
         self._parts.append(server)
         return server
+
+    def _twilio_certificate(self) -> ssl.SSLContext:
+        """A certificate for loopback, signed by an authority of this sandbox's own, which `settings` name."""
+        authority = trustme.CA()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("127.0.0.1").configure_cert(context)
+        authority.cert_pem.write_to_path(str(self._authority_file))
+        return context
 
     def _supabase_app(self) -> web.Application:
         app = self.gateway.app()
@@ -205,8 +221,11 @@ class Sandbox:
             "SUPABASE_URL", "SUPABASE_SERVICE_KEY", "DISPATCH_SECRET", "API_BASE_URL",
             "TWILIO_ACCOUNT_SID", "TWILIO_AUTH_TOKEN", "TWILIO_PHONE_NUMBER", "TWILIO_API_BASE_URL",
         }  # fmt: skip
+        # httpx and ssl read the first of the two, requests the second.
+        trusted = dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"), str(self._authority_file)) if self._tls else {}
         return {
             **EASY_SETTINGS,
+            **trusted,
             **{name: self._environ[name] for name in optional if name in self._environ},
             "SUPABASE_URL": self.ready.supabase_url,
             "SUPABASE_SERVICE_KEY": self.ready.supabase_service_key,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import ssl
 import sys
 import threading
 import traceback
@@ -37,16 +38,21 @@ def join(thread: threading.Thread, loop: asyncio.AbstractEventLoop | None = None
 
 
 class Server:
-    """One application, listening on `host`:`port` (0: any free one) from `start()` until `stop()`.
+    """One application, listening on `host`:`port` (0: any free one) from `start()` until `stop()`; over TLS with `tls`.
 
     Takes a factory rather than an application where one server is started more than once: aiohttp binds an application
     to the first event loop that runs it.
     """
 
     def __init__(
-        self, app: web.Application | Callable[[], web.Application], host: str = "127.0.0.1", port: int = 0
+        self,
+        app: web.Application | Callable[[], web.Application],
+        host: str = "127.0.0.1",
+        port: int = 0,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._app = app
+        self._tls = tls
         self._host = host
         self._port = port
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -62,8 +68,8 @@ class Server:
 
     @property
     def url(self) -> str:
-        """`http://host:port`, without a slash at the end."""
-        return f"http://{self._host}:{self._port}"
+        """`http://host:port`, or `https://host:port`, without a slash at the end."""
+        return f"{'https' if self._tls else 'http'}://{self._host}:{self._port}"
 
     def start(self) -> Server:
         """Returns when the port answers. Raises what kept it from doing so (OSError: the port is taken)."""
@@ -114,7 +120,9 @@ class Server:
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_SECONDS)
         await runner.setup()
         try:
-            site = web.TCPSite(runner, self._host, self._port, backlog=BACKLOG, reuse_address=True)
+            site = web.TCPSite(
+                runner, self._host, self._port, ssl_context=self._tls, backlog=BACKLOG, reuse_address=True
+            )
             await site.start()
             self._port = runner.addresses[0][1]
             self._started.set()
