@@ -162,7 +162,7 @@ def _check_claims(settings: Settings, token: str, key: jwt.PyJWK | None) -> None
         token,
         key or "",
         algorithms=["RS256"],
-        audience=settings.sweep_audience,
+        audience=settings.api_base_url,
         issuer=GOOGLE_ISSUERS,
         leeway=LEEWAY_SECONDS,
         options={

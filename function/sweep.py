@@ -37,7 +37,7 @@ NEAR_THE_CEILING = 0.8
 
 
 def sweep_once(dispatcher: Dispatcher, stop: threading.Event | None = None) -> dict[str, Any]:
-    """One sweep, over in SWEEP_TIMEOUT_SECONDS. -> counts of what was done. Raises JobsUnavailable when nothing could be."""
+    """One sweep, shorter than REQUEST_TIMEOUT_SECONDS. -> counts of its steps. Raises JobsUnavailable."""
     settings = dispatcher.settings
     stop = stop or threading.Event()
     # The last claim must leave time for its request to Twilio, timeouts and all.

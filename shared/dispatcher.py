@@ -331,7 +331,7 @@ class Dispatcher:
             status,
             ask_s=self.settings.call_ask_seconds,
             redial_delays_s=redial_s,
-            machine_counts_as=self.settings.call_machine_counts_as,
+            machine_counts_as="missed" if self.settings.call_machines == "missed" else "reached",
             answered_by=answered_by,
             duration_s=duration_s,
             sip_code=sip_code,

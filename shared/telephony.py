@@ -152,7 +152,7 @@ class Telephony:
         """
         base, settings = self._settings.api_base_url, self._settings
         detection: dict[str, Any] = {}
-        if settings.call_machine_detection == "on":
+        if settings.call_machines != "ignore":
             callback = f"{base}/status?attempt={attempt}{CALLBACK_RETRIES}"
             # The message to a machine is heard only after its own: so it is waited for. A person hears us meanwhile.
             detection = {

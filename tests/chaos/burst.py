@@ -93,7 +93,7 @@ def run(sign_ups: int, evening: int, pace: float, say: Callable[[str], None] = p
         "CALL_REDIAL_SECONDS": "900",
         "CALL_ASK_SECONDS": "60",
         "TWILIO_TIMEOUT_SECONDS": "20",
-        "CALL_LEASE_SECONDS": "60",
+        "REQUEST_TIMEOUT_SECONDS": "55",
     }
     with Sandbox(environ=environ, twilio_calls_per_second=pace) as sandbox:
         scene = Scene(sandbox, pace, say)

@@ -99,7 +99,7 @@ def open_world(sandbox: Sandbox) -> Iterator[World]:
 @pytest.fixture(scope="session")
 def whole_sandbox() -> Iterator[Sandbox]:
     """Webhooks and sweeps on, Twilio over TLS; failures are settled within seconds."""
-    environ = {"CALL_SETTLING_SECONDS": "3", "TWILIO_TIMEOUT_SECONDS": "1", "CALL_LEASE_SECONDS": "5.5"}
+    environ = {"CALL_SETTLING_SECONDS": "3", "TWILIO_TIMEOUT_SECONDS": "1", "REQUEST_TIMEOUT_SECONDS": "5.1"}
     with Sandbox(environ=environ, tls=True) as sandbox:
         yield sandbox
 

@@ -303,8 +303,7 @@ def test_an_opt_out_that_could_not_be_stored_is_not_confirmed_and_is_an_alarm(qu
 def detecting_sandbox() -> Iterator[Sandbox]:
     port = free_port()  # under a path of its own, too: the place in the conversation must come back signed all the same
     environ = {
-        "CALL_MACHINE_DETECTION": "on",
-        "CALL_MACHINE_COUNTS_AS": "missed",
+        "CALL_MACHINES": "missed",
         "API_BASE_URL": f"http://127.0.0.1:{port}/calls",
     }
     with Sandbox(webhooks=False, scheduler=False, environ=environ, words_per_second=40, port=port) as sandbox:

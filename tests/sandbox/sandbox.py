@@ -43,10 +43,11 @@ OUR_NUMBER = "+15005550006"  # Twilio's own magic From
 EASY_SETTINGS: Mapping[str, str] = {
     "CALL_HOURS": "always",
     "CALLS_PER_SECOND": "100",
+    "CALLS_PER_DAY": "off",
     "CALLS_PER_NUMBER_PER_DAY": "1000000",
     "CALLS_PER_PREFIX_PER_HOUR": "0",
     "TWILIO_TIMEOUT_SECONDS": "2",
-    "CALL_LEASE_SECONDS": "8",
+    "REQUEST_TIMEOUT_SECONDS": "7.4",
     "CALL_SETTLING_SECONDS": "8",
     "CALL_ASK_SECONDS": "3",
     "CALL_RETRY_SECONDS": "1",

@@ -33,9 +33,9 @@ from tests.unit.examples import SECRET, settings
 
 OTHER = "whsec_" + base64.b64encode(b"another secret, for the rotation").decode()
 BODY = b'{"type": "INSERT", "record": {"id": 1}}'
-ACCOUNT, AUDIENCE = "sweeper@a-project.example", "https://calls.example.com/sweep"
+ACCOUNT, AUDIENCE = "sweeper@a-project.example", "https://calls.example.com"
 BY_SECRET = settings()
-BY_GOOGLE = settings(SWEEP_SERVICE_ACCOUNT=ACCOUNT, SWEEP_AUDIENCE=AUDIENCE)
+BY_GOOGLE = settings(SWEEP_SERVICE_ACCOUNT=ACCOUNT)
 ROTATING = settings(DISPATCH_SECRET=f"{OTHER} {SECRET}", TWILIO_AUTH_TOKEN=f"{'a' * 32} {'f' * 32}")
 FORM = {"CallSid": "CA" + "0" * 32, "CallStatus": "completed", "AnsweredBy": "", "To": "+14155550123"}
 
@@ -285,7 +285,7 @@ def test_a_clock_that_is_some_seconds_off_does_no_harm() -> None:
 def test_the_bearer_secret_may_sweep_and_google_is_not_asked(secret: str) -> None:
     authenticate_sweep(ROTATING, bearer(secret), NoKeys())
     authenticate_sweep(
-        ROTATING.model_copy(update=BY_GOOGLE.model_dump(include={"sweep_service_account", "sweep_audience"})),
+        ROTATING.model_copy(update=BY_GOOGLE.model_dump(include={"sweep_service_account"})),
         bearer(secret),
         NoKeys(),
     )

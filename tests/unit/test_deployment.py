@@ -105,7 +105,7 @@ def test_the_settings_that_are_deployed_are_right_and_each_is_one_of_ours(folder
     loaded = load_settings(environ={**environ, **secrets})
     assert loaded.call_only_to == ("+14155550123", "+14155550124")
     assert (loaded.call_ring_seconds, loaded.call_max_attempts) == (30, 2)
-    assert loaded.sweep_audience == loaded.api_base_url == "https://call-dispatcher-123456789012.europe-west1.run.app"
+    assert loaded.api_base_url == "https://call-dispatcher-123456789012.europe-west1.run.app"
 
 
 def test_with_the_secrets_every_required_setting_is_deployed(folder: Path) -> None:
@@ -118,7 +118,7 @@ def test_with_the_secrets_every_required_setting_is_deployed(folder: Path) -> No
 def test_what_cloudbuild_says_of_a_default_is_the_default() -> None:
     """A number that stands in both places says the same in both, but for the limit, which goes with the scheduler's pace."""
     said, defaults = substitutions(), settings()
-    for name in ("CALL_HOURS", "CALLS_PER_SECOND", "SWEEP_TIMEOUT_SECONDS", "CALL_LEASE_SECONDS"):
+    for name in ("CALL_HOURS", "CALLS_PER_SECOND", "CALLS_PER_DAY", "REQUEST_TIMEOUT_SECONDS"):
         assert getattr(settings(**{name: said[f"_{name}"]}), name.lower()) == getattr(defaults, name.lower())
 
 
@@ -143,12 +143,13 @@ def test_concurrency_is_the_number_of_threads(folder: Path) -> None:
 
 
 def test_a_sweep_ends_before_its_request_and_the_request_before_the_lease(folder: Path) -> None:
-    said, defaults = substitutions(), settings()
+    said = substitutions()
     request = seconds(flags(deploy("deploy", folder).of("gcloud", "run", "deploy"))["--timeout"])
     deadline = seconds(
         flags(deploy("schedule", folder).of("gcloud", "scheduler", "jobs", "update"))["--attempt-deadline"]
     )
-    assert defaults.sweep_timeout_seconds < request < defaults.call_lease_seconds
+    deployed = settings(REQUEST_TIMEOUT_SECONDS=said["_REQUEST_TIMEOUT_SECONDS"])
+    assert deployed.sweep_timeout_seconds < request < deployed.call_lease_seconds
     assert request <= deadline <= 60  # a minute, the scheduler's pace
     assert said["_SCHEDULE"] == "* * * * *"
 
@@ -156,7 +157,7 @@ def test_a_sweep_ends_before_its_request_and_the_request_before_the_lease(folder
 def test_a_sweep_can_place_as_many_calls_as_it_may() -> None:
     """CALL_DISPATCHER_LIMIT within the time in which a sweep claims, at the pace of calls."""
     said = substitutions()
-    deployed = settings(**{name: said[f"_{name}"] for name in ("CALLS_PER_SECOND", "SWEEP_TIMEOUT_SECONDS")})
+    deployed = settings(**{name: said[f"_{name}"] for name in ("CALLS_PER_SECOND", "REQUEST_TIMEOUT_SECONDS")})
     claims_for_s = deployed.sweep_timeout_seconds - _longest_step_s(deployed)
     assert claims_for_s == 23
     assert 0.8 * claims_for_s * deployed.calls_per_second < int(said["_CALL_DISPATCHER_LIMIT"]) <= claims_for_s
@@ -172,7 +173,7 @@ def test_the_scheduler_proves_itself_as_the_function_asks(folder: Path) -> None:
     environ = dict(line.split("=", 1) for line in (folder / "settings.env").read_text().splitlines() if line)
     job = flags(deploy("schedule", folder).of("gcloud", "scheduler", "jobs", "update"))
     assert job["--oidc-service-account-email"] == environ["SWEEP_SERVICE_ACCOUNT"]
-    assert job["--oidc-token-audience"] == environ["SWEEP_AUDIENCE"]
+    assert job["--oidc-token-audience"] == environ["API_BASE_URL"]
     assert job["--uri"] == f"{environ['API_BASE_URL']}/sweep"
     assert job["--http-method"] == "post"
     assert job["--message-body"] == "{}"  # a POST without a Content-Length is refused with 413

@@ -1,4 +1,6 @@
-"""Settings: all that is wrong is told at once, by name, and no secret with it."""
+"""Settings: one error names every wrong variable and never holds a value."""
+
+from __future__ import annotations
 
 import base64
 from datetime import time
@@ -8,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.settings import Settings, SettingsError, load_settings
+from shared.settings import Settings, SettingsError, load_settings, unknown_settings
 from tests.unit.examples import ENVIRON, SECRET, settings
 
 REQUIRED = [
@@ -33,20 +35,30 @@ def problems(**changed: str) -> tuple[str, ...]:
     return refused.value.problems
 
 
-def test_an_empty_environment_is_refused_once_with_every_required_name() -> None:
+def problems_or_none(name: str, value: str) -> tuple[str, ...]:
+    try:
+        settings(**{name: value})
+    except SettingsError as error:
+        return error.problems
+    return ()
+
+
+# --- missing --------------------------------------------------------------------------------------------------------------
+
+
+def test_empty_environment_is_refused_with_every_required_name() -> None:
     with pytest.raises(SettingsError) as refused:
         load_settings(environ={})
     assert {problem.split()[0] for problem in refused.value.problems} == {*REQUIRED, "DISPATCH_SECRET"}
 
 
-@pytest.mark.parametrize("blank", ["", " ", "\n"])
-@pytest.mark.parametrize("name", [*REQUIRED, "DISPATCH_SECRET"])
-def test_an_empty_variable_counts_as_missing(name: str, blank: str) -> None:
-    (problem,) = problems(**{name: blank})
-    assert problem.startswith(f"{name} is missing")
+def test_empty_variables_count_as_missing() -> None:
+    blanks = [(name, blank) for name in (*REQUIRED, "DISPATCH_SECRET") for blank in ("", " ", "\n")]
+    told = {(name, blank): problems_or_none(name, blank) for name, blank in blanks}
+    assert {case: said for case, said in told.items() if not " ".join(said).startswith(f"{case[0]} is missing")} == {}
 
 
-def test_an_empty_optional_variable_leaves_the_default() -> None:
+def test_empty_optional_variables_leave_the_defaults() -> None:
     optional = {name: " " for field in Settings.model_fields if (name := field.upper()) not in ENVIRON}
     assert settings(**optional) == settings()
 
@@ -54,9 +66,6 @@ def test_an_empty_optional_variable_leaves_the_default() -> None:
 def test_only_a_server_needs_the_dispatch_secret() -> None:
     without = {name: value for name, value in ENVIRON.items() if name != "DISPATCH_SECRET"}
     assert load_settings(http=False, environ=without).dispatch_secrets == ()
-
-
-def test_a_wrong_dispatch_secret_is_refused_also_where_none_is_needed() -> None:
     with pytest.raises(SettingsError, match="DISPATCH_SECRET"):
         load_settings(http=False, environ={**ENVIRON, "DISPATCH_SECRET": "whsec_short"})
 
@@ -66,136 +75,178 @@ def test_the_process_environment_is_read_when_none_is_given(monkeypatch: pytest.
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("CALL_MAX_ATTEMPTS", "7")
     assert load_settings().call_max_attempts == 7
+    assert settings().call_max_attempts == 3  # an environment that is given is the only one
 
 
-def test_nothing_but_the_given_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CALL_MAX_ATTEMPTS", "7")
-    assert settings().call_max_attempts == 3
+# --- wrong ----------------------------------------------------------------------------------------------------------------
 
-
-def test_white_space_around_a_secret_is_dropped() -> None:
-    assert settings(TWILIO_AUTH_TOKEN="f" * 32 + "\n").twilio_auth_tokens == ("f" * 32,)
-
-
-WRONG = [
-    *[
-        (name, url)
-        for name in ("SUPABASE_URL", "API_BASE_URL", "TWILIO_API_BASE_URL")
-        for url in (
-            "example.com",
-            "/calls",
-            "ftp://127.0.0.1",
-            "https://",
-            "https://user:hunter2@127.0.0.1",
-            "https://127.0.0.1?",
-            "https://127.0.0.1/?a=hunter2",
-            "https://127.0.0.1/#",
-            "https://127.0.0.1:port",
-            "https://127.0.0.1:99999",
-            "https://127.0.0.1/a b",
-            "https://[::1",
-            "https://bücher.example",
-        )
-    ],
-    ("API_BASE_URL", "http://calls.example.com"),
-    ("API_BASE_URL", "https://my_calls.example.com"),
-    ("TWILIO_API_BASE_URL", "https://api.twilio.com"),
-    ("TWILIO_API_BASE_URL", "http://localhost.example.com"),
-    ("TWILIO_API_BASE_URL", "http://10.0.0.1"),
-    ("SUPABASE_SERVICE_KEY", "two words"),
-    ("SUPABASE_SERVICE_KEY", "schlüssel"),
-    ("TWILIO_ACCOUNT_SID", "SK" + "0" * 32),
-    ("TWILIO_ACCOUNT_SID", "AC" + "0" * 31),
-    ("TWILIO_ACCOUNT_SID", "AC" + "g" * 32),
-    ("TWILIO_AUTH_TOKEN", "one two three"),
-    ("TWILIO_AUTH_TOKEN", "schlüssel"),
-    ("TWILIO_PHONE_NUMBER", "14155550199"),
-    ("TWILIO_PHONE_NUMBER", "+04155550199"),
-    ("TWILIO_PHONE_NUMBER", "+1 415 555 0199"),
-    ("TWILIO_PHONE_NUMBER", "+1415555019912345"),
-    ("TWILIO_PHONE_NUMBER", "+9995550199"),
-    ("DISPATCH_SECRET", "hunter2"),
-    ("DISPATCH_SECRET", SECRET.removeprefix("whsec_")),
-    ("DISPATCH_SECRET", "whsec_"),
-    ("DISPATCH_SECRET", "whsec_" + base64.b64encode(b"23 bytes are not enough").decode()),
-    ("DISPATCH_SECRET", SECRET + "!"),
-    ("DISPATCH_SECRET", SECRET[:20] + "-" + SECRET[20:]),
-    ("DISPATCH_SECRET", f"{SECRET} whsec_hunter2"),
-    ("DISPATCH_SECRET", f"{SECRET} {SECRET} {SECRET}"),
-    ("SWEEP_SERVICE_ACCOUNT", "scheduler"),
-    ("CALL_HOURS", "8-21"),
-    ("CALL_HOURS", "21:00-08:00"),
-    ("CALL_HOURS", "08:00-08:00"),
-    ("CALL_HOURS", "08:00-24:00"),
-    ("CALL_HOURS", "never"),
-    ("CALL_COUNTRIES", "US, Canada"),
-    ("CALL_COUNTRIES", "XX"),
-    ("CALL_COUNTRIES", ","),
-    ("CALL_ONLY_TO", "+14155550123 4155550124"),
-    ("CALL_IN_DOUBT", "retry"),
-    ("CALL_MACHINE_DETECTION", "Enable"),
-    ("API_BASE_URL_IS_THIS_FUNCTION", "perhaps"),
-    ("CALL_MAX_ATTEMPTS", "0"),
-    ("CALL_MAX_ATTEMPTS", "11"),
-    ("CALL_DISPATCHER_LIMIT", "0"),
-    ("CALL_DISPATCHER_LIMIT", "1001"),
-    ("CALL_RING_SECONDS", "4"),
-    ("CALL_RING_SECONDS", "601"),
-    ("CALL_TIME_LIMIT_SECONDS", "0"),
-    ("CALL_TIME_LIMIT_SECONDS", "14401"),
-    ("CALLS_PER_SECOND", "0"),
-    ("CALLS_PER_SECOND", "inf"),
-    ("CALLS_PER_DAY", "0"),
-    ("CALLS_PER_NUMBER_PER_DAY", "0"),
-    ("CALLS_PER_PREFIX_PER_HOUR", "-1"),
-    ("CALL_RETENTION_DAYS", "0"),
-    *[
-        (name, value)
-        for name in (
-            "TWILIO_TIMEOUT_SECONDS",
-            "CALL_RETRY_SECONDS",
-            "CALL_REDIAL_SECONDS",
-            "CALL_LEASE_SECONDS",
-            "CALL_SETTLING_SECONDS",
-            "CALL_ASK_SECONDS",
-            "SWEEP_TIMEOUT_SECONDS",
-        )
-        for value in ("0", "-1", "nan", "inf", "a minute")
-    ],
+NO_URLS = [
+    "example.com",
+    "/calls",
+    "ftp://127.0.0.1",
+    "https://",
+    "https://user:hunter2@127.0.0.1",
+    "https://127.0.0.1?",
+    "https://127.0.0.1/?a=hunter2",
+    "https://127.0.0.1/#",
+    "https://127.0.0.1:port",
+    "https://127.0.0.1:99999",
+    "https://127.0.0.1/a b",
+    "https://[::1",
+    "https://bücher.example",
 ]
+NO_TIMES = ["0", "-1", "86401", "nan", "inf", "a minute"]
+WRONG = {
+    "SUPABASE_URL": NO_URLS,
+    "API_BASE_URL": [*NO_URLS, "http://calls.example.com", "https://my_calls.example.com"],
+    "TWILIO_API_BASE_URL": [*NO_URLS, "https://api.twilio.com", "http://localhost.example.com", "http://10.0.0.1"],
+    "SUPABASE_SERVICE_KEY": ["two words", "schlüssel"],
+    "TWILIO_ACCOUNT_SID": ["SK" + "0" * 32, "AC" + "0" * 31, "AC" + "g" * 32],
+    "TWILIO_AUTH_TOKEN": ["one two three", "schlüssel"],
+    "TWILIO_PHONE_NUMBER": ["14155550199", "+04155550199", "+1 415 555 0199", "+1415555019912345", "+9995550199"],
+    "DISPATCH_SECRET": [
+        "hunter2",
+        SECRET.removeprefix("whsec_"),
+        "whsec_",
+        "whsec_" + base64.b64encode(b"23 bytes are not enough").decode(),
+        SECRET + "!",
+        SECRET[:20] + "-" + SECRET[20:],
+        f"{SECRET} whsec_hunter2",
+        f"{SECRET} {SECRET} {SECRET}",
+    ],
+    "SWEEP_SERVICE_ACCOUNT": ["scheduler"],
+    "CALL_HOURS": ["8-21", "21:00-08:00", "08:00-08:00", "08:00-24:00", "never"],
+    "CALL_COUNTRIES": ["US, Canada", "XX", ","],
+    "CALL_ONLY_TO": ["+14155550123 4155550124"],
+    "CALL_IN_DOUBT": ["retry"],
+    "CALL_MACHINES": ["on", "Enable", "MISSED"],
+    "API_BASE_URL_IS_THIS_FUNCTION": ["perhaps"],
+    "CALL_MAX_ATTEMPTS": ["0", "11", "three", "1.5", "9" * 5000],
+    "CALL_DISPATCHER_LIMIT": ["0", "1001"],
+    "CALL_RING_SECONDS": ["4", "601"],
+    "CALL_TIME_LIMIT_SECONDS": ["0", "14401"],
+    "CALLS_PER_SECOND": ["0", "inf", "fast"],
+    "CALLS_PER_DAY": ["0", "none", "-1"],
+    "CALLS_PER_NUMBER_PER_DAY": ["0"],
+    "CALLS_PER_PREFIX_PER_HOUR": ["-1"],
+    "CALL_RETENTION_DAYS": ["0"],
+    "TWILIO_TIMEOUT_SECONDS": NO_TIMES,
+    "REQUEST_TIMEOUT_SECONDS": NO_TIMES,
+    "CALL_RETRY_SECONDS": NO_TIMES,
+    "CALL_REDIAL_SECONDS": NO_TIMES,
+    "CALL_SETTLING_SECONDS": NO_TIMES,
+    "CALL_ASK_SECONDS": NO_TIMES,
+}
+CASES = [(name, value) for name, values in WRONG.items() for value in values]
 
 
-@pytest.mark.parametrize(("name", "value"), WRONG)
-def test_a_wrong_value_is_refused_by_its_name_alone(name: str, value: str) -> None:
-    together = {"SWEEP_AUDIENCE": "sweep"} if name == "SWEEP_SERVICE_ACCOUNT" else {}
-    (problem,) = problems(**{name: value}, **together)
-    assert problem.startswith(f"{name} ")
-    assert "hunter2" not in problem
+def test_wrong_values_are_refused_by_name_in_our_words() -> None:
+    """Each is one line: the name, then "must be". No value, and none of pydantic's words."""
+    told = {case: problems_or_none(*case) for case in CASES}
+    pydantics = ("input should", "valid", "unable", "string", "pattern", "hunter2")
+    right = {
+        case: said
+        for case, said in told.items()
+        if len(said) == 1
+        and said[0].startswith(f"{case[0]} must be ")
+        and not any(word in said[0].partition("(")[0].lower() for word in pydantics)
+    }
+    assert {case: said for case, said in told.items() if case not in right} == {}
+    assert {name for name, _ in CASES} == {field.upper() for field in Settings.model_fields}
 
 
-def test_everything_that_is_wrong_is_told_at_once() -> None:
+def test_quotes_around_any_value_are_named_as_such() -> None:
+    pairs = ["''", '""', "\u201c\u201d", "\u2018\u2019", "``", '" ', ' "']
+    good = {**{name: value or "x" for name, _, value in EXAMPLE}, **ENVIRON}
+    told = {
+        (name, pair): problems_or_none(name, f"{pair[0]}{good[name]}{pair[1]}".strip())
+        for name in good
+        for pair in pairs
+    }
+    wanted = {case: (f"{case[0]} has quotes around its value: leave them out",) for case in told}
+    assert {case: said for case, said in told.items() if said != wanted[case]} == {}
+
+
+def test_limits_are_part_of_the_message() -> None:
+    cases = {
+        ("CALL_MAX_ATTEMPTS", "11"): "CALL_MAX_ATTEMPTS must be at most 10",
+        ("CALL_MAX_ATTEMPTS", "0"): "CALL_MAX_ATTEMPTS must be at least 1",
+        ("CALL_MAX_ATTEMPTS", "x"): "CALL_MAX_ATTEMPTS must be a whole number",
+        ("CALL_ASK_SECONDS", "0"): "CALL_ASK_SECONDS must be more than 0",
+        ("CALL_ASK_SECONDS", "x"): "CALL_ASK_SECONDS must be a number",
+        ("CALL_MACHINES", "on"): "CALL_MACHINES must be ignore, reached or missed",
+        ("API_BASE_URL_IS_THIS_FUNCTION", "x"): "API_BASE_URL_IS_THIS_FUNCTION must be true or false",
+        ("TWILIO_ACCOUNT_SID", "x"): "TWILIO_ACCOUNT_SID must be AC and 32 hexadecimal digits",
+        ("CALLS_PER_DAY", "x"): "CALLS_PER_DAY must be a whole number, or off",
+    }
+    told = {case: problems_or_none(*case)[0] for case in cases}
+    assert {case: said for case, said in told.items() if not said.startswith(cases[case])} == {}
+
+
+def test_all_wrong_settings_are_told_at_once() -> None:
     wrong = {
         "SUPABASE_URL": "example.com",
+        "TWILIO_ACCOUNT_SID": '"AC"',
         "TWILIO_PHONE_NUMBER": "",
+        "TWILIO_REGION": "ie1",
         "DISPATCH_SECRET": "hunter2",
-        "CALL_LEASE_SECONDS": "5",
+        "REQUEST_TIMEOUT_SECONDS": "5",
         "CALL_RING_SECONDS": "soon",
-        "SWEEP_AUDIENCE": "sweep",
     }
     assert {problem.split()[0] for problem in problems(**wrong)} == {*wrong}
+
+
+def test_twilios_other_regions_are_refused_by_name() -> None:
+    assert [problems(**{name: "ie1"})[0].split(":")[0] for name in ("TWILIO_REGION", "TWILIO_EDGE")] == [
+        "TWILIO_REGION is not supported",
+        "TWILIO_EDGE is not supported",
+    ]
+    assert settings(TWILIO_REGION="", TWILIO_EDGE="") == settings()
 
 
 @given(
     st.sampled_from(["SUPABASE_SERVICE_KEY", "TWILIO_AUTH_TOKEN", "DISPATCH_SECRET"]),
     st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=6).map(lambda text: f"hunter2 {text} é"),
 )
-def test_the_value_of_a_secret_is_never_part_of_the_error(name: str, value: str) -> None:
+def test_secret_values_are_never_part_of_the_error(name: str, value: str) -> None:
     with pytest.raises(SettingsError) as refused:
         settings(**{name: value})
     assert "hunter2" not in f"{refused.value!s}{refused.value!r}{refused.value.__context__!s}"
 
 
-def test_secrets_are_not_part_of_how_settings_look() -> None:
+# --- unknown --------------------------------------------------------------------------------------------------------------
+
+
+def test_unknown_variables_are_named_with_the_nearest_setting() -> None:
+    cases = {
+        "CALL_HOUR": "CALL_HOURS",
+        "call_hours": "CALL_HOURS",
+        "CALLS_PER_DAYS": "CALLS_PER_DAY",
+        "CALL_PER_DAY": "CALLS_PER_DAY",
+        "TWILIO_SID": "TWILIO_ACCOUNT_SID",
+        "TWILIO_NUMBER": "TWILIO_PHONE_NUMBER",
+        "TWILIO_TOKEN": "TWILIO_AUTH_TOKEN",
+        "SUPABASE_SERVICE_ROLE_KEY": "SUPABASE_SERVICE_KEY",
+        "DISPATCH_SECRETS": "DISPATCH_SECRET",
+        "SWEEP_ACCOUNT": "SWEEP_SERVICE_ACCOUNT",
+        "API_BASE_URI": "API_BASE_URL",
+        "REQUEST_TIMEOUT": "REQUEST_TIMEOUT_SECONDS",
+        "CALL_XYZZY": None,
+    }
+    ours = dict.fromkeys(
+        [*ENVIRON, *(name for name, _, _ in EXAMPLE), "TWILIO_REGION", "PATH", "PORT", "RECALL_HOURS"], "x"
+    )
+    assert unknown_settings({**ours, **dict.fromkeys(cases, "x")}) == cases
+
+
+# --- right ----------------------------------------------------------------------------------------------------------------
+
+
+def test_white_space_around_a_value_is_dropped() -> None:
+    assert settings(TWILIO_AUTH_TOKEN="f" * 32 + "\r\n").twilio_auth_tokens == ("f" * 32,)
+
+
+def test_secrets_are_not_shown_with_the_settings() -> None:
     shown = settings()
     assert not any(secret in f"{shown!r}{shown!s}{shown.model_dump_json()}" for secret in shown.secrets)
 
@@ -205,14 +256,14 @@ def test_settings_cannot_be_changed() -> None:
         settings().call_max_attempts = 9
 
 
-def test_the_base_url_is_told_as_twilio_will_sign_it() -> None:
+def test_the_base_url_is_written_as_twilio_signs_it() -> None:
     assert settings(API_BASE_URL="HTTPS://Calls.Example.com/Up/").api_base_url == "https://calls.example.com/Up"
 
 
-@pytest.mark.parametrize("url", ["http://localhost:8080", "http://127.0.0.1:8080", "http://[::1]:8080"])
-def test_this_machine_may_be_reached_without_tls(url: str) -> None:
-    local = settings(API_BASE_URL=url, TWILIO_API_BASE_URL=url)
-    assert (local.api_base_url, local.twilio_api_base_url) == (url, url)
+def test_loopback_urls_need_no_tls() -> None:
+    urls = ["http://localhost:8080", "http://127.0.0.1:8080", "http://[::1]:8080"]
+    local = [settings(API_BASE_URL=url, TWILIO_API_BASE_URL=url) for url in urls]
+    assert [(each.api_base_url, each.twilio_api_base_url) for each in local] == [(url, url) for url in urls]
 
 
 def test_two_secrets_and_two_tokens_hold_while_rotating() -> None:
@@ -223,45 +274,36 @@ def test_two_secrets_and_two_tokens_hold_while_rotating() -> None:
     assert set(rotating.secrets) == {"service-key", "first", "second", SECRET, other}
 
 
-@pytest.mark.parametrize("alone", ["SWEEP_SERVICE_ACCOUNT", "SWEEP_AUDIENCE"])
-def test_the_sweeps_account_and_audience_are_set_together(alone: str) -> None:
-    (problem,) = problems(**{alone: "sweep@project.example"})
-    assert problem.startswith("SWEEP_AUDIENCE must be set exactly when SWEEP_SERVICE_ACCOUNT is")
+def test_sweep_ends_before_its_request_and_lease_after() -> None:
+    for timeout in ("28.1", "55", "300"):
+        ours = settings(REQUEST_TIMEOUT_SECONDS=timeout)
+        assert ours.sweep_timeout_seconds < ours.request_timeout_seconds < ours.call_lease_seconds
+    assert (settings().sweep_timeout_seconds, settings().call_lease_seconds) == (50, 60)
 
 
-def test_a_lease_that_does_not_outlast_the_request_is_refused_with_the_least_that_does() -> None:
-    (problem,) = problems(TWILIO_TIMEOUT_SECONDS="20", CALL_LEASE_SECONDS="28")
-    assert problem.startswith("CALL_LEASE_SECONDS must be more than 28")
-    assert settings(TWILIO_TIMEOUT_SECONDS="20", CALL_LEASE_SECONDS="28.1").call_lease_seconds == 28.1
+def test_request_timeout_must_outlast_the_request_to_twilio() -> None:
+    (problem,) = problems(TWILIO_TIMEOUT_SECONDS="20", REQUEST_TIMEOUT_SECONDS="28")
+    assert problem.startswith("REQUEST_TIMEOUT_SECONDS must be more than 28")
+    (problem,) = problems(TWILIO_TIMEOUT_SECONDS="100")  # also the default is compared
+    assert problem.startswith("REQUEST_TIMEOUT_SECONDS must be more than 108")
 
 
-def test_a_longer_timeout_shows_that_the_default_lease_is_too_short() -> None:
-    (problem,) = problems(TWILIO_TIMEOUT_SECONDS="100")
-    assert problem.startswith("CALL_LEASE_SECONDS must be more than 108")
-
-
-def test_a_connection_takes_no_longer_than_its_answer_may() -> None:
+def test_connection_takes_no_longer_than_its_answer_may() -> None:
     assert settings(TWILIO_TIMEOUT_SECONDS="0.5").twilio_connect_seconds == 0.5
     assert settings().twilio_connect_seconds == 5
 
 
-@pytest.mark.parametrize(
-    ("changed", "seconds"),
-    [
-        ({}, 120),
-        ({"API_BASE_URL_IS_THIS_FUNCTION": "false"}, 600),
-        ({"API_BASE_URL_IS_THIS_FUNCTION": "false", "CALL_SETTLING_SECONDS": "3.5"}, 3.5),
-    ],
-)
-def test_doubt_settles_more_slowly_where_another_service_hears_the_callbacks(
-    changed: dict[str, str], seconds: float
-) -> None:
-    assert settings(**changed).call_settling_seconds == seconds
+def test_doubt_settles_more_slowly_where_another_service_answers() -> None:
+    other = {"API_BASE_URL_IS_THIS_FUNCTION": "false"}
+    assert settings().call_settling_seconds == 120
+    assert settings(**other).call_settling_seconds == 600
+    assert settings(**other, CALL_SETTLING_SECONDS="3.5").call_settling_seconds == 3.5
 
 
-def test_calling_hours_are_times_or_none() -> None:
+def test_calling_hours_and_day_limit_can_be_lifted() -> None:
     assert settings().calling_hours == (time(8), time(21))
     assert settings(CALL_HOURS="always").calling_hours is None
+    assert (settings().calls_per_day, settings(CALLS_PER_DAY="off").calls_per_day) == (500, None)
 
 
 def test_lists_take_commas_and_spaces() -> None:
@@ -270,27 +312,23 @@ def test_lists_take_commas_and_spaces() -> None:
     assert listed.call_only_to == ("+14155550123", "+14155550124")
 
 
-def test_the_example_names_every_setting_once_and_no_other() -> None:
+# --- .env.example ---------------------------------------------------------------------------------------------------------
+
+
+def test_example_names_every_setting_once_and_no_other() -> None:
     assert sorted(name for name, _, _ in EXAMPLE) == sorted(field.upper() for field in Settings.model_fields)
 
 
-def test_the_example_shows_the_defaults() -> None:
+def test_example_shows_the_defaults() -> None:
     optional = {name: value for name, _, value in EXAMPLE if name not in ENVIRON}
     assert settings(**optional) == settings()
 
 
-def test_the_example_names_the_required_settings_first() -> None:
+def test_example_names_the_required_settings_first() -> None:
     assert {name for name, _, _ in EXAMPLE[: len(ENVIRON)]} == {*ENVIRON}
 
 
-def test_nobody_can_start_with_the_placeholders_of_the_example() -> None:
+def test_example_does_not_start_as_it_stands() -> None:
     with pytest.raises(SettingsError) as refused:
         load_settings(environ={name: value for name, _, value in EXAMPLE})
-    assert {problem.split()[0] for problem in refused.value.problems} >= {
-        "SUPABASE_SERVICE_KEY",
-        "TWILIO_ACCOUNT_SID",
-        "TWILIO_AUTH_TOKEN",
-        "TWILIO_PHONE_NUMBER",
-        "API_BASE_URL",
-        "DISPATCH_SECRET",
-    }
+    assert {problem.split()[0] for problem in refused.value.problems} >= {*REQUIRED, "DISPATCH_SECRET"}
