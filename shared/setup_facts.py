@@ -65,7 +65,7 @@ class CallFacts(_Fact):
 
     paused_until: str | None
     pause_reason: str | None
-    stopped: bool
+    paused_by: Literal["hand", "halt", "calls_per_day"] | None
     verified_phones_only: bool
 
 

@@ -21,9 +21,6 @@ QUEUE_LOOK_SECONDS: Final = 2.5
 """Between two looks at pg_net's queue: a worker that lives takes something in that time, batches are a second apart."""
 LATE_SECONDS: Final = 300
 SLOW_SECONDS: Final = 3.0
-CEILING: Final = "CALLS_PER_DAY is reached"
-"""The reason of such a pause, as claim_call_job writes it."""
-
 AFTER: Final = (
     *("migrations", "functions", "rights", "row level security", "triggers", "guards"),
     *("pg_net", "webhook answers", "Vault's secret", "calls", "waiting calls", "Vault's URL"),
@@ -175,9 +172,9 @@ def _calls(facts: SetupFacts) -> Iterator[Finding]:
     elif calls.paused_until:
         until = "until somebody resumes them" if calls.paused_until == "infinity" else f"until {calls.paused_until}"
         mend_it = "see to the reason; then: select resume_calls();"
-        if calls.stopped:
+        if calls.paused_by == "hand":
             by, mend = "by hand", mend_it
-        elif calls.pause_reason == CEILING:
+        elif calls.paused_by == "calls_per_day":
             by = "by the ceiling of a day"
             mend = "wait; or raise CALLS_PER_DAY everywhere, then: select resume_calls();"
         else:

@@ -10,16 +10,16 @@ from shared.jobs import Jobs
 from shared.setup_facts import FunctionFacts, SetupFacts
 
 MIGRATIONS: Final = {
-    "20261124000100": "call_jobs",
-    "20261124000200": "claim",
-    "20261124000300": "outcomes",
-    "20261124000400": "settle",
-    "20261124000500": "signup",
-    "20261124000600": "operate",
-    "20261124000800": "forget",
-    "20261126000100": "answers",
-    "20261126000200": "seeing",
-    "20261126000300": "doctor",
+    "20261201000100": "tables",
+    "20261201000200": "signup",
+    "20261201000300": "claim",
+    "20261201000400": "outcomes",
+    "20261201000500": "follow_up",
+    "20261201000600": "answers",
+    "20261201000700": "by_hand",
+    "20261201000800": "statistics",
+    "20261201000900": "privacy",
+    "20261201001000": "doctor",
 }
 """What shared/supabase/migrations holds, for the image does not hold it. A test compares; add each new one here."""
 
@@ -200,13 +200,13 @@ def _guards(facts: SetupFacts) -> Finding:
         return wrong(
             check,
             f"missing or invalid: {', '.join(missing)}: without them one person may be called twice",
-            "select pause_calls('a guard is missing'); then create them again, as call_jobs.sql in shared/supabase/migrations"
+            "select pause_calls('a guard is missing'); then create them again, as tables.sql in shared/supabase/migrations"
             " does; then select resume_calls();",
         )
     if missing := sorted(FAST - set(facts.indexes)):
         return warning(
             check,
             f"missing or invalid: {', '.join(missing)}: without them claims get slower with each job",
-            "create them again, as call_jobs.sql in shared/supabase/migrations does, `concurrently`",
+            "create them again, as tables.sql in shared/supabase/migrations does, `concurrently`",
         )
     return ok(check, "the indexes that forbid a second call, and those that claims read, are there")

@@ -332,7 +332,7 @@ class History:
             "truncate public.outbound_call_jobs, public.outbound_call_attempts restart identity cascade;"
             "truncate private.missed_signups, private.deleted_calls, public.call_opt_outs;"
             "update private.call_settings"
-            " set paused_until = null, stopped = false, halts = 0, probe_until = null, next_call_at = '-infinity'"
+            " set paused_until = null, paused_by = null, halts = 0, probe_until = null, next_call_at = '-infinity'"
         )
         self._set_now(0.0)
 

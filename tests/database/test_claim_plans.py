@@ -216,7 +216,7 @@ VALUES = {
 
 
 def cap_plan(connection: Connection, condition: str) -> dict[str, Any]:
-    source = connection.execute("select prosrc from pg_proc where proname = 'cap_in_the_way'").fetchall()[0][0]
+    source = connection.execute("select prosrc from pg_proc where proname = 'cap_reached'").fetchall()[0][0]
     (statement,) = [s for s in re.findall(r"select [^;]*;", source) if condition in s]
     statement = re.sub(r"into \w+(, \w+)?", "", statement)
     for variable, value in VALUES.items():

@@ -264,7 +264,7 @@ def test_a_ceiling_ends_no_pause_that_somebody_made(steps: Steps) -> None:
     call_and_end(steps, a_number(), per_day=1)
     steps.call("pause_calls", reason="lunch")
     assert steps.claim(steps.queue(), per_day=1)["reason"] == "lunch"
-    assert steps.one("select stopped from private.call_settings")
+    assert steps.one("select paused_by = 'hand' from private.call_settings")
 
 
 def test_claims_at_once_for_the_days_last_call_never_pass_the_ceiling(steps: Steps, another: Another) -> None:

@@ -126,7 +126,7 @@ def test_an_older_database_is_refused_with_a_clear_message_and_left_unchanged(
     before = dump(older)
     with pytest.raises(database.MigrationError, match="of an earlier version: nothing was changed") as refused:
         database.migrate(postgres, "test_older")
-    assert "20261124000100" in str(refused.value)
+    assert "20261201000100" in str(refused.value)
     assert isinstance(refused.value.__cause__, psycopg.Error)
     assert "Coming from the polling worker" in str(refused.value.__cause__.diag.message_hint)
     assert dump(older) == before

@@ -154,7 +154,7 @@ insert into public.call_opt_outs values ('+14155550199', now(), 'by hand');
 insert into private.missed_signups values (gen_random_uuid(), 'x', now());
 insert into private.deleted_calls values ('CAgone', now());
 insert into private.deleted_users values (gen_random_uuid(), now(), true);
-update private.call_settings set paused_until = 'infinity', pause_reason = 'dinner time', halts = 2;
+update private.call_settings set paused_until = 'infinity', paused_by = 'hand', pause_reason = 'dinner time', halts = 2;
 """
 TABLES = """
 select c.oid::regclass::text from pg_class c

@@ -198,8 +198,8 @@ VAULT = "update vault.secrets set {} where name = 'call_dispatcher_secret'"
 BREAKS = {
     # what is done, what undoes it, the line that is not ok, what it advises
     "an old migration left out": (
-        "delete from supabase_migrations.schema_migrations where version = '20261124000400'",
-        "insert into supabase_migrations.schema_migrations (version) values ('20261124000400')",
+        "delete from supabase_migrations.schema_migrations where version = '20261201000500'",
+        "insert into supabase_migrations.schema_migrations (version) values ('20261201000500')",
         ("migrations", "--include-all"),
     ),
     "no history": (
@@ -296,7 +296,7 @@ BREAKS = {
     "the index dropped that forbids a second call": (
         "alter index public.outbound_call_attempts_one_open_per_number rename to gone",
         "alter index public.gone rename to outbound_call_attempts_one_open_per_number",
-        ("guards", "call_jobs.sql"),
+        ("guards", "tables.sql"),
     ),
     "an index that was not built to its end": (
         "update pg_index set indisvalid = false where indexrelid = 'public.one_job_per_key_and_hour'::regclass",
@@ -390,7 +390,7 @@ BREAKS = {
     ),
     "calls paused": ("select pause_calls('call +14155550100')", "select resume_calls()", ("calls", "resume_calls()")),
     "the day's ceiling reached": (
-        "update private.call_settings set paused_until = now() + interval '1 hour', pause_reason = 'CALLS_PER_DAY is reached'",
+        "update private.call_settings set paused_until = now() + interval '1 hour', paused_by = 'calls_per_day'",
         "select resume_calls()",
         ("calls", "raise CALLS_PER_DAY"),
     ),

@@ -150,10 +150,10 @@ def test_the_history_is_kept_where_the_supabase_cli_keeps_it(
     postgres: Postgres, project: Project, write: Callable[[str, str], Path]
 ) -> None:
     name = project()
-    migrate(postgres, name, folder=write("20261124000100_call_jobs.sql", "select 1"))
+    migrate(postgres, name, folder=write("20261201000100_tables.sql", "select 1"))
     with psycopg.connect(postgres.url("postgres", name)) as connection:
         rows = connection.execute("select version, name, statements from supabase_migrations.schema_migrations")
-        assert rows.fetchall() == [("20261124000100", "call_jobs", ["select 1"])]
+        assert rows.fetchall() == [("20261201000100", "tables", ["select 1"])]
 
 
 def test_the_gateway_is_told_to_read_the_schema_anew(

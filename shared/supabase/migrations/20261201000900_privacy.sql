@@ -1,28 +1,33 @@
--- Forgetting: users who are gone, and what is older than anybody needs.
+-- Erasing the data of deleted users, and jobs older than the retention.
 
-set local lock_timeout = '2s';  -- of auth.users: rather fail, and be pushed again, than let sign-ups wait behind us
+set local lock_timeout = '2s';  -- of auth.users: fail and be pushed again rather than make sign-ups wait
 
--- What a person told us, at once; their calls are canceled, or ended. Their numbers stay for the caps and the fence, for a day:
--- to delete an account and sign up again is no way round them.
 create function private.forget_user(p_user_id uuid) returns void
 language sql set search_path = '' as $$
   update public.outbound_call_jobs
   set status           = case when status = 'queued' then 'canceled' else status end,
       -- A failed job's call may still turn up.
       cancel_requested = cancel_requested or status in ('dialing', 'in_doubt', 'calling', 'failed'),
-      cancel_code      = case when status in ('dialing', 'in_doubt', 'calling', 'failed') and not cancel_requested then 'user_deleted' else cancel_code end,
-      due_at           = case when status in ('in_doubt', 'calling') then private.clock() when status = 'dialing' then due_at end,
+      cancel_code      = case when status in ('dialing', 'in_doubt', 'calling', 'failed') and not cancel_requested
+                              then 'user_deleted' else cancel_code end,
+      due_at           = case when status in ('in_doubt', 'calling') then private.clock()
+                              when status = 'dialing' then due_at end,
       finished_at      = case when status = 'queued' then private.clock() else finished_at end,
       reason_code      = case when status = 'queued' then 'user_deleted' else reason_code end,
       reason           = case when status = 'queued' then private.why_canceled('user_deleted') else reason end,
       phone_number     = 'erased',
       first_name       = null,
-      metadata         = '{}'
-  where user_id = p_user_id
+      metadata         = '{}',
+      qualification    = null
+  where user_id = p_user_id;
+  -- Under the locks of the jobs: an answer that is being written now is waited for, and then deleted.
+  delete from public.outbound_call_answers
+  where job_id in (select id from public.outbound_call_jobs where user_id = p_user_id)
 $$;
+comment on function private.forget_user is
+  'Call dispatcher: erase a user''s text and answers at once, and cancel or end their calls. Their numbers stay a day for the'
+  ' caps and the fence: deleting an account and signing up again must not evade them.';
 
--- After a user was deleted, or marked as deleted. Like a sign-up, that never fails or waits for us: what could not be forgotten
--- at once is noted for the sweep.
 create function private.on_auth_user_deleted() returns trigger
 language plpgsql security definer set search_path = '' set lock_timeout = '500ms' as $$
 begin
@@ -44,16 +49,17 @@ exception when others then
   return null;
 end
 $$;
+comment on function private.on_auth_user_deleted is
+  'Call dispatcher: after a user is deleted, or marked as deleted. It never fails that statement or makes it wait; the sweep'
+  ' does what could not be done at once.';
 
 create trigger on_auth_user_deleted_onboarding after delete on auth.users
   for each row execute function private.on_auth_user_deleted();
 
 create trigger on_auth_user_marked_deleted_onboarding after update of deleted_at on auth.users
-  for each row when (old.deleted_at is null and new.deleted_at is not null) execute function private.on_auth_user_deleted();
+  for each row when (old.deleted_at is null and new.deleted_at is not null)
+  execute function private.on_auth_user_deleted();
 
--- Called by each sweep, and does a little each time: forget who could not be forgotten at once, erase the numbers of who is gone
--- for a day, delete jobs that finished more than p_retention_days ago, with their attempts. Opt-outs stay.
--- -> {"forgotten": users, "erased": users, "deleted": jobs}
 create function public.prune_call_jobs(p_retention_days int, p_limit int default 500) returns jsonb
 language plpgsql security definer set search_path = '' set lock_timeout = '500ms' as $$
 declare
@@ -99,7 +105,9 @@ begin
   return jsonb_build_object('forgotten', v_forgotten, 'erased', v_erased, 'deleted', v_deleted);
 end
 $$;
+comment on function public.prune_call_jobs is
+  'Call dispatcher: for the sweep, a little each time: forget the users that could not be forgotten at once, erase the'
+  ' numbers of users deleted a day ago, delete jobs that finished more than p_retention_days ago, with their attempts.'
+  ' Opt-outs stay. -> {"forgotten": users, "erased": users, "deleted": jobs}';
 
-revoke all on function private.forget_user(uuid), private.on_auth_user_deleted() from public, anon, authenticated, service_role;
-revoke all on function public.prune_call_jobs(int, int) from public, anon, authenticated;
-grant execute on function public.prune_call_jobs(int, int) to service_role;
+select private.apply_rights();

@@ -1,25 +1,21 @@
--- What the doctor (python -m function.doctor) wants to know of a database. Facts only: what they mean is judged in Python.
--- Nothing here writes, and a part that cannot be read becomes an "error" in its place, never a failure of the whole.
+-- Facts about a database for the doctor (python -m function.doctor); Python judges them. Nothing here writes, and a part
+-- that cannot be read becomes an "error" in its place, never a failure of the whole.
 
-set local lock_timeout = '2s';  -- rather fail, and be pushed again, than let sign-ups and callbacks wait behind us
-
--- The versions that `supabase db push` has written down; null where it never ran, or where we may not read them.
 create function private.migration_versions() returns jsonb
 language plpgsql stable set search_path = '' as $$
 declare
   v_versions jsonb;
 begin
-  -- Dynamic, because the table is the CLI's and need not be there.
+  -- Dynamic, because the table belongs to the CLI and may not exist.
   execute 'select jsonb_agg(version order by version) from supabase_migrations.schema_migrations' into v_versions;
   return v_versions;
 exception when others then
   return null;
 end
 $$;
+comment on function private.migration_versions is
+  'Call dispatcher: the versions that "supabase db push" has recorded; null if it never ran or they cannot be read.';
 
--- Where webhooks go, and a proof of the secret that signs them, which stays here: an HMAC of the caller's nonce under the very key
--- that on_outbound_call_job_created would use. A nonce is hexadecimal, so no such proof is a webhook's signature.
--- -> {"url", "form": missing | no prefix | not base64 | ok, "hmac"} or {"error"}
 create function private.vault_facts(p_nonce text) returns jsonb
 language plpgsql stable set search_path = '' as $$
 declare
@@ -29,7 +25,8 @@ declare
   v_form  text := 'ok';
 begin
   select decrypted_secret into v_url from vault.decrypted_secrets where name = 'call_dispatcher_url';
-  select split_part(btrim(decrypted_secret), ' ', 1) into v_first from vault.decrypted_secrets where name = 'call_dispatcher_secret';
+  select split_part(btrim(decrypted_secret), ' ', 1) into v_first
+  from vault.decrypted_secrets where name = 'call_dispatcher_secret';
   if coalesce(v_first, '') = '' then
     v_form := 'missing';
   else
@@ -42,16 +39,17 @@ begin
       v_form := 'no prefix';
     end if;
   end if;
-  return jsonb_build_object('url', v_url, 'form', v_form,
-                            'hmac', encode(private.hmac_sha256(v_key, convert_to('doctor:' || p_nonce, 'UTF8')), 'hex'));
+  return jsonb_build_object('url', v_url, 'form', v_form, 'hmac',
+                            encode(private.hmac_sha256(v_key, convert_to('doctor:' || p_nonce, 'UTF8')), 'hex'));
 exception when others then
   return jsonb_build_object('error', sqlerrm);
 end
 $$;
+comment on function private.vault_facts is
+  'Call dispatcher: where webhooks go, and a proof of the secret that signs them: an HMAC of the caller''s nonce under the'
+  ' webhooks'' own key. A nonce is hexadecimal, so the proof is no webhook''s signature. -> {"url", "form": missing | no prefix'
+  ' | not base64 | ok, "hmac"} or {"error"}';
 
--- Whether pg_net is there, what waits for its worker, and what became of its newest requests (50 at most, of the last hour). It does
--- not keep whose they were: other webhooks of the project are among them.
--- -> {"installed", "waiting", "oldest_waiting", "answers": [{"status", "error", "age_s"}], newest first} or {"error"}
 create function private.net_facts() returns jsonb
 language plpgsql stable set search_path = '' as $$
 declare
@@ -66,17 +64,23 @@ begin
   elsif not v_may then
     return jsonb_build_object('error', 'no right to call net.http_post');
   end if;
-  select jsonb_build_object('installed', true, 'waiting', count(*), 'oldest_waiting', min(id)) into v_facts from net.http_request_queue;
+  select jsonb_build_object('installed', true, 'waiting', count(*), 'oldest_waiting', min(id)) into v_facts
+  from net.http_request_queue;
   return v_facts || jsonb_build_object('answers', (
-    select coalesce(jsonb_agg(jsonb_build_object('status', status_code, 'age_s', extract(epoch from clock_timestamp() - created),
-                                                 'error', case when timed_out then 'timed out' else left(error_msg, 100) end)), '[]')
-    from (select * from net._http_response where created > clock_timestamp() - interval '1 hour' order by created desc limit 50) newest));
+    select coalesce(jsonb_agg(jsonb_build_object(
+      'status', status_code, 'age_s', extract(epoch from clock_timestamp() - created),
+      'error', case when timed_out then 'timed out' else left(error_msg, 100) end)), '[]')
+    from (select * from net._http_response where created > clock_timestamp() - interval '1 hour'
+          order by created desc limit 50) newest));
 exception when others then
   return jsonb_build_object('error', sqlerrm);
 end
 $$;
+comment on function private.net_facts is
+  'Call dispatcher: whether pg_net is there, how many requests wait for its worker, and its answers of the last hour (50 at'
+  ' most). They do not say whose they are: other webhooks of the project are among them. -> {"installed", "waiting",'
+  ' "oldest_waiting", "answers": [{"status", "error", "age_s"}], newest first} or {"error"}';
 
--- Which of these privileges each role of the API holds on a table, or on any column of it. -> ["anon: select", ...]
 create function private.open_to(p_table regclass) returns jsonb
 language sql stable set search_path = '' as $$
   select coalesce(jsonb_agg(role || ': ' || privilege order by role, privilege), '[]')
@@ -85,8 +89,9 @@ language sql stable set search_path = '' as $$
   where has_table_privilege(role, p_table, privilege)
      or privilege in ('select', 'insert', 'update', 'references') and has_any_column_privilege(role, p_table, privilege)
 $$;
+comment on function private.open_to is
+  'Call dispatcher: the privileges of the public API''s roles on a table or any column of it. -> ["anon: select", ...]';
 
--- Called by the doctor: everything at once. p_nonce: 32 hexadecimal digits, made for this question.
 create function public.check_call_setup(p_nonce text) returns jsonb
 language plpgsql stable security definer set search_path = '' as $$
 begin
@@ -100,7 +105,7 @@ begin
     'migrations', private.migration_versions(),
     'vault',      private.vault_facts(p_nonce),
     'net',        private.net_facts(),
-    -- Ours are those that use the schema private, which is ours alone.
+    -- Also an overloaded one that is not ours: the Data API could not tell them apart.
     'functions', (
       select coalesce(jsonb_agg(jsonb_build_object(
         'name',      p.proname,
@@ -113,12 +118,13 @@ begin
                       where has_function_privilege(role, p.oid, 'execute')))), '[]')
       from pg_catalog.pg_proc p
       where p.pronamespace = 'public'::regnamespace and p.prosrc ~ '\mprivate\.'),
-    -- A function's body is not looked at when what it calls is dropped.
+    -- Dropping a function is not refused when another function's body calls it.
     'dangling', (
       select coalesce(jsonb_agg(distinct 'private.' || called[1]), '[]')
       from pg_catalog.pg_proc p, regexp_matches(p.prosrc, 'private\.([a-z0-9_]+)\(', 'g') called
       where p.pronamespace in ('public'::regnamespace, 'private'::regnamespace)
-        and not exists (select from pg_catalog.pg_proc there where there.pronamespace = 'private'::regnamespace and there.proname = called[1])),
+        and not exists (select from pg_catalog.pg_proc there
+                        where there.pronamespace = 'private'::regnamespace and there.proname = called[1])),
     'private_open_to', (
       select coalesce(jsonb_agg(role), '[]') from unnest(array['anon', 'authenticated', 'service_role']) role
       where has_schema_privilege(role, 'private', 'usage')),
@@ -129,21 +135,23 @@ begin
       where c.relkind in ('r', 'p')
         and (n.nspname = 'private' or n.nspname = 'public' and c.relname in
              ('outbound_call_jobs', 'outbound_call_attempts', 'outbound_call_answers', 'call_opt_outs'))),
-    -- A trigger of that name which calls another function is not ours.
+    -- A trigger with one of our names that calls another function is not ours.
     'triggers', (
-      select coalesce(jsonb_agg(jsonb_build_object('name', t.tgname, 'table', t.tgrelid::regclass, 'enabled', t.tgenabled in ('O', 'A'))), '[]')
+      select coalesce(jsonb_agg(jsonb_build_object('name', t.tgname, 'table', t.tgrelid::regclass,
+                                                   'enabled', t.tgenabled in ('O', 'A'))), '[]')
       from pg_catalog.pg_trigger t join pg_catalog.pg_proc p on p.oid = t.tgfoid
       where t.tgrelid in (pg_catalog.to_regclass('auth.users'), pg_catalog.to_regclass('public.outbound_call_jobs'))
         and not t.tgisinternal and p.pronamespace = 'private'::regnamespace),
     'indexes', (
       select coalesce(jsonb_agg(i.indexrelid::regclass), '[]') from pg_catalog.pg_index i
-      where i.indrelid in (pg_catalog.to_regclass('public.outbound_call_jobs'), pg_catalog.to_regclass('public.outbound_call_attempts'))
+      where i.indrelid in (pg_catalog.to_regclass('public.outbound_call_jobs'),
+                           pg_catalog.to_regclass('public.outbound_call_attempts'))
         and i.indisvalid),
     'calls', (
       select jsonb_build_object(
         'paused_until',         case when s.paused_until > private.clock() then s.paused_until end,
+        'paused_by',            case when s.paused_until > private.clock() then s.paused_by end,
         'pause_reason',         s.pause_reason,
-        'stopped',              s.stopped,
         'verified_phones_only', s.verified_phones_only)
       from private.call_settings s where s.only_row),
     'oldest_due_s', (
@@ -155,10 +163,7 @@ begin
     'missed_signups', (select count(*) from private.missed_signups));
 end
 $$;
+comment on function public.check_call_setup is
+  'Call dispatcher: for the doctor: all facts at once. Reads only. p_nonce: 32 hexadecimal digits, made for this question.';
 
-revoke all on function private.migration_versions(), private.vault_facts(text), private.net_facts(), private.open_to(regclass)
-from public, anon, authenticated, service_role;
-comment on function public.check_call_setup is 'For the doctor: facts about this database; reads only.';
-
-revoke all on function public.check_call_setup(text) from public, anon, authenticated;
-grant execute on function public.check_call_setup(text) to service_role;
+select private.apply_rights();

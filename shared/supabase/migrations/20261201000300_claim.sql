@@ -1,0 +1,333 @@
+-- From a queued job to one request to Twilio: claim it, or release it undialed.
+
+create function private.cap_reached(
+  p_attempt                   uuid,
+  p_phone_e164                text,
+  p_now                       timestamptz,
+  p_calls_per_number_per_day  int,
+  p_calls_per_prefix_per_hour int,
+  p_calls_per_day             int,
+  out code  text,
+  out until timestamptz
+)
+language plpgsql stable set search_path = '' as $$
+declare
+  v_numbers int;
+begin
+  -- The n-th newest call of the day: when it is a day old, there is room for one more.
+  select started_at + interval '24 hours' into until from public.outbound_call_attempts
+  where state not in ('refused', 'absent') and put_off_until is null
+    and phone_e164 = p_phone_e164 and started_at > p_now - interval '24 hours' and id <> p_attempt
+  order by started_at desc offset p_calls_per_number_per_day - 1 limit 1;
+  if found and p_calls_per_number_per_day is not null then
+    code := 'calls_per_number_per_day';
+    return;
+  end if;
+
+  -- Many numbers that differ in their last four digits only are the mark of toll fraud. They are held for an hour.
+  if p_calls_per_prefix_per_hour > 0 then
+    select count(distinct phone_e164), max(started_at) + interval '1 hour' into v_numbers, until
+    from public.outbound_call_attempts
+    where state not in ('refused', 'absent') and put_off_until is null and left(phone_e164, -4) = left(p_phone_e164, -4)
+      and started_at > p_now - interval '1 hour' and phone_e164 <> p_phone_e164;
+    if v_numbers >= p_calls_per_prefix_per_hour then
+      code := 'calls_per_prefix_per_hour';
+      return;
+    end if;
+  end if;
+
+  if p_calls_per_day is not null then
+    select started_at + interval '24 hours' into until from public.outbound_call_attempts
+    where state not in ('refused', 'absent') and put_off_until is null
+      and started_at > p_now - interval '24 hours' and id <> p_attempt
+    order by started_at desc offset p_calls_per_day - 1 limit 1;
+    if found then
+      code := 'calls_per_day';
+    end if;
+  end if;
+end
+$$;
+comment on function private.cap_reached is
+  'Call dispatcher: which cap forbids a call to this number now. claim_call_job asks with the row of call_settings locked,'
+  ' so the count holds over all instances. A null cap, and a prefix cap of 0, is none; p_attempt itself is not counted. ->'
+  ' code null: no cap · calls_per_day: all calls wait until "until" · else this job waits until "until"';
+
+create function private.readable(p_metadata jsonb) returns jsonb
+language sql immutable set search_path = '' as $$
+  select coalesce(jsonb_object_agg(key, value), '{}') from jsonb_each(p_metadata)
+  where jsonb_typeof(value) in ('string', 'number', 'boolean') and length(value #>> '{}') <= 1000
+$$;
+comment on function private.readable is
+  'Call dispatcher: the part of the metadata that the dispatcher gets: texts and numbers that a script can say or that name'
+  ' a time zone. A user writes the rest, too, and an answer that a client cannot read (a list nested a thousand deep, a'
+  ' number of 5,000 digits) would stop the sweep for everybody.';
+
+create function private.why_canceled(p_cancel_code text) returns text
+language sql immutable set search_path = '' as $$
+  select case p_cancel_code when 'opted_out' then 'the number has opted out of calls'
+                            when 'user_deleted' then 'the user was deleted'
+                            when 'paused' then 'answered while all calls were paused, and ended'
+                            else 'canceled by hand' end
+$$;
+comment on function private.why_canceled is 'Call dispatcher: why a job was canceled, in words.';
+
+create function public.claim_call_job(
+  p_attempt          uuid,
+  p_lease_s          double precision,
+  p_calls_per_second double precision,
+  p_busy_s           double precision,
+  p_job_id           bigint default null,
+  p_calls_per_number_per_day  int default 3,
+  p_calls_per_prefix_per_hour int default 20,
+  p_calls_per_day             int default null,
+  p_from                      text default null
+) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  -- A claim may come a little early. That keeps the average: a claim that waited for a lock has an older clock and would
+  -- come too early by it. At most one call's worth, because an early call waits in Twilio's queue.
+  v_early constant interval := make_interval(secs => greatest(0.1, least(0.5, 1 / p_calls_per_second)));
+  -- Ten thousand jobs for one busy number must not hold this transaction until it is canceled and rolled back.
+  c_at_most constant int := 100;
+  v_now   constant timestamptz := private.clock();
+  v_job   public.outbound_call_jobs;
+  v_gate  private.call_settings;
+  v_cap   record;
+  v_until timestamptz;
+begin
+  for i in 1 .. c_at_most loop
+    -- 1. Lock the job. A job that another claim holds is skipped.
+    if p_job_id is null then
+      select * into v_job from public.outbound_call_jobs
+      where status = 'queued' and due_at <= v_now
+      order by due_at, id limit 1
+      for update skip locked;
+    else
+      select * into v_job from public.outbound_call_jobs
+      where id = p_job_id and status = 'queued' and due_at <= v_now
+      for update skip locked;
+    end if;
+    if not found then
+      select * into v_job from public.outbound_call_jobs where id = p_job_id;
+      return jsonb_build_object('outcome', 'none', 'status', v_job.status, 'due_at', v_job.due_at,
+                                'reason_code', v_job.reason_code);
+    end if;
+    if v_job.phone_e164 is null then
+      return jsonb_build_object('outcome', 'unparsed', 'job_id', v_job.id, 'phone_number', v_job.phone_number);
+    end if;
+    if exists (select from public.call_opt_outs o where o.phone_e164 = v_job.phone_e164) then
+      update public.outbound_call_jobs
+      set status = 'canceled', due_at = null, finished_at = v_now,
+          reason_code = 'opted_out', reason = private.why_canceled('opted_out')
+      where id = v_job.id;
+      continue;
+    end if;
+
+    begin
+      -- 2. Insert the attempt. A number that has an open attempt puts the job off, and the next job is tried.
+      insert into public.outbound_call_attempts (id, job_id, number, phone_e164, from_e164, started_at)
+      select p_attempt, v_job.id, v_job.attempts + 1, v_job.phone_e164, p_from, v_now
+      where not exists (select from public.outbound_call_attempts a
+                        where a.phone_e164 = v_job.phone_e164 and a.state = 'duplicate' and a.closed_at is null)
+      on conflict (phone_e164) where state in ('started', 'in_doubt', 'accepted') do nothing;
+      if not found then
+        update public.outbound_call_jobs
+        set due_at = v_now + make_interval(secs => p_busy_s), reason_code = 'number_in_use',
+            reason = 'another call to this number is under way'
+        where id = v_job.id;
+        continue;
+      end if;
+
+      update public.outbound_call_jobs
+      set status = 'dialing', due_at = v_now + make_interval(secs => p_lease_s), attempts = attempts + 1,
+          reason_code = null, reason = null
+      where id = v_job.id
+      returning * into v_job;
+
+      -- 3. Take a slot of the rate. The row lock makes it exact: once a pause has committed, no claim passes. When it is
+      -- denied, steps 2 and 3 are undone and due_at stays as it was.
+      update private.call_settings
+      set next_call_at = greatest(next_call_at, v_now) + make_interval(secs => 1 / p_calls_per_second),
+          probe_until = case when halts > 0 then v_job.due_at end
+      where only_row
+        and next_call_at <= v_now + v_early
+        and (paused_until is null or paused_until <= v_now)
+        and (halts = 0 or probe_until is null or probe_until <= v_now);
+      if not found then
+        raise exception sqlstate 'CD001';  -- undoes this block, and nothing else
+      end if;
+
+      -- 4. Count the caps, under that lock. A cap that is reached undoes all that and puts the job off.
+      v_cap := private.cap_reached(p_attempt, v_job.phone_e164, v_now,
+                                   p_calls_per_number_per_day, p_calls_per_prefix_per_hour, p_calls_per_day);
+      if v_cap.code is not null then
+        raise exception sqlstate 'CD002';
+      end if;
+      return jsonb_build_object(
+        'outcome', 'claimed',
+        'now', v_now,
+        'attempt', jsonb_build_object('id', p_attempt, 'number', v_job.attempts),
+        'job', jsonb_build_object(
+          'id', v_job.id, 'user_id', v_job.user_id, 'phone_number', v_job.phone_number, 'phone_e164', v_job.phone_e164,
+          'first_name', v_job.first_name, 'signup_mode', v_job.signup_mode,
+          'metadata', private.readable(v_job.metadata)));
+    exception when sqlstate 'CD001' then
+      select * into v_gate from private.call_settings;
+    when sqlstate 'CD002' then
+      if v_cap.code = 'calls_per_day' then
+        -- A job about to be dialed counts, and may yet be released (hours): only dialed calls pause everybody.
+        perform from public.outbound_call_attempts
+        where state not in ('refused', 'absent') and put_off_until is null  -- the index's own condition
+          and state = 'started' and started_at > v_now - make_interval(secs => p_lease_s)
+        order by started_at desc limit 1;
+        if found then
+          return jsonb_build_object('outcome', 'wait', 'wait_s', 1.0);
+        end if;
+        update private.call_settings
+        set paused_until = v_cap.until, paused_by = 'calls_per_day', pause_reason = 'CALLS_PER_DAY is reached'
+        where only_row and (paused_until is null or paused_until <= v_now);
+        return jsonb_build_object('outcome', 'paused', 'until', v_cap.until, 'reason', 'CALLS_PER_DAY is reached',
+                                  'just_now', found);
+      end if;
+      update public.outbound_call_jobs
+      set due_at = v_cap.until, reason_code = v_cap.code,
+          reason = case v_cap.code
+                     when 'calls_per_number_per_day' then 'this number has been called as often as it may be in 24 hours'
+                     else 'held: too many numbers with this prefix within an hour' end
+      where id = v_job.id;
+      continue;
+    end;
+
+    v_until := greatest(v_gate.paused_until, case when v_gate.halts > 0 then v_gate.probe_until end);
+    if v_until > v_now then
+      return jsonb_build_object('outcome', 'paused', 'until', v_until, 'reason', v_gate.pause_reason);
+    end if;
+    return jsonb_build_object('outcome', 'wait',
+      'wait_s', greatest(extract(epoch from v_gate.next_call_at - v_early - v_now), 0.01));
+  end loop;
+  return jsonb_build_object('outcome', 'wait', 'wait_s', 0.01);
+end
+$$;
+comment on function public.claim_call_job is
+  'Call dispatcher: for the webhook (with p_job_id) and the sweep (without): take one due job, alone, and write its attempt'
+  ' before Twilio is asked. p_attempt is a random uuid made by the caller, p_from our number; p_lease_s, in which nobody'
+  ' else looks at the job, must outlast the request. Claimed by hand, a job waits for the end of its lease. ->'
+  ' {"outcome": "claimed", "job", "attempt": {"id", "number"}, "now"}'
+  ' | {"outcome": "wait", "wait_s"}: the rate, and nothing was changed; or 100 jobs were put off, and there may be more'
+  ' | {"outcome": "paused", "until", "reason", "just_now"}: calls are paused; just_now: by p_calls_per_day, in this claim'
+  ' | {"outcome": "unparsed", "job_id", "phone_number"}: parse it, call set_call_number, claim again'
+  ' | {"outcome": "none", "status", "due_at", "reason_code"}: nothing is due; for p_job_id: its status instead';
+
+create function public.set_call_number(
+  p_job_id       bigint,
+  p_phone_number text,
+  p_phone_e164   text,
+  p_code         text default null,
+  p_reason       text default null
+) returns boolean
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.outbound_call_jobs
+  set phone_e164  = coalesce(p_phone_e164, phone_e164),
+      status      = case when p_phone_e164 is null then 'failed' else status end,
+      due_at      = case when p_phone_e164 is not null then due_at end,
+      finished_at = case when p_phone_e164 is null then private.clock() end,
+      reason_code = p_code, reason = p_reason
+  where id = p_job_id and status = 'queued' and phone_number = p_phone_number;
+  return found;
+end
+$$;
+comment on function public.set_call_number is
+  'Call dispatcher: after "unparsed", or when phone_number reads as another number than phone_e164: write the E.164 number,'
+  ' or fail the job because there is none (p_phone_e164 null; p_code and p_reason say why). Counts only while the job is'
+  ' queued and still holds the text that was parsed. -> true if it counted';
+
+create function private.lock_attempt(
+  p_attempt   uuid,
+  out job     public.outbound_call_jobs,
+  out attempt public.outbound_call_attempts
+)
+language plpgsql set search_path = '' as $$
+begin
+  select j.* into job from public.outbound_call_jobs j
+  where j.id = (select a.job_id from public.outbound_call_attempts a where a.id = p_attempt)
+  for update;
+  select a.* into attempt from public.outbound_call_attempts a where a.id = p_attempt for update;
+end
+$$;
+comment on function private.lock_attempt is
+  'Call dispatcher: an attempt and its job, locked in that order: job first. Null fields when there is no such attempt.'
+  ' Every function that writes an outcome begins with it.';
+
+create function private.give_back_slot(p_slot_s double precision) returns void
+language sql set search_path = '' as $$
+  update private.call_settings set next_call_at = next_call_at - make_interval(secs => p_slot_s)
+  where only_row and p_slot_s > 0
+$$;
+comment on function private.give_back_slot is
+  'Call dispatcher: a claim ended before Twilio was asked, so the next one need not wait for it. Called with the job locked.';
+
+create function private.give_back_job(
+  p_job public.outbound_call_jobs, p_due_at timestamptz, p_code text, p_reason text
+) returns void
+language plpgsql set search_path = '' as $$
+begin
+  update public.outbound_call_jobs
+  set attempts    = attempts - 1,
+      status      = case when cancel_requested then 'canceled' else 'queued' end,
+      due_at      = case when not cancel_requested then p_due_at end,
+      finished_at = case when cancel_requested then private.clock() end,
+      reason_code = case when cancel_requested then coalesce(cancel_code, 'canceled') else p_code end,
+      reason      = case when cancel_requested then private.why_canceled(cancel_code) else p_reason end
+  where id = p_job.id;
+end
+$$;
+comment on function private.give_back_job is
+  'Call dispatcher: nothing rang: queue the locked job again, its attempt unspent, or cancel it if that was requested.';
+
+create function public.release_call_job(
+  p_attempt    uuid,
+  p_delay_s    double precision,
+  p_code       text,
+  p_reason     text,
+  p_halt_s     double precision default null,
+  p_not_before timestamptz default null,
+  p_slot_s     double precision default 0
+) returns boolean
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_now     constant timestamptz := private.clock();
+  v_locked  constant record := private.lock_attempt(p_attempt);
+  v_job     constant public.outbound_call_jobs := v_locked.job;
+  v_attempt constant public.outbound_call_attempts := v_locked.attempt;
+begin
+  if v_attempt.state is null or v_attempt.state not in ('started', 'in_doubt') then
+    return false;
+  end if;
+  delete from public.outbound_call_attempts where id = p_attempt;
+  perform private.give_back_job(v_job, coalesce(p_not_before, v_now + make_interval(secs => p_delay_s)), p_code, p_reason);
+
+  if p_halt_s is null then
+    -- The probe showed nothing, so the next one may go. Its lease identifies the probe; other jobs leave the gate alone.
+    update private.call_settings set probe_until = null where only_row and probe_until = v_job.due_at;
+  else
+    -- Ten requests that meet the same broken account at once are one halt, not ten.
+    update private.call_settings
+    set paused_until = v_now + make_interval(secs => least(p_halt_s * 2 ^ least(halts, 20), greatest(p_halt_s, 3600))),
+        paused_by    = 'halt',
+        pause_reason = p_reason,
+        halts        = halts + 1,
+        probe_until  = null
+    where only_row and (paused_until is null or paused_until <= v_now);
+  end if;
+  perform private.give_back_slot(p_slot_s);
+  return true;
+end
+$$;
+comment on function public.release_call_job is
+  'Call dispatcher: give a job back, its attempt unspent, because nothing was dialed (hours, a frozen process) or Twilio'
+  ' took nothing (429, a halt). It is due again after p_delay_s, or at p_not_before. p_slot_s: the length of a slot, to give'
+  ' it back, too, because Twilio was not asked. p_halt_s: our account or configuration is broken, so pause all calls that'
+  ' long, twice as long each time in a row, up to an hour. Counts only from started and in_doubt. -> true if it counted';
+
+select private.apply_rights();

@@ -1,0 +1,109 @@
+-- The results of a call: answers by key, the opt-out key, person or machine, and the job's summary.
+
+create function private.has_opted_out_by_key(p_attempt public.outbound_call_attempts) returns boolean
+language sql stable set search_path = '' as $$
+  select exists (select from public.call_opt_outs o
+                 where o.phone_e164 = p_attempt.phone_e164 and o.how = 'key press'
+                   and o.opted_out_at >= p_attempt.started_at)
+$$;
+comment on function private.has_opted_out_by_key is 'Call dispatcher: whether the opt-out key was pressed in this call.';
+
+create function private.is_by_machine(p_attempt public.outbound_call_attempts) returns boolean
+language plpgsql stable set search_path = '' as $$
+begin
+  if p_attempt.answered_by = 'fax' or p_attempt.answered_by like 'machine%' then  -- rare, and asked with each status
+    return not exists (select from public.outbound_call_answers a
+                       where a.job_id = p_attempt.job_id and a.attempt_id = p_attempt.id)
+           and not private.has_opted_out_by_key(p_attempt);
+  end if;
+  return false;
+end
+$$;
+comment on function private.is_by_machine is
+  'Call dispatcher: whether a machine answered, as far as is known. Detection errs: a pressed key means a person.';
+
+create function private.qualification(p_job_id bigint) returns jsonb
+language sql stable set search_path = '' as $$
+  select jsonb_build_object(
+    'answers', coalesce((select jsonb_object_agg(q.question, q.meaning) from public.outbound_call_answers q
+                         where q.job_id = p_job_id), '{}'),
+    'opted_out', private.has_opted_out_by_key(a),
+    'answered_by', a.answered_by)
+  from public.outbound_call_attempts a
+  where a.job_id = p_job_id and a.state <> 'duplicate'
+    and (a.call_status in ('in-progress', 'completed')
+         or exists (select from public.outbound_call_answers q where q.job_id = p_job_id and q.attempt_id = a.id))
+  order by a.number desc limit 1
+$$;
+comment on function private.qualification is
+  'Call dispatcher: the summary of a job that is over; null when its call was never answered.';
+
+create function private.summarize_call_job() returns trigger
+language plpgsql security definer set search_path = '' as $$
+begin
+  new.qualification := case when new.finished_at is not null and new.phone_number <> 'erased'
+                            then private.qualification(new.id) end;
+  return new;
+end
+$$;
+comment on function private.summarize_call_job is
+  'Call dispatcher: when a job ends, and when it is taken up again, write its summary. A deleted user has none.';
+
+create trigger summarize_call_job before update on public.outbound_call_jobs
+  for each row when ((old.finished_at is null) <> (new.finished_at is null))
+  execute function private.summarize_call_job();
+
+create function public.record_call_answer(
+  p_attempt  uuid,
+  p_call_sid text,
+  p_ask_s    double precision,
+  p_question text default null,
+  p_meaning  text default null,
+  p_digits   text default null,
+  p_opt_out  boolean default false
+) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_now     constant timestamptz := private.clock();
+  v_attempt public.outbound_call_attempts;
+  v_answer  jsonb;
+begin
+  -- Before the job is locked: an opt_out by hand of this number may have written its row and wait for the job.
+  -- A call whose SID is still unknown is bound first: if its number opted out earlier, the call must end.
+  select * into v_attempt from public.outbound_call_attempts where call_sid = p_call_sid;
+  if p_opt_out and v_attempt.phone_e164 is not null then
+    perform public.opt_out(v_attempt.phone_e164, 'key press', case when v_attempt.state <> 'duplicate' then v_attempt.id end);
+  end if;
+  v_answer := public.record_call_status(p_attempt, p_call_sid, 'in-progress', p_ask_s, '{}');
+  if v_answer ->> 'then' = 'unknown' then
+    return v_answer;
+  end if;
+  if p_opt_out and v_attempt.id is null then
+    select * into v_attempt from public.outbound_call_attempts where call_sid = p_call_sid;
+    perform public.opt_out(v_attempt.phone_e164, 'key press', case when v_attempt.state <> 'duplicate' then v_attempt.id end)
+    where v_attempt.phone_e164 is not null;
+  end if;
+  select * into v_attempt from public.outbound_call_attempts where call_sid = p_call_sid;
+
+  if p_question is not null and p_meaning is not null and v_answer ->> 'then' = 'keep'
+     and v_attempt.state in ('accepted', 'ended') and not private.is_by_machine(v_attempt)
+     and exists (select from public.outbound_call_jobs j where j.id = v_attempt.job_id and j.phone_number <> 'erased') then
+    insert into public.outbound_call_answers (job_id, question, meaning, digits, attempt_id, answered_at)
+    values (v_attempt.job_id, p_question, p_meaning, p_digits, v_attempt.id, v_now)
+    on conflict (job_id, question) do update
+    set meaning = excluded.meaning, digits = excluded.digits, attempt_id = excluded.attempt_id,
+        answered_at = excluded.answered_at;
+  end if;
+  -- The final status may have come first.
+  update public.outbound_call_jobs set qualification = private.qualification(id)
+  where id = v_attempt.job_id and finished_at is not null and phone_number <> 'erased';
+  return v_answer || jsonb_build_object('by_machine', private.is_by_machine(v_attempt));
+end
+$$;
+comment on function public.record_call_answer is
+  'Call dispatcher: for /voice after each Gather: record the key, if it has a meaning (p_question, p_meaning), or that this'
+  ' number is never to be called again (p_opt_out). Binds and answers as record_call_status does with "in-progress". Idempotent.'
+  ' No answer is written for a call that is not wanted or that a machine took. An opt-out is always written, and holds before'
+  ' this answers; the call goes on to confirm it, and its job counts as reached. -> as record_call_status';
+
+select private.apply_rights();

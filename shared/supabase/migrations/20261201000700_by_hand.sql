@@ -1,0 +1,180 @@
+-- By hand, from the SQL editor or any client with the service key: cancel, retry, opt out, pause, resume.
+
+create function public.cancel_call_job(p_job_id bigint) returns text
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_job public.outbound_call_jobs;
+begin
+  if p_job_id is null then
+    raise exception 'p_job_id must be given';
+  end if;
+  select * into v_job from public.outbound_call_jobs where id = p_job_id for update;
+  if not found then
+    raise exception 'there is no call job %', p_job_id;
+  end if;
+  if v_job.finished_at is not null then
+    raise exception 'call job % is % already: there is nothing to cancel', p_job_id, v_job.status;
+  end if;
+  update public.outbound_call_jobs
+  set status           = case when status = 'queued' then 'canceled' else status end,
+      cancel_requested = status <> 'queued',
+      due_at           = case status when 'queued' then null when 'dialing' then due_at else private.clock() end,
+      finished_at      = case when status = 'queued' then private.clock() end,
+      reason_code      = case when status = 'queued' then 'canceled' else reason_code end,
+      reason           = case when status = 'queued' then 'canceled by hand' else reason end
+  where id = p_job_id
+  returning * into v_job;
+  return v_job.status;
+end
+$$;
+comment on function public.cancel_call_job is
+  'Call dispatcher, by hand: cancel one job. A call under way is ended by the next sweep, and then the job is canceled. ->'
+  ' the job''s status now: canceled, or what it still is with cancel_requested set';
+
+create function public.retry_call_job(p_job_id bigint) returns text
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_job   public.outbound_call_jobs;
+  v_other public.outbound_call_jobs;
+begin
+  if p_job_id is null then
+    raise exception 'p_job_id must be given';
+  end if;
+  select * into v_job from public.outbound_call_jobs where id = p_job_id for update;
+  if not found then
+    raise exception 'there is no call job %', p_job_id;
+  end if;
+  if v_job.status not in ('failed', 'canceled') then
+    raise exception 'call job % is %: only failed and canceled jobs can be retried', p_job_id, v_job.status;
+  end if;
+  if v_job.phone_number = 'erased' then
+    raise exception 'call job % cannot be retried: its user was deleted', p_job_id;
+  end if;
+  if exists (select from public.call_opt_outs o where o.phone_e164 = v_job.phone_e164) then
+    raise exception 'call job % cannot be retried: its number has opted out of calls', p_job_id;
+  end if;
+  select * into v_other from public.outbound_call_jobs j
+  where j.user_id = v_job.user_id and j.id > p_job_id and j.finished_at is null order by j.id desc limit 1;
+  if found then
+    raise exception 'call job % cannot be retried: its user has a newer one, %, which is %',
+      p_job_id, v_other.id, v_other.status;
+  end if;
+  select j.* into v_other from public.outbound_call_attempts a join public.outbound_call_jobs j on j.id = a.job_id
+  where a.phone_e164 = v_job.phone_e164 and a.state in ('started', 'in_doubt', 'accepted');
+  if found then
+    raise exception 'call job % cannot be retried yet: a call to its number is under way, of job %, which is %',
+      p_job_id, v_other.id, v_other.status;
+  end if;
+  if exists (select from public.outbound_call_attempts a
+             where a.phone_e164 = v_job.phone_e164 and a.state = 'duplicate' and a.closed_at is null) then
+    raise exception 'call job % cannot be retried yet: a call too many to its number is being ended', p_job_id;
+  end if;
+  update public.outbound_call_jobs
+  set status = 'queued', due_at = private.clock(), finished_at = null, cancel_requested = false, cancel_code = null,
+      reason_code = 'retried', reason = 'retried by hand'
+  where id = p_job_id;
+  return 'queued';
+end
+$$;
+comment on function public.retry_call_job is
+  'Call dispatcher, by hand: dial a failed or canceled job once more, at the next sweep, whatever attempts it has spent.'
+  ' Refused where the person would be called twice: by a newer job of the same user, or while a call to the same number is'
+  ' open. -> queued';
+
+create function private.e164(p_typed text) returns text
+language sql immutable set search_path = '' as $$
+  select case when bare ~ '^\+[1-9][0-9]{6,14}$' and typed !~ '\(\s*0\s*\)' then bare end
+  from (select normalize(p_typed, NFKC) as typed) t,
+       regexp_replace(
+         typed, '[\s().\-/\u00ad\u200b-\u200f\u2010-\u2015\u202a-\u202e\u2060\u2066-\u2069\u2212\ufeff]', '', 'g') as bare
+$$;
+comment on function private.e164 is
+  'Call dispatcher: a pasted number as E.164, or null. Spaces, dashes, dots, brackets, slashes and the invisible marks of'
+  ' address books go. The country code must be there: a national number is another phone in each country. And "(0)" must'
+  ' not: it is dialed in Italy and not in Britain, and a wrong guess would stop nothing.';
+
+create function public.opt_out(p_phone_number text, p_how text default 'by hand', p_attempt uuid default null) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_now      constant timestamptz := private.clock();
+  v_phone    constant text := private.e164(p_phone_number);
+  v_canceled int;
+  v_ending   int;
+begin
+  if v_phone is null then
+    raise exception 'p_phone_number must be a number in E.164 form, such as +14155550100, without (0)';
+  end if;
+  insert into public.call_opt_outs (phone_e164, opted_out_at, how) values (v_phone, v_now, coalesce(p_how, 'by hand'))
+  on conflict do nothing;
+  -- In one order, p_attempt's job included: two opt-outs of the same number must not deadlock.
+  perform from public.outbound_call_jobs j where j.phone_e164 = v_phone and j.finished_at is null order by j.id for update;
+  -- This waits for a claim that holds one of these jobs, and ends its call. A later claim sees the opt-out.
+  with jobs as (
+    update public.outbound_call_jobs j
+    set status           = case when j.status = 'queued' then 'canceled' else j.status end,
+        cancel_requested = j.status <> 'queued',
+        cancel_code      = case when j.status <> 'queued' then 'opted_out' end,
+        due_at           = case j.status when 'queued' then null when 'dialing' then j.due_at else v_now end,
+        finished_at      = case when j.status = 'queued' then v_now end,
+        reason_code      = case when j.status = 'queued' then 'opted_out' else j.reason_code end,
+        reason           = case when j.status = 'queued' then private.why_canceled('opted_out') else j.reason end
+    where j.phone_e164 = v_phone and j.finished_at is null
+      and not exists (select from public.outbound_call_attempts a where a.id = p_attempt and a.job_id = j.id)
+    returning j.status)
+  select count(*) filter (where status = 'canceled'), count(*) filter (where status <> 'canceled')
+  into v_canceled, v_ending from jobs;
+  return jsonb_build_object('canceled', v_canceled, 'ending', v_ending);
+end
+$$;
+comment on function public.opt_out is
+  'Call dispatcher, by hand: never call this number again, for any user: queued calls are canceled, open ones ended.'
+  ' p_attempt: the call in which the person asked for it; it ends by itself, so that it can confirm. Undone only by the'
+  ' owner: delete from call_opt_outs. -> {"canceled": jobs, "ending": jobs}';
+
+create function public.pause_calls(p_reason text, p_until timestamptz default 'infinity') returns text
+language plpgsql security definer set search_path = '' as $$
+begin
+  if nullif(btrim(p_reason), '') is null then
+    raise exception 'p_reason must say why: everybody will see it';
+  end if;
+  if p_until <= private.clock() then
+    raise exception 'p_until must be in the future';
+  end if;
+  if p_until >= '9999-01-01' and isfinite(p_until) then  -- a typing error, and a year that not every client can read
+    raise exception 'p_until must be before the year 9999, or left out';
+  end if;
+  update private.call_settings
+  set paused_until = coalesce(p_until, 'infinity'), paused_by = 'hand', pause_reason = p_reason where only_row;
+  -- A locked job is being reported on just now; the sweep comes to it in its time.
+  update public.outbound_call_jobs set due_at = private.clock()
+  where id in (select j.id from public.outbound_call_jobs j join public.outbound_call_attempts a on a.job_id = j.id
+               where j.status = 'calling' and a.state = 'accepted' and a.call_status = 'queued'
+               for update of j skip locked);
+  return 'calls are paused until ' || case when isfinite(p_until) then p_until::text
+                                           else 'somebody calls resume_calls()' end;
+end
+$$;
+comment on function public.pause_calls is
+  'Call dispatcher, by hand: stop all dialing at once, until resume_calls() or p_until; everybody will see the reason. Once'
+  ' this has committed, no claim succeeds. The next sweep cancels the calls that wait in Twilio''s queue, and they are made'
+  ' later; conversations in progress continue. -> what holds now';
+
+create function public.resume_calls() returns text
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_was private.call_settings;
+begin
+  select * into v_was from private.call_settings where only_row for update;
+  update private.call_settings
+  set paused_until = null, paused_by = null, pause_reason = null, halts = 0, probe_until = null
+  where only_row;
+  return case when v_was.paused_until > private.clock() then 'calls go on; they were paused: ' || v_was.pause_reason
+              when v_was.halts > 0 then 'calls go on; after a halt one was to go first'
+              else 'calls were not paused' end;
+end
+$$;
+comment on function public.resume_calls is
+  'Call dispatcher, by hand: end any pause: by hand, by a halt or by CALLS_PER_DAY (which pauses again at the next claim'
+  ' while it is reached). -> what held before';
+
+select private.apply_rights();

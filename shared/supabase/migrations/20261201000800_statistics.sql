@@ -1,0 +1,139 @@
+-- What goes on, for the sweep's log and for people.
+
+create function public.call_job_stats() returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_now constant timestamptz := private.clock();
+begin
+  return (select jsonb_build_object(
+    'queued',          (select count(*) from public.outbound_call_jobs where status = 'queued'),
+    'dialing',         (select count(*) from public.outbound_call_jobs where status = 'dialing'),
+    'in_doubt',        (select count(*) from public.outbound_call_jobs where status = 'in_doubt'),
+    'calling',         (select count(*) from public.outbound_call_jobs where status = 'calling'),
+    'completed_24h',   f.completed,
+    'failed_24h',      f.failed,
+    'canceled_24h',    f.canceled,
+    'failures_24h',    (select coalesce(jsonb_object_agg(coalesce(r.reason_code, 'unknown'), r.jobs), '{}')
+                        from (select reason_code, count(*) as jobs from public.outbound_call_jobs
+                              where status = 'failed' and finished_at > v_now - interval '24 hours'
+                              group by reason_code) r),
+    'due',             (select count(*) from public.outbound_call_jobs where status = 'queued' and due_at <= v_now),
+    -- A job may be inserted as due long ago; it has waited since it was inserted.
+    'oldest_due_s',    coalesce((select greatest(0, round(extract(epoch from v_now - greatest(due_at, created_at))))
+                                 from public.outbound_call_jobs where status = 'queued' and due_at <= v_now
+                                 order by due_at, id limit 1), 0),
+    'oldest_doubt_s',  (select greatest(0, round(extract(epoch from v_now - min(doubted_at))))
+                        from public.outbound_call_attempts where state = 'in_doubt'),
+    'live_duplicates', (select count(*) from public.outbound_call_attempts
+                        where state = 'duplicate' and closed_at is null),
+    'duplicates_24h',  c.duplicates,
+    'calls_1h',        c.calls_1h,
+    'answered_1h',     c.answered_1h,
+    'calls_24h',       c.calls,
+    'answered_24h',    c.answered,
+    'opt_outs_24h',    (select count(*) from public.call_opt_outs where opted_out_at > v_now - interval '24 hours'),
+    'held_by_prefix',  (select count(*) from public.outbound_call_jobs
+                        where status = 'queued' and reason_code = 'calls_per_prefix_per_hour'),
+    'missed_signups',  (select count(*) from private.missed_signups),
+    'paused',          coalesce(s.paused_until > v_now, false),
+    'paused_by',       case when s.paused_until > v_now then s.paused_by end,
+    'paused_until',    case when s.paused_until > v_now then s.paused_until end,
+    'pause_reason',    case when s.paused_until > v_now then s.pause_reason end,
+    'halts',           s.halts)
+  from private.call_settings s,
+    (select count(*) as calls,
+            count(*) filter (where in_hour) as calls_1h,
+            count(*) filter (where answered) as answered,
+            count(*) filter (where answered and in_hour) as answered_1h,
+            count(*) filter (where state = 'duplicate') as duplicates
+     from (select state, started_at > v_now - interval '1 hour' as in_hour,
+                  call_status in ('in-progress', 'completed')
+                    and coalesce(answered_by, 'human') !~ '^(machine|fax)' as answered
+           from public.outbound_call_attempts
+           where state not in ('refused', 'absent') and put_off_until is null
+             and started_at > v_now - interval '24 hours') t) c,
+    (select count(*) filter (where status = 'completed') as completed,
+            count(*) filter (where status = 'failed') as failed,
+            count(*) filter (where status = 'canceled') as canceled
+     from public.outbound_call_jobs where finished_at > v_now - interval '24 hours') f
+  );
+end
+$$;
+comment on function public.call_job_stats is
+  'Call dispatcher: what goes on now, as JSON, logged by each sweep; call_stats is the same as one row. Reads only open rows'
+  ' and those of the last 24 hours, by their indexes. "calls" counts as CALLS_PER_DAY does; "answered": by a person.';
+
+create function public.call_stats_by_hour(p_hours int default 48)
+returns table (hour timestamptz, calls bigint, answered bigint, not_reached bigint, put_off bigint, under_way bigint,
+               duplicates bigint, in_doubt bigint, refused bigint, absent bigint)
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_this  constant timestamptz := date_trunc('hour', private.clock(), 'UTC');
+  v_first constant timestamptz := v_this - make_interval(hours => p_hours - 1);
+begin
+  if p_hours is null or p_hours not between 1 and 2160 then
+    raise exception 'p_hours must be between 1 and 2160';
+  end if;
+  return query
+  select h,
+         count(a.call_sid),
+         count(*) filter (where a.kind = 'answered'),
+         count(*) filter (where a.kind = 'not_reached'),
+         count(*) filter (where a.kind = 'put_off'),
+         count(*) filter (where a.kind = 'under_way'),
+         count(*) filter (where a.kind = 'duplicate'),
+         count(*) filter (where a.kind = 'in_doubt'),
+         count(*) filter (where a.kind = 'refused'),
+         count(*) filter (where a.kind = 'absent')
+  from generate_series(v_this, v_first, interval '-1 hour') h
+  left join (
+    select date_trunc('hour', t.started_at, 'UTC') as began, t.call_sid,
+           case when t.state not in ('accepted', 'ended') then t.state
+                when t.call_status in ('in-progress', 'completed')
+                     and coalesce(t.answered_by, 'human') !~ '^(machine|fax)' then 'answered'
+                when t.state = 'accepted' then 'under_way'
+                when t.put_off_until is not null then 'put_off'
+                else 'not_reached' end as kind
+    from (select * from public.outbound_call_attempts  -- two parts, because each has its index
+          where state not in ('refused', 'absent') and put_off_until is null and started_at >= v_first
+          union all
+          select * from public.outbound_call_attempts
+          where (state in ('refused', 'absent') or put_off_until is not null) and started_at >= v_first) t
+  ) a on a.began = h
+  group by h order by h desc;
+end
+$$;
+comment on function public.call_stats_by_hour is
+  'Call dispatcher: the attempts that began in each of the last p_hours hours (UTC), newest first. calls: Twilio took them;'
+  ' they are answered + not_reached + put_off + under_way + duplicates.';
+
+-- paused_until is text, because not every client can read the time 'infinity'.
+create view public.call_stats with (security_invoker = true) as
+select s.* from jsonb_to_record(public.call_job_stats()) as s (
+  queued int, due int, oldest_due_s int, dialing int, calling int, in_doubt int, oldest_doubt_s int, live_duplicates int,
+  duplicates_24h int, paused boolean, paused_by text, paused_until text, pause_reason text, halts int, calls_1h int,
+  answered_1h int, calls_24h int, answered_24h int, completed_24h int, failed_24h int, failures_24h jsonb, canceled_24h int,
+  opt_outs_24h int, held_by_prefix int, missed_signups int);
+comment on view public.call_stats is 'Call dispatcher: what goes on now: call_job_stats() as one row.';
+
+create view public.call_stats_per_hour with (security_invoker = true) as
+select * from public.call_stats_by_hour(48);
+comment on view public.call_stats_per_hour is 'Call dispatcher: the attempts of each of the last 48 hours, and their outcomes.';
+
+create view public.outbound_call_overview with (security_invoker = true) as
+select
+  j.id, j.user_id, j.first_name, j.signup_mode,
+  left(j.phone_e164, 2) || '*******' || right(j.phone_e164, 2) as phone,
+  j.status, coalesce(j.reason_code, a.call_status) as outcome, j.reason, j.created_at, j.due_at, j.finished_at, j.attempts,
+  (select jsonb_object_agg(q.question, q.meaning) from public.outbound_call_answers q where q.job_id = j.id) as answers,
+  (j.qualification -> 'opted_out')::boolean as opted_out,
+  a.number as last_attempt, a.state as last_state, a.call_status, a.call_sid, a.answered_by, a.started_at as called_at,
+  a.duration_s
+from public.outbound_call_jobs j
+left join lateral (
+  select * from public.outbound_call_attempts t where t.job_id = j.id
+  order by t.number desc, t.state = 'duplicate', t.started_at desc limit 1) a on true;
+comment on view public.outbound_call_overview is
+  'Call dispatcher: each job in one row, for the table editor: its last attempt, outcome and answers. Numbers are masked.';
+
+select private.apply_rights();
