@@ -1,7 +1,7 @@
 """What a release promises to the code that runs against it, written down so that later migrations can be held to it.
 
-    python -m tests.database.released 20261124000800                 the migrations up to this one are released, with this code
-    python -m tests.database.released 20261124000800 --keep-calls    only the files' hashes anew
+    python -m tests.database.released 20261201001000                 the migrations up to this one are released, with this code
+    python -m tests.database.released 20261201001000 --keep-calls    only the files' hashes anew
 
 A record holds the hash of each migration file, and a story: what `shared/jobs.py` sends to the database and what comes back,
 word for word, with a clock of its own so that it can be told again. Code of that release needs no more than that every call

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -20,7 +22,8 @@ from tests.sandbox.supabase import database
 RELEASE = max(RECORDS.glob("*.json"))
 VERSION = RELEASE.stem
 RELEASED: dict[str, Any] = json.loads(RELEASE.read_text())
-NEWER = sorted(file for file in database.MIGRATIONS.glob("*.sql") if file.name.split("_")[0] > VERSION)
+LATER = "20991231000000_later.sql"
+"""The migration in later.sql, as if it followed the newest one: the rules for later migrations are never idle."""
 
 # What the code of a release decides by; times and texts may come out differently.
 DECISIVE = {"outcome", "then", "state", "call_status", "job_status", "status"} | {
@@ -29,6 +32,12 @@ DECISIVE = {"outcome", "then", "state", "call_status", "job_status", "status"} |
     "put_off",
     "lease_ran_out",
 }
+RUNNING = """
+select distinct relation::regclass::text from pg_locks
+where pid = pg_backend_pid() and mode not in ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock')
+  and relation = any (%s::regclass[])
+"""
+"""The tables among these that this transaction keeps others from writing to."""
 HOT = ("public.outbound_call_jobs", "public.outbound_call_attempts", "private.call_settings", "auth.users")
 STATEMENT_TIMEOUT = "10s"  # what a push that waits for ever runs into, here
 
@@ -52,6 +61,20 @@ def eyes(postgres: Postgres, at_release: str) -> Iterator[Connection]:
         yield connection
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The migrations of this tree, and a later one."""
+    folder = tmp_path_factory.mktemp("migrations")
+    for file in database.MIGRATIONS.glob("*.sql"):
+        shutil.copy(file, folder)
+    shutil.copy(Path(__file__).with_name("later.sql"), folder / LATER)
+    return folder
+
+
+def newer(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("*.sql") if file.name.split("_")[0] > VERSION)
+
+
 # --- what was released stays as it is ---------------------------------------------------------------------------------
 
 
@@ -70,8 +93,10 @@ def decisive(answer: Any) -> Any:
     return answer
 
 
-def test_the_released_code_still_gets_answers_that_it_understands(postgres: Postgres, at_release: str) -> None:
-    database.migrate(postgres, at_release)
+def test_the_released_code_still_gets_answers_that_it_understands(
+    postgres: Postgres, at_release: str, folder: Path
+) -> None:
+    database.migrate(postgres, at_release, folder=folder)
     with service(postgres, at_release) as (client, world):
         for step in RELEASED["story"]:
             if "sql" in step:
@@ -117,18 +142,17 @@ def test_the_story_has_every_function_of_the_released_code_and_every_kind_of_ans
     ],
 )
 def test_a_function_that_is_gone_or_answers_otherwise_would_be_noticed(
-    postgres: Postgres, monkeypatch: pytest.MonkeyPatch, at_release: str, eyes: Connection, change: str, complaint: str
+    postgres: Postgres, at_release: str, folder: Path, eyes: Connection, change: str, complaint: str
 ) -> None:
-    database.migrate(postgres, at_release)
+    database.migrate(postgres, at_release, folder=folder)
     eyes.execute(change.encode())
-    monkeypatch.setattr(database, "migrate", lambda *_: [])
     with pytest.raises(Exception, match=complaint):
-        test_the_released_code_still_gets_answers_that_it_understands(postgres, at_release)
+        test_the_released_code_still_gets_answers_that_it_understands(postgres, at_release, folder)
 
 
 def test_the_record_is_what_the_released_migrations_answer(postgres: Postgres) -> None:
     """Not in vain: told to the release itself, the story comes out as it was written down."""
-    if NEWER:
+    if newer(database.MIGRATIONS):
         pytest.skip("the code here is newer than the release: its record is the last word")
     assert record(postgres, VERSION) == {"answers": RELEASED["answers"], "story": RELEASED["story"]}
 
@@ -150,6 +174,7 @@ select gen_random_uuid(), 1 + i, 1, '+1415555010' || i, s,
        case when s = 'in_doubt' then now() end, case when closed then now() end, case when s = 'duplicate' then now() end
 from unnest(array['started', 'in_doubt', 'accepted', 'ended', 'refused', 'absent', 'duplicate']) with ordinality as t (s, i),
      lateral (select s in ('accepted', 'ended', 'duplicate') as taken, s in ('ended', 'refused', 'absent') as closed) as u;
+insert into public.outbound_call_answers values (5, 'topic', 'sales', '1', gen_random_uuid(), now());
 insert into public.call_opt_outs values ('+14155550199', now(), 'by hand');
 insert into private.missed_signups values (gen_random_uuid(), 'x', now());
 insert into private.deleted_calls values ('CAgone', now());
@@ -171,11 +196,11 @@ def rows_of(eyes: Connection) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def test_a_database_in_use_keeps_every_row(postgres: Postgres, at_release: str, eyes: Connection) -> None:
+def test_a_database_in_use_keeps_every_row(postgres: Postgres, at_release: str, folder: Path, eyes: Connection) -> None:
     eyes.execute(ROWS)
     before = rows_of(eyes)
     assert all(before.values()), "there is a row in every table"
-    assert database.migrate(postgres, at_release) == [file.name for file in NEWER]
+    assert database.migrate(postgres, at_release, folder=folder) == [file.name for file in newer(folder)]
     after = rows_of(eyes)
     for table, rows in before.items():
         kept = [{key: row.get(key) for key in rows[0]} for row in after[table]]
@@ -184,25 +209,56 @@ def test_a_database_in_use_keeps_every_row(postgres: Postgres, at_release: str, 
 
 @pytest.mark.parametrize("table", HOT)
 def test_a_push_never_waits_long_for_a_transaction_that_is_open(
-    postgres: Postgres, at_release: str, eyes: Connection, table: str
+    postgres: Postgres, at_release: str, folder: Path, eyes: Connection, table: str
 ) -> None:
-    """Whoever waits for a table makes everybody queue behind them: so it gives up, changes nothing, and is pushed again."""
-    if not NEWER:
-        pytest.skip("no migration is newer than the release")
+    """A push that waits for a table makes everybody queue behind it: it gives up, changes nothing, and is pushed again."""
     eyes.execute(f"alter database {at_release} set statement_timeout = '{STATEMENT_TIMEOUT}'".encode())
     with psycopg.connect(postgres.url(database=at_release)) as other:
         other.execute(f"lock table {table} in row exclusive mode".encode())  # what every insert and update takes
         try:
-            database.migrate(postgres, at_release)
+            database.migrate(postgres, at_release, folder=folder)
         except database.MigrationError as blocked:
             assert isinstance(blocked.__cause__, psycopg.errors.LockNotAvailable), blocked  # noqa: PT017 - it may also succeed
-    database.migrate(postgres, at_release)
-    assert database.migrate(postgres, at_release) == []
+    database.migrate(postgres, at_release, folder=folder)
+    assert database.migrate(postgres, at_release, folder=folder) == []
 
 
-@pytest.mark.parametrize("file", NEWER, ids=lambda file: file.name)
-def test_a_newer_migration_says_first_how_long_it_waits_for_a_lock(file: Any) -> None:
-    first = re.sub(r"--[^\n]*|\s+", " ", file.read_text()).strip()
-    assert re.match(r"set local lock_timeout = '[1-5]s';", first), (
-        f"begin with: set local lock_timeout = '2s';  ({file.name})"
-    )
+def faults(migration: str, connection: psycopg.Connection[Any]) -> list[str]:
+    """The rules that a later migration breaks. Runs it, in a transaction that is rolled back."""
+    found = []
+    first = re.sub(r"--[^\n]*|\s+", " ", migration).strip()
+    if not re.match(r"set local lock_timeout = '[1-5]s';", first):
+        found.append("begin with: set local lock_timeout = '2s';")
+    if not first.endswith("select private.apply_rights();"):
+        found.append("end with: select private.apply_rights();")
+    with connection.transaction(force_rollback=True):
+        connection.execute(migration.encode())
+        both = ["public.outbound_call_jobs", "private.missed_signups"]
+        if len(connection.execute(RUNNING, (both,)).fetchall()) == 2:
+            found.append(f"do not lock {' and '.join(both)} together: a sign-up could be neither queued nor noted")
+    return found
+
+
+def test_later_migrations_keep_the_rules(postgres: Postgres, at_release: str, folder: Path) -> None:
+    for file in newer(folder):
+        with psycopg.connect(postgres.url("postgres", at_release), autocommit=True) as connection:
+            assert faults(file.read_text(), connection) == [], file.name
+        database.migrate(postgres, at_release, folder=folder, upto=file.name)
+
+
+BOTH = "alter table public.outbound_call_jobs add a int; alter table private.missed_signups add a int"
+BREAKING = {
+    "select private.apply_rights();": "begin with",
+    "set local lock_timeout = '60s'; select private.apply_rights();": "begin with",
+    "set local lock_timeout = '2s'; create table private.more ()": "end with",
+    f"set local lock_timeout = '2s'; {BOTH}; select private.apply_rights();": "together",
+}
+
+
+@pytest.mark.parametrize(("migration", "complaint"), BREAKING.items())
+def test_a_later_migration_that_breaks_a_rule_is_noticed(
+    postgres: Postgres, at_release: str, migration: str, complaint: str
+) -> None:
+    with psycopg.connect(postgres.url("postgres", at_release), autocommit=True) as connection:
+        (found,) = faults(migration, connection)
+        assert complaint in found

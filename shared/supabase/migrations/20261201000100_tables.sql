@@ -23,7 +23,8 @@
 --     follow_up   claim_open_call  settle_call
 --     answers     record_call_answer  summarize_call_job (t)
 --     by_hand     cancel_call_job  retry_call_job  opt_out  pause_calls  resume_calls
---     statistics  call_job_stats  call_stats_by_hour  outbound_call_overview (v)  call_stats (v)  call_stats_per_hour (v)
+--     statistics  call_job_stats  call_stats_by_hour  call_stats (v)  call_stats_per_hour (v)
+--                 outbound_call_overview (v)
 --     privacy     on_auth_user_deleted_onboarding (t)  on_auth_user_marked_deleted_onboarding (t)  prune_call_jobs
 --     doctor      check_call_setup
 --
@@ -34,12 +35,12 @@
 do $$
 begin
   if pg_catalog.to_regclass('public.outbound_call_jobs') is not null
-     or exists (select from pg_catalog.pg_trigger
-                where tgname = 'on_auth_user_created_onboarding' and tgrelid = pg_catalog.to_regclass('auth.users')) then
-    raise exception 'this database still holds the table outbound_call_jobs, or the trigger on_auth_user_created_onboarding,'
-                    ' of an earlier version: nothing was changed'
-      using hint = 'Follow "Coming from the polling worker" in the README: stop the worker, set its table aside, push again,'
-                   ' carry its rows over.';
+     or exists (select from pg_catalog.pg_trigger where tgname = 'on_auth_user_created_onboarding'
+                                                     and tgrelid = pg_catalog.to_regclass('auth.users')) then
+    raise exception 'this database still holds the table outbound_call_jobs, or the trigger'
+                    ' on_auth_user_created_onboarding, of an earlier version: nothing was changed'
+      using hint = 'Follow "Coming from the polling worker" (shared/docs/polling-worker.md): stop the worker, set its'
+                   ' table aside, push again, carry its rows over.';
   end if;
 end
 $$;
@@ -76,7 +77,8 @@ create table public.outbound_call_jobs (
   created_at       timestamptz not null,
   finished_at      timestamptz,
   qualification    jsonb,
-  constraint final_jobs_are_finished check ((finished_at is not null) = (status in ('completed', 'failed', 'canceled'))),
+  constraint final_jobs_are_finished
+    check ((finished_at is not null) = (status in ('completed', 'failed', 'canceled'))),
   constraint open_jobs_are_due check ((due_at is not null) = (finished_at is null)),
   constraint a_call_needs_a_number check (phone_e164 is not null or status not in ('dialing', 'in_doubt', 'calling')),
   constraint a_call_needs_an_attempt check (attempts > 0 or status not in ('dialing', 'in_doubt', 'calling')),
@@ -94,7 +96,8 @@ comment on column public.outbound_call_jobs.due_at is
 comment on column public.outbound_call_jobs.attempts is 'Attempts spent. Released attempts do not count.';
 comment on column public.outbound_call_jobs.cancel_code is
   'Why cancellation was requested: opted_out, user_deleted, paused; null when by hand.';
-comment on column public.outbound_call_jobs.reason is 'Why the job has its status, in words; reason_code is the stable form.';
+comment on column public.outbound_call_jobs.reason is
+  'Why the job has its status, in words; reason_code is the stable form.';
 comment on column public.outbound_call_jobs.qualification is
   'The result of the call, once the job is over and the call was answered; else null. {"answers": {"<question>":'
   ' "<meaning>", ...}, "opted_out": true if by a key in the call, "answered_by": Twilio''s word, or null}';
@@ -104,8 +107,8 @@ create index outbound_call_jobs_to_dial on public.outbound_call_jobs (due_at, id
 create index outbound_call_jobs_open on public.outbound_call_jobs (due_at, id)
   where status in ('dialing', 'in_doubt', 'calling');
 create index outbound_call_jobs_user on public.outbound_call_jobs (user_id);
-create index outbound_call_jobs_open_number on public.outbound_call_jobs (phone_e164) where finished_at is null;  -- opt_out
-create index outbound_call_jobs_finished on public.outbound_call_jobs (finished_at) where finished_at is not null;  -- prune
+create index outbound_call_jobs_open_number on public.outbound_call_jobs (phone_e164) where finished_at is null;
+create index outbound_call_jobs_finished on public.outbound_call_jobs (finished_at) where finished_at is not null;
 
 -- ---------------------------------------------------------------------------------------------- attempts
 
@@ -131,15 +134,16 @@ create table public.outbound_call_attempts (
   end_due_at    timestamptz,
   put_off_until timestamptz,
   closed_at     timestamptz,
-  constraint open_attempts_have_a_number check (phone_e164 is not null or state not in ('started', 'in_doubt', 'accepted')),
+  constraint open_attempts_have_a_number
+    check (phone_e164 is not null or state not in ('started', 'in_doubt', 'accepted')),
   constraint open_attempts_are_not_closed
     check (state = 'duplicate' or (closed_at is null) = (state in ('started', 'in_doubt', 'accepted'))),
   constraint a_taken_call_has_a_sid check ((call_sid is not null) = (state in ('accepted', 'ended', 'duplicate'))),
   constraint a_doubt_has_a_time check (state <> 'in_doubt' or doubted_at is not null)
 );
 comment on table public.outbound_call_attempts is
-  'Call dispatcher: one try at a job, from from_e164 to phone_e164. It is written with the claim, before Twilio is asked.'
-  ' Its id travels in the URLs that Twilio calls.';
+  'Call dispatcher: one try at a job, from from_e164 to phone_e164. It is written with the claim, before Twilio is'
+  ' asked. Its id travels in the URLs that Twilio calls.';
 comment on column public.outbound_call_attempts.phone_e164 is 'Erased a day after its user was deleted.';
 comment on column public.outbound_call_attempts.from_e164 is
   'Our number. A call in doubt is looked for among the calls from this number.';
@@ -179,7 +183,8 @@ create table public.outbound_call_answers (
 );
 comment on table public.outbound_call_answers is
   'Call dispatcher: a person''s answers by question; the last answer wins. Written by record_call_answer.';
-comment on column public.outbound_call_answers.meaning is 'The key''s meaning in the script ("means"); digits is the key.';
+comment on column public.outbound_call_answers.meaning is
+  'The key''s meaning in the script ("means"); digits is the key.';
 
 create table public.call_opt_outs (
   phone_e164   text primary key check (phone_e164 ~ '^\+[1-9][0-9]{6,14}$'),
@@ -188,7 +193,8 @@ create table public.call_opt_outs (
 );
 create index call_opt_outs_recent on public.call_opt_outs (opted_out_at);
 comment on table public.call_opt_outs is
-  'Call dispatcher: numbers that are never called again. They outlive users, jobs and the retention. Written by opt_out.';
+  'Call dispatcher: numbers that are never called again. They outlive users, jobs and the retention. Written by'
+  ' opt_out.';
 
 create table private.missed_signups (
   user_id  uuid primary key,
@@ -203,7 +209,8 @@ create table private.deleted_calls (
   deleted_at timestamptz not null
 );
 comment on table private.deleted_calls is
-  'Call dispatcher: SIDs of deleted attempts, kept two days. Twilio still lists such a call; it belongs to no other attempt.';
+  'Call dispatcher: SIDs of deleted attempts, kept two days. Twilio still lists such a call; it belongs to no other'
+  ' attempt.';
 
 create table private.deleted_users (
   user_id    uuid primary key,
@@ -211,7 +218,8 @@ create table private.deleted_users (
   forgotten  boolean not null  -- jobs are canceled, names and metadata are gone; only the numbers are left
 );
 comment on table private.deleted_users is
-  'Call dispatcher: deleted users, for about a day. Their text is erased at once, their numbers when no cap needs them.';
+  'Call dispatcher: deleted users, for about a day. Their text is erased at once, their numbers when no cap needs'
+  ' them.';
 
 create table private.call_settings (
   only_row     boolean primary key default true check (only_row),
@@ -226,8 +234,8 @@ create table private.call_settings (
 );
 insert into private.call_settings default values;
 comment on table private.call_settings is
-  'Call dispatcher: one row with the facts that SQL must know on its own: the pause, the next slot of CALLS_PER_SECOND,'
-  ' verified phones only. Every claim updates it last, so a pause holds from the moment it commits.';
+  'Call dispatcher: one row with the facts that SQL must know on its own: the pause, the next slot of'
+  ' CALLS_PER_SECOND, verified phones only. Every claim updates it last, so a pause holds from the moment it commits.';
 
 -- ---------------------------------------------------------------------------------------------- guards of the jobs
 
@@ -277,8 +285,8 @@ begin
 end
 $$;
 comment on function private.keep_open_call_job is
-  'Call dispatcher: before each delete. The delete of a job whose call may be under way becomes a request to cancel; the'
-  ' row stays until its attempt is closed.';
+  'Call dispatcher: before each delete. The delete of a job whose call may be under way becomes a request to cancel;'
+  ' the row stays until its attempt is closed.';
 
 create trigger keep_open_call_job before delete on public.outbound_call_jobs
   for each row execute function private.keep_open_call_job();
@@ -299,7 +307,9 @@ begin
     select c.relnamespace::regnamespace::text, case c.relkind when 'S' then 'sequence' else 'table' end,
            c.oid::regclass::text, case when c.relkind <> 'S' then 'select' end, c.relkind = 'r' and not c.relrowsecurity
     from pg_catalog.pg_class c
-    left join pg_catalog.pg_depend d on d.objid = c.oid and d.deptype = 'i' and c.relkind = 'S'  -- an identity's sequence
+    -- The sequence of an identity column goes with its table.
+    left join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_class'::regclass and d.objid = c.oid
+                                        and d.deptype = 'i' and c.relkind = 'S'
     where c.relkind in ('r', 'v', 'S') and pg_catalog.obj_description(coalesce(d.refobjid, c.oid), 'pg_class') ~ v_mark
   loop
     execute format('revoke all on %s %s from public, anon, authenticated, service_role', v_ours.kind, v_ours.name);
@@ -315,8 +325,8 @@ begin
 end
 $$;
 comment on function private.apply_rights is
-  'Call dispatcher: the one rule of rights; each migration ends with it. Only service_role may execute our functions in'
-  ' public and read our tables and views there; nobody may use what is private. Ours is what bears the mark "Call'
+  'Call dispatcher: the one rule of rights; each migration ends with it. Only service_role may execute our functions'
+  ' in public and read our tables and views there; nobody may use what is private. Ours is what bears the mark "Call'
   ' dispatcher" in its comment: the schemas public and private may hold objects of the user, and those stay untouched.';
 
 select private.apply_rights();

@@ -22,8 +22,9 @@ $$;
 comment on function private.hmac_sha256 is
   'Call dispatcher: HMAC-SHA256 (RFC 2104) over core''s sha256. Not every Postgres that runs this has pgcrypto.';
 
-create function private.queue_onboarding_call(p_user_id uuid, p_phone text, p_confirmed_at timestamptz, p_metadata jsonb)
-returns void
+create function private.queue_onboarding_call(
+  p_user_id uuid, p_phone text, p_confirmed_at timestamptz, p_metadata jsonb
+) returns void
 language plpgsql set search_path = '' as $$
 declare
   v_verified_only constant boolean := (select verified_phones_only from private.call_settings);
@@ -36,7 +37,8 @@ declare
       when 'string' then nullif(split_part(btrim(v_metadata ->> 'full_name'), ' ', 1), '') end);
   v_typed    constant text := coalesce(nullif(btrim(v_metadata ->> 'phone'), ''),
                                        nullif(btrim(v_metadata ->> 'phone_number'), ''));
-  v_phone    constant text := left(coalesce('+' || nullif(p_phone, ''), case when not v_verified_only then v_typed end), 64);
+  v_phone    constant text := left(coalesce('+' || nullif(p_phone, ''),
+                                            case when not v_verified_only then v_typed end), 64);
 begin
   if v_phone is null or (v_verified_only and p_confirmed_at is null) then
     return;
@@ -53,8 +55,9 @@ end
 $$;
 comment on function private.queue_onboarding_call is
   'Call dispatcher: queue the onboarding call of one user. A user without a phone gets none. Any text typed as a phone'
-  ' gets a job, and its reason says what is wrong with it. Supabase keeps auth.users.phone without its "+"; the user wrote'
-  ' the metadata. Where only verified phones are called, the phone is the one in auth.users, once it is confirmed.';
+  ' gets a job, and its reason says what is wrong with it. Supabase keeps auth.users.phone without its "+"; the user'
+  ' wrote the metadata. Where only verified phones are called, the phone is the one in auth.users, once it is'
+  ' confirmed.';
 
 create function private.on_auth_user_created() returns trigger
 language plpgsql security definer set search_path = '' set lock_timeout = '500ms' as $$
@@ -79,8 +82,8 @@ exception when others then
 end
 $$;
 comment on function private.on_auth_user_created is
-  'Call dispatcher: after each sign-up and each confirmation of a phone, in that transaction. lock_timeout turns a long'
-  ' wait into an error, which is caught: the sign-up commits, and the sweep queues its call later.';
+  'Call dispatcher: after each sign-up and each confirmation of a phone, in that transaction. lock_timeout turns a'
+  ' long wait into an error, which is caught: the sign-up commits, and the sweep queues its call later.';
 
 create trigger on_auth_user_created_onboarding after insert on auth.users
   for each row execute function private.on_auth_user_created();
@@ -183,8 +186,8 @@ begin
 end
 $$;
 comment on function public.enqueue_call_job is
-  'Call dispatcher, by hand or by code: have one person called. Within an hour of another job with the same key it makes'
-  ' none and answers with that job. -> {"job_id", "created"}';
+  'Call dispatcher, by hand or by code: have one person called. Within an hour of another job with the same key it'
+  ' makes none and answers with that job. -> {"job_id", "created"}';
 
 create function private.on_outbound_call_job_created() returns trigger
 language plpgsql security definer set search_path = '' set lock_timeout = '500ms' as $$
@@ -203,8 +206,8 @@ begin
   select nullif(substr(split_part(btrim(decrypted_secret), ' ', 1), length('whsec_') + 1), '') into v_secret
   from vault.decrypted_secrets where name = 'call_dispatcher_secret';
   if v_url is null or v_secret is null then
-    raise warning 'no webhook for call job %: Vault lacks call_dispatcher_url or call_dispatcher_secret; the sweep will take it',
-      new.id;
+    raise warning 'no webhook for call job %: Vault lacks call_dispatcher_url or call_dispatcher_secret; the sweep will'
+                  ' take it', new.id;
     return null;
   end if;
   v_body := jsonb_build_object('type', tg_op, 'table', tg_table_name, 'schema', tg_table_schema,
@@ -227,9 +230,10 @@ exception when others then
 end
 $$;
 comment on function private.on_outbound_call_job_created is
-  'Call dispatcher: after each insert of a due job, send a Database Webhook through pg_net, signed as Standard Webhooks'
-  ' define. It is a hint: pg_net loses, repeats and delays, and an error here costs only the time until the next sweep.'
-  ' The body holds the job''s id and no personal data, because every database role can read pg_net''s tables.';
+  'Call dispatcher: after each insert of a due job, send a Database Webhook through pg_net, signed as Standard'
+  ' Webhooks define. It is a hint: pg_net loses, repeats and delays, and an error here costs only the time until the'
+  ' next sweep. The body holds the job''s id and no personal data, because every database role can read pg_net''s'
+  ' tables.';
 
 create trigger on_outbound_call_job_created after insert on public.outbound_call_jobs
   for each row when (new.status = 'queued') execute function private.on_outbound_call_job_created();

@@ -48,9 +48,9 @@ begin
 end
 $$;
 comment on function private.cap_reached is
-  'Call dispatcher: which cap forbids a call to this number now. claim_call_job asks with the row of call_settings locked,'
-  ' so the count holds over all instances. A null cap, and a prefix cap of 0, is none; p_attempt itself is not counted. ->'
-  ' code null: no cap · calls_per_day: all calls wait until "until" · else this job waits until "until"';
+  'Call dispatcher: which cap forbids a call to this number now. claim_call_job asks with the row of call_settings'
+  ' locked, so the count holds over all instances. A null cap, and a prefix cap of 0, is none; p_attempt itself is not'
+  ' counted. -> code null: no cap · calls_per_day: all calls wait until "until" · else this job waits until "until"';
 
 create function private.readable(p_metadata jsonb) returns jsonb
 language sql immutable set search_path = '' as $$
@@ -58,9 +58,9 @@ language sql immutable set search_path = '' as $$
   where jsonb_typeof(value) in ('string', 'number', 'boolean') and length(value #>> '{}') <= 1000
 $$;
 comment on function private.readable is
-  'Call dispatcher: the part of the metadata that the dispatcher gets: texts and numbers that a script can say or that name'
-  ' a time zone. A user writes the rest, too, and an answer that a client cannot read (a list nested a thousand deep, a'
-  ' number of 5,000 digits) would stop the sweep for everybody.';
+  'Call dispatcher: the part of the metadata that the dispatcher gets: texts and numbers that a script can say or that'
+  ' name a time zone. A user writes the rest, too, and an answer that a client cannot read (a list nested a thousand'
+  ' deep, a number of 5,000 digits) would stop the sweep for everybody.';
 
 create function private.why_canceled(p_cancel_code text) returns text
 language sql immutable set search_path = '' as $$
@@ -84,8 +84,8 @@ create function public.claim_call_job(
 ) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
-  -- A claim may come a little early. That keeps the average: a claim that waited for a lock has an older clock and would
-  -- come too early by it. At most one call's worth, because an early call waits in Twilio's queue.
+  -- A claim may come a little early. That keeps the average: a claim that waited for a lock has an older clock and
+  -- would come too early by it. At most one call's worth, because an early call waits in Twilio's queue.
   v_early constant interval := make_interval(secs => greatest(0.1, least(0.5, 1 / p_calls_per_second)));
   -- Ten thousand jobs for one busy number must not hold this transaction until it is canceled and rolled back.
   c_at_most constant int := 100;
@@ -144,8 +144,8 @@ begin
       where id = v_job.id
       returning * into v_job;
 
-      -- 3. Take a slot of the rate. The row lock makes it exact: once a pause has committed, no claim passes. When it is
-      -- denied, steps 2 and 3 are undone and due_at stays as it was.
+      -- 3. Take a slot of the rate. The row lock makes it exact: once a pause has committed, no claim passes. When it
+      -- is denied, steps 2 and 3 are undone and due_at stays as it was.
       update private.call_settings
       set next_call_at = greatest(next_call_at, v_now) + make_interval(secs => 1 / p_calls_per_second),
           probe_until = case when halts > 0 then v_job.due_at end
@@ -192,7 +192,7 @@ begin
       update public.outbound_call_jobs
       set due_at = v_cap.until, reason_code = v_cap.code,
           reason = case v_cap.code
-                     when 'calls_per_number_per_day' then 'this number has been called as often as it may be in 24 hours'
+                     when 'calls_per_number_per_day' then 'this number reached CALLS_PER_NUMBER_PER_DAY'
                      else 'held: too many numbers with this prefix within an hour' end
       where id = v_job.id;
       continue;
@@ -209,14 +209,14 @@ begin
 end
 $$;
 comment on function public.claim_call_job is
-  'Call dispatcher: for the webhook (with p_job_id) and the sweep (without): take one due job, alone, and write its attempt'
-  ' before Twilio is asked. p_attempt is a random uuid made by the caller, p_from our number; p_lease_s, in which nobody'
-  ' else looks at the job, must outlast the request. Claimed by hand, a job waits for the end of its lease. ->'
-  ' {"outcome": "claimed", "job", "attempt": {"id", "number"}, "now"}'
-  ' | {"outcome": "wait", "wait_s"}: the rate, and nothing was changed; or 100 jobs were put off, and there may be more'
-  ' | {"outcome": "paused", "until", "reason", "just_now"}: calls are paused; just_now: by p_calls_per_day, in this claim'
-  ' | {"outcome": "unparsed", "job_id", "phone_number"}: parse it, call set_call_number, claim again'
-  ' | {"outcome": "none", "status", "due_at", "reason_code"}: nothing is due; for p_job_id: its status instead';
+  'Call dispatcher: for the webhook (with p_job_id) and the sweep (without): take one due job, alone, and write its'
+  ' attempt before Twilio is asked. p_attempt is a random uuid made by the caller, p_from our number; p_lease_s, in'
+  ' which nobody else looks at the job, must outlast the request. Claimed by hand, a job waits for the end of its'
+  ' lease. -> {"outcome": "claimed", "job", "attempt": {"id", "number"}, "now"} | {"outcome": "wait", "wait_s"}: the'
+  ' rate, and nothing was changed; or 100 jobs were put off, and there may be more | {"outcome": "paused", "until",'
+  ' "reason", "just_now"}: calls are paused; just_now: by p_calls_per_day, in this claim | {"outcome": "unparsed",'
+  ' "job_id", "phone_number"}: parse it, call set_call_number, claim again | {"outcome": "none", "status", "due_at",'
+  ' "reason_code"}: nothing is due; for p_job_id: its status instead';
 
 create function public.set_call_number(
   p_job_id       bigint,
@@ -238,26 +238,29 @@ begin
 end
 $$;
 comment on function public.set_call_number is
-  'Call dispatcher: after "unparsed", or when phone_number reads as another number than phone_e164: write the E.164 number,'
-  ' or fail the job because there is none (p_phone_e164 null; p_code and p_reason say why). Counts only while the job is'
-  ' queued and still holds the text that was parsed. -> true if it counted';
+  'Call dispatcher: after "unparsed", or when phone_number reads as another number than phone_e164: write the E.164'
+  ' number, or fail the job because there is none (p_phone_e164 null; p_code and p_reason say why). Counts only while'
+  ' the job is queued and still holds the text that was parsed. -> true if it counted';
 
-create function private.lock_attempt(
-  p_attempt   uuid,
-  out job     public.outbound_call_jobs,
-  out attempt public.outbound_call_attempts
-)
+create type private.locked_attempt as (attempt public.outbound_call_attempts, job public.outbound_call_jobs);
+comment on type private.locked_attempt is 'Call dispatcher: the answer of private.lock_attempt.';
+
+create function private.lock_attempt(p_attempt uuid) returns private.locked_attempt
 language plpgsql set search_path = '' as $$
+declare
+  v_job     public.outbound_call_jobs;
+  v_attempt public.outbound_call_attempts;
 begin
-  select j.* into job from public.outbound_call_jobs j
+  select j.* into v_job from public.outbound_call_jobs j
   where j.id = (select a.job_id from public.outbound_call_attempts a where a.id = p_attempt)
   for update;
-  select a.* into attempt from public.outbound_call_attempts a where a.id = p_attempt for update;
+  select a.* into v_attempt from public.outbound_call_attempts a where a.id = p_attempt for update;
+  return (v_attempt, v_job);
 end
 $$;
 comment on function private.lock_attempt is
-  'Call dispatcher: an attempt and its job, locked in that order: job first. Null fields when there is no such attempt.'
-  ' Every function that writes an outcome begins with it.';
+  'Call dispatcher: an attempt and its job, locked in that order: job first. Null fields when there is no such'
+  ' attempt. Every function that writes an outcome begins with it.';
 
 create function private.give_back_slot(p_slot_s double precision) returns void
 language sql set search_path = '' as $$
@@ -265,7 +268,8 @@ language sql set search_path = '' as $$
   where only_row and p_slot_s > 0
 $$;
 comment on function private.give_back_slot is
-  'Call dispatcher: a claim ended before Twilio was asked, so the next one need not wait for it. Called with the job locked.';
+  'Call dispatcher: a claim ended before Twilio was asked, so the next one need not wait for it. Called with the job'
+  ' locked.';
 
 create function private.give_back_job(
   p_job public.outbound_call_jobs, p_due_at timestamptz, p_code text, p_reason text
@@ -297,7 +301,7 @@ create function public.release_call_job(
 language plpgsql security definer set search_path = '' as $$
 declare
   v_now     constant timestamptz := private.clock();
-  v_locked  constant record := private.lock_attempt(p_attempt);
+  v_locked  constant private.locked_attempt := private.lock_attempt(p_attempt);
   v_job     constant public.outbound_call_jobs := v_locked.job;
   v_attempt constant public.outbound_call_attempts := v_locked.attempt;
 begin
@@ -305,10 +309,11 @@ begin
     return false;
   end if;
   delete from public.outbound_call_attempts where id = p_attempt;
-  perform private.give_back_job(v_job, coalesce(p_not_before, v_now + make_interval(secs => p_delay_s)), p_code, p_reason);
+  perform private.give_back_job(
+    v_job, coalesce(p_not_before, v_now + make_interval(secs => p_delay_s)), p_code, p_reason);
 
   if p_halt_s is null then
-    -- The probe showed nothing, so the next one may go. Its lease identifies the probe; other jobs leave the gate alone.
+    -- The probe showed nothing, so the next one may go. Its lease identifies the probe; other jobs change nothing.
     update private.call_settings set probe_until = null where only_row and probe_until = v_job.due_at;
   else
     -- Ten requests that meet the same broken account at once are one halt, not ten.
@@ -325,9 +330,10 @@ begin
 end
 $$;
 comment on function public.release_call_job is
-  'Call dispatcher: give a job back, its attempt unspent, because nothing was dialed (hours, a frozen process) or Twilio'
-  ' took nothing (429, a halt). It is due again after p_delay_s, or at p_not_before. p_slot_s: the length of a slot, to give'
-  ' it back, too, because Twilio was not asked. p_halt_s: our account or configuration is broken, so pause all calls that'
-  ' long, twice as long each time in a row, up to an hour. Counts only from started and in_doubt. -> true if it counted';
+  'Call dispatcher: give a job back, its attempt unspent, because nothing was dialed (hours, a frozen process) or'
+  ' Twilio took nothing (429, a halt). It is due again after p_delay_s, or at p_not_before. p_slot_s: the length of a'
+  ' slot, to give it back, too, because Twilio was not asked. p_halt_s: our account or configuration is broken, so'
+  ' pause all calls that long, twice as long each time in a row, up to an hour. Counts only from started and in_doubt.'
+  ' -> true if it counted';
 
 select private.apply_rights();

@@ -1,5 +1,5 @@
--- Outcomes of a request to Twilio, and of the call it made. Each is fenced by (attempt, state), so late workers, sweeps,
--- callbacks and polls may come in any order and any number of times.
+-- Outcomes of a request to Twilio, and of the call it made. Each is fenced by (attempt, state), so late workers,
+-- sweeps, callbacks and polls may come in any order and any number of times.
 
 create function private.call_rank(p_status text) returns int
 language sql immutable set search_path = '' as $$
@@ -37,15 +37,15 @@ begin
 end
 $$;
 comment on function private.retry_or_fail is
-  'Call dispatcher: an attempt failed: queue its locked job again, or end it. p_delays_s: how long to wait after the first'
-  ' attempt, after the second, and so on; when no delay is left, the attempts are spent.';
+  'Call dispatcher: an attempt failed: queue its locked job again, or end it. p_delays_s: how long to wait after the'
+  ' first attempt, after the second, and so on; when no delay is left, the attempts are spent.';
 
 create function private.bind_call(p_attempt uuid, p_sid text, p_ask_s double precision) returns text
 language plpgsql set search_path = '' as $$
 declare
   v_now     constant timestamptz := private.clock();
   -- Twilio's list may have bound this SID to another attempt of the number. That attempt's row then counts.
-  v_locked  constant record := private.lock_attempt(
+  v_locked  constant private.locked_attempt := private.lock_attempt(
     coalesce((select a.id from public.outbound_call_attempts a where a.call_sid = p_sid), p_attempt));
   v_job     public.outbound_call_jobs := v_locked.job;
   v_attempt constant public.outbound_call_attempts := v_locked.attempt;
@@ -66,15 +66,16 @@ begin
     if v_attempt.call_sid is not null then  -- one request, two calls: keep the second as a row of its own, and end it
       insert into public.outbound_call_attempts
         (id, job_id, number, phone_e164, from_e164, state, call_sid, call_status, started_at, accepted_at, end_due_at)
-      values (gen_random_uuid(), v_job.id, v_attempt.number, v_attempt.phone_e164, v_attempt.from_e164, 'duplicate', p_sid,
-              'queued', v_attempt.started_at, v_now, v_now);
+      values (gen_random_uuid(), v_job.id, v_attempt.number, v_attempt.phone_e164, v_attempt.from_e164, 'duplicate',
+              p_sid, 'queued', v_attempt.started_at, v_now, v_now);
       return 'end';
     end if;
 
     -- Open; or late truth: it was believed absent, and is the job's call after all.
     if v_attempt.state in ('started', 'in_doubt')
        or (v_attempt.state = 'absent' and v_attempt.phone_e164 is not null
-           and (v_job.status = 'queued' or (v_job.status = 'failed' and v_job.reason_code in ('absent', 'gave_up')))) then
+           and (v_job.status = 'queued'
+                or v_job.status = 'failed' and v_job.reason_code in ('absent', 'gave_up'))) then
       update public.outbound_call_attempts
       set state = 'accepted', call_sid = p_sid, call_status = 'queued', accepted_at = v_now, closed_at = null
       where id = p_attempt;
@@ -112,8 +113,9 @@ begin
 end
 $$;
 comment on function private.bind_call is
-  'Call dispatcher: a SID is truth: bind it to its attempt, at any time and any number of times. Locks the attempt''s job.'
-  ' -> keep: the call is wanted · end: one too many, or no longer wanted · unknown: no such attempt (end the call, too)';
+  'Call dispatcher: a SID is truth: bind it to its attempt, at any time and any number of times. Locks the attempt''s'
+  ' job. -> keep: the call is wanted · end: one too many, or no longer wanted · unknown: no such attempt (end the'
+  ' call, too)';
 
 create function private.call_answer(p_then text, p_sid text) returns jsonb
 language plpgsql stable set search_path = '' as $$
@@ -143,16 +145,16 @@ begin
 end
 $$;
 comment on function public.accept_call is
-  'Call dispatcher: for the dispatcher: Twilio has answered with a SID. Works from started, in_doubt and absent, any number'
-  ' of times. -> {"then": "keep" | "end" | "unknown", "state", "call_status", "by_machine", "job"}; told "end", the caller'
-  ' ends the call';
+  'Call dispatcher: for the dispatcher: Twilio has answered with a SID. Works from started, in_doubt and absent, any'
+  ' number of times. -> {"then": "keep" | "end" | "unknown", "state", "call_status", "by_machine", "job"}; told "end",'
+  ' the caller ends the call';
 
 create function public.refuse_call(
   p_attempt uuid, p_code text, p_reason text, p_error_code text default null, p_slot_s double precision default 0
 ) returns boolean
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_locked  constant record := private.lock_attempt(p_attempt);
+  v_locked  constant private.locked_attempt := private.lock_attempt(p_attempt);
   v_job     constant public.outbound_call_jobs := v_locked.job;
   v_attempt constant public.outbound_call_attempts := v_locked.attempt;
 begin
@@ -160,22 +162,24 @@ begin
     return false;
   end if;
   update public.outbound_call_attempts
-  set state = 'refused', error_code = coalesce(p_error_code, p_code), error_message = p_reason, closed_at = private.clock()
+  set state = 'refused', closed_at = private.clock(),
+      error_code = coalesce(p_error_code, p_code), error_message = p_reason
   where id = p_attempt;
   perform private.retry_or_fail(v_job, '{}', p_code, p_reason);
-  update private.call_settings set probe_until = null where only_row and probe_until = v_job.due_at;  -- if it was the probe
+  update private.call_settings set probe_until = null where only_row and probe_until = v_job.due_at;  -- of a probe
   perform private.give_back_slot(p_slot_s);
   return true;
 end
 $$;
 comment on function public.refuse_call is
-  'Call dispatcher: for the dispatcher: Twilio, or our own screening, refuses this call for good. Counts only from started'
-  ' and in_doubt. p_slot_s: as in release_call_job. -> true if it counted';
+  'Call dispatcher: for the dispatcher: Twilio, or our own screening, refuses this call for good. Counts only from'
+  ' started and in_doubt. p_slot_s: as in release_call_job. -> true if it counted';
 
-create function public.put_off_call(p_attempt uuid, p_not_before timestamptz, p_code text, p_reason text) returns boolean
+create function public.put_off_call(p_attempt uuid, p_not_before timestamptz, p_code text, p_reason text)
+returns boolean
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_locked  constant record := private.lock_attempt(p_attempt);
+  v_locked  constant private.locked_attempt := private.lock_attempt(p_attempt);
   v_job     constant public.outbound_call_jobs := v_locked.job;
   v_attempt constant public.outbound_call_attempts := v_locked.attempt;
 begin
@@ -190,15 +194,16 @@ begin
 end
 $$;
 comment on function public.put_off_call is
-  'Call dispatcher: for the dispatcher: a call waits in Twilio''s queue until it may not ring any more (its hours). The caller'
-  ' cancels it at Twilio, and the sweep does so until it is over; then the job is due at p_not_before, the attempt unspent.'
-  ' Counts only for a call that has not left the queue, as far as Twilio told us. -> true if it counted';
+  'Call dispatcher: for the dispatcher: a call waits in Twilio''s queue until it may not ring any more (its hours).'
+  ' The caller cancels it at Twilio, and the sweep does so until it is over; then the job is due at p_not_before, the'
+  ' attempt unspent. Counts only for a call that has not left the queue, as far as Twilio told us. -> true if it'
+  ' counted';
 
 create function public.doubt_call(p_attempt uuid, p_code text, p_reason text, p_ask_s double precision) returns boolean
 language plpgsql security definer set search_path = '' as $$
 declare
   v_now     constant timestamptz := private.clock();
-  v_locked  constant record := private.lock_attempt(p_attempt);
+  v_locked  constant private.locked_attempt := private.lock_attempt(p_attempt);
   v_job     constant public.outbound_call_jobs := v_locked.job;
   v_attempt constant public.outbound_call_attempts := v_locked.attempt;
 begin
@@ -215,8 +220,8 @@ begin
 end
 $$;
 comment on function public.doubt_call is
-  'Call dispatcher: for the dispatcher: the request may or may not have made a call. Nobody dials until that is settled.'
-  ' p_ask_s: when to ask Twilio first. Counts only from started. -> true if it counted';
+  'Call dispatcher: for the dispatcher: the request may or may not have made a call. Nobody dials until that is'
+  ' settled. p_ask_s: when to ask Twilio first. Counts only from started. -> true if it counted';
 
 create function public.record_call_status(
   p_attempt         uuid,
@@ -253,7 +258,7 @@ begin
   v_was_machine := private.is_by_machine(v_attempt);
   -- An attempt that was given up as outcome_unknown keeps its job as it is, whatever comes now.
   v_ends_job := v_final and v_attempt.state = 'accepted';
-  if p_answered_by <> coalesce(v_attempt.answered_by, '') then  -- asynchronous detection: it may come at any call_status
+  if p_answered_by <> coalesce(v_attempt.answered_by, '') then  -- asynchronous detection comes at any time
     update public.outbound_call_attempts set answered_by = p_answered_by where call_sid = p_call_sid;
     -- The final status may have come first: the job stays as it is, and only its summary changes.
     update public.outbound_call_jobs set qualification = private.qualification(id)
@@ -310,9 +315,10 @@ begin
 end
 $$;
 comment on function public.record_call_status is
-  'Call dispatcher: for /status, /voice and the sweep: record a call''s status from Twilio, in any order. Binds the SID first.'
-  ' p_redial_delays_s: as in retry_or_fail, for a person who was not reached. p_answered_by may come alone, with a'
-  ' p_call_status that is not new. p_machine_counts_as: a call that a machine answered counts as "reached" or "missed" (then'
-  ' it is tried again). -> as accept_call; "moved" is true when this status was new, "machine_now" when a machine was detected';
+  'Call dispatcher: for /status, /voice and the sweep: record a call''s status from Twilio, in any order. Binds the'
+  ' SID first. p_redial_delays_s: as in retry_or_fail, for a person who was not reached. p_answered_by may come alone,'
+  ' with a p_call_status that is not new. p_machine_counts_as: a call that a machine answered counts as "reached" or'
+  ' "missed" (then it is tried again). -> as accept_call; "moved" is true when this status was new, "machine_now" when'
+  ' a machine was detected';
 
 select private.apply_rights();

@@ -1,4 +1,4 @@
--- Following up calls that are, or may be, under way: leases that ran out, calls in doubt, calls whose end nobody reported.
+-- Following up calls that are, or may be, under way: expired leases, calls in doubt, calls whose end nobody reported.
 
 create function private.open_call(
   p_attempt public.outbound_call_attempts, p_now timestamptz, p_end boolean, p_lease_expired boolean
@@ -14,8 +14,9 @@ language sql stable set search_path = '' as $$
 $$;
 comment on function private.open_call is 'Call dispatcher: what claim_open_call answers about one attempt.';
 
-create function public.claim_open_call(p_hold_s double precision, p_ask_s double precision, p_give_up_s double precision)
-returns jsonb
+create function public.claim_open_call(
+  p_hold_s double precision, p_ask_s double precision, p_give_up_s double precision
+) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
   v_now     constant timestamptz := private.clock();
@@ -94,11 +95,11 @@ begin
 end
 $$;
 comment on function public.claim_open_call is
-  'Call dispatcher: for the sweep: the next call to look at, held for p_hold_s. Duplicates come first: they may be ringing. A'
-  ' lease that ran out becomes a doubt here, never a queued job. A call whose end is unknown p_give_up_s after it was taken is'
-  ' asked about once more, then closed. -> {"outcome": "ask", "state": "in_doubt" | "accepted" | "duplicate", "attempt",'
-  ' "job_id", "call_sid", "phone_e164", "from_e164", "started_at", "asked_at", "end": the call is not wanted, "put_off": it'
-  ' must not leave Twilio''s queue, "metadata", "lease_ran_out"} | {"outcome": "none"}';
+  'Call dispatcher: for the sweep: the next call to look at, held for p_hold_s. Duplicates come first: they may be'
+  ' ringing. A lease that ran out becomes a doubt here, never a queued job. A call whose end is unknown p_give_up_s'
+  ' after it was taken is asked about once more, then closed. -> {"outcome": "ask", "state": "in_doubt" | "accepted" |'
+  ' "duplicate", "attempt", "job_id", "call_sid", "phone_e164", "from_e164", "started_at", "asked_at", "end": the call'
+  ' is not wanted, "put_off": it must not leave Twilio''s queue, "metadata", "lease_ran_out"} | {"outcome": "none"}';
 
 create function public.settle_call(
   p_attempt    uuid,
@@ -113,7 +114,7 @@ create function public.settle_call(
 language plpgsql security definer set search_path = '' as $$
 declare
   v_now        constant timestamptz := private.clock();
-  v_locked     constant record := private.lock_attempt(p_attempt);
+  v_locked     constant private.locked_attempt := private.lock_attempt(p_attempt);
   v_job        constant public.outbound_call_jobs := v_locked.job;
   v_attempt    constant public.outbound_call_attempts := v_locked.attempt;
   v_settled_at constant timestamptz := v_attempt.doubted_at + make_interval(secs => p_settling_s);
@@ -167,12 +168,12 @@ begin
 end
 $$;
 comment on function public.settle_call is
-  'Call dispatcher: for the sweep: settle a doubt by Twilio''s list, every call from our number to theirs since the attempt'
-  ' began, as [{"sid", "status"}, ...]. One call that no other attempt has: it is bound, the job is calling, and the sweep'
-  ' records its status next. None: absent, if the ask began p_settling_s or more after the doubt; before that, ask again'
-  ' after p_ask_s. Several: none is bound, the job stays in doubt, and a person must look. p_delays_s: as in retry_or_fail.'
-  ' p_gives_up: an absent call ends the job instead of being dialed again. -> {"outcome": "found", "call_sid", "call_status",'
-  ' "then"} | {"outcome": "absent", "job_status"} | {"outcome": "not_yet"} | {"outcome": "ambiguous", "calls"}'
-  ' | {"outcome": "settled"} (by another caller, meanwhile)';
+  'Call dispatcher: for the sweep: settle a doubt by Twilio''s list, every call from our number to theirs since the'
+  ' attempt began, as [{"sid", "status"}, ...]. One call that no other attempt has: it is bound, the job is calling,'
+  ' and the sweep records its status next. None: absent, if the ask began p_settling_s or more after the doubt; before'
+  ' that, ask again after p_ask_s. Several: none is bound, the job stays in doubt, and a person must look. p_delays_s:'
+  ' as in retry_or_fail. p_gives_up: an absent call ends the job instead of being dialed again. -> {"outcome":'
+  ' "found", "call_sid", "call_status", "then"} | {"outcome": "absent", "job_status"} | {"outcome": "not_yet"} |'
+  ' {"outcome": "ambiguous", "calls"} | {"outcome": "settled"} (by another caller, meanwhile)';
 
 select private.apply_rights();

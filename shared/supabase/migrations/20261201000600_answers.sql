@@ -6,7 +6,8 @@ language sql stable set search_path = '' as $$
                  where o.phone_e164 = p_attempt.phone_e164 and o.how = 'key press'
                    and o.opted_out_at >= p_attempt.started_at)
 $$;
-comment on function private.has_opted_out_by_key is 'Call dispatcher: whether the opt-out key was pressed in this call.';
+comment on function private.has_opted_out_by_key is
+  'Call dispatcher: whether the opt-out key was pressed in this call.';
 
 create function private.is_by_machine(p_attempt public.outbound_call_attempts) returns boolean
 language plpgsql stable set search_path = '' as $$
@@ -72,7 +73,8 @@ begin
   -- A call whose SID is still unknown is bound first: if its number opted out earlier, the call must end.
   select * into v_attempt from public.outbound_call_attempts where call_sid = p_call_sid;
   if p_opt_out and v_attempt.phone_e164 is not null then
-    perform public.opt_out(v_attempt.phone_e164, 'key press', case when v_attempt.state <> 'duplicate' then v_attempt.id end);
+    perform public.opt_out(v_attempt.phone_e164, 'key press',
+                           case when v_attempt.state <> 'duplicate' then v_attempt.id end);
   end if;
   v_answer := public.record_call_status(p_attempt, p_call_sid, 'in-progress', p_ask_s, '{}');
   if v_answer ->> 'then' = 'unknown' then
@@ -80,14 +82,16 @@ begin
   end if;
   if p_opt_out and v_attempt.id is null then
     select * into v_attempt from public.outbound_call_attempts where call_sid = p_call_sid;
-    perform public.opt_out(v_attempt.phone_e164, 'key press', case when v_attempt.state <> 'duplicate' then v_attempt.id end)
+    perform public.opt_out(v_attempt.phone_e164, 'key press',
+                           case when v_attempt.state <> 'duplicate' then v_attempt.id end)
     where v_attempt.phone_e164 is not null;
   end if;
   select * into v_attempt from public.outbound_call_attempts where call_sid = p_call_sid;
 
   if p_question is not null and p_meaning is not null and v_answer ->> 'then' = 'keep'
      and v_attempt.state in ('accepted', 'ended') and not private.is_by_machine(v_attempt)
-     and exists (select from public.outbound_call_jobs j where j.id = v_attempt.job_id and j.phone_number <> 'erased') then
+     and exists (select from public.outbound_call_jobs j
+                 where j.id = v_attempt.job_id and j.phone_number <> 'erased') then
     insert into public.outbound_call_answers (job_id, question, meaning, digits, attempt_id, answered_at)
     values (v_attempt.job_id, p_question, p_meaning, p_digits, v_attempt.id, v_now)
     on conflict (job_id, question) do update
@@ -101,9 +105,10 @@ begin
 end
 $$;
 comment on function public.record_call_answer is
-  'Call dispatcher: for /voice after each Gather: record the key, if it has a meaning (p_question, p_meaning), or that this'
-  ' number is never to be called again (p_opt_out). Binds and answers as record_call_status does with "in-progress". Idempotent.'
-  ' No answer is written for a call that is not wanted or that a machine took. An opt-out is always written, and holds before'
-  ' this answers; the call goes on to confirm it, and its job counts as reached. -> as record_call_status';
+  'Call dispatcher: for /voice after each Gather: record the key, if it has a meaning (p_question, p_meaning), or that'
+  ' this number is never to be called again (p_opt_out). Binds and answers as record_call_status does with'
+  ' "in-progress". Idempotent. No answer is written for a call that is not wanted or that a machine took. An opt-out'
+  ' is always written, and holds before this answers; the call goes on to confirm it, and its job counts as reached.'
+  ' -> as record_call_status';
 
 select private.apply_rights();

@@ -28,8 +28,8 @@ begin
 end
 $$;
 comment on function public.cancel_call_job is
-  'Call dispatcher, by hand: cancel one job. A call under way is ended by the next sweep, and then the job is canceled. ->'
-  ' the job''s status now: canceled, or what it still is with cancel_requested set';
+  'Call dispatcher, by hand: cancel one job. A call under way is ended by the next sweep, and then the job is'
+  ' canceled. -> the job''s status now: canceled, or what it still is with cancel_requested set';
 
 create function public.retry_call_job(p_job_id bigint) returns text
 language plpgsql security definer set search_path = '' as $$
@@ -77,23 +77,25 @@ begin
 end
 $$;
 comment on function public.retry_call_job is
-  'Call dispatcher, by hand: dial a failed or canceled job once more, at the next sweep, whatever attempts it has spent.'
-  ' Refused where the person would be called twice: by a newer job of the same user, or while a call to the same number is'
-  ' open. -> queued';
+  'Call dispatcher, by hand: dial a failed or canceled job once more, at the next sweep, whatever attempts it has'
+  ' spent. Refused where the person would be called twice: by a newer job of the same user, or while a call to the'
+  ' same number is open. -> queued';
 
 create function private.e164(p_typed text) returns text
 language sql immutable set search_path = '' as $$
   select case when bare ~ '^\+[1-9][0-9]{6,14}$' and typed !~ '\(\s*0\s*\)' then bare end
   from (select normalize(p_typed, NFKC) as typed) t,
        regexp_replace(
-         typed, '[\s().\-/\u00ad\u200b-\u200f\u2010-\u2015\u202a-\u202e\u2060\u2066-\u2069\u2212\ufeff]', '', 'g') as bare
+         typed, '[\s().\-/\u00ad\u200b-\u200f\u2010-\u2015\u202a-\u202e\u2060\u2066-\u2069\u2212\ufeff]', '', 'g'
+       ) as bare
 $$;
 comment on function private.e164 is
-  'Call dispatcher: a pasted number as E.164, or null. Spaces, dashes, dots, brackets, slashes and the invisible marks of'
-  ' address books go. The country code must be there: a national number is another phone in each country. And "(0)" must'
-  ' not: it is dialed in Italy and not in Britain, and a wrong guess would stop nothing.';
+  'Call dispatcher: a pasted number as E.164, or null. Spaces, dashes, dots, brackets, slashes and the invisible marks'
+  ' of address books go. The country code must be there: a national number is another phone in each country. And "(0)"'
+  ' must not: it is dialed in Italy and not in Britain, and a wrong guess would stop nothing.';
 
-create function public.opt_out(p_phone_number text, p_how text default 'by hand', p_attempt uuid default null) returns jsonb
+create function public.opt_out(p_phone_number text, p_how text default 'by hand', p_attempt uuid default null)
+returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
   v_now      constant timestamptz := private.clock();
@@ -107,7 +109,8 @@ begin
   insert into public.call_opt_outs (phone_e164, opted_out_at, how) values (v_phone, v_now, coalesce(p_how, 'by hand'))
   on conflict do nothing;
   -- In one order, p_attempt's job included: two opt-outs of the same number must not deadlock.
-  perform from public.outbound_call_jobs j where j.phone_e164 = v_phone and j.finished_at is null order by j.id for update;
+  perform from public.outbound_call_jobs j where j.phone_e164 = v_phone and j.finished_at is null
+  order by j.id for update;
   -- This waits for a claim that holds one of these jobs, and ends its call. A later claim sees the opt-out.
   with jobs as (
     update public.outbound_call_jobs j
@@ -128,8 +131,8 @@ end
 $$;
 comment on function public.opt_out is
   'Call dispatcher, by hand: never call this number again, for any user: queued calls are canceled, open ones ended.'
-  ' p_attempt: the call in which the person asked for it; it ends by itself, so that it can confirm. Undone only by the'
-  ' owner: delete from call_opt_outs. -> {"canceled": jobs, "ending": jobs}';
+  ' p_attempt: the call in which the person asked for it; it ends by itself, so that it can confirm. Undone only by'
+  ' the owner: delete from call_opt_outs. -> {"canceled": jobs, "ending": jobs}';
 
 create function public.pause_calls(p_reason text, p_until timestamptz default 'infinity') returns text
 language plpgsql security definer set search_path = '' as $$
@@ -155,9 +158,9 @@ begin
 end
 $$;
 comment on function public.pause_calls is
-  'Call dispatcher, by hand: stop all dialing at once, until resume_calls() or p_until; everybody will see the reason. Once'
-  ' this has committed, no claim succeeds. The next sweep cancels the calls that wait in Twilio''s queue, and they are made'
-  ' later; conversations in progress continue. -> what holds now';
+  'Call dispatcher, by hand: stop all dialing at once, until resume_calls() or p_until; everybody will see the reason.'
+  ' Once this has committed, no claim succeeds. The next sweep cancels the calls that wait in Twilio''s queue, and'
+  ' they are made later; conversations in progress continue. -> what holds now';
 
 create function public.resume_calls() returns text
 language plpgsql security definer set search_path = '' as $$
@@ -174,7 +177,7 @@ begin
 end
 $$;
 comment on function public.resume_calls is
-  'Call dispatcher, by hand: end any pause: by hand, by a halt or by CALLS_PER_DAY (which pauses again at the next claim'
-  ' while it is reached). -> what held before';
+  'Call dispatcher, by hand: end any pause: by hand, by a halt or by CALLS_PER_DAY (which pauses again at the next'
+  ' claim while it is reached). -> what held before';
 
 select private.apply_rights();

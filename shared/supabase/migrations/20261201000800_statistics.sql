@@ -60,8 +60,9 @@ begin
 end
 $$;
 comment on function public.call_job_stats is
-  'Call dispatcher: what goes on now, as JSON, logged by each sweep; call_stats is the same as one row. Reads only open rows'
-  ' and those of the last 24 hours, by their indexes. "calls" counts as CALLS_PER_DAY does; "answered": by a person.';
+  'Call dispatcher: what goes on now, as JSON, logged by each sweep; call_stats is the same as one row. Reads only'
+  ' open rows and those of the last 24 hours, by their indexes. "calls" counts as CALLS_PER_DAY does; "answered": by a'
+  ' person.';
 
 create function public.call_stats_by_hour(p_hours int default 48)
 returns table (hour timestamptz, calls bigint, answered bigint, not_reached bigint, put_off bigint, under_way bigint,
@@ -104,27 +105,29 @@ begin
 end
 $$;
 comment on function public.call_stats_by_hour is
-  'Call dispatcher: the attempts that began in each of the last p_hours hours (UTC), newest first. calls: Twilio took them;'
-  ' they are answered + not_reached + put_off + under_way + duplicates.';
+  'Call dispatcher: the attempts that began in each of the last p_hours hours (UTC), newest first. calls: Twilio took'
+  ' them; they are answered + not_reached + put_off + under_way + duplicates.';
 
 -- paused_until is text, because not every client can read the time 'infinity'.
 create view public.call_stats with (security_invoker = true) as
 select s.* from jsonb_to_record(public.call_job_stats()) as s (
-  queued int, due int, oldest_due_s int, dialing int, calling int, in_doubt int, oldest_doubt_s int, live_duplicates int,
-  duplicates_24h int, paused boolean, paused_by text, paused_until text, pause_reason text, halts int, calls_1h int,
-  answered_1h int, calls_24h int, answered_24h int, completed_24h int, failed_24h int, failures_24h jsonb, canceled_24h int,
-  opt_outs_24h int, held_by_prefix int, missed_signups int);
+  queued int, due int, oldest_due_s int, dialing int, calling int, in_doubt int, oldest_doubt_s int,
+  live_duplicates int, duplicates_24h int, paused boolean, paused_by text, paused_until text, pause_reason text,
+  halts int, calls_1h int, answered_1h int, calls_24h int, answered_24h int, completed_24h int, failed_24h int,
+  failures_24h jsonb, canceled_24h int, opt_outs_24h int, held_by_prefix int, missed_signups int);
 comment on view public.call_stats is 'Call dispatcher: what goes on now: call_job_stats() as one row.';
 
 create view public.call_stats_per_hour with (security_invoker = true) as
 select * from public.call_stats_by_hour(48);
-comment on view public.call_stats_per_hour is 'Call dispatcher: the attempts of each of the last 48 hours, and their outcomes.';
+comment on view public.call_stats_per_hour is
+  'Call dispatcher: the attempts of each of the last 48 hours, and their outcomes.';
 
 create view public.outbound_call_overview with (security_invoker = true) as
 select
   j.id, j.user_id, j.first_name, j.signup_mode,
   left(j.phone_e164, 2) || '*******' || right(j.phone_e164, 2) as phone,
-  j.status, coalesce(j.reason_code, a.call_status) as outcome, j.reason, j.created_at, j.due_at, j.finished_at, j.attempts,
+  j.status, coalesce(j.reason_code, a.call_status) as outcome, j.reason,
+  j.created_at, j.due_at, j.finished_at, j.attempts,
   (select jsonb_object_agg(q.question, q.meaning) from public.outbound_call_answers q where q.job_id = j.id) as answers,
   (j.qualification -> 'opted_out')::boolean as opted_out,
   a.number as last_attempt, a.state as last_state, a.call_status, a.call_sid, a.answered_by, a.started_at as called_at,
@@ -134,6 +137,7 @@ left join lateral (
   select * from public.outbound_call_attempts t where t.job_id = j.id
   order by t.number desc, t.state = 'duplicate', t.started_at desc limit 1) a on true;
 comment on view public.outbound_call_overview is
-  'Call dispatcher: each job in one row, for the table editor: its last attempt, outcome and answers. Numbers are masked.';
+  'Call dispatcher: each job in one row, for the table editor: its last attempt, outcome and answers. Numbers are'
+  ' masked.';
 
 select private.apply_rights();

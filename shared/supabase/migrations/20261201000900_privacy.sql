@@ -25,8 +25,8 @@ language sql set search_path = '' as $$
   where job_id in (select id from public.outbound_call_jobs where user_id = p_user_id)
 $$;
 comment on function private.forget_user is
-  'Call dispatcher: erase a user''s text and answers at once, and cancel or end their calls. Their numbers stay a day for the'
-  ' caps and the fence: deleting an account and signing up again must not evade them.';
+  'Call dispatcher: erase a user''s text and answers at once, and cancel or end their calls. Their numbers stay a day'
+  ' for the caps and the fence: deleting an account and signing up again must not evade them.';
 
 create function private.on_auth_user_deleted() returns trigger
 language plpgsql security definer set search_path = '' set lock_timeout = '500ms' as $$
@@ -50,8 +50,8 @@ exception when others then
 end
 $$;
 comment on function private.on_auth_user_deleted is
-  'Call dispatcher: after a user is deleted, or marked as deleted. It never fails that statement or makes it wait; the sweep'
-  ' does what could not be done at once.';
+  'Call dispatcher: after a user is deleted, or marked as deleted. It never fails that statement or makes it wait; the'
+  ' sweep does what could not be done at once.';
 
 create trigger on_auth_user_deleted_onboarding after delete on auth.users
   for each row execute function private.on_auth_user_deleted();
@@ -80,7 +80,8 @@ begin
         perform private.forget_user(v_user.user_id);
         update private.deleted_users set forgotten = true where user_id = v_user.user_id;
         v_forgotten := v_forgotten + 1;
-      elsif not exists (select from public.outbound_call_jobs j left join public.outbound_call_attempts a on a.job_id = j.id
+      elsif not exists (select from public.outbound_call_jobs j
+                        left join public.outbound_call_attempts a on a.job_id = j.id
                         where j.user_id = v_user.user_id
                           and (j.finished_at is null or a.closed_at is null and a.id is not null
                                or a.started_at > v_now - interval '24 hours')) then

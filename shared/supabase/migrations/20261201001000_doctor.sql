@@ -1,4 +1,4 @@
--- Facts about a database for the doctor (python -m function.doctor); Python judges them. Nothing here writes, and a part
+-- Facts about a database for the doctor (python -m function.doctor); Python judges them. Nothing here writes. A part
 -- that cannot be read becomes an "error" in its place, never a failure of the whole.
 
 create function private.migration_versions() returns jsonb
@@ -46,9 +46,9 @@ exception when others then
 end
 $$;
 comment on function private.vault_facts is
-  'Call dispatcher: where webhooks go, and a proof of the secret that signs them: an HMAC of the caller''s nonce under the'
-  ' webhooks'' own key. A nonce is hexadecimal, so the proof is no webhook''s signature. -> {"url", "form": missing | no prefix'
-  ' | not base64 | ok, "hmac"} or {"error"}';
+  'Call dispatcher: where webhooks go, and a proof of the secret that signs them: an HMAC of the caller''s nonce under'
+  ' the webhooks'' own key. A nonce is hexadecimal, so the proof is no webhook''s signature. -> {"url", "form":'
+  ' missing | no prefix | not base64 | ok, "hmac"} or {"error"}';
 
 create function private.net_facts() returns jsonb
 language plpgsql stable set search_path = '' as $$
@@ -77,9 +77,9 @@ exception when others then
 end
 $$;
 comment on function private.net_facts is
-  'Call dispatcher: whether pg_net is there, how many requests wait for its worker, and its answers of the last hour (50 at'
-  ' most). They do not say whose they are: other webhooks of the project are among them. -> {"installed", "waiting",'
-  ' "oldest_waiting", "answers": [{"status", "error", "age_s"}], newest first} or {"error"}';
+  'Call dispatcher: whether pg_net is there, how many requests wait for its worker, and its answers of the last hour'
+  ' (50 at most). They do not say whose they are: other webhooks of the project are among them. -> {"installed",'
+  ' "waiting", "oldest_waiting", "answers": [{"status", "error", "age_s"}], newest first} or {"error"}';
 
 create function private.open_to(p_table regclass) returns jsonb
 language sql stable set search_path = '' as $$
@@ -164,6 +164,7 @@ begin
 end
 $$;
 comment on function public.check_call_setup is
-  'Call dispatcher: for the doctor: all facts at once. Reads only. p_nonce: 32 hexadecimal digits, made for this question.';
+  'Call dispatcher: for the doctor: all facts at once. Reads only. p_nonce: 32 hexadecimal digits, made for this'
+  ' question.';
 
 select private.apply_rights();

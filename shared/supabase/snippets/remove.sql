@@ -1,11 +1,11 @@
--- Removes from a Supabase project everything that these migrations made: tables and their rows, functions, triggers, Vault's
--- secrets, the cron job, the history of the push. All of it or nothing. `auth.users` stays as it is, sign-ups go on, and
+-- Removes everything that these migrations made from a Supabase project: tables and rows, functions, triggers, Vault's
+-- secrets, the cron job, the push history. All of it or nothing. `auth.users` stays as it is, and sign-ups go on.
 -- `supabase db push` sets everything up again. Stop the function and its scheduler first.
 --
 -- It forgets the opt-outs. To keep them: `select * from public.call_opt_outs`.
 --
 -- It is refused, with nothing changed, while something of yours depends on something of ours (a view on the jobs, say).
--- One statement, because `supabase db query` takes only one. Ours is what bears the mark "Call dispatcher" in its comment.
+-- One statement, because `supabase db query` takes only one. Ours is what bears "Call dispatcher" in its comment.
 
 do $$
 declare
@@ -22,8 +22,12 @@ begin
     select 2, format('function %s%s', oid::regprocedure, case when prorettype = 'trigger'::regtype then ' cascade' end)
     from pg_catalog.pg_proc where pg_catalog.obj_description(oid, 'pg_proc') ~ v_mark
     union all
-    select 3, 'table ' || string_agg(oid::regclass::text, ', ')
-    from pg_catalog.pg_class where relkind = 'r' and pg_catalog.obj_description(oid, 'pg_class') ~ v_mark having count(*) > 0
+    select 3, format('type %s', oid::regtype)
+    from pg_catalog.pg_type where pg_catalog.obj_description(oid, 'pg_type') ~ v_mark
+    union all
+    select 4, 'table ' || string_agg(oid::regclass::text, ', ')
+    from pg_catalog.pg_class where relkind = 'r' and pg_catalog.obj_description(oid, 'pg_class') ~ v_mark
+    having count(*) > 0
     order by 1
   loop
     execute 'drop ' || v_ours.what;
