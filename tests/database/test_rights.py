@@ -136,15 +136,21 @@ def test_the_service_reads_what_is_public_and_inserts_jobs(project: Connection) 
     assert column(project, "select polname from pg_policy") == []
 
 
+VIEWS = """
+select oid::regclass::text from pg_class where relkind = 'v' and relnamespace = 'public'::regnamespace
+"""
+
+
 def test_the_views_can_be_read_by_the_service_alone(project: Connection) -> None:
-    for view in column(project, "select oid::regclass::text from pg_class where relkind = 'v' and relnamespace = 'public'::regnamespace"):  # fmt: skip
+    for view in column(project, VIEWS):
         with project.transaction():
             project.execute("set local role service_role")
             column(project, f"select * from {view}")
         for role in ("anon", "authenticated"):
-            with pytest.raises(psycopg.errors.InsufficientPrivilege), project.transaction():
-                project.execute(f"set local role {role}".encode())
+            project.execute(f"set role {role}".encode())
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 project.execute(f"select * from {view}".encode())
+            project.execute("reset role")
 
 
 # --- the rule ---------------------------------------------------------------------------------------------------------
