@@ -11,7 +11,7 @@ import re
 import stat
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ import json, os, sys
 name = os.path.basename(sys.argv[0])
 with open({calls!r}, "a") as calls:
     calls.write(json.dumps([name, *sys.argv[1:]]) + "\\n")
+if "--data-file=-" in sys.argv:
+    with open({secrets!r}, "a") as secrets:
+        secrets.write(sys.stdin.read() + "\\n")
 for start, answer in {answers!r}:
     if " ".join([name, *sys.argv[1:]]).startswith(start):
         print(answer, end="")
@@ -68,36 +71,43 @@ def scripts() -> dict[str, str]:
     return {step["id"]: step["script"] for step in cloudbuild()["steps"] if "script" in step}
 
 
+def make_stand_ins(folder: Path, names: Iterable[str], answers: Mapping[str, str]) -> None:
+    """Programs in `folder`/bin that record their arguments in calls.jsonl, and the secrets that they read in secrets."""
+    (folder / "bin").mkdir(exist_ok=True)
+    (folder / "calls.jsonl").write_text("")
+    (folder / "secrets").write_text("")
+    text = STAND_IN.format(
+        python=sys.executable,
+        calls=str(folder / "calls.jsonl"),
+        secrets=str(folder / "secrets"),
+        answers=list(answers.items()),
+    )
+    for name in names:
+        (folder / "bin" / name).write_text(text)
+        (folder / "bin" / name).chmod(stat.S_IRWXU)
+
+
+def recorded(folder: Path) -> list[list[str]]:
+    """The command lines that the stand-ins were given, in order."""
+    return [json.loads(line) for line in (folder / "calls.jsonl").read_text().splitlines()]
+
+
 def act(
     script: str, folder: Path, environ: Mapping[str, str] | None = None, answers: Mapping[str, str] | None = None
 ) -> Acted:
     """Run `script` in `folder`. `answers`: what a command that begins so prints; nothing, unless told."""
-    calls = folder / "calls.jsonl"
-    calls.write_text("")
-    (folder / "bin").mkdir(exist_ok=True)
-    for name in STAND_INS:
-        text = STAND_IN.format(python=sys.executable, calls=str(calls), answers=list((answers or {}).items()))
-        (folder / "bin" / name).write_text(text)
-        (folder / "bin" / name).chmod(stat.S_IRWXU)
+    make_stand_ins(folder, STAND_INS, answers or {})
     done = subprocess.run(
         ["bash", "-c", script], cwd=folder, env={"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", **(environ or {})},
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    commands = [json.loads(line) for line in calls.read_text().splitlines()]
-    return Acted(commands, done.returncode, done.stdout + done.stderr)
+    return Acted(recorded(folder), done.returncode, done.stdout + done.stderr)
 
 
 def page(name: str) -> str:
     """A page of the guide, by its path below the root or its name in shared/docs."""
     path = ROOT / name
     return (path if path.exists() else ROOT / "shared" / "docs" / name).read_text()
-
-
-def section(name: str, heading: str) -> str:
-    """The part of a page from `## heading` to the next heading of that level."""
-    _, found, after = page(name).partition(f"\n## {heading}\n")
-    assert found, f"{name} has no heading '## {heading}'"
-    return after.partition("\n## ")[0]
 
 
 def code_blocks(text: str, language: str) -> list[str]:

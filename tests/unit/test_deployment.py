@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 
 from function.sweep import _longest_step_s
 from shared.settings import Settings, load_settings
-from tests.unit.deployment import ROOT, Acted, act, cloudbuild, code_blocks, page, scripts, section, substitutions
+from tests.unit.deployment import ROOT, Acted, act, cloudbuild, code_blocks, page, scripts, substitutions
 from tests.unit.examples import ENVIRON, settings
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -316,14 +316,10 @@ def test_a_flag_or_a_value_that_gcloud_does_not_know_is_noticed(gcloud: dict[str
 
 @pytest.fixture(scope="module")
 def readme_commands(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
-    """The commands of someone who pastes every block of cloud-run.md, and every line of "Change a secret"."""
-    deploying, rotating = page("cloud-run.md"), section("operate.md", "Change a secret")
-    shell = [block for text in (deploying, rotating) for block in code_blocks(text, "sh")]
-    prose = re.sub(r"^ *```.*?^ *```$", "", deploying + rotating, flags=re.MULTILINE | re.DOTALL)
-    inline = re.findall(r"`([^`]*gcloud [^`]*)`", prose)
-    whole = [line for line in inline if not line.endswith(("submit", "update", "binding"))]  # those only name a command
-    acted = act("\n".join(["set -u", "SECONDARY=x PRIMARY=y KEY=z TOKEN=t", *shell, *whole]), tmp_path_factory.mktemp("readme"), {},
-                {"gcloud projects describe": "123456789012\n", "gcloud secrets versions access": "whsec_old"})  # fmt: skip
+    """The commands of someone who pastes every block of cloud-run.md, and of secrets.md."""
+    blocks = [block for name in ("cloud-run.md", "secrets.md") for block in code_blocks(page(name), "sh")]
+    answers = {"gcloud projects describe": "123456789012\n", "gcloud secrets versions access": "whsec_new whsec_old"}
+    acted = act("\n".join(["set -u", *blocks]), tmp_path_factory.mktemp("readme"), {}, answers)
     assert acted.code == 0, acted.output
     assert "unbound variable" not in acted.output
     return acted.commands
