@@ -8,6 +8,7 @@ from functools import partial
 from itertools import count
 from typing import TypeAlias
 
+import hypothesis.core
 import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
@@ -24,6 +25,24 @@ SetClock: TypeAlias = Callable[[float], None]
 # Times say nothing here: two cores, others at work on them, and tables that hypothesis makes on its first run.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """One seed for the order of the tests, for `random` and for hypothesis: pytest-randomly has chosen it by now."""
+    hypothesis.core.global_force_seed = config.option.randomly_seed
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:  # a worker of xdist has none
+        reporter.write_line(f"order of the tests: SEED={session.config.option.randomly_seed}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    seed = config.option.randomly_seed
+    terminalreporter.write_line(f"order of the tests: SEED={seed} (`make test SEED={seed}` repeats it)")
+
 
 _TEMPLATE = "template_sandbox"
 _numbers = count(1)

@@ -1,4 +1,4 @@
-"""One sandbox for the whole folder, with everything in it real or a stand-in; each test has numbers and users of its own."""
+"""One sandbox for the whole folder, with everything in it real or a stand-in; it is emptied before each test."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import httpx
@@ -31,7 +31,7 @@ class World:
 
     sandbox: Sandbox
     database: psycopg.Connection[Row]
-    http: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=60))
+    http: httpx.Client
 
     def number(self) -> str:
         """A number that no other test has: +1 NPA 555-0100 to 0199."""
@@ -92,8 +92,19 @@ class World:
 
 @contextmanager
 def open_world(sandbox: Sandbox) -> Iterator[World]:
-    with psycopg.connect(sandbox.ready.database_url, autocommit=True, row_factory=dict_row) as database:
-        yield World(sandbox, database)
+    with (
+        psycopg.connect(sandbox.ready.database_url, autocommit=True, row_factory=dict_row) as database,
+        httpx.Client(timeout=60) as http,
+    ):
+        yield World(sandbox, database, http)
+
+
+@contextmanager
+def fresh_world(sandbox: Sandbox) -> Iterator[World]:
+    """A world in which nothing has happened yet, whatever an earlier test left in the sandbox."""
+    sandbox.reset()
+    with open_world(sandbox) as world:
+        yield world
 
 
 @pytest.fixture(scope="session")
@@ -106,10 +117,8 @@ def whole_sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def world(whole_sandbox: Sandbox) -> Iterator[World]:
-    with open_world(whole_sandbox) as world:
+    with fresh_world(whole_sandbox) as world:
         yield world
-        whole_sandbox.twilio.rules.clear()
-        world.set_clock(0)
 
 
 @pytest.fixture(scope="session")
@@ -121,7 +130,5 @@ def quiet_sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def quiet(quiet_sandbox: Sandbox) -> Iterator[World]:
-    with open_world(quiet_sandbox) as world:
+    with fresh_world(quiet_sandbox) as world:
         yield world
-        quiet_sandbox.twilio.rules.clear()
-        world.set_clock(0)

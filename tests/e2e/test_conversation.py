@@ -11,7 +11,7 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from shared.conversation.script import Script, Scripts
-from tests.e2e.conftest import World, open_world
+from tests.e2e.conftest import World, fresh_world
 from tests.e2e.test_failures import hook
 from tests.e2e.test_requests import signed
 from tests.sandbox.sandbox import Sandbox, free_port
@@ -313,7 +313,7 @@ def detecting_sandbox() -> Iterator[Sandbox]:
 @pytest.fixture
 def detecting(detecting_sandbox: Sandbox) -> Iterator[World]:
     """Who answers is found out while the greeting is spoken, at sixteen times the speed of life."""
-    with open_world(detecting_sandbox) as world:
+    with fresh_world(detecting_sandbox) as world:
         yield world
 
 

@@ -7,8 +7,7 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,142 +59,114 @@ def swept_alone(world: World, **settings: str) -> list[Entry]:
     return [entry_of(line) for line in done.stdout.splitlines()]
 
 
-@pytest.fixture
-def still(quiet: World) -> Iterator[World]:
-    """Nothing is open, and nothing is to be done."""
-    yield quiet
-    quiet.rows("select resume_calls()")
+def test_a_sweep_is_counted_and_says_how_long_the_oldest_waits(quiet: World) -> None:
+    entries = said(quiet, lambda: sweep(quiet))
+    assert counted(entries) == {"sweeps": 1, "oldest_due_s": 1, "oldest_doubt_s": 1}
+    assert values(entries, "oldest_due_s") == values(entries, "oldest_doubt_s") == [0]
+    (line,) = [entry["jsonPayload"] for entry in entries]
+    assert line["message"] == line["kind"] == "sweep"
 
 
-@contextmanager
-def nothing_else_open(world: World) -> Iterator[None]:
-    """Jobs of other tests are put aside for a while."""
-    world.rows(
-        "with open_jobs as materialized (select id from public.outbound_call_jobs"
-        " where finished_at is null and not cancel_requested for update)"  # some of them are ending just now
-        " select cancel_call_job(id) from open_jobs"
-    )
-    open_jobs = "select from public.outbound_call_jobs where finished_at is null"
-    world.until(lambda: sweep(world) and not world.rows(open_jobs))
-    yield
-
-
-def test_a_sweep_is_counted_and_says_how_long_the_oldest_waits(still: World) -> None:
-    with nothing_else_open(still):
-        entries = said(still, lambda: sweep(still))
-        assert counted(entries) == {"sweeps": 1, "oldest_due_s": 1, "oldest_doubt_s": 1}
-        assert values(entries, "oldest_due_s") == values(entries, "oldest_doubt_s") == [0]
-        (line,) = [entry["jsonPayload"] for entry in entries]
-        assert line["message"] == line["kind"] == "sweep"
-
-
-def test_while_calls_are_paused_no_job_is_late(still: World) -> None:
-    still.rows("select pause_calls('lunch')")
-    entries = said(still, lambda: sweep(still))
+def test_while_calls_are_paused_no_job_is_late(quiet: World) -> None:
+    quiet.rows("select pause_calls('lunch')")
+    entries = said(quiet, lambda: sweep(quiet))
     assert counted(entries) == {"sweeps": 1, "oldest_doubt_s": 1}
     assert (entries[-1]["severity"], entries[-1]["jsonPayload"]["stats"]["pause_reason"]) == ("WARNING", "lunch")
 
 
-def test_a_job_that_is_due_too_long_is_seen(still: World) -> None:
+def test_a_job_that_is_due_too_long_is_seen(quiet: World) -> None:
     """Calls wait for the probe of a halt, which never comes back."""
-    job = still.insert_job(still.number())
-    still.database.execute("update private.call_settings set halts = 1, probe_until = 'infinity'")
+    job = quiet.insert_job(quiet.number())
+    quiet.database.execute("update private.call_settings set halts = 1, probe_until = 'infinity'")
     late = "set created_at = created_at - interval '400 s', due_at = due_at - interval '400 s'"
-    still.database.execute(f"update public.outbound_call_jobs {late} where id = %s".encode(), (job,))
-    entries = said(still, lambda: sweep(still))
+    quiet.database.execute(f"update public.outbound_call_jobs {late} where id = %s".encode(), (job,))
+    entries = said(quiet, lambda: sweep(quiet))
     (value,) = values(entries, "oldest_due_s")
     assert isinstance(value, float)
     assert 400 <= value < 500
     assert entries[-1]["severity"] == "ERROR"
 
 
-def test_a_call_that_is_in_doubt_too_long_is_seen(still: World) -> None:
-    number = still.number()
-    still.behave(to=number, create="drop")
-    job = still.insert_job(number)
-    assert [entry["jsonPayload"]["kind"] for entry in said(still, lambda: still.webhook(hook(job)))] == [
+def test_a_call_that_is_in_doubt_too_long_is_seen(quiet: World) -> None:
+    number = quiet.number()
+    quiet.behave(to=number, create="drop")
+    job = quiet.insert_job(number)
+    assert [entry["jsonPayload"]["kind"] for entry in said(quiet, lambda: quiet.webhook(hook(job)))] == [
         "call_in_doubt"
     ]
-    still.database.execute(
+    quiet.database.execute(
         "update public.outbound_call_attempts set doubted_at = doubted_at - interval '1000 s' where job_id = %s", (job,)
     )
-    still.database.execute(
+    quiet.database.execute(
         "update public.outbound_call_jobs set due_at = 'infinity' where id = %s", (job,)
     )  # nobody settles it
-    try:
-        entries = said(still, lambda: sweep(still))
-    finally:
-        still.database.execute("update public.outbound_call_jobs set due_at = now() where id = %s", (job,))
+    entries = said(quiet, lambda: sweep(quiet))
     (value,) = values(entries, "oldest_doubt_s")
     assert isinstance(value, float)
     assert 1000 <= value < 1100
     assert entries[-1]["severity"] == "ERROR"
 
 
-def test_the_part_of_the_days_ceiling_is_logged_where_there_is_one(still: World) -> None:
-    with nothing_else_open(still):
-        calls = still.rows("select calls_24h from public.call_stats")[0]["calls_24h"]
-        entries = swept_alone(still, CALLS_PER_DAY=str(10 * (calls + 1)))
-        assert counted(entries) == {"sweeps": 1, "oldest_due_s": 1, "oldest_doubt_s": 1, "day_used": 1}
-        assert values(entries, "day_used") == [pytest.approx(calls / (10 * (calls + 1)))]
+def test_the_part_of_the_days_ceiling_is_logged_where_there_is_one(quiet: World) -> None:
+    quiet.webhook(hook(quiet.insert_job(quiet.number())))
+    entries = swept_alone(quiet, CALLS_PER_DAY="8")
+    assert counted(entries) == {"sweeps": 1, "oldest_due_s": 1, "oldest_doubt_s": 1, "day_used": 1}
+    assert values(entries, "day_used") == [1 / 8]
 
 
 @pytest.mark.parametrize("path", ["/", "/sweep", "/voice", "/status"])
-def test_a_request_without_proof_is_counted_by_its_path(still: World, path: str) -> None:
-    entries = said(still, lambda: still.post(path, json={}))
+def test_a_request_without_proof_is_counted_by_its_path(quiet: World, path: str) -> None:
+    entries = said(quiet, lambda: quiet.post(path, json={}))
     assert counted(entries) == {"unauthorized": 1}
     extractor = METRICS["unauthorized"]["labelExtractors"]["path"].removeprefix("EXTRACT(").removesuffix(")")
     assert extract(entries[0], extractor) == path
 
 
-def test_a_halt_is_counted(still: World) -> None:
-    number = still.number()
-    still.behave(to=number, create="error:20003", times=1)
-    job = still.insert_job(number)
-    entries = said(still, lambda: still.webhook(hook(job)))
+def test_a_halt_is_counted(quiet: World) -> None:
+    number = quiet.number()
+    quiet.behave(to=number, create="error:20003", times=1)
+    job = quiet.insert_job(number)
+    entries = said(quiet, lambda: quiet.webhook(hook(job)))
     assert counted(entries) == {"halts": 1}
     assert entries[0]["severity"] == "CRITICAL"
-    assert counted(said(still, lambda: sweep(still)))["sweeps"] == 1
+    assert counted(said(quiet, lambda: sweep(quiet)))["sweeps"] == 1
 
 
-def test_a_second_call_of_a_job_is_counted(still: World) -> None:
-    number = still.number()
-    job = still.insert_job(number)
-    still.webhook(hook(job))
-    (attempt,) = still.attempts(job)
+def test_a_second_call_of_a_job_is_counted(quiet: World) -> None:
+    number = quiet.number()
+    job = quiet.insert_job(number)
+    quiet.webhook(hook(job))
+    (attempt,) = quiet.attempts(job)
     path = f"/status?attempt={attempt['id']}"
     form = {"CallSid": "CA" + uuid.uuid4().hex, "CallStatus": "ringing"}
-    entries = said(still, lambda: still.post(path, data=form, headers=signed(still, path, form)))
+    entries = said(quiet, lambda: quiet.post(path, data=form, headers=signed(quiet, path, form)))
     assert counted(entries) == {"duplicates": 1}
-    assert counted(said(still, lambda: still.post(path, data=form, headers=signed(still, path, form)))) == {
+    assert counted(said(quiet, lambda: quiet.post(path, data=form, headers=signed(quiet, path, form)))) == {
         "duplicates": 1
     }
-    still.database.execute(
-        "update public.outbound_call_attempts set closed_at = now() where call_sid = %s", (form["CallSid"],)
-    )
 
 
 @pytest.mark.parametrize("attempt", ["nonsense", str(uuid.UUID(int=4))])
-def test_a_call_of_no_attempt_of_ours_is_counted(still: World, attempt: str) -> None:
+def test_a_call_of_no_attempt_of_ours_is_counted(quiet: World, attempt: str) -> None:
     path = f"/voice?attempt={attempt}"
     form = {"CallSid": "CA" + uuid.uuid4().hex, "CallStatus": "in-progress"}
-    entries = said(still, lambda: still.post(path, data=form, headers=signed(still, path, form)))
+    entries = said(quiet, lambda: quiet.post(path, data=form, headers=signed(quiet, path, form)))
     assert counted(entries) == {"unknown_calls": 1}
 
 
-def test_a_call_that_was_canceled_and_is_picked_up_is_no_second_call(still: World) -> None:
-    job = still.insert_job(still.number())
-    still.webhook(hook(job))
-    (attempt,) = still.attempts(job)
-    still.rows("select cancel_call_job(%s)", job)
+def test_a_call_that_was_canceled_and_is_picked_up_is_no_second_call(quiet: World) -> None:
+    job = quiet.insert_job(quiet.number())
+    quiet.webhook(hook(job))
+    (attempt,) = quiet.attempts(job)
+    quiet.rows("select cancel_call_job(%s)", job)
     path = f"/voice?attempt={attempt['id']}"
     form = {"CallSid": attempt["call_sid"], "CallStatus": "in-progress"}
-    entries = said(still, lambda: still.post(path, data=form, headers=signed(still, path, form)))
+    entries = said(quiet, lambda: quiet.post(path, data=form, headers=signed(quiet, path, form)))
     assert counted(entries) == {}
     assert "call_unwanted" in [entry["jsonPayload"].get("kind") for entry in entries]
 
 
-def test_our_number_is_kept_with_each_call(still: World) -> None:
-    job = still.insert_job(still.number())
-    still.webhook(hook(job))
-    assert [row["from_e164"] for row in still.attempts(job)] == [still.sandbox.ready.twilio_phone_number]
+def test_our_number_is_kept_with_each_call(quiet: World) -> None:
+    job = quiet.insert_job(quiet.number())
+    quiet.webhook(hook(job))
+    assert [row["from_e164"] for row in quiet.attempts(job)] == [quiet.sandbox.ready.twilio_phone_number]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import World, open_world
+from tests.e2e.conftest import World, fresh_world, open_world
 from tests.sandbox.sandbox import Sandbox
 
 ROOT = Path(__file__).parents[2]
@@ -28,10 +28,8 @@ def bare_sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def bare(bare_sandbox: Sandbox) -> Iterator[World]:
-    with open_world(bare_sandbox) as world:
+    with fresh_world(bare_sandbox) as world:
         yield world
-        world.rows("update public.outbound_call_jobs set status = 'canceled', due_at = null, finished_at = now()"
-                   " where status = 'queued' returning id")  # fmt: skip
 
 
 def environ(world: World, **changed: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.conftest import World, open_world
+from tests.e2e.conftest import World, fresh_world
 from tests.image.build import ROOT, Image, size
 from tests.image.container import Container, running
 from tests.sandbox.sandbox import Sandbox, free_port
@@ -38,9 +38,8 @@ def sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def world(sandbox: Sandbox) -> Iterator[World]:
-    with open_world(sandbox) as world:
+    with fresh_world(sandbox) as world:
         yield world
-        sandbox.twilio.rules.clear()
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import secrets
@@ -32,7 +33,7 @@ from tests.sandbox.postgres import Postgres
 from tests.sandbox.scheduler import Scheduler
 from tests.sandbox.serve import Server
 from tests.sandbox.supabase.auth import Auth
-from tests.sandbox.supabase.database import bootstrap, install_clock, migrate, set_clock
+from tests.sandbox.supabase.database import bootstrap, drain_webhooks, empty, install_clock, migrate, set_clock
 from tests.sandbox.supabase.gateway import Gateway, anon_key, service_key
 from tests.sandbox.supabase.pg_net import PgNetWorker
 from tests.sandbox.twilio.server import Twilio
@@ -156,6 +157,22 @@ class Sandbox:
         if self._ready_file:
             self._ready_file.unlink(missing_ok=True)
 
+    def reset(self) -> None:
+        """As freshly started: sweeps, webhooks and calls under way are awaited or ended, then all is forgotten.
+
+        The function goes on; nothing is asked of it meanwhile.
+        """
+        self.twilio.rules.clear()  # so that what is under way is not kept waiting
+        self.gateway.reset()
+        with self.scheduler.held if self.scheduler else contextlib.nullcontext():
+            drain_webhooks(self.ready.database_url)
+            self.twilio.reset()
+            empty(self.ready.database_url)
+            self._fill_vault()
+            self.gateway.reset()
+            if self.function_log.exists():
+                os.truncate(self.function_log, 0)
+
     def _start(self) -> None:
         self.postgres.start()
         self._parts.append(self.postgres)
@@ -183,7 +200,7 @@ class Sandbox:
             dispatch_secret=self.dispatch_secret,
         )
         self.settings = self._settings()
-        self._fill_vault(f"{function_url}/")
+        self._fill_vault()
         if self._with_function:
             self.function = FunctionProcess(port, self.settings, self.function_log, self._on_function_start)
             self._parts.append(self.function)
@@ -243,8 +260,9 @@ class Sandbox:
         given = self._environ.get("API_BASE_URL", "")
         return given if urlsplit(given).hostname in ("127.0.0.1", "localhost", "::1") else self.ready.function_url
 
-    def _fill_vault(self, url: str) -> None:
+    def _fill_vault(self) -> None:
         with psycopg.connect(self.postgres.url(), autocommit=True) as connection:
+            url = f"{self.ready.function_url}/"
             connection.execute("select vault.create_secret(%s, 'call_dispatcher_url')", (url,))
             connection.execute("select vault.create_secret(%s, 'call_dispatcher_secret')", (self.dispatch_secret,))
 

@@ -25,6 +25,27 @@ create table if not exists supabase_migrations.schema_migrations (version text p
 """
 
 
+# Deleted, not truncated: to truncate all tables with their indexes takes 30 ms. As a replica: a trigger keeps open jobs.
+_EMPTY = """
+set session_replication_role = replica;
+do $$
+declare
+  v_table regclass;
+begin
+  for v_table in
+    select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where c.relkind = 'r' and n.nspname in ('public', 'private', 'auth', 'net', 'vault')
+  loop
+    execute format('delete from %s', v_table);
+  end loop;
+end
+$$;
+reset session_replication_role;
+insert into private.call_settings default values;
+update sandbox.clock set offset_by = '0';
+"""
+
+
 class MigrationError(Exception):
     """A migration could not be applied; the message names the file, the line and the reason. That file changed nothing."""
 
@@ -80,6 +101,19 @@ def set_clock(url: str, offset_s: float) -> None:
     """Let the database's clock be ahead (or, below zero, behind) by so many seconds, from the next transaction on."""
     with psycopg.connect(url) as connection:
         connection.execute("update sandbox.clock set offset_by = make_interval(secs => %s) where only_row", (offset_s,))
+
+
+def empty(url: str) -> None:
+    """Delete every row, and set settings and clock, to what `migrate` and `install_clock` left. Sequences go on."""
+    with psycopg.connect(url) as connection:
+        connection.execute(_EMPTY.encode())
+
+
+def drain_webhooks(url: str) -> None:
+    """Wait until pg_net's worker has delivered the batch that it holds, and drop the rest of the queue."""
+    with psycopg.connect(url) as connection:
+        connection.execute("lock table net.http_request_queue in access exclusive mode")
+        connection.execute("delete from net.http_request_queue")
 
 
 def create_database(server: Postgres, name: str, template: str = "template1") -> None:

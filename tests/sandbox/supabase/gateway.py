@@ -86,12 +86,17 @@ class Gateway:
 
     def __init__(self, database_url: str, *, jwt_secret: str, pool_size: int = 10) -> None:
         self.requests: Counter[str] = Counter()
-        self.fault: Fault | None = None
-        self.fault_times: int | None = None
-        self.fault_on: set[str] | None = None
+        self.reset()
         self._secret = jwt_secret
         self._connections = Connections(database_url, pool_size)
         self._catalogue = Catalogue()
+
+    def reset(self) -> None:
+        """No fault, and no request counted."""
+        self.requests.clear()
+        self.fault: Fault | None = None
+        self.fault_times: int | None = None
+        self.fault_on: set[str] | None = None
 
     async def start(self) -> None:
         """Connect and read the schema. Postgres must be up."""
@@ -100,10 +105,6 @@ class Gateway:
 
     async def close(self) -> None:
         await self._connections.close()
-
-    async def reload(self) -> None:
-        """Read the schema again: what `notify pgrst` does to PostgREST. New functions are found without it."""
-        await self._catalogue.load(self._connections)
 
     def routes(self, app: web.Application) -> None:
         """Serve `/rest/v1` from `app`, which then starts and closes the gateway too."""

@@ -38,7 +38,6 @@ class PgNetWorker:
         self._database_url = database_url
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="pg_net", daemon=True)
-        self.delivered = 0
 
     def start(self) -> None:
         self._thread.start()
@@ -80,7 +79,6 @@ class PgNetWorker:
         try:
             async with session.post(url, data=bytes(body), headers=headers, timeout=timeout) as answer:
                 text = await answer.text()
-                self.delivered += 1
                 kept = json.dumps(dict(answer.headers))
                 return (number, answer.status, answer.content_type, kept, text, False, None)
         except TimeoutError:

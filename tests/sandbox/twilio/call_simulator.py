@@ -237,11 +237,12 @@ class Exchange:
             await asyncio.wait(set(self._tasks))
 
     async def drop_all(self) -> None:
-        """Forgets every call, and ends what is under way without a word to anyone."""
+        """Forgets every call, and ends what is under way without a word to anyone. Requests already sent are awaited."""
         tasks = set(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._webhooks.idle()
         self.calls.clear()
         self._next_slot = 0.0
 

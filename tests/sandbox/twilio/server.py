@@ -99,12 +99,14 @@ class Twilio:
         self.rules.add(Rule.model_validate(rule))
 
     def reset(self) -> None:
-        """Forgets calls, rules, counts and warnings; calls under way end without a word. The clock stays."""
+        """As freshly started. Calls under way end without a word, but for requests already sent, which are awaited."""
+        self.rules.clear()
         if self._loop is not None:
             asyncio.run_coroutine_threadsafe(self._exchange.drop_all(), self._loop).result()
-        self.rules.clear()
+        self.account.polite()
         self.requests.clear()
         self.warnings.clear()
+        self._offset = timedelta(0)
 
     def wait_quiet(self, timeout: float = 10.0) -> None:
         """Returns when no call is alive and no callback under way. Raises TimeoutError. Not for the event loop's own thread."""

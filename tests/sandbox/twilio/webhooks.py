@@ -73,6 +73,7 @@ class Webhooks:
         self._account_sid = account_sid
         self._validator = RequestValidator(auth_token)
         self._session: aiohttp.ClientSession | None = None
+        self._sent: set[asyncio.Task[tuple[str, Reply | ApplicationError]]] = set()
 
     async def open(self) -> None:
         # No limit: a function that hangs must not keep the callbacks of other calls waiting here. No keep-alive: a server
@@ -84,19 +85,30 @@ class Webhooks:
         if self._session is not None:
             await self._session.close()
 
+    async def idle(self) -> None:
+        """Returns when every request that was sent has its answer, or is given up."""
+        while self._sent:
+            await asyncio.wait(self._sent)
+
     async def send(self, hook: Hook) -> Reply:
-        """The answer, if it is 2xx. Raises ApplicationError after the last retry: 11200, 11205, 11210 or 11220."""
+        """The answer, if it is 2xx. Raises ApplicationError after the last retry: 11200, 11205, 11210 or 11220.
+
+        Cancelled, as when the person hangs up, it lets a request go on that was sent.
+        """
         overrides = Overrides.of(hook.url)
         try:
             async with asyncio.timeout(overrides.tt / 1000):
                 for retries_left in range(overrides.rc, -1, -1):
-                    kind, outcome = await self._once(hook, overrides)
+                    request = asyncio.create_task(self._once(hook, overrides))
+                    self._sent.add(request)
+                    request.add_done_callback(self._sent.discard)
+                    kind, outcome = await asyncio.shield(request)
                     if isinstance(outcome, Reply):
                         return outcome
                     if not (retries_left and overrides.again(kind)):
                         raise outcome
         except TimeoutError:
-            pass
+            request.cancel()
         raise ApplicationError(11200, f"HTTP retrieval failure: no answer within {overrides.tt} ms")
 
     async def _once(self, hook: Hook, overrides: Overrides) -> tuple[str, Reply | ApplicationError]:
