@@ -1,42 +1,31 @@
-"""Twilio tells how a call goes on: initiated, ringing, answered, completed; in any order, any number of times. And, where
-it listens for machines, who has answered."""
+"""Handle Twilio's status callbacks (initiated, ringing, answered, completed) and the result of machine detection.
+
+Twilio sends them in any order, any number of times.
+"""
 
 from uuid import UUID
 
 import structlog
 
-from function.twilio_form import CallEvent
 from shared.conversation.script import Scripts
 from shared.conversation.turns import voicemail_turn
 from shared.conversation.twiml import render_twiml
 from shared.dispatcher import Dispatcher
+from shared.models import FINAL_CALL_STATUSES, CallEvent
 
 log = structlog.get_logger()
 
 
 def handle(attempt: UUID | None, event: CallEvent, dispatcher: Dispatcher, scripts: Scripts) -> None:
-    """Record it, end the call if it is one too many, and give a machine its message.
+    """Record the event, end the call if it is unwanted, and play a machine its message.
 
-    Raises JobsUnavailable; Twilio then tells us again.
+    Raises JobsUnavailable; Twilio then sends the callback again.
     """
-    # What asynchronous detection found comes alone, without a CallStatus: somebody has answered by then.
-    status = event.call_status or ("in-progress" if event.answered_by and not event.said else None)
-    if status is None:
-        log.warning("a callback without a status that we know", call_sid=event.call_sid, said=event.said)
+    if attempt is None or not event.call_sid or event.call_status is None:
+        log.warning("a callback without an attempt, a SID or a known status", call_sid=event.call_sid)
         return
-    if attempt is None or not event.call_sid:
-        log.warning("a callback for no attempt of ours", call_sid=event.call_sid)
-        return
-    call = dispatcher.record_status(
-        attempt,
-        event.call_sid,
-        status,
-        answered_by=event.answered_by,
-        duration_s=event.duration_s,
-        sip_code=event.sip_code,
-        error_code=event.error_code,
-    )
-    if not event.is_live:
+    call = dispatcher.record_status(attempt, event)
+    if event.call_status in FINAL_CALL_STATUSES:
         return
     if call.machine_now and call.is_wanted and call.job is not None:
         script = scripts.for_mode(call.job.signup_mode)

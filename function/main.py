@@ -1,11 +1,26 @@
-"""The door. Each request is proved, read once, handed to the room of its caller, and answered; no other file knows HTTP.
+"""HTTP entry point. Each request is authenticated, parsed once and passed to its handler. No other module depends on HTTP.
 
-functions-framework --target=dispatch
+    functions-framework --target=dispatch
+
+The program's errors, and the status that each becomes:
+
+    AuthenticationError   401  the caller did not prove its identity                 function/auth.py
+    KeysUnavailable       503  Google's signing keys could not be fetched            function/auth.py
+    BadPayload            400  the body is not a Database Webhook                    function/webhook.py
+    JobsUnavailable       503  the database did not answer; /voice says the apology  shared/jobs.py
+    CallNotPlaced         200  Twilio did not take the call; a verdict says why      shared/telephony.py
+      DeadlinePassed           its cause when the claim was too old to dial
+    TwilioUnavailable     200  Twilio did not answer another question; ask later     shared/telephony.py
+    SettingsError         -    the process exits at start                            shared/settings.py
+    ScriptError           -    the process exits at start                            shared/conversation/script.py
+
+Any other exception is a defect: 500, and a stack trace in the log; on /voice the apology.
 """
 
 import threading
 from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 import flask
 import structlog
@@ -22,12 +37,12 @@ from function.auth import (
     own_path,
 )
 from function.sweep import sweep_once
-from function.twilio_form import CallEvent, read_attempt, read_event, read_place
+from function.twilio_form import read_attempt, read_digits, read_event, read_place
 from shared.conversation.script import ScriptError, Scripts
 from shared.conversation.turns import apology_turn
 from shared.conversation.twiml import render_twiml
-from shared.dispatcher import Dispatcher, build_dispatcher
-from shared.jobs import JobsUnavailable
+from shared.dispatcher import Dispatcher, wire
+from shared.jobs import Jobs, JobsUnavailable
 from shared.logs import bind_trace, clear, configure_logs
 from shared.settings import SettingsError, load_settings
 
@@ -42,20 +57,20 @@ except (SettingsError, ScriptError) as error:
     raise SystemExit(str(error)) from None
 configure_logs(secrets=settings.secrets)
 
-_dispatcher: Dispatcher | None = None
-_building = threading.Lock()
+_parts: tuple[Jobs, Dispatcher] | None = None
+_wiring = threading.Lock()
 
 
-def dispatcher() -> Dispatcher:
-    """Made at the first request: gunicorn imports this file in its master and forks its workers afterwards."""
-    global _dispatcher
-    with _building:
-        _dispatcher = _dispatcher or build_dispatcher(settings)
-        return _dispatcher
+def parts() -> tuple[Jobs, Dispatcher]:
+    """Wired at the first request: gunicorn imports this module in its master process and forks its workers afterwards."""
+    global _parts
+    with _wiring:
+        _parts = _parts or wire(settings)
+        return _parts
 
 
 def dispatch(request: flask.Request) -> flask.Response:
-    """Every request comes in here, and every error is answered here."""
+    """Answer every request, and every error."""
     clear()
     bind_trace(request.headers)
     route = ROUTES.get(own_path(settings, request.path))
@@ -71,57 +86,60 @@ def dispatch(request: flask.Request) -> flask.Response:
         return too_large()
     try:
         return handle(request)
-    except AuthenticationError as unproved:
-        log.warning("refused: no proof of who is calling", kind="unauthorized", path=request.path, reason=str(unproved))
-        return problem(401, "unauthorized", "no valid proof of who is calling")
-    except webhook.BadPayload as bad:
-        return problem(400, "bad_request", str(bad))
-    except HTTPException as odd:  # werkzeug's own, say of a client that went away in the middle of its body
-        return problem(odd.code or 400, "bad_request", odd.name)
-    except (JobsUnavailable, KeysUnavailable) as down:
-        log.error("a dependency is down", path=request.path, reason=str(down))
+    except AuthenticationError as error:
+        log.warning("refused: not authenticated", kind="unauthorized", path=request.path, reason=str(error))
+        return problem(401, "unauthorized", "no valid authentication")
+    except webhook.BadPayload as error:
+        return problem(400, "bad_request", str(error))
+    except HTTPException as error:  # werkzeug's own, for example when a client disconnects within its body
+        return problem(error.code or 400, "bad_request", error.name)
+    except (JobsUnavailable, KeysUnavailable) as error:
+        log.error("a dependency is down", path=request.path, reason=str(error))
         return problem(503, "unavailable", "a dependency is down; the sweep will look again", **{"Retry-After": "30"})
     except Exception:
-        log.exception("a fault of ours", path=request.path)
-        return problem(500, "internal", "a fault of ours; it has been logged")
+        log.exception("internal error", path=request.path)
+        return problem(500, "internal", "internal error; it has been logged")
 
 
 def on_webhook(request: flask.Request) -> flask.Response:
     body = request.get_data(cache=True)
     authenticate_webhook(settings, request.headers, body)
-    return reply(webhook.handle(body, dispatcher()))
+    return reply(webhook.handle(body, parts()[1]))
 
 
 def on_sweep(request: flask.Request) -> flask.Response:
     authenticate_sweep(settings, request.headers, google_keys())
-    return reply(sweep_once(dispatcher()))
+    return reply(sweep_once(settings, *parts()))
 
 
 def on_voice(request: flask.Request) -> flask.Response:
-    event, attempt, place = twilio_event(request), read_attempt(request.args.get("attempt")), read_place(request.args)
+    authenticate_form(request)
+    attempt, place, digits = attempt_id(request), read_place(request.args), read_digits(request.form)
+    action = f"{settings.api_base_url}/voice?attempt={attempt}"
     try:
-        twiml = voice.handle(attempt, place, event, dispatcher(), scripts)
+        twiml = voice.handle(attempt, place, read_event(request.form), digits, action, parts()[1], scripts)
     except Exception:
-        # Somebody holds a phone to their ear: an error page would be read out to them as Twilio's own apology.
-        log.exception(
-            "a fault of ours: a call hears the apology", attempt=str(attempt), place=place, digits=event.digits
-        )
+        # A person is on the line. For an error page Twilio would read out its own apology, in English.
+        log.exception("internal error: the person hears the apology", attempt=str(attempt), place=place, digits=digits)
         twiml = render_twiml(apology_turn(scripts.default), scripts.default, None)
     return flask.Response(twiml, content_type="text/xml; charset=utf-8")
 
 
 def on_status(request: flask.Request) -> flask.Response:
-    event, attempt = twilio_event(request), read_attempt(request.args.get("attempt"))
-    call_status.handle(attempt, event, dispatcher(), scripts)
+    authenticate_form(request)
+    call_status.handle(attempt_id(request), read_event(request.form), parts()[1], scripts)
     return flask.Response(status=204)
 
 
-def twilio_event(request: flask.Request) -> CallEvent:
-    """Proved, then read. Twilio posts plain forms; a multipart one would be parsed at length before it could be refused."""
+def authenticate_form(request: flask.Request) -> None:
+    """Twilio posts plain forms. Another type is refused unread: parsing a multipart body costs time."""
     if request.mimetype != "application/x-www-form-urlencoded":
-        raise AuthenticationError("not a form as Twilio posts it")
+        raise AuthenticationError("not a form of Twilio's content type")
     authenticate_twilio(settings, request.headers, request.path, request.query_string, request.form)
-    return read_event(request.form)
+
+
+def attempt_id(request: flask.Request) -> UUID | None:
+    return read_attempt(request.args.get("attempt"))
 
 
 def on_health(_request: flask.Request) -> flask.Response:

@@ -1,57 +1,50 @@
-"""What Twilio posts about a call, read once."""
+"""Parse the form that Twilio posts about a call, and the query string of the URLs that we gave it."""
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, cast, get_args
 from uuid import UUID
 
+import structlog
+
 from shared.conversation.turns import Place
-from shared.models import FINAL_CALL_STATUSES, CallStatus
+from shared.models import CallEvent, CallStatus
 from shared.telephony import CALL_SID
+
+log = structlog.get_logger()
 
 _WORD: Final = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 _KEYS: Final = re.compile(r"[0-9*#A-D]{1,32}")
 
 
-@dataclass(frozen=True)
-class CallEvent:
-    """`call_status` is None when Twilio says a word that we do not know (`said`); new ones may come without notice.
-
-    `digits`: the keys that were pressed in a Gather; "" for silence.
-    """
-
-    call_sid: str
-    call_status: CallStatus | None
-    said: str
-    answered_by: str | None
-    duration_s: int | None
-    sip_code: int | None
-    error_code: str | None
-    digits: str = ""
-
-    @property
-    def is_live(self) -> bool:
-        return self.call_status not in FINAL_CALL_STATUSES
-
-
 def read_event(form: Mapping[str, str]) -> CallEvent:
-    """Proved to be Twilio's before it comes here. Unknown, missing and odd fields are fine; call_sid is then empty."""
-    said = form.get("CallStatus", "")
+    """Parse an authenticated form. Unknown, missing and invalid fields are allowed; `call_sid` is then empty.
+
+    The result of asynchronous machine detection has AnsweredBy and no CallStatus: the call is in progress.
+    """
+    answered_by = _word(form.get("AnsweredBy"))
+    status = form.get("CallStatus") or ("in-progress" if answered_by else "")
+    call_sid = form.get("CallSid", "")
+    if status and status not in get_args(CallStatus):
+        log.warning("unknown CallStatus", call_sid=call_sid[:40], status=status[:40])
     return CallEvent(
-        call_sid=sid if CALL_SID.fullmatch(sid := form.get("CallSid", "")) else "",
-        call_status=cast(CallStatus, said) if said in get_args(CallStatus) else None,
-        said=said[:40],
-        answered_by=_word(form.get("AnsweredBy")),
+        call_sid=call_sid if CALL_SID.fullmatch(call_sid) else "",
+        call_status=cast(CallStatus, status) if status in get_args(CallStatus) else None,
+        answered_by=answered_by,
         duration_s=_int(form.get("CallDuration")),
         sip_code=_int(form.get("SipResponseCode")),
         error_code=_word(form.get("ErrorCode")),
-        digits=keys if _KEYS.fullmatch(keys := form.get("Digits", "")) else "",
     )
 
 
+def read_digits(form: Mapping[str, str]) -> str:
+    """The keys pressed in a Gather; "" for silence."""
+    keys = form.get("Digits", "")
+    return keys if _KEYS.fullmatch(keys) else ""
+
+
 def read_attempt(text: str | None) -> UUID | None:
-    """The attempt's id from the URL that we made; None when it is not one."""
+    """The attempt's id from our URL; None if it is not a UUID."""
     try:
         return UUID(text or "")
     except ValueError:
@@ -59,7 +52,10 @@ def read_attempt(text: str | None) -> UUID | None:
 
 
 def read_place(query: Mapping[str, str]) -> Place | None:
-    """Where in the conversation a Gather of ours stood; None at its beginning. An odd place is one that no script has."""
+    """Position in the script, from the Gather's action URL; None on the first request.
+
+    An invalid value maps to a position that no script has.
+    """
     if "at" not in query:
         return None
     tries = _int(query.get("try"))

@@ -1,39 +1,46 @@
-"""Twilio asks what to say: because somebody picked up, and after each key or silence."""
+"""Answer Twilio's request for TwiML: when a person picks up, and after each key or silence."""
 
+from dataclasses import replace
 from uuid import UUID
 
 import structlog
 
-from function.twilio_form import CallEvent
 from shared.conversation.script import Scripts
 from shared.conversation.turns import Place, Turn, apology_turn, first_turn, next_turn, voicemail_turn
 from shared.conversation.twiml import hang_up, render_twiml
 from shared.dispatcher import Dispatcher
 from shared.jobs import JobsUnavailable
-from shared.models import LiveCall
+from shared.models import Answer, CallEvent, LiveCall
 
 log = structlog.get_logger()
 
 
 def handle(
-    attempt: UUID | None, place: Place | None, event: CallEvent, dispatcher: Dispatcher, scripts: Scripts
+    attempt: UUID | None,
+    place: Place | None,
+    event: CallEvent,
+    digits: str,
+    action: str,
+    dispatcher: Dispatcher,
+    scripts: Scripts,
 ) -> str:
-    """-> TwiML: the next words for this attempt's person; a hang-up for a call that is not wanted. Never an error page.
+    """Return the TwiML for this attempt's person; a hang-up for an unwanted call. Costs one RPC.
 
-    `place` is None when somebody picks up. One RPC, whatever was pressed.
+    `place` is None when the person picks up. `action` is the URL, without a place, that Twilio requests next.
     """
     if attempt is None or not event.call_sid:
-        log.critical("a call of no attempt of ours: it is hung up", kind="call_unknown", call_sid=event.call_sid)
+        log.critical("a call without a known attempt: hanging up", kind="call_unknown", call_sid=event.call_sid)
         return hang_up()
     script = scripts.for_mode(place.script) if place else scripts.default
-    turn = next_turn(script, place, event.digits) if place else None
+    turn = next_turn(script, place, digits) if place else None
+    answer = _answer(turn, digits)
     try:
-        if turn is None:
-            call = dispatcher.record_status(attempt, event.call_sid, event.call_status or "in-progress")
+        if place is None:
+            call = dispatcher.record_status(attempt, replace(event, call_status=event.call_status or "in-progress"))
         else:
-            call = dispatcher.record_answer(attempt, event.call_sid, turn, event.digits)
-    except JobsUnavailable as down:
-        _log_unstored(attempt, place, event, turn, down)
+            call = dispatcher.record_answer(attempt, event.call_sid, answer)
+    except JobsUnavailable as error:
+        _log_unstored(attempt, place, event, answer, error)
         return render_twiml(apology_turn(script), script, None)
     if not call.is_wanted or call.job is None:
         _log_unwanted(event.call_sid, call)
@@ -43,29 +50,33 @@ def handle(
         turn = first_turn(script)
     if call.by_machine and not turn.opts_out:
         turn = voicemail_turn(script)
-    return render_twiml(turn, script, call.job, f"{dispatcher.settings.api_base_url}/voice?attempt={attempt}")
+    return render_twiml(turn, script, call.job, action)
 
 
-def _log_unstored(
-    attempt: UUID, place: Place | None, event: CallEvent, turn: Turn | None, down: JobsUnavailable
-) -> None:
-    """So that a person can write it down by hand: the attempt's id leads to the job and the number."""
-    about = {"attempt": str(attempt), "call_sid": event.call_sid, "digits": event.digits, "reason": str(down)}
-    if turn is not None and turn.opts_out:
+def _answer(turn: Turn | None, digits: str) -> Answer:
+    if turn is None or turn.learned is None:
+        return Answer(digits, opt_out=turn is not None and turn.opts_out)
+    return Answer(digits, turn.learned.question, turn.learned.meaning, turn.opts_out)
+
+
+def _log_unstored(attempt: UUID, place: Place | None, event: CallEvent, answer: Answer, error: Exception) -> None:
+    """Log enough for a person to store the answer by hand: the attempt's id leads to the job and the number."""
+    about = {"attempt": str(attempt), "call_sid": event.call_sid, "digits": answer.digits, "reason": str(error)}
+    if answer.opt_out:
         log.critical(
-            "an opt-out was not stored: tell opt_out the number of this attempt", kind="opt_out_not_stored", **about
+            "an opt-out was not stored: call opt_out() for this attempt's number", kind="opt_out_not_stored", **about
         )
-    elif turn is not None and turn.learned is not None:
+    elif answer.question is not None:
         log.error(
-            "an answer was not stored; the person heard the apology",
+            "an answer was not stored; the person hears the apology",
             kind="answer_not_stored",
-            question=turn.learned.question,
-            meaning=turn.learned.meaning,
+            question=answer.question,
+            meaning=answer.meaning,
             **about,
         )
     else:
         log.error(
-            "the database did not answer a call: it hears the apology",
+            "the database did not answer; the person hears the apology",
             kind="database_down",
             at=place.at if place else None,
             **about,
@@ -75,8 +86,8 @@ def _log_unstored(
 def _log_unwanted(call_sid: str, call: LiveCall) -> None:
     if call.state in ("duplicate", None):
         kind = "call_duplicate" if call.state else "call_unknown"
-        log.critical("a call too many was answered: it is hung up", kind=kind, call_sid=call_sid, state=call.state)
-    else:
-        log.warning(
-            "a call that is not wanted any more was answered: it is hung up", kind="call_unwanted", call_sid=call_sid
+        log.critical(
+            "a duplicate or unknown call was answered: hanging up", kind=kind, call_sid=call_sid, state=call.state
         )
+    else:
+        log.warning("an unwanted call was answered: hanging up", kind="call_unwanted", call_sid=call_sid)

@@ -1,4 +1,4 @@
-"""Supabase's Database Webhook: a job was inserted. A hint to dial it now; the sweep would, a little later."""
+"""Handle Supabase's Database Webhook for an inserted job. It is a hint to dial now; the sweep is the guarantee."""
 
 import threading
 import time
@@ -10,15 +10,16 @@ from shared.dispatcher import Dispatcher
 from shared.models import StepResult
 
 TABLE = "outbound_call_jobs"
-MAX_WAIT_SECONDS = 4.0  # for the pace of calls; pg_net waits 10 s for us, and the request to Twilio is still to come
-# So many may wait at once, about as many as one call a second lets through meanwhile. In a burst pg_net sends 200 at once: if all
-# of them waited, no thread would be left to tell Twilio what to say. Who may not wait is left to the sweep.
+# Longest wait for a rate-limit slot. pg_net times out after 10 s, and the Twilio request still has to fit.
+MAX_WAIT_SECONDS = 4.0
+# As many may wait at once as one call a second serves in that time. pg_net sends up to 200 webhooks at once: if all of
+# them waited, no thread would be left for /voice. Other requests return at once; the sweep dials their jobs.
 MAX_WAITERS = 4
 _waiting = threading.BoundedSemaphore(MAX_WAITERS)
 
 
 class BadPayload(Exception):
-    """The body is not a Database Webhook's. The message names the field."""
+    """The body is not a Database Webhook. The message names the field."""
 
 
 class _Record(BaseModel):
@@ -26,7 +27,7 @@ class _Record(BaseModel):
 
 
 class _Event(BaseModel):
-    """What both kinds of webhook send; our own puts nothing but the id into `record`, the dashboard's the whole row."""
+    """The body of both kinds of webhook. `record` holds only the id in ours, and the whole row in a dashboard webhook."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -37,7 +38,7 @@ class _Event(BaseModel):
 
 
 def handle(body: bytes, dispatcher: Dispatcher) -> dict[str, Any]:
-    """Dial the job that the webhook names. -> what was done. Raises BadPayload, JobsUnavailable."""
+    """Dial the webhook's job and return the outcome. Raises BadPayload, JobsUnavailable."""
     try:
         event = _Event.model_validate_json(body)
         if (event.type, event.schema_, event.table) != ("INSERT", "public", TABLE):
@@ -69,7 +70,7 @@ def _wait_and_dial(step: StepResult, job_id: int, dispatcher: Dispatcher, until:
 
 
 def answer(step: StepResult) -> dict[str, Any]:
-    """Nothing here names the person: pg_net keeps our answers where every database role can read them."""
+    """The response body. It holds no personal data: every database role can read pg_net's stored responses."""
     if step.outcome == "nothing":
         return {"ignored": step.detail, "job": step.job_id}
     return {"did": step.outcome, "job": step.job_id}

@@ -1,9 +1,9 @@
-"""Claim, screen, dial, record; and look after what is under way. The line that makes a phone ring is in `Dispatcher._dial`.
+"""Claim, screen, dial, record; and follow up open calls. The line that makes a phone ring is in `Dispatcher._dial`.
 
-    claim (the attempt is written) -> screen -> one request to Twilio -> record what came of it
+    claim (writes the attempt) -> screen -> one request to Twilio -> record the outcome
 
-A step is safe to run twice, at once, and to be killed anywhere: what it wrote is true, and what it did not write the sweep
-finds out from Twilio.
+A step may run twice, at the same time, and may be killed at any line. Everything it wrote is true; the sweep asks Twilio
+about everything it did not write.
 """
 
 import time
@@ -16,14 +16,15 @@ from uuid import UUID, uuid4
 import structlog
 
 from shared import backoff
-from shared.conversation.turns import Turn
 from shared.jobs import Jobs, connect
 from shared.models import (
     FINAL_CALL_STATUSES,
     Absent,
     Ambiguous,
-    CallStatus,
+    Answer,
+    CallEvent,
     Claimed,
+    ClaimPolicy,
     Found,
     LiveCall,
     NoOpenCall,
@@ -32,8 +33,8 @@ from shared.models import (
     OpenCall,
     Paused,
     Settled,
+    SettlePolicy,
     StepResult,
-    TwilioCall,
     Unparsed,
     Verdict,
     Wait,
@@ -44,66 +45,73 @@ from shared.telephony import CallNotPlaced, Telephony, TwilioUnavailable
 
 log = structlog.get_logger()
 
-# Twilio cancels what waited in its queue for 24 hours. https://www.twilio.com/docs/api/errors/22005
+# Twilio cancels a call after 24 hours in its queue. https://www.twilio.com/docs/api/errors/22005
 TWILIO_QUEUE_SECONDS = 24 * 3600.0
 HALT_SECONDS = 60.0  # the first pause after a halt; SQL doubles it, up to an hour
-# No call is begun so shortly before its hours end: 2 s until the request leaves, Twilio's answer, and then it rings for a while.
+# No call starts this close to the end of its hours: 2 s until the request leaves, Twilio's answer, and the ringing.
 LAST_CALL_SECONDS = 30.0
-ASKS_PER_SETTLING = 4  # Twilio is asked so often before "not listed" is believed
+ASKS_PER_SETTLING = 4  # Twilio is asked this often before an absent call counts as absent
 
 
 def no_fault(_point: str) -> None:
-    """Fault points do nothing in production; tests stop the process, or time, at one."""
+    """The fault point of production: nothing happens. Tests stop the process, or time, at one."""
 
 
 @dataclass(frozen=True)
-class Since:
-    """A moment by both clocks: the monotonic one does not jump, the wall clock does not stop when the machine does."""
+class ClaimClock:
+    """The moment of a claim by two clocks. The monotonic clock never jumps; the wall clock runs while a machine sleeps."""
 
     monotonic: float
     wall: float
 
     @classmethod
-    def now(cls) -> "Since":
+    def now(cls) -> "ClaimClock":
         return cls(time.monotonic(), time.time())
 
     def age_s(self) -> float:
-        now = Since.now()
+        now = ClaimClock.now()
         return max(now.monotonic - self.monotonic, abs(now.wall - self.wall))
 
     def is_fresh(self) -> bool:
-        """False for a process that froze since then: by now somebody else may be dialing."""
+        """False after a freeze: another process may be dialing by now."""
         return self.age_s() <= DIAL_WITHIN_SECONDS
 
 
 class Dispatcher:
-    """One a process, shared by its threads. Every method raises JobsUnavailable when the database does not answer."""
+    """One per process, shared by its threads. Every method raises JobsUnavailable when the database does not answer."""
 
     def __init__(
         self, settings: Settings, jobs: Jobs, telephony: Telephony, fault_point: Callable[[str], None] = no_fault
     ) -> None:
-        self.settings = settings
-        self.jobs = jobs
+        self._settings = settings
+        self._jobs = jobs
         self._telephony = telephony
         self._fault_point = fault_point
+        self._slot_s = 1 / settings.calls_per_second
+        self._ask_again_s = settings.call_settling_seconds / ASKS_PER_SETTLING
+        self._claim_policy = ClaimPolicy(
+            lease_s=settings.call_lease_seconds,
+            calls_per_second=settings.calls_per_second,
+            calls_per_number_per_day=settings.calls_per_number_per_day,
+            calls_per_prefix_per_hour=settings.calls_per_prefix_per_hour,
+            calls_per_day=settings.calls_per_day,
+            from_=settings.twilio_phone_number,
+        )
+        self._settle_policy = SettlePolicy(
+            settling_s=settings.call_settling_seconds,
+            ask_s=self._ask_again_s,
+            poll_s=settings.call_ask_seconds,
+            gives_up=settings.call_in_doubt == "give-up",
+        )
 
-    # --- to dial ------------------------------------------------------------------------------------------------------
+    # --- dial ---------------------------------------------------------------------------------------------------------
 
     def dial_one(self, job_id: int | None = None) -> StepResult:
-        """Claim one job, the one asked for or the next due, and dial it."""
+        """Claim one job, the given one or the next due, and dial it."""
         attempt = uuid4()
-        since = Since.now()  # before the claim: the lease cannot have begun earlier
-        claim = self.jobs.claim(
-            attempt,
-            job_id,
-            lease_s=self.settings.call_lease_seconds,
-            busy_s=backoff.jittered(self.settings.call_retry_seconds),
-            calls_per_second=self.settings.calls_per_second,
-            calls_per_number_per_day=self.settings.calls_per_number_per_day,
-            calls_per_prefix_per_hour=self.settings.calls_per_prefix_per_hour,
-            calls_per_day=self.settings.calls_per_day,
-            our_number=self.settings.twilio_phone_number,
-        )
+        since = ClaimClock.now()  # before the claim, so never later than the start of the lease
+        busy_s = backoff.jittered(self._settings.call_retry_seconds)
+        claim = self._jobs.claim(attempt, job_id, self._claim_policy, busy_s=busy_s)
         match claim:
             case Claimed():
                 with structlog.contextvars.bound_contextvars(job=claim.job.id, attempt=str(claim.attempt.id)):
@@ -116,7 +124,7 @@ class Dispatcher:
             case Paused():
                 if claim.just_now:
                     log.critical(
-                        "all calls are paused: the ceiling of a day is reached",
+                        "all calls are paused: CALLS_PER_DAY is reached",
                         kind="ceiling_reached",
                         until=str(claim.until),
                     )
@@ -126,23 +134,23 @@ class Dispatcher:
             case _:
                 assert_never(claim)
 
-    def _dial(self, claim: Claimed, since: Since) -> StepResult:
-        """From a claim to its outcome. Only here is a call placed."""
+    def _dial(self, claim: Claimed, since: ClaimClock) -> StepResult:
+        """Dial a claimed job and record the outcome. No other line of the program places a call."""
         job, attempt = claim.job, claim.attempt.id
-        number = read_number(job.phone_number, self.settings)
+        number = read_number(job.phone_number, self._settings)
         if isinstance(number, str) and number != job.phone_e164:
-            reason = "the number was written otherwise"
-            self.jobs.release(attempt, code="number_corrected", reason=reason, slot_s=self._slot_s)
+            reason = "the stored E.164 form was not the number's"
+            self._jobs.release(attempt, code="number_corrected", reason=reason, slot_s=self._slot_s)
             return self._read_number(job.id, job.phone_number)
         match self._screen(number, job.metadata, claim.now):
-            case Refusal() as no:
-                self.jobs.refuse(attempt, code=no.code, reason=no.reason, slot_s=self._slot_s)
-                log.warning("call refused", kind="call_refused", code=no.code, reason=no.reason)
-                return StepResult("refused", job.id, no.code)
-            case PutOff() as no:
-                self.jobs.release(attempt, code=no.code, reason=no.reason, not_before=no.until, slot_s=self._slot_s)
-                log.info("call put off", code=no.code, until=str(no.until))
-                return StepResult("put_off", job.id, no.code)
+            case Refusal(code=code, reason=reason):
+                self._jobs.refuse(attempt, code=code, reason=reason, slot_s=self._slot_s)
+                log.warning("call refused", kind="call_refused", code=code, reason=reason)
+                return StepResult("refused", job.id, code)
+            case PutOff(code=code, reason=reason, until=until):
+                self._jobs.release(attempt, code=code, reason=reason, not_before=until, slot_s=self._slot_s)
+                log.info("call put off", code=code, until=str(until))
+                return StepResult("put_off", job.id, code)
         self._fault_point("screened")
         try:
             placed = self._telephony.place(attempt, job.phone_e164, since.is_fresh)
@@ -150,7 +158,7 @@ class Dispatcher:
             self._fault_point("failed")
             return self._record_failure(job.id, attempt, failure.verdict)
         self._fault_point("placed")
-        call = self.jobs.accept(attempt, placed.call_sid, ask_s=self.settings.call_ask_seconds)
+        call = self._jobs.accept(attempt, placed.call_sid, ask_s=self._settings.call_ask_seconds)
         self._fault_point("accepted")
         log.info("called", call_sid=placed.call_sid, number=claim.attempt.number)
         self.end_if_unwanted(call, placed.call_sid)
@@ -163,41 +171,41 @@ class Dispatcher:
         if isinstance(number, Refusal):
             return number
         last_ring = now + timedelta(seconds=LAST_CALL_SECONDS)
-        return screen(number, metadata, self.settings, now) or hours(number, metadata, self.settings, last_ring)
+        return screen(number, metadata, self._settings, now) or hours(number, metadata, self._settings, last_ring)
 
     def _put_off_if_late(
         self, attempt: UUID, call_sid: str, e164: str, metadata: dict[str, Any], rings_at: datetime
     ) -> None:
-        """Cancel a call that waits in Twilio's queue and would leave it when the phone may not ring any more."""
-        late = hours(e164, metadata, self.settings, rings_at)
+        """Cancel a call that would leave Twilio's queue outside the calling hours."""
+        late = hours(e164, metadata, self._settings, rings_at)
         if late is None:
             return
-        not_before = (
-            late.until if isinstance(late, PutOff) else rings_at
-        )  # there is no right moment: then it is refused
-        if self.jobs.put_off(attempt, not_before=not_before, code=late.code, reason=late.reason):
-            log.warning("call put off: it would have left Twilio's queue too late", call_sid=call_sid)
+        # Without any permitted moment the job comes back at once, and screening refuses it.
+        not_before = late.until if isinstance(late, PutOff) else rings_at
+        if self._jobs.put_off(attempt, not_before=not_before, code=late.code, reason=late.reason):
+            log.warning("call put off: it would leave Twilio's queue too late", call_sid=call_sid)
             try:
                 self._telephony.cancel(call_sid)
-            except TwilioUnavailable as silent:
-                log.error("the call could not be canceled; the sweep tries again", reason=str(silent))
+            except TwilioUnavailable as error:
+                log.error("the call could not be canceled; the sweep tries again", reason=str(error))
 
     def _record_failure(self, job_id: int, attempt: UUID, verdict: Verdict) -> StepResult:
         code, reason = verdict.code, verdict.reason
         match verdict.kind:
             case "refused":
-                self.jobs.refuse(attempt, code=code, reason=reason)
-                log.error("call refused for good", kind="call_refused", code=code, reason=reason)
+                self._jobs.refuse(attempt, code=code, reason=reason)
+                log.error("call refused permanently", kind="call_refused", code=code, reason=reason)
                 return StepResult("refused", job_id, code)
             case "later":
-                delay_s = backoff.jittered(self.settings.call_retry_seconds)
-                slot_s = 0.0 if code.startswith("twilio_") else self._slot_s  # Twilio was asked, or it was not
-                self.jobs.release(attempt, delay_s=delay_s, code=code, reason=reason, slot_s=slot_s)
+                delay_s = backoff.jittered(self._settings.call_retry_seconds)
+                # A request that never reached Twilio gives its rate-limit slot back.
+                slot_s = 0.0 if code.startswith("twilio_") else self._slot_s
+                self._jobs.release(attempt, delay_s=delay_s, code=code, reason=reason, slot_s=slot_s)
                 log.warning("call put off", code=code, reason=reason, delay_s=round(delay_s))
                 return StepResult("put_off", job_id, code)
             case "halt":
-                halt_s = min(HALT_SECONDS, self.settings.call_retry_seconds)
-                self.jobs.release(attempt, code=code, reason=reason, halt_s=halt_s)
+                halt_s = min(HALT_SECONDS, self._settings.call_retry_seconds)
+                self._jobs.release(attempt, code=code, reason=reason, halt_s=halt_s)
                 log.critical(
                     "all calls are paused: our account or configuration is broken",
                     kind="halt",
@@ -206,31 +214,32 @@ class Dispatcher:
                 )
                 return StepResult("halted", job_id, code)
             case "in_doubt":
-                self.jobs.doubt(attempt, code=code, reason=reason, ask_s=self._ask_again_s)
+                self._jobs.doubt(attempt, code=code, reason=reason, ask_s=self._ask_again_s)
                 log.error(
-                    "call in doubt: nobody dials until that is settled", kind="call_in_doubt", code=code, reason=reason
+                    "call in doubt: nobody dials until it is settled", kind="call_in_doubt", code=code, reason=reason
                 )
                 return StepResult("in_doubt", job_id, code)
             case _:
                 assert_never(verdict.kind)
 
     def _read_number(self, job_id: int, typed: str) -> StepResult:
-        """Write down what was typed as E.164 and dial it, or end the job because it is no number."""
-        number = read_number(typed, self.settings)
+        """Store the typed number as E.164 and dial it, or end the job if the number is invalid."""
+        number = read_number(typed, self._settings)
         if isinstance(number, Refusal):
-            if not self.jobs.set_number(job_id, typed, None, number.code, number.reason):
-                return StepResult("nothing", job_id, "another has read its number meanwhile")
-            log.warning("call refused", kind="call_refused", job=job_id, code=number.code, reason=number.reason)
-            return StepResult("refused", job_id, number.code)
-        self.jobs.set_number(job_id, typed, number, None, None)
+            code, reason = number.code, number.reason
+            if not self._jobs.set_number(job_id, typed, None, code=code, reason=reason):
+                return StepResult("nothing", job_id, "another process has stored the number")
+            log.warning("call refused", kind="call_refused", job=job_id, code=code, reason=reason)
+            return StepResult("refused", job_id, code)
+        self._jobs.set_number(job_id, typed, number)
         return self.dial_one(job_id)
 
-    # --- to look after ------------------------------------------------------------------------------------------------
+    # --- follow up ----------------------------------------------------------------------------------------------------
 
     def follow_up_one(self) -> StepResult:
-        """Take the next call that is in doubt, without news or one too many, and find out, or end it."""
-        settings = self.settings
-        call = self.jobs.claim_open(
+        """Take the next call that is in doubt, without news or unwanted, and ask Twilio about it, or end it."""
+        settings = self._settings
+        call = self._jobs.claim_open(
             hold_s=settings.call_lease_seconds,
             ask_s=settings.call_ask_seconds,
             give_up_s=TWILIO_QUEUE_SECONDS + settings.call_ring_seconds + settings.call_time_limit_seconds,
@@ -240,32 +249,24 @@ class Dispatcher:
         with structlog.contextvars.bound_contextvars(job=call.job_id, attempt=str(call.attempt)):
             self._fault_point("asking")
             if call.lease_ran_out:
-                log.error("lease ran out: the call is in doubt", kind="call_in_doubt", code="lease_ran_out")
+                log.error("lease expired: the call is in doubt", kind="call_in_doubt", code="lease_ran_out")
             try:
                 return self._settle(call) if call.call_sid is None else self._ask_after(call, call.call_sid)
-            except TwilioUnavailable as silent:
-                log.error("Twilio could not be asked: the call stays as it is", state=call.state, reason=str(silent))
+            except TwilioUnavailable as error:
+                log.error("Twilio could not be asked: the call stays as it is", state=call.state, reason=str(error))
                 return StepResult("unasked", call.job_id, call.state)
 
     def _settle(self, call: OpenCall) -> StepResult:
-        settings = self.settings
+        settings = self._settings
         listed = self._telephony.find(call.phone_e164, call.started_at, call.from_e164)
         self._fault_point("listed")
-        settlement = self.jobs.settle(
-            call.attempt,
-            call.asked_at,
-            listed,
-            settling_s=settings.call_settling_seconds,
-            ask_s=self._ask_again_s,
-            poll_s=settings.call_ask_seconds,
-            delays_s=backoff.delays(settings.call_retry_seconds, settings.call_max_attempts),
-            gives_up=settings.call_in_doubt == "give-up",
-        )
+        delays_s = backoff.delays(settings.call_retry_seconds, settings.call_max_attempts)
+        settlement = self._jobs.settle(call.attempt, call.asked_at, listed, self._settle_policy, delays_s=delays_s)
         match settlement:
             case Found():
                 log.warning("doubt settled: Twilio has the call", call_sid=settlement.call_sid)
                 found = next(c for c in listed if c.sid == settlement.call_sid)
-                self.end_if_unwanted(self._record(call.attempt, found), found.sid)
+                self.end_if_unwanted(self.record_status(call.attempt, found.event), found.sid)
                 return StepResult("settled", call.job_id, "found")
             case Absent():
                 log.warning("doubt settled: Twilio has no such call", job_status=settlement.job_status)
@@ -274,7 +275,7 @@ class Dispatcher:
                 return StepResult("still_in_doubt", call.job_id, "not_yet")
             case Ambiguous():
                 log.critical(
-                    "a call in doubt could be any of several: somebody must look",
+                    "several listed calls match a call in doubt: a person must decide",
                     kind="call_ambiguous",
                     calls=settlement.calls,
                 )
@@ -287,7 +288,7 @@ class Dispatcher:
     def _ask_after(self, call: OpenCall, call_sid: str) -> StepResult:
         if call.end:
             self._telephony.end(call_sid)
-            log.warning("call ended: it is not wanted", state=call.state, call_sid=call_sid)
+            log.warning("unwanted call ended", state=call.state, call_sid=call_sid)
         known = self._telephony.fetch(call_sid)
         self._fault_point("fetched")
         if known is not None and known.status == "queued" and not call.end:
@@ -295,94 +296,62 @@ class Dispatcher:
                 self._telephony.cancel(call_sid)
                 log.warning("call canceled in Twilio's queue: it must not ring now", call_sid=call_sid)
                 known = self._telephony.fetch(call_sid)
-            else:  # it may leave the queue at any time before the next look, which may come late
-                next_look = call.asked_at + timedelta(seconds=2 * self.settings.call_ask_seconds)
-                self._put_off_if_late(call.attempt, call_sid, call.phone_e164, call.metadata, next_look)
-        if known is None:  # of a fresh SID this is no absence; an old one is given up in time
+            else:
+                # The call may leave the queue at any moment until the next ask, which may come late.
+                next_ask = call.asked_at + timedelta(seconds=2 * self._settings.call_ask_seconds)
+                self._put_off_if_late(call.attempt, call_sid, call.phone_e164, call.metadata, next_ask)
+        if known is None:
+            # A fresh SID may not be readable yet. SQL gives an old one up in time.
             return StepResult("asked", call.job_id, "unknown")
-        recorded = self._record(call.attempt, known)
+        recorded = self.record_status(call.attempt, known.event)
         if not call.end:
             self.end_if_unwanted(recorded, call_sid)
         return StepResult("ended" if call.end else "asked", call.job_id, known.status)
 
-    def _record(self, attempt: UUID, call: TwilioCall) -> LiveCall:
-        return self.record_status(
-            attempt, call.sid, call.status, duration_s=call.duration_s, answered_by=call.answered_by
-        )
+    # --- events from Twilio -------------------------------------------------------------------------------------------
 
-    # --- what Twilio tells us -----------------------------------------------------------------------------------------
-
-    def record_status(
-        self,
-        attempt: UUID,
-        call_sid: str,
-        status: CallStatus,
-        *,
-        answered_by: str | None = None,
-        duration_s: int | None = None,
-        sip_code: int | None = None,
-        error_code: str | None = None,
-    ) -> LiveCall:
-        """Write down what Twilio says of a call. Order and number of tellings do not matter."""
-        redial_s = backoff.delays(self.settings.call_redial_seconds, self.settings.call_max_attempts)
-        call = self.jobs.record_status(
+    def record_status(self, attempt: UUID, event: CallEvent) -> LiveCall:
+        """Record a call status. Idempotent; statuses may arrive in any order."""
+        settings = self._settings
+        call = self._jobs.record_status(
             attempt,
-            call_sid,
-            status,
-            ask_s=self.settings.call_ask_seconds,
-            redial_delays_s=redial_s,
-            machine_counts_as="missed" if self.settings.call_machines == "missed" else "reached",
-            answered_by=answered_by,
-            duration_s=duration_s,
-            sip_code=sip_code,
-            error_code=error_code,
+            event,
+            ask_s=settings.call_ask_seconds,
+            redial_delays_s=backoff.delays(settings.call_redial_seconds, settings.call_max_attempts),
+            machine_counts_as="missed" if settings.call_machines == "missed" else "reached",
         )
         if call.moved:
-            log.info("call status", call_sid=call_sid, status=status, job_status=call.job and call.job.status)
+            job_status = call.job and call.job.status
+            log.info("call status", call_sid=event.call_sid, status=event.call_status, job_status=job_status)
         return call
 
-    def record_answer(self, attempt: UUID, call_sid: str, turn: Turn, digits: str) -> LiveCall:
-        """Write down what a turn of the conversation has brought, if anything. A turn told twice is written once."""
-        call = self.jobs.record_answer(
-            attempt,
-            call_sid,
-            ask_s=self.settings.call_ask_seconds,
-            question=turn.learned.question if turn.learned else None,
-            meaning=turn.learned.meaning if turn.learned else None,
-            digits=digits,
-            opts_out=turn.opts_out,
-        )
-        if turn.opts_out:
+    def record_answer(self, attempt: UUID, call_sid: str, answer: Answer) -> LiveCall:
+        """Record an answer. Idempotent: the same answer is stored once."""
+        call = self._jobs.record_answer(attempt, call_sid, answer, ask_s=self._settings.call_ask_seconds)
+        if answer.opt_out:
             log.warning("opted out by a key: this number is not called again", call_sid=call_sid)
         return call
 
     def play_twiml(self, call_sid: str, twiml: str) -> None:
-        """Interrupt a call under way: it goes on with this document."""
+        """Replace the running TwiML of a live call with this document."""
         try:
             self._telephony.play_twiml(call_sid, twiml)
-            log.info("a machine has answered: it is told its message, or hung up on", call_sid=call_sid)
-        except TwilioUnavailable as silent:  # then it is told when it has not answered the question
-            log.error("a machine has answered, and could not be told so", call_sid=call_sid, reason=str(silent))
+            log.info("a machine answered: it hears its message, or the call ends", call_sid=call_sid)
+        except TwilioUnavailable as error:
+            # The machine hears its message when it leaves the question unanswered.
+            log.error("a machine answered, and Twilio did not take its message", call_sid=call_sid, reason=str(error))
 
     def end_if_unwanted(self, call: LiveCall, call_sid: str) -> None:
-        """End a call that the database does not want: one too many, canceled, or of no attempt of ours."""
+        """End a call that the database does not want: a duplicate, a canceled one, or one of no known attempt."""
         if call.is_wanted or call.call_status in FINAL_CALL_STATUSES:
             return
         if call.state in ("duplicate", None):
             kind = "call_duplicate" if call.state else "call_unknown"
-            log.critical("a call too many: it is being ended", kind=kind, call_sid=call_sid, state=call.state)
+            log.critical("a duplicate or unknown call: ending it", kind=kind, call_sid=call_sid, state=call.state)
         try:
             self._telephony.end(call_sid)
-        except TwilioUnavailable as silent:
-            log.error("the call could not be ended; the sweep tries again", call_sid=call_sid, reason=str(silent))
-
-    @property
-    def _slot_s(self) -> float:
-        return 1 / self.settings.calls_per_second
-
-    @property
-    def _ask_again_s(self) -> float:
-        return self.settings.call_settling_seconds / ASKS_PER_SETTLING
+        except TwilioUnavailable as error:
+            log.error("the call could not be ended; the sweep tries again", call_sid=call_sid, reason=str(error))
 
 
 def _why_not(claim: NothingDue) -> str:
@@ -394,6 +363,7 @@ def _why_not(claim: NothingDue) -> str:
     return f"already {claim.status}{why}"
 
 
-def build_dispatcher(settings: Settings) -> Dispatcher:
-    """The one place that wires the parts. Call it after the fork: it opens what must not be shared between processes."""
-    return Dispatcher(settings, Jobs(connect(settings)), Telephony(settings))
+def wire(settings: Settings) -> tuple[Jobs, Dispatcher]:
+    """Make the parts. Call it after the fork: processes must not share its connections."""
+    jobs = Jobs(connect(settings))
+    return jobs, Dispatcher(settings, jobs, Telephony(settings))

@@ -1,6 +1,6 @@
-"""What travels between the parts: the answers of the SQL functions, the verdicts on Twilio, the outcomes of one step.
+"""The values that travel between the modules: SQL answers, Twilio's calls and events, verdicts, results of a step.
 
-Each value is checked once, where it comes in, and is frozen from then on.
+Each value is checked once, where it enters the program. All of them are frozen.
 """
 
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ FINAL_CALL_STATUSES: frozenset[CallStatus] = frozenset({"completed", "busy", "no
 
 
 class _Answer(BaseModel):
-    """An answer of an SQL function: unknown keys are let through, so that newer SQL serves older code."""
+    """The answer of an SQL function. Unknown keys are ignored, so newer SQL can serve older code."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Person(_Answer):
-    """What a script may say of the person and how they signed up."""
+    """The data that a script may say: the person's name, and how they signed up."""
 
     first_name: str | None
     signup_mode: str
@@ -53,7 +53,7 @@ class Claimed(_Answer):
 
 
 class Wait(_Answer):
-    """The pace of calls leaves no room now."""
+    """CALLS_PER_SECOND leaves no slot now."""
 
     outcome: Literal["wait"]
     wait_s: float
@@ -67,7 +67,7 @@ class Paused(_Answer):
 
 
 class Unparsed(_Answer):
-    """What was typed is not E.164 as it stands."""
+    """The number, as typed, is not E.164. SQL cannot parse it; Python does."""
 
     outcome: Literal["unparsed"]
     job_id: int
@@ -75,7 +75,7 @@ class Unparsed(_Answer):
 
 
 class NothingDue(_Answer):
-    """Nothing to dial; of a job asked for by its id, what it is instead (None: there is no such job)."""
+    """No job to dial. For a job asked for by id, its state; `status` None means that the job does not exist."""
 
     outcome: Literal["none"]
     status: JobStatus | None
@@ -92,9 +92,9 @@ class LiveJob(Person):
 
 
 class LiveCall(_Answer):
-    """What the database says about a call that Twilio has told us of. `then`: keep it, or end it.
+    """The database's answer about a live call. `then`: keep the call, or end it.
 
-    by_machine: it was answered by a machine, as far as anyone knows. machine_now: that is the news.
+    by_machine: a machine answered, as far as we know. machine_now: this event is the first to say so.
     """
 
     then: Literal["keep", "end", "unknown"]
@@ -111,7 +111,7 @@ class LiveCall(_Answer):
 
 
 class OpenCall(_Answer):
-    """A call to look after: in doubt, without news, or one too many."""
+    """A call to follow up: in doubt, without news, or a duplicate."""
 
     outcome: Literal["ask"]
     state: Literal["in_doubt", "accepted", "duplicate"]
@@ -148,20 +148,20 @@ class Absent(_Answer):
 
 
 class NotYet(_Answer):
-    """Not listed, and it is too early to believe that."""
+    """Twilio does not list the call yet, and the settling time has not passed."""
 
     outcome: Literal["not_yet"]
 
 
 class Ambiguous(_Answer):
-    """More than one call could be it: none is bound."""
+    """More than one listed call could be this attempt. None is bound."""
 
     outcome: Literal["ambiguous"]
     calls: int
 
 
 class Settled(_Answer):
-    """Somebody else settled it meanwhile."""
+    """Another process settled the attempt first."""
 
     outcome: Literal["settled"]
 
@@ -170,7 +170,7 @@ Settlement = Annotated[Found | Absent | NotYet | Ambiguous | Settled, Field(disc
 
 
 class Stats(_Answer):
-    """What is going on. `oldest_*_s` are ages in seconds, 0 where there is none; `*_1h` and `*_24h` are of the last hours."""
+    """Counts of jobs and calls. `oldest_*_s` are ages in seconds, 0 if there are none; `*_1h`, `*_24h` count the last hours."""
 
     queued: int
     dialing: int
@@ -201,12 +201,12 @@ class Stats(_Answer):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a failed request to Twilio means.
+    """The meaning of a failed request for a call.
 
-    refused   Twilio will never take this call; the job is over
-    later     Twilio took nothing, and may take it later; not an attempt
-    halt      our account or configuration is broken, no job is to blame; not an attempt, and everything waits
-    in_doubt  Twilio may have taken the call; nobody dials until that is settled
+    refused   Twilio will never take this call. The job ends.
+    later     Twilio did not take the call and may take it later. The attempt does not count.
+    halt      Our account or configuration is broken. The attempt does not count, and all calls pause.
+    in_doubt  Twilio may have taken the call. Nobody dials until that is settled.
     """
 
     kind: Literal["refused", "later", "halt", "in_doubt"]
@@ -215,8 +215,55 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class CallEvent:
+    """One event of a call, as Twilio reports it. The fields are the arguments of record_call_status.
+
+    An empty `call_sid` is not a SID. `call_status` is None for a status that we do not know; Twilio adds new ones.
+    """
+
+    call_sid: str
+    call_status: CallStatus | None
+    answered_by: str | None = None
+    duration_s: int | None = None
+    sip_code: int | None = None
+    error_code: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A key press in a conversation, "" for silence. The fields are the arguments of record_call_answer."""
+
+    digits: str
+    question: str | None = None
+    meaning: str | None = None
+    opt_out: bool = False
+
+
+@dataclass(frozen=True)
+class ClaimPolicy:
+    """The settings of a claim, made once. The fields are the arguments of claim_call_job; `from_` is our number."""
+
+    lease_s: float
+    calls_per_second: float
+    calls_per_number_per_day: int
+    calls_per_prefix_per_hour: int
+    calls_per_day: int | None
+    from_: str
+
+
+@dataclass(frozen=True)
+class SettlePolicy:
+    """The settings of settle_call, made once."""
+
+    settling_s: float
+    ask_s: float
+    poll_s: float
+    gives_up: bool
+
+
+@dataclass(frozen=True)
 class TwilioCall:
-    """A call as Twilio's API gives it. `created_at` has whole seconds."""
+    """A call in Twilio's API. `created_at` has whole seconds."""
 
     sid: str
     status: CallStatus
@@ -224,10 +271,14 @@ class TwilioCall:
     duration_s: int | None
     answered_by: str | None
 
+    @property
+    def event(self) -> CallEvent:
+        return CallEvent(self.sid, self.status, self.answered_by, self.duration_s)
+
 
 @dataclass(frozen=True)
 class Placed:
-    """Twilio took a call. `queue_s` is how long Twilio thinks that it will wait in its queue."""
+    """Twilio took a call. `queue_s` is Twilio's estimate of the wait in its queue, in seconds."""
 
     call_sid: str
     queue_s: float
@@ -235,11 +286,11 @@ class Placed:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step of the dispatcher did: one claim to dial, or one look at an open call."""
+    """The result of one step of the dispatcher: one claim to dial, or one follow-up of an open call."""
 
     outcome: Literal[
         "called", "refused", "put_off", "halted", "in_doubt",  # dialing
-        "settled", "asked", "ended", "still_in_doubt", "unasked",  # looking after
+        "settled", "asked", "ended", "still_in_doubt", "unasked",  # following up
         "waiting", "paused", "nothing",
     ]  # fmt: skip
     job_id: int | None = None

@@ -35,7 +35,7 @@ import psycopg
 from phonenumbers import timezone
 from psycopg.rows import dict_row
 
-from function.sweep import DIALERS
+from function.sweep import DIALING_THREADS
 from shared.dispatcher import LAST_CALL_SECONDS
 from tests.sandbox.numbers import US_AREA_CODES
 from tests.sandbox.sandbox import Sandbox
@@ -70,7 +70,7 @@ class Figures:
             self.called == self.signed_up
             and self.spent == self.outside == 0
             and self.most_queued <= A_FEW
-            and self.out_of_turn <= 2 * DIALERS
+            and self.out_of_turn <= 2 * DIALING_THREADS
             and self.seconds <= PATIENCE * self.at_the_pace + START_S
         )
 

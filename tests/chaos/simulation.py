@@ -36,9 +36,9 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from shared import backoff
-from shared.dispatcher import Dispatcher, Since
+from shared.dispatcher import ClaimClock, Dispatcher
 from shared.jobs import Jobs, JobsUnavailable
-from shared.models import FINAL_CALL_STATUSES, CallStatus, Placed, TwilioCall, Verdict
+from shared.models import FINAL_CALL_STATUSES, CallEvent, CallStatus, Placed, TwilioCall, Verdict
 from shared.settings import DIAL_WITHIN_SECONDS, Settings, load_settings
 from shared.telephony import CallNotPlaced, Telephony, TwilioUnavailable
 from tests.sandbox.postgres import Postgres
@@ -380,7 +380,11 @@ class History:
         if self._elsewhere:
             return True
         try:
-            return self.worker(lambda _point: None).record_status(call.attempt, call.sid, "in-progress").is_wanted
+            return (
+                self.worker(lambda _point: None)
+                .record_status(call.attempt, CallEvent(call.sid, "in-progress"))
+                .is_wanted
+            )
         except JobsUnavailable:
             return True
 
@@ -390,7 +394,7 @@ class History:
             return
         worker = self.worker(lambda _point: None)
         try:
-            told = worker.record_status(call.attempt, call.sid, status)
+            told = worker.record_status(call.attempt, CallEvent(call.sid, status))
             if status not in FINAL_CALL_STATUSES:
                 worker.end_if_unwanted(told, call.sid)
         except JobsUnavailable:
@@ -525,7 +529,7 @@ def run_history(
     history = History(seed, connection, settings or load_settings(http=False, environ=SETTINGS))
     jitter, ids = random.Random(f"jitter {seed}"), random.Random(f"ids {seed}")
     with (
-        patch.object(Since, "now", lambda: Since(history.now, history.now)),
+        patch.object(ClaimClock, "now", lambda: ClaimClock(history.now, history.now)),
         patch("shared.dispatcher.backoff.delays", partial(backoff.delays, uniform=jitter.uniform)),
         patch("shared.dispatcher.backoff.jittered", partial(backoff.jittered, uniform=jitter.uniform)),
         patch("shared.dispatcher.uuid4", lambda: uuid.UUID(int=ids.getrandbits(128), version=4)),

@@ -25,7 +25,7 @@ from pydantic import TypeAdapter
 from supabase import Client
 
 from shared.jobs import Jobs, connect
-from shared.models import Claim, NextOpenCall, OpenCall, TwilioCall
+from shared.models import CallEvent, Claim, ClaimPolicy, NextOpenCall, OpenCall, SettlePolicy, TwilioCall
 from shared.settings import load_settings
 from tests.sandbox.postgres import Postgres
 from tests.sandbox.serve import Server
@@ -85,10 +85,14 @@ class RecordedJobs(Jobs):
         self._answers = answers
 
     def _call(self, function: str, answer: TypeAdapter[T], **arguments: Any) -> T:
-        data = self._client.rpc(function, arguments).execute().data
-        self._story.append({"rpc": function, "arguments": arguments, "answer": data})
         self._answers[function] = answer.json_schema()
-        return answer.validate_python(data)
+        return super()._call(function, answer, **arguments)
+
+    def _request(self, function: str, parameters: dict[str, Any]) -> Any:
+        data = super()._request(function, parameters)
+        sent = json.loads(json.dumps(parameters, default=str))
+        self._story.append({"rpc": function, "arguments": sent, "answer": data})
+        return data
 
 
 def tell(jobs: Jobs, sql: Callable[[str], None], by_hand: Callable[..., None]) -> None:
@@ -110,13 +114,15 @@ def tell(jobs: Jobs, sql: Callable[[str], None], by_hand: Callable[..., None]) -
         return attempt, jobs.claim(
             attempt,
             job_id,
-            lease_s=30.0,
+            ClaimPolicy(
+                lease_s=30.0,
+                calls_per_second=pace,
+                calls_per_number_per_day=3,
+                calls_per_prefix_per_hour=20,
+                calls_per_day=None,
+                from_="+15005550006",
+            ),
             busy_s=45.0,
-            calls_per_second=pace,
-            calls_per_number_per_day=3,
-            calls_per_prefix_per_hour=20,
-            calls_per_day=None,
-            our_number="+15005550006",
         )
 
     def look() -> NextOpenCall:
@@ -124,15 +130,12 @@ def tell(jobs: Jobs, sql: Callable[[str], None], by_hand: Callable[..., None]) -
 
     def settle(attempt: UUID, asked_at: datetime, *sids: str) -> None:
         calls = [TwilioCall(sid, "queued", asked_at, None, None) for sid in sids]
-        jobs.settle(
-            attempt, asked_at, calls, settling_s=60.0, ask_s=5.0, poll_s=600.0, delays_s=(60.0, 240.0), gives_up=False
-        )
+        policy = SettlePolicy(settling_s=60.0, ask_s=5.0, poll_s=600.0, gives_up=False)
+        jobs.settle(attempt, asked_at, calls, policy, delays_s=(60.0, 240.0))
 
     def status(attempt: UUID, sid: str, word: Any) -> None:
-        jobs.record_status(
-            attempt, sid, word, ask_s=600.0, redial_delays_s=(60.0, 240.0), machine_counts_as="reached",
-            answered_by="human", duration_s=7,
-        )  # fmt: skip
+        event = CallEvent(sid, word, answered_by="human", duration_s=7)
+        jobs.record_status(attempt, event, ask_s=600.0, redial_delays_s=(60.0, 240.0), machine_counts_as="reached")
 
     def sid() -> str:
         return f"CA{next(ids):032x}"
@@ -160,7 +163,7 @@ def tell(jobs: Jobs, sql: Callable[[str], None], by_hand: Callable[..., None]) -
         f"insert into public.outbound_call_jobs (user_id, phone_number) values ('{UUID(int=next(ids))}', '(415) 555-0199')"
     )
     claim()
-    jobs.set_number(2, "(415) 555-0199", "+14155550199", None, None)
+    jobs.set_number(2, "(415) 555-0199", "+14155550199")
     attempt, _ = claim()
     taken = sid()
     jobs.accept(attempt, taken, ask_s=600.0)

@@ -7,7 +7,7 @@ import base64
 import pytest
 from aiohttp import web
 
-from shared.dispatcher import build_dispatcher
+from shared.dispatcher import wire
 from shared.settings import load_settings
 from tests.e2e.conftest import World, open_world
 from tests.sandbox.sandbox import Sandbox
@@ -100,7 +100,7 @@ def test_a_doubt_is_settled_with_the_number_that_called_though_ours_is_another_b
     assert quiet.webhook(hook(job_id)).json()["did"] == "in_doubt"
     quiet.rows("update public.outbound_call_jobs set due_at = private.clock() where id = %s returning id", job_id)
     moved = {**quiet.sandbox.settings, "TWILIO_PHONE_NUMBER": "+15005550009"}
-    sweeper = build_dispatcher(load_settings(environ=moved))
+    _, sweeper = wire(load_settings(environ=moved))
     assert sweeper.follow_up_one().detail == "found"
     assert quiet.attempts(job_id)[0]["call_sid"] == quiet.calls(number)[0]["sid"]
 

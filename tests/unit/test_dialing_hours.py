@@ -11,7 +11,7 @@ from unittest.mock import create_autospec
 import pytest
 
 from shared import dispatcher
-from shared.dispatcher import Dispatcher, Since
+from shared.dispatcher import ClaimClock, Dispatcher
 from shared.jobs import Jobs
 from shared.models import Attempt, Claimed, ClaimedJob, LiveCall, LiveJob, OpenCall, Placed, TwilioCall
 from shared.screening import Refusal
@@ -77,7 +77,7 @@ class World:
 def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[datetime], World]:
     def at(now: datetime) -> World:
         world = World(now)
-        monkeypatch.setattr(Since, "now", lambda: Since(world.now.timestamp(), world.now.timestamp()))
+        monkeypatch.setattr(ClaimClock, "now", lambda: ClaimClock(world.now.timestamp(), world.now.timestamp()))
         return world
 
     return at

@@ -60,7 +60,7 @@ def test_a_fault_of_ours_is_an_apology_and_never_an_error_page(
     def broken() -> None:
         raise fault
 
-    monkeypatch.setattr(main, "dispatcher", broken)
+    monkeypatch.setattr(main, "parts", broken)
     form = {"CallSid": "CA" + "0" * 32, "CallStatus": "in-progress", "Digits": "2"}
     answer = ask(main, f"/voice?attempt={uuid4()}{place}", form)
     assert (answer.status_code, answer.mimetype) == (200, "text/xml")
@@ -71,11 +71,11 @@ def test_a_fault_of_ours_is_an_apology_and_never_an_error_page(
 
 def test_what_a_fault_of_ours_lost_is_in_the_log(main: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     configure_logs(written := io.StringIO(), json=True)
-    monkeypatch.setattr(main, "dispatcher", lambda: None)
+    monkeypatch.setattr(main, "parts", lambda: (None, None))
     attempt = str(uuid4())
     query = urlencode({"attempt": attempt, "script": "demo", "at": "team_size", "try": "1"})
     ask(main, f"/voice?{query}", {"CallSid": "CA" + "0" * 32, "CallStatus": "in-progress", "Digits": "2"})
-    (line,) = [line for line in written.getvalue().splitlines() if "a fault of ours" in line]
+    (line,) = [line for line in written.getvalue().splitlines() if "internal error" in line]
     assert all(word in line for word in (attempt, "team_size", '"digits": "2"', '"severity": "ERROR"'))
 
 
