@@ -36,10 +36,11 @@ chaos: setup ## prove it: simulated histories (RUNS=1000 SEED=1), then real cras
 	$(BIN)/python -m tests.chaos.crash $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.chaos.burst
 
-check: setup ## lint, format and types
+check: setup ## lint, format, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: setup ## let ruff put the code in shape
 	$(BIN)/ruff check --fix .

@@ -37,6 +37,25 @@ CONNECT_SECONDS = 2.5
 WRITE_SECONDS = 2.0
 READ_SECONDS = 8.0  # Supabase's statement_timeout for API roles: no answer comes later
 
+# The SQL functions that `Jobs` calls, for the doctor.
+RPCS = (
+    "claim_call_job",
+    "set_call_number",
+    "release_call_job",
+    "accept_call",
+    "refuse_call",
+    "put_off_call",
+    "doubt_call",
+    "record_call_status",
+    "record_call_answer",
+    "claim_open_call",
+    "settle_call",
+    "heal_onboarding_calls",
+    "prune_call_jobs",
+    "call_job_stats",
+    "check_call_setup",
+)
+
 _CLAIM: TypeAdapter[Claim] = TypeAdapter(Claim)
 _NEXT_OPEN_CALL: TypeAdapter[NextOpenCall] = TypeAdapter(NextOpenCall)
 _SETTLEMENT: TypeAdapter[Settlement] = TypeAdapter(Settlement)

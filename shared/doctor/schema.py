@@ -1,13 +1,11 @@
 """What stands in the database: the migrations, functions and guards that this code needs, closed to everybody else."""
 
-import ast
-import inspect
 from collections.abc import Iterator
 from typing import Final
 
 from shared.doctor.findings import Finding, ok, warning, wrong
-from shared.jobs import Jobs
-from shared.setup_facts import FunctionFacts, SetupFacts
+from shared.jobs import RPCS
+from shared.setup_facts import SetupFacts
 
 MIGRATIONS: Final = {
     "20261201000100": "tables",
@@ -86,22 +84,11 @@ def _migrations(facts: SetupFacts) -> Finding:
     return ok(check, f"all {len(MIGRATIONS)} are there" + (f", and {len(newer)} newer" if newer else ""))
 
 
-def called_functions() -> dict[str, frozenset[str]]:
-    """The SQL functions that this code calls, with the arguments that it names: read from the text of `Jobs` itself."""
-    calls = (node for node in ast.walk(ast.parse(inspect.getsource(Jobs))) if isinstance(node, ast.Call))
-    return {
-        call.args[0].value: frozenset(keyword.arg for keyword in call.keywords if keyword.arg)
-        for call in calls
-        if isinstance(call.func, ast.Attribute) and call.func.attr == "_call"
-        if call.args and isinstance(call.args[0], ast.Constant) and isinstance(call.args[0].value, str)
-    }
-
-
 def _functions(facts: SetupFacts) -> Finding:
-    check, called = "functions", called_functions()
+    check = "functions"
     missing, ambiguous, forbidden = [], [], []
-    for name, arguments in called.items():
-        fitting = [function for function in facts.functions if function.name == name and _takes(function, arguments)]
+    for name in RPCS:
+        fitting = [function for function in facts.functions if function.name == name]
         if not fitting:
             missing.append(name)
         elif len(fitting) > 1:
@@ -111,7 +98,7 @@ def _functions(facts: SetupFacts) -> Finding:
     if missing := missing + facts.dangling:
         return wrong(
             check,
-            f"missing, or with other arguments: {', '.join(missing)}",
+            f"missing: {', '.join(missing)}",
             f"{PUSH}; if that finds nothing to do, somebody dropped them: run their `create function` again, revoke and"
             " grant included, from shared/supabase/migrations",
         )
@@ -127,18 +114,14 @@ def _functions(facts: SetupFacts) -> Finding:
             f"the service may not call {', '.join(forbidden)}",
             " ".join(f"grant execute on function {signature} to service_role;" for signature in forbidden),
         )
-    return ok(check, f"all {len(called)} that this code calls are there")
-
-
-def _takes(function: FunctionFacts, arguments: frozenset[str]) -> bool:
-    return set(function.arguments[: function.required]) <= arguments <= set(function.arguments)
+    return ok(check, f"all {len(RPCS)} that this code calls are there")
 
 
 def _rights(facts: SetupFacts) -> Finding:
     """Whoever has the anon key, which every browser has, or an account, must not have anybody called."""
     open_functions = [function for function in facts.functions if function.open_to]
     open_tables = [table for table in facts.tables if table.open_to]
-    weak = [function for function in facts.functions if function.name in called_functions() and not function.definer]
+    weak = [function for function in facts.functions if function.name in RPCS and not function.definer]
     found = [f"{function.name} ({', '.join(function.open_to)})" for function in open_functions]
     found += [f"{table.name} ({', '.join(table.open_to)})" for table in open_tables]
     advice = [f"revoke all on function {f.signature} from public, anon, authenticated;" for f in open_functions]
