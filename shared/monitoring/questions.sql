@@ -1,5 +1,5 @@
--- Questions about calls, for the SQL editor of Supabase Studio: put in the number, id or SID where one is asked for, and run.
--- Times are UTC. They show phone numbers: the answers are for you, not for a chat.
+-- Ten questions about calls, for the SQL editor of Supabase Studio. Replace the number, id or SID by yours, and run one at a time.
+-- Times are UTC. The answers show phone numbers, so do not paste them into a chat.
 
 -- 1. Why was this person not called?
 with person as (select '+14155550100' as phone)
@@ -7,7 +7,7 @@ select 'opted out' as what, o.opted_out_at as at, o.how as why
 from public.call_opt_outs o, person p where o.phone_e164 = p.phone
 union all
 select 'job ' || j.id || ' is ' || j.status, coalesce(j.finished_at, j.due_at),
-       coalesce(j.reason, case j.status when 'queued' then 'waits for its call, at the time beside' when 'completed' then 'was called' else 'is being called' end)
+       coalesce(j.reason, case j.status when 'queued' then 'waits for its call, due at this time' when 'completed' then 'was called' else 'is being called' end)
 from public.outbound_call_jobs j, person p where j.phone_e164 = p.phone or j.phone_number = p.phone
 union all
 select 'signed up, and could not be queued', m.noted_at, m.error
@@ -15,7 +15,7 @@ from private.missed_signups m join auth.users u on u.id = m.user_id, person p wh
 union all
 select 'signed up, and has no job', u.created_at,
        case when u.phone_confirmed_at is null then 'phone not confirmed (see require_verified_phones), or ' else '' end
-       || 'signed up before the trigger was there, or the job was deleted after CALL_RETENTION_DAYS'
+       || 'signed up before the trigger existed, or the job was deleted after CALL_RETENTION_DAYS'
 from auth.users u, person p
 where '+' || u.phone = p.phone and not exists (select from public.outbound_call_jobs j where j.user_id = u.id)
 union all
@@ -43,7 +43,7 @@ group by reason_code
 order by jobs desc;
 
 -- 5. Is anybody being called too often?
--- Calls that rang, may ring or may have rung, by number; more than CALLS_PER_NUMBER_PER_DAY in a day is not possible.
+-- Calls that rang, may ring or may have rung, by number. A day never holds more than CALLS_PER_NUMBER_PER_DAY.
 select phone_e164, count(*) filter (where started_at > now() - interval '24 hours') as calls_24h, count(*) as calls_7d,
        count(distinct job_id) as jobs, max(started_at) as last_at
 from public.outbound_call_attempts
@@ -57,7 +57,7 @@ limit 100;
 select phone_e164, opted_out_at, how from public.call_opt_outs order by opted_out_at desc limit 200;
 
 -- 7. What did calls cost in time?
--- Twilio bills each started minute of an answered call; a call that nobody answers costs none.
+-- Twilio bills each started minute of an answered call. An unanswered call costs nothing.
 select started_at::date as day, count(*) as calls, count(*) filter (where duration_s > 0) as with_talk,
        sum(duration_s) as seconds, sum(ceil(duration_s / 60.0)) as minutes_billed,
        round(avg(duration_s) filter (where duration_s > 0)) as seconds_a_call, max(duration_s) as longest_s
@@ -67,7 +67,7 @@ group by day
 order by day desc;
 
 -- 8. How long from sign-up to ring?
--- From the job to Twilio's acceptance of its first call; the phone rings a second or two later, or when Twilio's queue is through.
+-- From the job to Twilio's acceptance of its first call. The phone rings a second or two later, or after Twilio's queue.
 select count(*) as jobs,
        percentile_cont(0.5) within group (order by waited_s) as p50_s,
        percentile_cont(0.95) within group (order by waited_s) as p95_s,

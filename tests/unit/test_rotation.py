@@ -1,4 +1,4 @@
-"""Each secret is changed without a gap, when it is changed in the README's order: who sends and who takes, step by step."""
+"""Each secret changes without a gap in the order of secrets.md: in every step the receiver accepts the sender's secret."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ OLD_TOKEN, NEW_TOKEN = "0" * 32, "1" * 32
 BODY = b'{"type": "INSERT"}'
 
 
-def signed(secret: str) -> dict[str, str]:
-    """As the trigger signs: with the first of Vault's."""
+def signed_headers(secret: str) -> dict[str, str]:
+    """The headers of the trigger, which signs with the first secret of Vault."""
     from datetime import UTC, datetime
 
     now = datetime.now(UTC)
@@ -29,13 +29,13 @@ def signed(secret: str) -> dict[str, str]:
     return {"webhook-id": "job_1", "webhook-timestamp": str(int(time.time())), "webhook-signature": signature}
 
 
-def takes_webhooks_of(function: Settings, vault: str) -> None:
-    authenticate_webhook(function, signed(vault), BODY)
+def accepts_webhooks_of(function: Settings, vault: str) -> None:
+    authenticate_webhook(function, signed_headers(vault), BODY)
     authenticate_sweep(function, {"Authorization": f"Bearer {vault.split()[0]}"}, keys=None)  # type: ignore[arg-type]
 
 
-def test_dispatch_secret() -> None:
-    """The function learns the new one first and forgets the old one last; between two steps either side may be ahead."""
+def test_dispatch_secret_changes_without_a_gap() -> None:
+    """The function learns the new secret first and forgets the old one last. Between two steps either side may be ahead."""
     steps = [
         (SECRET, SECRET),
         (f"{NEW_SECRET} {SECRET}", SECRET),
@@ -43,19 +43,19 @@ def test_dispatch_secret() -> None:
         (NEW_SECRET, NEW_SECRET),
     ]
     for (before, sent_before), (after, sent_after) in pairwise(steps):
-        # While the release or Vault changes, the old and the new revision meet the old and the new sender.
+        # During a release or a change of Vault, the old and the new revision meet the old and the new sender.
         for function in (before, after):
             for sent in {sent_before, sent_after}:
-                takes_webhooks_of(settings(DISPATCH_SECRET=function), sent)
+                accepts_webhooks_of(settings(DISPATCH_SECRET=function), sent)
 
 
-def test_dispatch_secret_the_other_way_round_has_a_gap() -> None:
+def test_dispatch_secret_in_the_other_order_has_a_gap() -> None:
     with pytest.raises(AuthenticationError):
-        takes_webhooks_of(settings(DISPATCH_SECRET=SECRET), NEW_SECRET)
+        accepts_webhooks_of(settings(DISPATCH_SECRET=SECRET), NEW_SECRET)
 
 
 class Account:
-    """Twilio's account: requests by either token until the promotion, which ends the old one; the primary signs."""
+    """Twilio's account. It accepts either token until the promotion ends the old one, and signs with the primary."""
 
     def __init__(self, primary: str, secondary: str | None = None) -> None:
         self.primary, self.secondary = primary, secondary
@@ -70,7 +70,7 @@ class Account:
         return function.twilio_auth_tokens[0] in (self.primary, self.secondary)
 
 
-def test_twilio_auth_token() -> None:
+def test_twilio_auth_token_changes_without_a_gap() -> None:
     old, created, promoted = Account(OLD_TOKEN), Account(OLD_TOKEN, NEW_TOKEN), Account(NEW_TOKEN)
     steps = [
         (OLD_TOKEN, old),
@@ -85,5 +85,5 @@ def test_twilio_auth_token() -> None:
                 assert account.works_with(settings(TWILIO_AUTH_TOKEN=function))
 
 
-def test_twilio_auth_token_with_the_old_one_first_has_a_gap_at_the_promotion() -> None:
+def test_twilio_auth_token_old_one_first_has_a_gap() -> None:
     assert not Account(NEW_TOKEN).works_with(settings(TWILIO_AUTH_TOKEN=f"{OLD_TOKEN} {NEW_TOKEN}"))
