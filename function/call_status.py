@@ -7,7 +7,7 @@ from uuid import UUID
 
 import structlog
 
-from shared.conversation.script import Scripts
+from shared.conversation.library import Scripts
 from shared.conversation.turns import voicemail_turn
 from shared.conversation.twiml import render_twiml
 from shared.dispatcher import Dispatcher

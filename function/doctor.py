@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import quote
 
-from shared.conversation.script import ScriptError, Scripts
+from shared.conversation.library import ScriptError, Scripts
 from shared.doctor.database import look
 from shared.doctor.findings import Clocks, Finding, ok, skipped, warning, wrong
 from shared.doctor.twilio import check_twilio

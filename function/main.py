@@ -38,7 +38,7 @@ from function.auth import (
 )
 from function.sweep import sweep_once
 from function.twilio_form import read_attempt, read_digits, read_event, read_place
-from shared.conversation.script import ScriptError, Scripts
+from shared.conversation.library import ScriptError, Scripts
 from shared.conversation.turns import apology_turn
 from shared.conversation.twiml import render_twiml
 from shared.dispatcher import Dispatcher, wire

@@ -5,7 +5,8 @@ from uuid import UUID
 
 import structlog
 
-from shared.conversation.script import Scripts
+from shared.conversation.library import Scripts
+from shared.conversation.script import Script
 from shared.conversation.turns import Place, Turn, apology_turn, first_turn, next_turn, voicemail_turn
 from shared.conversation.twiml import hang_up, render_twiml
 from shared.dispatcher import Dispatcher
@@ -31,32 +32,43 @@ def handle(
     if attempt is None or not event.call_sid:
         log.critical("a call without a known attempt: hanging up", kind="call_unknown", call_sid=event.call_sid)
         return hang_up()
-    script = scripts.for_mode(place.script) if place else scripts.default
-    turn = next_turn(script, place, digits) if place else None
-    answer = _answer(turn, digits)
+    if place is None:
+        return _begin(attempt, event, action, dispatcher, scripts)
+    return _go_on(attempt, place, event, digits, action, dispatcher, scripts.for_mode(place.script))
+
+
+def _begin(attempt: UUID, event: CallEvent, action: str, dispatcher: Dispatcher, scripts: Scripts) -> str:
     try:
-        if place is None:
-            call = dispatcher.record_status(attempt, replace(event, call_status=event.call_status or "in-progress"))
-        else:
-            call = dispatcher.record_answer(attempt, event.call_sid, answer)
+        call = dispatcher.record_status(attempt, replace(event, call_status=event.call_status or "in-progress"))
+    except JobsUnavailable as error:
+        _log_unstored(attempt, None, event, Answer(""), error)
+        return render_twiml(apology_turn(scripts.default), scripts.default, None)
+    script = scripts.for_mode(call.job.signup_mode) if call.job else scripts.default
+    return _render(first_turn(script), script, call, event, action)
+
+
+def _go_on(
+    attempt: UUID, place: Place, event: CallEvent, digits: str, action: str, dispatcher: Dispatcher, script: Script
+) -> str:
+    turn = next_turn(script, place, digits)
+    answer = Answer(digits, opt_out=turn.opts_out)
+    if turn.learned is not None:
+        answer = replace(answer, question=turn.learned.question, meaning=turn.learned.meaning)
+    try:
+        call = dispatcher.record_answer(attempt, event.call_sid, answer)
     except JobsUnavailable as error:
         _log_unstored(attempt, place, event, answer, error)
         return render_twiml(apology_turn(script), script, None)
+    return _render(turn, script, call, event, action)
+
+
+def _render(turn: Turn, script: Script, call: LiveCall, event: CallEvent, action: str) -> str:
     if not call.is_wanted or call.job is None:
         _log_unwanted(event.call_sid, call)
         return hang_up()
-    if turn is None:
-        script = scripts.for_mode(call.job.signup_mode)
-        turn = first_turn(script)
     if call.by_machine and not turn.opts_out:
         turn = voicemail_turn(script)
     return render_twiml(turn, script, call.job, action)
-
-
-def _answer(turn: Turn | None, digits: str) -> Answer:
-    if turn is None or turn.learned is None:
-        return Answer(digits, opt_out=turn is not None and turn.opts_out)
-    return Answer(digits, turn.learned.question, turn.learned.meaning, turn.opts_out)
 
 
 def _log_unstored(attempt: UUID, place: Place | None, event: CallEvent, answer: Answer, error: Exception) -> None:

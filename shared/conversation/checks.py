@@ -1,55 +1,102 @@
-"""How the parts of a script hang together: placeholders, keys, and the way from question to question.
+"""The checks of a script. Each problem names its key and the allowed values.
 
-These checks read the file's plain tables, not the models, so that they speak also when something else in the file is wrong.
+The checks of structure read the file's plain tables, not the models, so that they report although another key is wrong.
 """
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-PLACEHOLDER: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]{0,63})\}")
-GOODBYE: Final = "goodbye"
+from pydantic import ValidationError
+
+from shared.conversation.numerals import keys_told
+from shared.conversation.script import GOODBYE, PLACEHOLDER, Answer, OptOut, Part, Placeholder, Question, Script
+from shared.conversation.voices import fits_language, is_language, voice_problem
+
+MODE: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 Problem = tuple[str, str]
 Table = Mapping[str, Any]
+PartName = Literal["script", "opt_out", "question", "answer", "placeholder"]
+
+_PARTS: Final[dict[PartName, type[Part]]] = {
+    "script": Script,
+    "opt_out": OptOut,
+    "question": Question,
+    "answer": Answer,
+    "placeholder": Placeholder,
+}
+_MUST_BE: Final = {
+    "opt_out": "a table [opt_out] with key, say and confirm",
+    "answers": "a table [questions.answers.1] with means, and one more for each other key",
+    "kind": "one of name, words, number",
+}
 
 
-def cost(text: str, each_placeholder: int) -> int:
-    """The characters that this text may have when its placeholders are filled in."""
-    return len(PLACEHOLDER.sub("", text)) + each_placeholder * len(PLACEHOLDER.findall(text))
+def check(raw: dict[str, Any], mode: str) -> Script | list[str]:
+    """The script of a file's tables, or its problems: one line each, with the key."""
+    problems: list[Problem] = []
+    if not MODE.fullmatch(mode):
+        problems.append(("", "a file is named <signup_mode>.toml; allowed: small letters, digits, _ and -"))
+    if "mode" in raw:
+        problems.append(("mode", "is not a key here: the file's name is the mode"))
+    script = None
+    try:
+        script = Script.model_validate({**raw, "mode": mode})
+    except ValidationError as error:
+        for found in error.errors():
+            place = found["loc"]
+            message = describe_problem(place, found["type"], found["msg"], found.get("ctx", {}))
+            problems.append((_key_path(raw, place), message))
+    problems += check_structure(raw)
+    voice, language = str(raw.get("voice")), str(raw.get("language"))
+    if voice_problem(voice) is None and is_language(language) and not fits_language(voice, language):
+        problems.append(("voice", f"{voice} does not speak {language}: choose a voice of that language"))
+    if problems or script is None:
+        return list(dict.fromkeys(f"{key}: {message}" if key else message for key, message in problems))
+    return script
+
+
+# --- the structure ----------------------------------------------------------------------------------------------------
 
 
 def check_structure(raw: Table) -> list[Problem]:
-    """(key, what is wrong with it), for all that no single value can tell."""
+    """The problems that no single value shows: placeholders, keys, and the way from question to question."""
     questions = [question for question in _list(raw.get("questions")) if isinstance(question.get("id"), str)]
-    problems = [*_placeholders(raw), *_ids(questions), *_opt_out_key(raw, questions), *_nexts(questions)]
+    problems = [
+        *_check_placeholders(raw),
+        *_check_ids(questions),
+        *_check_opt_out_key(raw, questions),
+        *_check_next(questions),
+        *_check_told_keys(raw),
+    ]
     if questions and not [problem for problem in problems if problem[0].startswith("questions")]:
         problems += check_reachable(questions)
     return problems
 
 
-def _placeholders(raw: Table) -> Iterator[Problem]:
+def _check_placeholders(raw: Table) -> Iterator[Problem]:
     declared = _table(raw.get("placeholders"))
     used: set[str] = set()
-    for where, text in _texts(raw):
+    for key, text in _texts(raw):
         for name in dict.fromkeys(PLACEHOLDER.findall(text)):
             used.add(name)
             if name not in declared:
                 allowed = ", ".join(f"{{{known}}}" for known in declared) or "none so far"
-                yield where, f"{{{name}}} is not declared under [placeholders]; declared: {allowed}"
+                yield key, f"{{{name}}} is not declared under [placeholders]; declared: {allowed}"
     for name in declared:
         if name not in used:
             yield f"placeholders.{name}", f"no text says {{{name}}}: use it, or take it out"
 
 
-def _ids(questions: list[Table]) -> Iterator[Problem]:
+def _check_ids(questions: list[Table]) -> Iterator[Problem]:
     ids = [question["id"] for question in questions]
     for question_id in dict.fromkeys(ids):
         if ids.count(question_id) > 1:
             yield f"questions.{question_id}.id", "is the id of two questions: each has its own"
 
 
-def _opt_out_key(raw: Table, questions: list[Table]) -> Iterator[Problem]:
+def _check_opt_out_key(raw: Table, questions: list[Table]) -> Iterator[Problem]:
     key = _text(_table(raw.get("opt_out")), "key")
     for question in questions:
         if key in _answers(question):
@@ -59,7 +106,7 @@ def _opt_out_key(raw: Table, questions: list[Table]) -> Iterator[Problem]:
             )
 
 
-def _nexts(questions: list[Table]) -> Iterator[Problem]:
+def _check_next(questions: list[Table]) -> Iterator[Problem]:
     allowed = [*dict.fromkeys(question["id"] for question in questions), GOODBYE]
     for question in questions:
         places = {"": question, **{f".answers.{key}": answer for key, answer in _answers(question).items()}}
@@ -68,55 +115,81 @@ def _nexts(questions: list[Table]) -> Iterator[Problem]:
             if following is not None and following not in allowed:
                 yield (
                     f"questions.{question['id']}{place}.next",
-                    f"{following!r} is no question; allowed: {', '.join(allowed)}",
+                    f"{following!r} is not a question; allowed: {', '.join(allowed)}",
+                )
+
+
+def _check_told_keys(raw: Table) -> Iterator[Problem]:
+    """A text that says "press 4" is followed by a place where key 4 does something."""
+    opt_out = {_text(_table(raw.get("opt_out")), "key") or ""}
+    questions = _list(raw.get("questions"))
+    by_question = {_question_name(number, each): {*_answers(each)} for number, each in enumerate(questions, 1)}
+    anywhere = opt_out.union(*by_question.values())
+    for place, text in _texts(raw):
+        parts = place.split(".")
+        if place == "machine":
+            continue  # its words may speak of the menu of another phone number
+        if parts[0] == "questions":
+            allowed = by_question[parts[1]] | opt_out if parts[-1] == "say" and "answers" not in parts else anywhere
+        else:
+            allowed = anywhere if place in ("greeting", "opt_out.say", "again") else set()
+        for key, words in keys_told(text, str(raw.get("language"))).items():
+            if key not in allowed:
+                known = ", ".join(sorted(allowed - {""})) or "none"
+                yield (
+                    place,
+                    f"says {words!r}, but key {key} does nothing there (keys: {known}): change the words, or add the key",
                 )
 
 
 def check_reachable(questions: list[Table]) -> Iterator[Problem]:
-    """Every question can be reached, and from every question some answers lead to the goodbye. Ids and nexts are right."""
+    """Each question can be reached, and from each one some answers lead to the goodbye. Needs valid ids and nexts."""
     ids = [question["id"] for question in questions]
-    ways: dict[str, set[str]] = {}
+    following: dict[str, set[str]] = {}
     for question, below in zip(questions, [*ids[1:], GOODBYE], strict=True):
         default = _text(question, "next") or below
-        ways[question["id"]] = {_text(answer, "next") or default for answer in _answers(question).values()} or {default}
-    reached = _closure(set(ids[:1]), ways)
-    back: dict[str, set[str]] = {}
-    for question_id, followings in ways.items():
-        for following in followings:
-            back.setdefault(following, set()).add(question_id)
-    ending = _closure({GOODBYE}, back)
+        answers = _answers(question).values()
+        following[question["id"]] = {_text(answer, "next") or default for answer in answers} or {default}
+    reached = _closure(set(ids[:1]), following)
+    preceding: dict[str, set[str]] = {}
+    for question_id, nexts in following.items():
+        for each in nexts:
+            preceding.setdefault(each, set()).add(question_id)
+    ending = _closure({GOODBYE}, preceding)
     for question_id in ids:
         if question_id not in reached:
             yield f"questions.{question_id}", "is never asked: no answer leads to it"
         elif question_id not in ending:
             yield (
                 f"questions.{question_id}",
-                "never ends: none of its answers leads to goodbye, however often it is answered",
+                "never ends: none of its answers leads to goodbye, however often it is asked",
             )
 
 
-def _closure(start: set[str], ways: Mapping[str, set[str]]) -> set[str]:
+def _closure(start: set[str], edges: Mapping[str, set[str]]) -> set[str]:
     found, pending = set(start), list(start)
     while pending:
-        for following in ways.get(pending.pop(), set()) - found:
+        for following in edges.get(pending.pop(), set()) - found:
             found.add(following)
             pending.append(following)
     return found
 
 
 def _texts(raw: Table) -> Iterator[tuple[str, str]]:
-    """Everything that is said, with its key."""
-    said: list[tuple[str, Any]] = [
+    """Each spoken text of the file, with its key."""
+    texts: list[tuple[str, Any]] = [
         (key, raw.get(key)) for key in ("greeting", "goodbye", "apology", "again", "machine")
     ]
-    said += [(f"opt_out.{key}", _table(raw.get("opt_out")).get(key)) for key in ("say", "confirm")]
+    texts += [(f"opt_out.{key}", _table(raw.get("opt_out")).get(key)) for key in ("say", "confirm")]
     for number, question in enumerate(_list(raw.get("questions")), 1):
-        name = _text(question, "id") or f"(number {number})"
-        said += [(f"questions.{name}.{key}", question.get(key)) for key in ("say", "no_answer")]
-        said += [
-            (f"questions.{name}.answers.{key}.say", answer.get("say")) for key, answer in _answers(question).items()
-        ]
-    return ((where, text) for where, text in said if isinstance(text, str))
+        place = f"questions.{_question_name(number, question)}"
+        texts += [(f"{place}.{key}", question.get(key)) for key in ("say", "no_answer")]
+        texts += [(f"{place}.answers.{key}.say", answer.get("say")) for key, answer in _answers(question).items()]
+    return ((place, text) for place, text in texts if isinstance(text, str))
+
+
+def _question_name(number: int, question: Table) -> str:
+    return _text(question, "id") or f"(number {number})"
 
 
 def _answers(question: Table) -> dict[str, Table]:
@@ -133,3 +206,65 @@ def _text(table: Table, key: str) -> str | None:
 
 def _list(value: object) -> list[Table]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+# --- the words of a problem -------------------------------------------------------------------------------------------
+
+
+def describe_problem(place: tuple[int | str, ...], kind: str, message: str, context: Mapping[str, Any]) -> str:
+    """A problem that pydantic found, in words for a reader who does not know Python."""
+    match kind:
+        case "missing":
+            return f"is missing; it must be {_MUST_BE.get(str(place[-1]), 'text, in quotes')}"
+        case "extra_forbidden":
+            allowed = ", ".join(name for name in _PARTS[_part(place)].model_fields if name != "mode")
+            return f"is not a key here; allowed: {allowed}"
+        case "string_type":
+            return "must be text, in quotes"
+        case "int_type" | "greater_than_equal" | "less_than_equal":
+            return "must be a whole number from 0 to 5, without quotes"
+        case "literal_error":
+            return f"must be {_MUST_BE[str(place[-1])]}"
+        case "list_type":
+            return (
+                'must be a list: ["one", "two"]'
+                if place[-1] == "aliases"
+                else "must be written as [[questions]], each time"
+            )
+        case "dict_type" | "model_type":
+            if _part(place) == "placeholder":
+                return 'must be text, in quotes, or { kind = "name", fallback = "there" }'
+            return "must be a table of its own, with keys and values"
+        case "too_short":
+            return "must hold one answer at least: [questions.answers.1] with means = ..."
+        case "string_too_long":
+            return f"is too long: at most {context['max_length']} characters"
+    return message
+
+
+def _part(place: tuple[int | str, ...]) -> PartName:
+    """The table of the file that holds this place."""
+    match place:
+        case ("opt_out", _, *_):
+            return "opt_out"
+        case ("placeholders", _, *_):
+            return "placeholder"
+        case ("questions", _, "answers", _, _, *_):
+            return "answer"
+        case ("questions", _, _, *_):
+            return "question"
+    return "script"
+
+
+def _key_path(raw: Table, place: tuple[int | str, ...]) -> str:
+    """`questions.team_size.answers.1.means`. A question without an id is named by its number."""
+    parts: list[str] = []
+    for index, part in enumerate(place):
+        if index == 1 and place[0] == "questions" and isinstance(part, int):
+            question = raw["questions"][part]
+            parts.append(_question_name(part + 1, question if isinstance(question, dict) else {}))
+        elif part != "[key]":
+            parts.append(str(part))
+    if place[0] == "placeholders" and len(place) > 2 and isinstance(raw["placeholders"].get(place[1]), str):
+        parts = parts[:2]  # the short form: a fallback without a table
+    return ".".join(parts)

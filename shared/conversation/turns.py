@@ -1,20 +1,19 @@
-"""What is said next: a pure function of the script, the place in it and the key that was pressed.
+"""The next words: a pure function of the script, the place in it and the pressed key.
 
-    begin -> asks at a place -> next_turn(place, key) -> asks at the next place -> ... -> the last words
+    first_turn -> asks at a place -> next_turn(place, key) -> asks at the next place -> ... -> the goodbye
 
-Nothing is kept between two turns: the place travels in the URL that Twilio calls next, which it signs. A turn that is asked
-for twice is the same turn.
+Nothing is stored between two turns: the place travels in the URL that Twilio calls next and signs. The same request
+yields the same turn.
 """
 
 from dataclasses import dataclass
 
-from shared.conversation.checks import GOODBYE
-from shared.conversation.script import Question, Script
+from shared.conversation.script import GOODBYE, Question, Script
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where in which script we listen: a question's id, or "goodbye". `tries`: how often it was asked, this time included."""
+    """A position in a script: a question's id, or "goodbye". `tries`: how often it was asked, this time included."""
 
     script: str
     at: str
@@ -23,7 +22,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Learned:
-    """An answer: what the key means in this question."""
+    """An answer: the meaning of the pressed key in this question."""
 
     question: str
     meaning: str
@@ -31,9 +30,9 @@ class Learned:
 
 @dataclass(frozen=True)
 class Turn:
-    """`says` is said first, and `asks` while the keys are listened to; at no `place` nobody listens, and the call ends.
+    """`says` comes first, then `asks` while keys are accepted. Without a `place` the call ends.
 
-    All texts are the script's own, placeholders and all.
+    All texts are the script's own, with their placeholders.
     """
 
     says: tuple[str, ...] = ()
@@ -44,7 +43,7 @@ class Turn:
 
 
 def first_turn(script: Script) -> Turn:
-    """The opt-out key is told, and listened to, before anything else: also where there is nothing to ask."""
+    """The greeting and the opt-out line. The opt-out key works from the first word, also in a script without questions."""
     opening = (script.greeting, script.opt_out.say)
     if not script.questions:
         return Turn(asks=opening, place=Place(script.mode, GOODBYE))
@@ -53,8 +52,8 @@ def first_turn(script: Script) -> Turn:
 
 
 def next_turn(script: Script, place: Place, key: str) -> Turn:
-    """The turn after `key` was pressed at `place`; "" is silence. A place that the script does not have is a goodbye:
-    scripts may have been changed since the question was asked."""
+    """The turn after `key` was pressed at `place`; "" is silence. A place that the script does not have leads to the
+    goodbye: the scripts may have changed since the question was asked."""
     if key == script.opt_out.key:
         return Turn(says=(script.opt_out.confirm,), opts_out=True)
     question = script.question(place.at) if place.script == script.mode else None
@@ -63,12 +62,12 @@ def next_turn(script: Script, place: Place, key: str) -> Turn:
     answer = question.answers.get(key)
     if answer is None:
         return _ask_again(script, question, place.tries)
-    said = (answer.say,) if answer.say else ()
+    says = (answer.say,) if answer.say else ()
     learned = Learned(question.id, answer.means)
-    following = script.question(answer.next or question.next or _below(script, question))
+    following = script.following_question(question, key)
     if following is None:
-        return Turn(says=(*said, script.goodbye), learned=learned)
-    return Turn(says=said, asks=(following.say,), place=Place(script.mode, following.id), learned=learned)
+        return Turn(says=(*says, script.goodbye), learned=learned)
+    return Turn(says=says, asks=(following.say,), place=Place(script.mode, following.id), learned=learned)
 
 
 def _ask_again(script: Script, question: Question, tries: int) -> Turn:
@@ -79,17 +78,11 @@ def _ask_again(script: Script, question: Question, tries: int) -> Turn:
     return Turn(says=(*last, script.goodbye))
 
 
-def _below(script: Script, question: Question) -> str:
-    """The id of the question after this one in the file."""
-    ids = [each.id for each in script.questions]
-    return [*ids[1:], GOODBYE][ids.index(question.id)]
-
-
 def apology_turn(script: Script) -> Turn:
-    """Our database, or we, do not work: a sentence and a goodbye."""
+    """For a fault on our side, such as a database that does not answer."""
     return Turn(says=(script.apology, script.goodbye))
 
 
 def voicemail_turn(script: Script) -> Turn:
-    """What is left on an answering machine; nothing: it is hung up on."""
+    """The message to an answering machine; without one the call hangs up."""
     return Turn(says=(script.machine,) if script.machine else ())

@@ -1,8 +1,7 @@
-"""A turn of the conversation as a TwiML document, made by twilio's own builder.
+"""A turn of the conversation as a TwiML document, made with twilio's builder.
 
-Limits that scripts.py keeps, so that none of these documents can break them: 4,096 characters a Say, 64 KiB a document,
-4,000 characters where a document is sent with the request.
-https://www.twilio.com/docs/voice/twiml/gather https://www.twilio.com/docs/voice/twiml/say
+script.py keeps these limits: 4,096 characters in a Say, 64 KiB in a document, 4,000 characters in a document that is sent
+with a request. https://www.twilio.com/docs/voice/twiml/gather https://www.twilio.com/docs/voice/twiml/say
 """
 
 from urllib.parse import urlencode
@@ -14,14 +13,14 @@ from shared.conversation.turns import Turn
 from shared.models import Person
 
 SILENCE_SECONDS = 6
-"""How long we listen after the question before it counts as not answered."""
+"""How long the call waits for a key after the question."""
 
 
 def render_twiml(turn: Turn, script: Script, person: Person | None, voice_url: str = "") -> str:
-    """Says, then a Gather that asks and comes back to `voice_url` with the key, silence included; or a hang-up."""
+    """The words, then a Gather that posts the key or the silence to `voice_url`; or a hang-up."""
     twiml = VoiceResponse()
     for text in turn.says:
-        _say(twiml, script, text, person)
+        add_say(twiml, script, text, person)
     if turn.place is None:
         twiml.hangup()
         return str(twiml)
@@ -33,10 +32,10 @@ def render_twiml(turn: Turn, script: Script, person: Person | None, voice_url: s
         timeout=SILENCE_SECONDS,
         action=f"{voice_url}&{place}",
         method="POST",
-        action_on_empty_result=True,  # by default silence falls through to the next verb, and nobody would hear of it
+        action_on_empty_result=True,  # by default Twilio does not report silence
     )
     for text in turn.asks:
-        _say(gather, script, text, person)
+        add_say(gather, script, text, person)
     return str(twiml)
 
 
@@ -46,5 +45,5 @@ def hang_up() -> str:
     return str(twiml)
 
 
-def _say(verb: VoiceResponse | Gather, script: Script, text: str, person: Person | None) -> None:
-    verb.say(script.say(text, person), voice=script.voice, language=script.language)
+def add_say(verb: VoiceResponse | Gather, script: Script, text: str, person: Person | None) -> None:
+    verb.say(script.fill(text, person), voice=script.voice, language=script.language)

@@ -1,4 +1,4 @@
-"""People who pick up, as they are: they answer, say nothing, press anything, hang up, opt out; and machines."""
+"""Calls from end to end: people who answer, stay silent, press any key, hang up or opt out; and machines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from urllib.parse import urlencode
 import pytest
 from psycopg.types.json import Jsonb
 
-from shared.conversation.script import Script, Scripts
+from shared.conversation.library import Scripts
+from shared.conversation.script import Script
 from tests.e2e.conftest import World, fresh_world
 from tests.e2e.test_failures import hook
 from tests.e2e.test_requests import signed
@@ -23,7 +24,7 @@ DEMO, DEFAULT, PRUEBA, WAITLIST = (SCRIPTS.for_mode(mode) for mode in ("demo", "
 def ring(
     world: World, mode: str, *, number: str | None = None, name: str | None = "Ada", **behaviour: object
 ) -> tuple[int, str]:
-    """Call somebody who behaves so. -> the job and their number"""
+    """Call a person with this behaviour. -> the job and their number"""
     number = number or world.number()
     world.behave(to=number, **behaviour)
     job = world.insert_job(number, mode, first_name=name, metadata=Jsonb({"company": "Acme"}))
@@ -32,7 +33,7 @@ def ring(
 
 
 def talk(world: World, mode: str, *digits: str, **behaviour: Any) -> tuple[int, list[str]]:
-    """A whole call. -> the job, and all that was said and [pressed], in order"""
+    """A whole call. -> the job, and the words and [keys] of the call, in order"""
     job, number = ring(world, mode, digits=list(digits), **behaviour)
     world.until_status(job, "completed", "failed", "canceled", "queued")
     return job, transcript(world, number)
@@ -66,7 +67,7 @@ def log_lines(world: World, text: str) -> list[dict[str, Any]]:
 # --- people -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_person_who_answers_is_asked_what_follows_and_is_known_afterwards(quiet: World) -> None:
+def test_answers_lead_on_and_are_stored(quiet: World) -> None:
     job, said = talk(quiet, "demo", "2", "1", "3")
     _, sso, timeline = DEMO.questions
     looking = timeline.answers["3"].say
@@ -84,60 +85,61 @@ def test_a_person_who_answers_is_asked_what_follows_and_is_known_afterwards(quie
     assert (row["answers"], row["outcome"]) == (expected, "completed")
 
 
-def test_an_answer_may_skip_a_question(quiet: World) -> None:
+def test_answer_may_skip_a_question(quiet: World) -> None:
     job, said = talk(quiet, "demo", "1", "1")
     assert said[len(opening(DEMO)) : -2] == ["[1]", DEMO.questions[2].say, "[1]"]
     assert answers(quiet, job) == {"team_size": "just_me", "timeline": "this_month"}
 
 
-def test_a_person_is_spoken_to_in_the_language_of_their_mode(quiet: World) -> None:
+def test_call_speaks_the_language_of_its_mode(quiet: World) -> None:
     job, said = talk(quiet, "prueba", "1", "2", name="José")
     assert said[:3] == opening(PRUEBA, first_name="José")
     assert answers(quiet, job) == {"uso": "negocio", "ayuda": "no"}
 
 
-def test_who_says_nothing_is_asked_again_as_often_as_the_script_says_and_then_left_in_peace(quiet: World) -> None:
+def test_silence_is_asked_again_as_the_script_says(quiet: World) -> None:
     job, said = talk(quiet, "demo")
     question = DEMO.questions[0]
     assert said == [*opening(DEMO), *[DEMO.again, question.say] * question.repeat, question.no_answer, DEMO.goodbye]
     assert quiet.job(job)["qualification"]["answers"] == {}
 
 
-def test_silence_and_then_an_answer_is_an_answer(quiet: World) -> None:
+def test_answer_after_silence_is_stored(quiet: World) -> None:
     job, said = talk(quiet, "demo", "", "", "1", "1")
     assert said.count(DEMO.questions[0].say) == 3
     assert answers(quiet, job)["team_size"] == "just_me"
 
 
 @pytest.mark.parametrize("nonsense", ["7", "0", "*", "#", "A"])
-def test_a_key_that_nobody_offered_is_asked_about_again(quiet: World, nonsense: str) -> None:
+def test_unknown_key_repeats_the_question(quiet: World, nonsense: str) -> None:
     job, said = talk(quiet, "demo", nonsense, "1", "1")
     assert said.count(DEMO.questions[0].say) == 2
     assert answers(quiet, job) == {"team_size": "just_me", "timeline": "this_month"}
 
 
-def test_a_question_that_leads_to_itself_keeps_the_last_answer(quiet: World) -> None:
+def test_repeated_question_keeps_the_last_answer(quiet: World) -> None:
     job, said = talk(quiet, "waitlist", "3", "3", "1")
     assert said.count(WAITLIST.questions[0].say) == 3
     assert answers(quiet, job) == {"patience": "now"}
 
 
-def test_who_hangs_up_in_the_middle_has_answered_so_far(quiet: World) -> None:
+def test_answers_before_a_hang_up_are_kept(quiet: World) -> None:
     job, said = talk(quiet, "demo", "3", hangup_after=1)
     assert said[-1] == "[3]"
     assert answers(quiet, job) == {"team_size": "more_than_10"}
     assert quiet.job(job)["qualification"]["answers"] == {"team_size": "more_than_10"}
 
 
-def test_metadata_is_said_as_words_and_adds_no_verb(quiet: World) -> None:
+def test_unfit_values_are_replaced_by_their_fallbacks(quiet: World) -> None:
     number = quiet.number()
     quiet.behave(to=number, hangup_after=1)
-    metadata = {"company": "</Say><Dial>+14155550100</Dial>", "goodbye": "{first_name}"}
-    job = quiet.insert_job(number, "demo", first_name="{0.__class__}", metadata=Jsonb(metadata))
+    metadata = {"company": "</Say><Dial>+14155550100</Dial>", "name": "Your account is locked, call one nine hundred"}
+    job = quiet.insert_job(number, " DEMO", first_name="{0.__class__}", metadata=Jsonb(metadata))
     quiet.webhook(hook(job))
     quiet.until_status(job, "completed")
     greeting = transcript(quiet, number)[0]
-    assert greeting == words(DEMO, DEMO.greeting, first_name="{0.__class__}", company=metadata["company"])[0]
+    assert greeting == words(DEMO, DEMO.greeting, first_name="there", company="your team")[0]
+    assert quiet.job(job)["signup_mode"] == " DEMO"
 
 
 def test_each_turn_costs_one_rpc(quiet: World) -> None:
@@ -155,9 +157,7 @@ def test_each_turn_costs_one_rpc(quiet: World) -> None:
 
 
 @pytest.mark.parametrize("before", [[], ["", "7"], ["2"], ["2", "1"]])
-def test_a_person_who_presses_the_opt_out_key_is_told_so_and_never_called_again(
-    quiet: World, before: list[str]
-) -> None:
+def test_opt_out_key_is_confirmed_and_stops_all_calls(quiet: World, before: list[str]) -> None:
     number = quiet.number()
     waiting = quiet.insert_job(number)
     job, said = talk(quiet, "demo", *before, DEMO.opt_out.key, number=number)
@@ -172,11 +172,11 @@ def test_a_person_who_presses_the_opt_out_key_is_told_so_and_never_called_again(
     assert len(quiet.calls(number)) == 1
 
 
-# --- calls that are not wanted any more -----------------------------------------------------------------------------------
+# --- unwanted calls -----------------------------------------------------------------------------------------------------
 
 
 def press(world: World, attempt: Any, script: str, at: str, digits: str, tries: object = 1) -> str:
-    """What Twilio is answered when this key was pressed there."""
+    """The document for this key at this place."""
     query = urlencode({"attempt": attempt["id"], "script": script, "at": at, "try": tries})
     form = {"CallSid": attempt["call_sid"], "CallStatus": "in-progress", "Digits": digits}
     answer = world.post(f"/voice?{query}", data=form, headers=signed(world, f"/voice?{query}", form))
@@ -186,7 +186,7 @@ def press(world: World, attempt: Any, script: str, at: str, digits: str, tries: 
 
 @pytest.fixture
 def talking(quiet: World) -> Iterator[tuple[int, Any]]:
-    """A call that stays up after its conversation, with nobody telling how it goes on. -> the job, the attempt"""
+    """A call that stays open after its conversation, without callbacks. -> the job, the attempt"""
     job, number = ring(quiet, "demo", callbacks="none", talk_s=30)
     quiet.until(lambda: DEMO.goodbye in transcript(quiet, number))
     (attempt,) = quiet.attempts(job)
@@ -195,9 +195,7 @@ def talking(quiet: World) -> Iterator[tuple[int, Any]]:
         quiet.rows("select public.cancel_call_job(%s)", job)
 
 
-def test_a_job_that_is_canceled_between_two_questions_hears_no_more_of_them(
-    quiet: World, talking: tuple[int, Any]
-) -> None:
+def test_job_canceled_between_questions_is_hung_up(quiet: World, talking: tuple[int, Any]) -> None:
     job, attempt = talking
     assert "<Gather" in press(quiet, attempt, "demo", "team_size", "2")
     quiet.rows("select public.cancel_call_job(%s)", job)
@@ -207,13 +205,13 @@ def test_a_job_that_is_canceled_between_two_questions_hears_no_more_of_them(
     assert answers(quiet, job) == {"team_size": "2_to_10"}
 
 
-def test_a_number_that_opted_out_elsewhere_hears_no_more_questions(quiet: World, talking: tuple[int, Any]) -> None:
+def test_number_that_opted_out_elsewhere_is_hung_up(quiet: World, talking: tuple[int, Any]) -> None:
     _, attempt = talking
     quiet.rows("select public.opt_out(%s)", attempt["phone_e164"])
     assert "<Say" not in press(quiet, attempt, "demo", "team_size", "2")
 
 
-def test_the_same_key_told_twice_is_answered_alike_and_written_once(quiet: World, talking: tuple[int, Any]) -> None:
+def test_repeated_request_is_answered_alike_and_stored_once(quiet: World, talking: tuple[int, Any]) -> None:
     job, attempt = talking
     assert press(quiet, attempt, "demo", "team_size", "2") == press(quiet, attempt, "demo", "team_size", "2")
     assert answers(quiet, job) == {"team_size": "2_to_10"}
@@ -229,7 +227,7 @@ def test_the_same_key_told_twice_is_answered_alike_and_written_once(quiet: World
         ("../demo", "x", "1" * 40),
     ],
 )
-def test_a_place_that_scripts_no_longer_have_is_a_polite_goodbye(
+def test_place_missing_from_scripts_is_a_goodbye(
     quiet: World, talking: tuple[int, Any], script: str, at: str, tries: object
 ) -> None:
     job, attempt = talking
@@ -238,9 +236,7 @@ def test_a_place_that_scripts_no_longer_have_is_a_polite_goodbye(
     assert answers(quiet, job) == {}
 
 
-def test_a_machine_that_could_not_be_told_hears_its_message_instead_of_the_next_question(
-    quiet: World, talking: tuple[int, Any]
-) -> None:
+def test_machine_hears_its_message_in_place_of_questions(quiet: World, talking: tuple[int, Any]) -> None:
     job, attempt = talking
     path = f"/status?attempt={attempt['id']}"
     form = {"CallSid": attempt["call_sid"], "AccountSid": "AC0", "AnsweredBy": "machine_end_beep"}
@@ -254,9 +250,7 @@ def test_a_machine_that_could_not_be_told_hears_its_message_instead_of_the_next_
 
 
 @pytest.mark.parametrize("fault", ["503", "html"])
-def test_an_answer_that_could_not_be_stored_is_in_the_log_and_the_person_hears_an_apology(
-    quiet: World, fault: str
-) -> None:
+def test_unstored_answer_is_logged_and_gets_an_apology(quiet: World, fault: str) -> None:
     gateway = quiet.sandbox.gateway
     gateway.fault, gateway.fault_on = fault, {"record_call_answer"}  # type: ignore[assignment]
     try:
@@ -283,7 +277,7 @@ def test_an_answer_that_could_not_be_stored_is_in_the_log_and_the_person_hears_a
     assert quiet.job(job)["qualification"]["answers"] == {"uso": "escuela"}
 
 
-def test_an_opt_out_that_could_not_be_stored_is_not_confirmed_and_is_an_alarm(quiet: World) -> None:
+def test_unstored_opt_out_is_critical_and_not_confirmed(quiet: World) -> None:
     gateway = quiet.sandbox.gateway
     gateway.fault, gateway.fault_on = "503", {"record_call_answer"}
     try:
@@ -312,12 +306,12 @@ def detecting_sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def detecting(detecting_sandbox: Sandbox) -> Iterator[World]:
-    """Who answers is found out while the greeting is spoken, at sixteen times the speed of life."""
+    """Detection runs while the greeting is spoken, at sixteen times the usual speed."""
     with fresh_world(detecting_sandbox) as world:
         yield world
 
 
-def test_a_machine_hears_its_message_instead_and_is_tried_again(detecting: World) -> None:
+def test_machine_hears_its_message_and_is_called_again(detecting: World) -> None:
     job, number = ring(detecting, "default", outcome="machine")
     detecting.until_status(job, "queued", "completed")
     said = transcript(detecting, number)
@@ -330,14 +324,14 @@ def test_a_machine_hears_its_message_instead_and_is_tried_again(detecting: World
     assert (waiting["status"], waiting["reason_code"], waiting["attempts"]) == ("queued", "machine", 1)
 
 
-def test_a_machine_is_hung_up_on_where_the_script_has_no_message(detecting: World) -> None:
+def test_machine_without_a_message_is_hung_up(detecting: World) -> None:
     job, number = ring(detecting, "waitlist", outcome="machine")
     detecting.until_status(job, "queued", "completed")
     assert WAITLIST.goodbye not in transcript(detecting, number)
     assert detecting.job(job)["reason_code"] == "machine"
 
 
-def test_a_person_is_not_disturbed_by_detection_and_not_called_again(detecting: World) -> None:
+def test_detection_does_not_disturb_a_person(detecting: World) -> None:
     job, number = ring(detecting, "waitlist", digits=["2"])
     detecting.until_status(job, "queued", "completed")
     assert transcript(detecting, number)[-1] == WAITLIST.goodbye
@@ -348,7 +342,7 @@ def test_a_person_is_not_disturbed_by_detection_and_not_called_again(detecting: 
     )
 
 
-def test_what_detection_finds_costs_one_rpc_and_one_request_to_twilio(detecting: World) -> None:
+def test_detected_machine_costs_one_rpc_and_one_request(detecting: World) -> None:
     rpcs, requests = detecting.sandbox.gateway.requests, detecting.sandbox.twilio.requests
     rpcs.clear()
     requests.clear()

@@ -19,7 +19,7 @@ from aiohttp import web
 import function.doctor
 from function.doctor import main
 from shared import jobs
-from shared.conversation.script import ScriptError
+from shared.conversation.library import ScriptError
 from shared.doctor import database as checkup_database
 from shared.doctor import twilio as checkup_twilio
 from shared.doctor import url as checkup_url

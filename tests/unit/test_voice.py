@@ -1,4 +1,4 @@
-"""Whatever goes wrong while somebody holds a phone to their ear, they hear words; and within Twilio's 15 seconds."""
+"""A person on the line hears words within Twilio's 15 seconds, whatever fails."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LONGEST_SECONDS = 15.0  # www.twilio.com/docs/usage/webhooks/webhooks-connection
 
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The door, as it is after a start with right settings. Its logging is taken away again."""
+    """The HTTP entry point, imported with valid settings. Its logging is removed afterwards."""
     for name, value in ENVIRON.items():
         monkeypatch.setenv(name, value)
     root = logging.getLogger()
@@ -54,7 +54,7 @@ def ask(main: ModuleType, path: str, form: dict[str, str]) -> flask.Response:
         ("&script=%00&at=%ff&try=1", MemoryError()),
     ],
 )
-def test_a_fault_of_ours_is_an_apology_and_never_an_error_page(
+def test_internal_fault_is_an_apology_not_an_error_page(
     main: ModuleType, monkeypatch: pytest.MonkeyPatch, place: str, fault: Exception
 ) -> None:
     def broken() -> None:
@@ -69,7 +69,7 @@ def test_a_fault_of_ours_is_an_apology_and_never_an_error_page(
     assert said.verbs == [twiml.Say(default.apology), twiml.Say(default.goodbye), twiml.Hangup()]
 
 
-def test_what_a_fault_of_ours_lost_is_in_the_log(main: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answer_lost_to_a_fault_is_logged(main: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     configure_logs(written := io.StringIO(), json=True)
     monkeypatch.setattr(main, "parts", lambda: (None, None))
     attempt = str(uuid4())
@@ -79,12 +79,12 @@ def test_what_a_fault_of_ours_lost_is_in_the_log(main: ModuleType, monkeypatch: 
     assert all(word in line for word in (attempt, "team_size", '"digits": "2"', '"severity": "ERROR"'))
 
 
-def test_a_stranger_is_refused_as_ever(main: ModuleType) -> None:
+def test_unsigned_voice_request_is_refused(main: ModuleType) -> None:
     with flask.Flask(__name__).test_request_context("/voice", method="POST", data={"CallSid": "x"}):
         assert main.dispatch(flask.request).status_code == 401
 
 
-def test_the_database_has_less_time_than_twilio_gives_us() -> None:
+def test_database_timeouts_sum_below_twilio_limit() -> None:
     timeout = jobs.connect(settings()).postgrest.session.timeout
     phases = [timeout.pool, timeout.connect, timeout.write, timeout.read]
     assert None not in phases

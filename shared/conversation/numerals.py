@@ -1,0 +1,68 @@
+"""Digits in words, and the words that tell a person to press a key, by language."""
+
+import re
+from typing import Final
+
+# 0 to 9; a slash separates forms of one digit.
+_DIGITS: Final = {
+    "en": "zero/oh one two three four five six seven eight nine",
+    "es": "cero uno/un/una dos tres cuatro cinco seis siete ocho nueve",
+    "de": "null eins/ein/eine zwei/zwo drei vier fünf/fuenf sechs sieben acht neun",
+    "fr": "zéro/zero un/une deux trois quatre cinq six sept huit neuf",
+    "it": "zero uno/un/una due tre quattro cinque sei sette otto nove",
+    "pt": "zero um/uma dois/duas três/tres quatro cinco seis sete oito nove",
+    "nl": "nul één/een twee drie vier vijf zes zeven acht negen",
+    "sv": "noll ett/en två tre fyra fem sex sju åtta nio",
+    "da": "nul en/et to tre fire fem seks syv otte ni",
+    "nb": "null en/ett to tre fire fem seks sju/syv åtte ni",
+    "pl": "zero jeden/jedynkę dwa/dwójkę trzy/trójkę cztery/czwórkę pięć/piątkę sześć/szóstkę siedem/siódemkę osiem/ósemkę"
+    " dziewięć/dziewiątkę",
+}
+_OTHER_KEYS: Final = {
+    "*": "star asterisk asterisco estrella estrela stern sterntaste étoile astérisque stella sterretje stjärna gwiazdkę",
+    "#": "hash pound almohadilla numeral raute rautetaste dièse cancelletto hekje cardinal krzyżyk",
+}
+_TENS: Final = "hundred thousand double triple cien ciento cientos hundert cent cento honderd hundra hundre sto"
+
+# Each verb as a pattern: other endings follow the stem.
+_PRESS: Final = (
+    r"press(?:ing)?|dial|hit"
+    r"|marca(?:r|ndo)?|marque|oprim[ae]|puls[ae]|presion[ae]|teclee|teclea|digit[ae]|pressione|aperte|tecle|disque"
+    r"|drück\w*|wähl\w*|tipp\w*|appuyez|tapez|composez|faites|prem[aie]|premere|digiti|druk|toets|kies|tryck|trykk?|naciśnij|wybierz"
+)
+_BETWEEN: Final = (
+    r"(?:(?:sie|bitte|auf|sur|op|på|la|le|el|il|l'|a|o|die|der|das|den|de|the|key|button|number|digit|taste|touche|tecla|tasto"
+    r"|toets|knappen|klawisz|num|numero|número|nummer|chiffre|ziffer|zahl|please|por|favor|now|jetzt)\s+){0,4}"
+)
+_OR: Final = r"(?:or|and|o|u|y|e|oder|und|ou|et|of|en|eller|och|og|lub|albo)"
+_FOR: Final = r"(?:for|if|when|para|si|für|fuer|wenn|falls|pour|per|se|voor|als|för|om|hvis|dla|jeśli)"
+_AT_THE_END: Final = r"(?:drücken|wählen|tippen|drukken|toetsen|kiezen)"
+
+
+def _base(language: str) -> str:
+    return language.partition("-")[0]
+
+
+def digit_words(language: str) -> dict[str, str]:
+    """word -> digit, in this language; empty for a language that is not listed."""
+    forms = _DIGITS.get(_base(language), "").split()
+    return {word: str(digit) for digit, form in enumerate(forms) for word in form.split("/")}
+
+
+NUMBER_WORDS: Final = frozenset({word for language in _DIGITS for word in digit_words(language)} | set(_TENS.split()))
+"""The digits in every listed language, and the words that join them to longer numbers."""
+
+
+def keys_told(text: str, language: str) -> dict[str, str]:
+    """key -> the words that tell a person to press it: {"4": "press 4"}. A number of several digits stays one key."""
+    names = {word: key for key, words in _OTHER_KEYS.items() for word in words.split()} | digit_words(language)
+    words = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
+    key = rf"['\"“”„‚‘’»«]?(\d+|[*#]|{words})(?!\w)(?!\s+(?:of|more|moment|another|de|von|mal|million)\b)"
+    separator = rf"\s*(?:[,;]\s*(?:{_OR}\s+)?|\s{_OR}\s+)"
+    text = text.casefold()
+    first = re.search(rf"\b(?:{_PRESS})\b", text)
+    pressed = rf"\b(?:{_PRESS})\s+{_BETWEEN}{key}(?:{separator}{key})?(?:{separator}{key})?(?!\w)"
+    listed = rf"(?:[,;.:]\s*(?:{_OR}\s+)?|\s{_OR}\s+){_BETWEEN}{key}(?=,?\s+(?:{_FOR}|to(?!\s+(?:\d|{words})))\b)"
+    found = [*re.finditer(pressed, text), *re.finditer(rf"(?<!\w){key}\s+{_AT_THE_END}\b", text)]
+    found += [match for match in re.finditer(listed, text) if first and match.start() > first.start()]
+    return {names.get(told, told): match[0].strip(" ,;.:") for match in found for told in match.groups() if told}
