@@ -39,3 +39,20 @@ def test_relative_links_lead_to_files_and_headings() -> None:
 def test_pages_of_the_guide_are_linked_from_readme() -> None:
     linked = set(re.findall(r"\]\(shared/docs/([\w-]+\.md)", (ROOT / "README.md").read_text()))
     assert linked == {page.name for page in (ROOT / "shared" / "docs").glob("*.md")}
+
+
+def test_files_named_by_the_guide_exist() -> None:
+    """Paths from the root, in `code`; those that a command makes, such as shared/supabase/.temp/, are not there yet."""
+    text = "\n".join(page.read_text() for page in PAGES)
+    named = set(re.findall(r"`((?:function|shared|tests)/[\w./-]+)`", text)) - {"shared/supabase/.temp/"}
+    assert len(named) > 10
+    assert {path for path in named if not (ROOT / path).exists()} == set()
+
+
+def test_settings_named_by_the_guide_exist() -> None:
+    ours = set(re.findall(r"^([A-Z_]+)=", (ROOT / ".env.example").read_text(), flags=re.MULTILINE))
+    prefixes = "|".join(sorted({name.partition("_")[0] for name in ours}))
+    text = "\n".join(page.read_text() for page in PAGES)
+    named = {name for name in re.findall(rf"`((?:{prefixes})_[A-Z_]+)[=`]", text) if not name.endswith("_VERSION")}
+    assert len(named) > 20
+    assert named - {"TWILIO_REGION", "TWILIO_EDGE"} <= ours
