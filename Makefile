@@ -21,7 +21,7 @@ demo: setup ## a sign-up makes a phone ring, in the sandbox (ONCE=1: then end)
 	@$(BIN)/python -m tests.sandbox.demo $(if $(ONCE),--once)
 
 test: setup ## all tests, in a random order (SEED=7 repeats one; ARGS="-k name" for some; PG_BIN=/path/bin: another Postgres)
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --ignore=tests/database_check $(if $(SEED),--randomly-seed=$(SEED)) $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --ignore=tests/database_check $(if $(SEED),--randomly-seed=$(SEED)) $(ARGS)
 
 database-check: setup ## the Supabase CLI pushes, advises and lints, pgTAP tests (installs them: npm; on Debian, as root, apt)
 	@tests/database_check/tools.sh

@@ -24,10 +24,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from shared.models import JobStatus
 from tests.chaos.model_twilio import FINAL_WORDS, LATE_S, LISTED_WITHIN_S, NEXT, WORDS, Call, Request, Twilio, rank
-from tests.database.conftest import EMPTY
 from tests.database.sql_api import DELAYS_S, FINAL, OPEN, SETTLING_S, Steps
 from tests.sandbox.postgres import Postgres
 from tests.sandbox.supabase import database
+from tests.sandbox.supabase.database import EMPTY
 
 T = TypeVar("T")
 

@@ -37,10 +37,11 @@ def test_nobody_gets_a_proof_that_would_be_a_webhooks_signature(connection: Conn
 
 
 def test_what_cannot_be_read_is_said_and_does_not_hide_the_rest(connection: Connection) -> None:
-    connection.execute(
-        "drop schema vault cascade; drop table net._http_response; drop schema supabase_migrations cascade"
-    )
-    found = facts(connection)
+    with connection.transaction(force_rollback=True):
+        connection.execute(
+            "drop schema vault cascade; drop table net._http_response; drop schema supabase_migrations cascade"
+        )
+        found = facts(connection)
     assert "vault.decrypted_secrets" in found["vault"]["error"]
     assert "net._http_response" in found["net"]["error"]
     assert found["migrations"] is None

@@ -112,7 +112,10 @@ def test_sweeps_among_numbers_in_use_do_not_deadlock(steps: Steps, another: Anot
             steps.queue(number)
     sweeps = [another() for _ in range(6)]
     answers = all_at_once(lambda mine: mine.claim(), sweeps)
-    assert {answer["outcome"] for answer in answers} == {"none"}
+    assert {answer["outcome"] for answer in answers} <= {
+        "none",
+        "wait",
+    }  # "wait": it has put off as many as one claim may
 
 
 def test_a_claim_that_put_a_job_off_makes_nobody_wait_for_that_number(steps: Steps, another: Another) -> None:

@@ -173,7 +173,8 @@ BREAKS = {
     "a column is gone": "alter table public.outbound_call_jobs drop column dedupe_window cascade",
     "the helper is gone": "drop function private.queue_onboarding_call",
     "the table refuses every row": "alter table public.outbound_call_jobs add constraint never check (false) not valid",
-    "the ids are used up": "select setval('public.outbound_call_jobs_id_seq', 9223372036854775807)",
+    "the ids are used up": "alter sequence public.outbound_call_jobs_id_seq restart with 9223372036854775807;"
+    " select nextval('public.outbound_call_jobs_id_seq')",
 }
 HARMLESS = {
     "vault is gone": "drop schema vault cascade",

@@ -26,7 +26,7 @@ create table if not exists supabase_migrations.schema_migrations (version text p
 
 
 # Deleted, not truncated: to truncate all tables with their indexes takes 30 ms. As a replica: a trigger keeps open jobs.
-_EMPTY = """
+EMPTY = """
 set session_replication_role = replica;
 do $$
 declare
@@ -36,7 +36,7 @@ begin
     select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace
     where c.relkind = 'r' and n.nspname in ('public', 'private', 'auth', 'net', 'vault')
   loop
-    execute format('delete from %s', v_table);
+    execute 'delete from ' || v_table;
   end loop;
 end
 $$;
@@ -106,7 +106,7 @@ def set_clock(url: str, offset_s: float) -> None:
 def empty(url: str) -> None:
     """Delete every row, and set settings and clock, to what `migrate` and `install_clock` left. Sequences go on."""
     with psycopg.connect(url) as connection:
-        connection.execute(_EMPTY.encode())
+        connection.execute(EMPTY.encode())
 
 
 def drain_webhooks(url: str) -> None:
