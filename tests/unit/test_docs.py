@@ -41,6 +41,14 @@ def test_pages_of_the_guide_are_linked_from_readme() -> None:
     assert linked == {page.name for page in (ROOT / "shared" / "docs").glob("*.md")}
 
 
+def test_readme_and_pages_keep_to_their_length() -> None:
+    limits = {page: 250 if page.name == "README.md" else 200 for page in PAGES}
+    lines = {str(page.relative_to(ROOT)): len(page.read_text().splitlines()) for page in PAGES}
+    assert {
+        name: count for (name, count), limit in zip(lines.items(), limits.values(), strict=True) if count > limit
+    } == {}
+
+
 def test_files_named_by_the_guide_exist() -> None:
     """Paths from the root, in `code`; those that a command makes, such as shared/supabase/.temp/, are not there yet."""
     text = "\n".join(page.read_text() for page in PAGES)
