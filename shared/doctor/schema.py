@@ -9,6 +9,7 @@ from shared.setup_facts import SetupFacts
 
 MIGRATIONS: Final = {
     "20261201000100": "tables",
+    "20261201000150": "numbers",
     "20261201000200": "signup",
     "20261201000300": "claim",
     "20261201000400": "outcomes",

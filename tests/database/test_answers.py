@@ -278,7 +278,7 @@ def test_a_key_that_is_being_written_is_waited_for_by_an_opt_out_by_hand(steps: 
         with by_key.service.transaction():
             assert opt_out(by_key, attempt, sid)["then"] == "keep"
             hand = start(by_hand, lambda: by_hand.call("opt_out", phone_number=number))
-        assert hand.result(10) == {"canceled": 0, "ending": 1}
+        assert hand.result(10)["ending"] == 1
     assert [steps.job(each)["status"] for each in (job, waiting)] == ["calling", "canceled"]
 
 
@@ -298,7 +298,7 @@ def test_the_key_and_an_opt_out_by_hand_of_who_had_opted_out_before_do_not_wait_
         hand = start(by_hand, lambda: by_hand.call("opt_out", phone_number=number))
         key = start(by_key, lambda: opt_out(by_key, attempt, sid))
         first.service.commit()
-        assert (hand.result(10), key.result(10)["then"]) == ({"canceled": 1, "ending": 1}, "end")
+        assert (hand.result(10)["ending"], key.result(10)["then"]) == (1, "end")
     assert steps.job(later)["status"] == "canceled"
 
 

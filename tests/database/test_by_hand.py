@@ -151,41 +151,10 @@ def test_verified_phones_answer_in_words(steps: Steps) -> None:
 # --- opt out, and in again --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "pasted",
-    [
-        "+14155550100",
-        " +1 (415) 555-0100 ",
-        "+1.415.555.0100",
-        "+1 415/555 0100",
-        "+1\u00a0415\u00a0555\u20110100",  # no-break space, no-break hyphen
-        "+1 415\u2013555\u20140100",  # dashes
-        "\u202a+1 (415) 555\u20100100\u202c",  # as address books copy it, between marks of direction
-        "\ufeff\uff0b\uff11\uff14155550100\u200b",  # full width, and invisible marks
-    ],
-)
-def test_a_number_is_read_as_people_paste_it(steps: Steps, pasted: str) -> None:
-    job = steps.queue("+14155550100")
-    assert steps.call("opt_out", phone_number=pasted) == {"canceled": 1, "ending": 0}
-    assert steps.job(job)["reason_code"] == "opted_out"
-
-
-@pytest.mark.parametrize(
-    "typed",
-    [None, "", "+", "Ada", "4155550100", "(415) 555-0100", "+0415550100", "+1415555010x", "+1 415 555 0100 ext 5",
-     "+14155550100, +14155550101", "+1234567890123456", "+123456", "+44 (0)20 7946 0018",
-     "+44\u00a0(\u00a00)20 7946 0018", "+1415555010\u0660", "++14155550100", "0014155550100"],
-)  # fmt: skip
-def test_a_number_that_could_be_anybodys_is_refused(steps: Steps, typed: str | None) -> None:
-    with pytest.raises(Refused, match="p_phone_number must be a number"):
-        steps.call("opt_out", phone_number=typed)
-    assert steps.rows("select 1 from public.call_opt_outs") == []
-
-
 def test_to_opt_out_twice_is_to_opt_out_once(steps: Steps) -> None:
     number = a_number()
     steps.call("opt_out", phone_number=number)
-    assert steps.call("opt_out", phone_number=number) == {"canceled": 0, "ending": 0}
+    assert steps.call("opt_out", phone_number=number) == {"canceled": 0, "ending": 0, "jobs": 0, "calls": 0}
 
 
 def test_a_person_who_asks_for_it_is_called_again_by_the_owner_of_the_database_only(

@@ -15,6 +15,7 @@
 --     tables      outbound_call_jobs  outbound_call_attempts  outbound_call_answers  call_opt_outs
 --                 missed_signups  deleted_calls  deleted_users  call_settings
 --                 complete_call_job (t)  keep_open_call_job (t)  apply_rights
+--     numbers     calling_codes
 --     signup      on_auth_user_created_onboarding (t)  on_auth_user_phone_confirmed_onboarding (t)
 --                 heal_onboarding_calls  require_verified_phones  enqueue_call_job
 --                 on_outbound_call_job_created (t): the webhook
@@ -107,7 +108,7 @@ create index outbound_call_jobs_to_dial on public.outbound_call_jobs (due_at, id
 create index outbound_call_jobs_open on public.outbound_call_jobs (due_at, id)
   where status in ('dialing', 'in_doubt', 'calling');
 create index outbound_call_jobs_user on public.outbound_call_jobs (user_id);
-create index outbound_call_jobs_open_number on public.outbound_call_jobs (phone_e164) where finished_at is null;
+create index outbound_call_jobs_number on public.outbound_call_jobs (phone_e164);  -- for opt_out
 create index outbound_call_jobs_finished on public.outbound_call_jobs (finished_at) where finished_at is not null;
 
 -- ---------------------------------------------------------------------------------------------- attempts
@@ -246,7 +247,7 @@ begin
   if new.status = 'queued' then
     new.due_at := coalesce(new.due_at, private.clock());
   end if;
-  if new.phone_e164 is null and new.phone_number ~ '^\+[1-9][0-9]{6,14}$' then
+  if new.phone_e164 is null and private.is_e164(new.phone_number) then
     new.phone_e164 := new.phone_number;
   end if;
   new.dedupe_key := coalesce(new.dedupe_key, 'onboarding:' || new.user_id);
@@ -255,8 +256,8 @@ begin
 end
 $$;
 comment on function private.complete_call_job is
-  'Call dispatcher: before each insert, fill in the rest of a plain insert. An E.164 number is taken as it stands; the'
-  ' dispatcher parses any other text.';
+  'Call dispatcher: before each insert, fill in the rest of a plain insert. A number that the dispatcher reads as it'
+  ' stands is taken so; the dispatcher parses any other text.';
 
 create trigger complete_call_job before insert on public.outbound_call_jobs
   for each row execute function private.complete_call_job();

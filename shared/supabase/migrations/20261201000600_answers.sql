@@ -73,7 +73,7 @@ begin
   -- A call whose SID is still unknown is bound first: if its number opted out earlier, the call must end.
   select * into v_attempt from public.outbound_call_attempts where call_sid = p_call_sid;
   if p_opt_out and v_attempt.phone_e164 is not null then
-    perform public.opt_out(v_attempt.phone_e164, 'key press',
+    perform private.stop_calls_to(v_attempt.phone_e164, 'key press',
                            case when v_attempt.state <> 'duplicate' then v_attempt.id end);
   end if;
   v_answer := public.record_call_status(p_attempt, p_call_sid, 'in-progress', p_ask_s, '{}');
@@ -82,7 +82,7 @@ begin
   end if;
   if p_opt_out and v_attempt.id is null then
     select * into v_attempt from public.outbound_call_attempts where call_sid = p_call_sid;
-    perform public.opt_out(v_attempt.phone_e164, 'key press',
+    perform private.stop_calls_to(v_attempt.phone_e164, 'key press',
                            case when v_attempt.state <> 'duplicate' then v_attempt.id end)
     where v_attempt.phone_e164 is not null;
   end if;

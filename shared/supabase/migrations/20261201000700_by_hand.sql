@@ -81,35 +81,19 @@ comment on function public.retry_call_job is
   ' spent. Refused where the person would be called twice: by a newer job of the same user, or while a call to the'
   ' same number is open. -> queued';
 
-create function private.e164(p_typed text) returns text
-language sql immutable set search_path = '' as $$
-  select case when bare ~ '^\+[1-9][0-9]{6,14}$' and typed !~ '\(\s*0\s*\)' then bare end
-  from (select normalize(p_typed, NFKC) as typed) t,
-       regexp_replace(
-         typed, '[\s().\-/\u00ad\u200b-\u200f\u2010-\u2015\u202a-\u202e\u2060\u2066-\u2069\u2212\ufeff]', '', 'g'
-       ) as bare
-$$;
-comment on function private.e164 is
-  'Call dispatcher: a pasted number as E.164, or null. Spaces, dashes, dots, brackets, slashes and the invisible marks'
-  ' of address books go. The country code must be there: a national number is another phone in each country. And "(0)"'
-  ' must not: it is dialed in Italy and not in Britain, and a wrong guess would stop nothing.';
-
-create function public.opt_out(p_phone_number text, p_how text default 'by hand', p_attempt uuid default null)
-returns jsonb
-language plpgsql security definer set search_path = '' as $$
+create function private.stop_calls_to(p_phone_e164 text, p_how text, p_attempt uuid) returns jsonb
+language plpgsql set search_path = '' as $$
 declare
   v_now      constant timestamptz := private.clock();
-  v_phone    constant text := private.e164(p_phone_number);
+  v_phones   constant text[] := private.spellings(p_phone_e164);
   v_canceled int;
   v_ending   int;
 begin
-  if v_phone is null then
-    raise exception 'p_phone_number must be a number in E.164 form, such as +14155550100, without (0)';
-  end if;
-  insert into public.call_opt_outs (phone_e164, opted_out_at, how) values (v_phone, v_now, coalesce(p_how, 'by hand'))
+  insert into public.call_opt_outs (phone_e164, opted_out_at, how)
+  select phone, v_now, coalesce(p_how, 'by hand') from unnest(v_phones) phone order by phone
   on conflict do nothing;
   -- In one order, p_attempt's job included: two opt-outs of the same number must not deadlock.
-  perform from public.outbound_call_jobs j where j.phone_e164 = v_phone and j.finished_at is null
+  perform from public.outbound_call_jobs j where j.phone_e164 = any (v_phones) and j.finished_at is null
   order by j.id for update;
   -- This waits for a claim that holds one of these jobs, and ends its call. A later claim sees the opt-out.
   with jobs as (
@@ -121,7 +105,7 @@ begin
         finished_at      = case when j.status = 'queued' then v_now end,
         reason_code      = case when j.status = 'queued' then 'opted_out' else j.reason_code end,
         reason           = case when j.status = 'queued' then private.why_canceled('opted_out') else j.reason end
-    where j.phone_e164 = v_phone and j.finished_at is null
+    where j.phone_e164 = any (v_phones) and j.finished_at is null
       and not exists (select from public.outbound_call_attempts a where a.id = p_attempt and a.job_id = j.id)
     returning j.status)
   select count(*) filter (where status = 'canceled'), count(*) filter (where status <> 'canceled')
@@ -129,10 +113,38 @@ begin
   return jsonb_build_object('canceled', v_canceled, 'ending', v_ending);
 end
 $$;
+comment on function private.stop_calls_to is
+  'Call dispatcher: note the opt-out of this E.164 number, in every spelling of its phone, and stop its calls.'
+  ' p_attempt: the call in which the person asked for it; it ends by itself, so that it can confirm. -> as opt_out,'
+  ' without "jobs" and "calls"';
+
+create function public.opt_out(p_phone_number text, p_how text default 'by hand', p_attempt uuid default null)
+returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_phone   constant text := private.read_number(p_phone_number);
+  v_stopped jsonb;
+begin
+  if v_phone is null then
+    raise exception 'p_phone_number cannot be read as one certain number: nothing was stopped'
+      using hint = coalesce('Was it ' || private.nearest_number(p_phone_number) || '? Then repeat the call with that.',
+                            'Write + and the country code, then the number as it is dialed from abroad, without'
+                            ' letters, extension or trunk 0, such as +14155550100.');
+  end if;
+  v_stopped := private.stop_calls_to(v_phone, p_how, p_attempt);  -- it may wait for a claim, whose call counts
+  return v_stopped || (
+    select jsonb_build_object(
+      'jobs', (select count(*) from public.outbound_call_jobs where phone_e164 = any (spellings)),
+      'calls', (select count(*) from public.outbound_call_attempts  -- that rang, may ring or may have rung
+                where phone_e164 = any (spellings) and state not in ('refused', 'absent') and put_off_until is null))
+    from private.spellings(v_phone) as spellings);
+end
+$$;
 comment on function public.opt_out is
   'Call dispatcher, by hand: never call this number again, for any user: queued calls are canceled, open ones ended.'
-  ' p_attempt: the call in which the person asked for it; it ends by itself, so that it can confirm. Undone only by'
-  ' the owner: delete from call_opt_outs. -> {"canceled": jobs, "ending": jobs}';
+  ' A number that the dispatcher would read otherwise, or not at all, is refused. p_attempt: the call in which the'
+  ' person asked for it; it ends by itself. Undone only by the owner: delete from call_opt_outs. -> {"canceled": jobs,'
+  ' "ending": jobs, "jobs", "calls": how many that number has ever had here}';
 
 create function public.pause_calls(p_reason text, p_until timestamptz default 'infinity') returns text
 language plpgsql security definer set search_path = '' as $$

@@ -84,7 +84,7 @@ create temporary table wanted (name text, definition text, purpose text);
 insert into wanted values
   ('outbound_call_jobs_to_dial', '\(due_at, id\) WHERE \(status = ''queued''', 'the claim to dial, in its order'),
   ('outbound_call_jobs_open', '\(due_at, id\) WHERE .*dialing.*in_doubt.*calling', 'the claim to follow up'),
-  ('outbound_call_jobs_open_number', '\(phone_e164\) WHERE \(finished_at IS NULL\)', 'opt_out'),
+  ('outbound_call_jobs_number', '\(phone_e164\)', 'opt_out'),
   ('outbound_call_jobs_finished', '\(finished_at\) WHERE \(finished_at IS NOT NULL\)', 'prune_call_jobs'),
   ('outbound_call_jobs_user', '\(user_id\)$', 'the deletion of a user'),
   ('outbound_call_attempts_one_open_per_number',
