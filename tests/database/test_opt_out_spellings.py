@@ -38,8 +38,8 @@ SPELLINGS = {
     "+55 0 11 96123 4567": None,
     "+54 11 15 2345 6789": None,
     "+54 9 11 15 2345 6789": None,
-    "+55 90 11 2345 6789": None,
-    "+375 80 29 491 19 11": None,
+    "+55 90 50306 3933": None,
+    "+375 8133297742": None,
     "+52 044 55 1234 5678": None,
     # the country code twice, or missing, or another prefix in its place
     "+1 1 415 555 0100": None,
