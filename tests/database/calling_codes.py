@@ -8,7 +8,7 @@ import re
 from phonenumbers import COUNTRY_CODE_TO_REGION_CODE, PhoneMetadata
 
 # Numbers of these forms are also a trunk prefix and another number, and the library reads them as the other one.
-NOT_READ_AS_TYPED = {"55": "(?!90)", "375": "(?!80)"}
+NOT_READ_AS_TYPED = {"55": "(?!90)", "375": "(?!8)"}
 ALTERNATIVE = re.compile(r"(?:[^|()]|\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))+")  # between the bars outside brackets
 LINE_LENGTH = 118
 
