@@ -1,40 +1,44 @@
-"""Twilio: place a call once, find out what became of it, end it; and what each failure means.
+"""Twilio: place a call once, find out what became of it, end it. The verdicts say what each failure means.
 
 Creating a call is not idempotent and takes no idempotency key, so the one POST is never repeated: not by us, not by
-twilio-python (no retries; its async client repeats on 5xx and is not used), not by a pooled socket that died (each request
-has a connection of its own: on a reused one a dead socket looks like a call in doubt).
+twilio-python (its async client repeats on 5xx and is not used), not by a pool. Each create has a connection of its own: on
+a kept connection that died, a request looks like a call in doubt. Requests that only ask, or end a call, share a pool.
 """
 
 import re
 import ssl
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast, get_args
+from typing import Any, Final, cast, get_args
 from urllib.parse import urlencode
 from uuid import UUID
 
-import requests
+import urllib3
 from twilio.base.exceptions import TwilioException, TwilioRestException
-from twilio.http.http_client import TwilioHttpClient
+from twilio.http import HttpClient
+from twilio.http.response import Response
 from twilio.rest import Client
-from urllib3.exceptions import NameResolutionError, NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NameResolutionError, NewConnectionError, ReadTimeoutError
 
+from shared.http import Http
 from shared.models import CallStatus, Placed, TwilioCall, Verdict
 from shared.settings import Settings
 
+TWILIO: Final = "https://api.twilio.com"
 STATUS_EVENTS = ["initiated", "ringing", "answered", "completed"]
 
-# By default Twilio repeats a callback only when it could not connect. rc: how often; rp=all: after any failure. The
-# fragment is for Twilio alone: it is neither sent nor signed.
+# By default Twilio repeats a callback only after a failed connection. rc: the number of repeats; rp=all: after any failure.
+# The fragment is for Twilio alone. It is neither sent nor signed.
 CALLBACK_RETRIES = "#rc=5&rp=all"
 
 CALL_SID = re.compile(r"CA[0-9a-f]{32}")
 
-# Twilio's clock and the database's are not the same clock, and date_created has whole seconds.
+# Twilio's clock and the database's clock differ, and date_created has whole seconds.
 CLOCK_SKEW = timedelta(seconds=5)
 
-# What Twilio's error codes mean for a call that we asked for. The code decides, the HTTP status only when the code is
-# unknown. https://www.twilio.com/docs/api/errors/<code>
+# The meaning of Twilio's error codes for a requested call. The code decides; the HTTP status decides for unknown codes.
+# https://www.twilio.com/docs/api/errors/<code>
 REFUSED = {
     "21202": "premium or emergency number",
     "21203": "international calls are not enabled",
@@ -85,7 +89,7 @@ IN_DOUBT = {
 
 
 class CallNotPlaced(Exception):
-    """The request for a call failed; `verdict` says what that means."""
+    """The request for a call failed. `verdict` gives the meaning."""
 
     def __init__(self, verdict: Verdict) -> None:
         super().__init__(f"{verdict.kind}: {verdict.code}: {verdict.reason}")
@@ -93,75 +97,107 @@ class CallNotPlaced(Exception):
 
 
 class TwilioUnavailable(Exception):
-    """Twilio did not say what we asked. What we believed stands, and we ask again later."""
+    """Twilio did not answer a question. Our record stands, and we ask again later."""
 
 
 class DeadlinePassed(Exception):
-    """The process was held up until nobody may dial for this claim any more. Without its body a request is none."""
+    """The claim is too old to dial. Raised before the body is sent, so Twilio never receives a complete request."""
 
 
 class DeadlineBody:
-    """The body of a request for a call. It looks at the clocks when connection and headers are behind it, not before."""
+    """The body of a request for a call. It checks the clocks after the connection is made and the headers are sent."""
 
     def __init__(self, body: bytes, in_time: Callable[[], bool]) -> None:
         self._body, self._in_time = body, in_time
-
-    def __len__(self) -> int:
-        return len(self._body)
+        self.was_sent = False
 
     def __iter__(self) -> Iterator[bytes]:
         if not self._in_time():
             raise DeadlinePassed
+        self.was_sent = True
         yield self._body
 
 
-class _Http(TwilioHttpClient):
-    """twilio-python's client, with timeouts, without retries, and with a body that goes out in time or not at all."""
+class _TwilioHttp(HttpClient):
+    """twilio-python's transport: ours, with a deadline."""
 
-    def __init__(self, settings: Settings, in_time: Callable[[], bool] | None = None) -> None:
-        super().__init__(pool_connections=False, max_retries=None)
-        # A pair, which the constructor refuses and requests takes. The default is to wait for ever.
-        self.timeout = cast(float, (settings.twilio_connect_seconds, settings.twilio_timeout_seconds))
+    def __init__(self, settings: Settings, http: Http, in_time: Callable[[], bool] | None = None) -> None:
+        self._http = http
+        self._connect_s = settings.twilio_connect_seconds
+        self._total_s = settings.twilio_connect_seconds + settings.twilio_timeout_seconds
         self._in_time = in_time
+        self.body: DeadlineBody | None = None
 
-    def request(self, method: str, url: str, params: Any = None, data: Any = None, *more: Any, **others: Any) -> Any:
-        if self._in_time is not None:
-            data = DeadlineBody(urlencode(data, doseq=True).encode(), self._in_time)
-        return super().request(method, url, params, data, *more, **others)
+    def request(
+        self,
+        method: str,
+        url: str,
+        params: dict[str, Any] | None = None,
+        data: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+        auth: tuple[str, str] | None = None,
+        timeout: float | None = None,
+        allow_redirects: bool = False,
+    ) -> Response:
+        given = dict(headers or {})
+        if auth:
+            given |= urllib3.make_headers(basic_auth=":".join(auth))
+        query = urlencode({name: value for name, value in (params or {}).items() if value is not None}, doseq=True)
+        form = urlencode(data, doseq=True).encode() if data else None
+        if form is not None and self._in_time is not None:
+            self.body = DeadlineBody(form, self._in_time)
+            given["Content-Length"] = str(len(form))
+        answer = self._http.request(
+            method,
+            f"{url}?{query}" if query else url,
+            given,
+            self.body or form,
+            connect_s=self._connect_s,
+            total_s=self._total_s,
+        )
+        return Response(answer.status, answer.body.decode("utf-8", "replace"), answer.headers)
 
 
 class Telephony:
-    """Calls from our number. Thread-safe; makes no connection before it is used."""
+    """Calls from our number. Thread-safe; connects at the first request."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._client = self._connect()
+        self._client = self._connect(_TwilioHttp(settings, Http(self._base_url, kept=True)))
 
-    def _connect(self, in_time: Callable[[], bool] | None = None) -> Client:
+    @property
+    def _base_url(self) -> str:
+        return self._settings.twilio_api_base_url or TWILIO
+
+    def _connect(self, http: HttpClient) -> Client:
         settings = self._settings
-        http = _Http(settings, in_time)
-        client = Client(settings.twilio_account_sid, settings.twilio_auth_tokens[0], http_client=http)
+        # Settings refuse TWILIO_REGION and TWILIO_EDGE. twilio-python would read them from os.environ.
+        environment = {"TWILIO_REGION": "", "TWILIO_EDGE": ""}
+        account, token = settings.twilio_account_sid, settings.twilio_auth_tokens[0]
+        client = Client(account, token, http_client=http, environment=environment)
         if settings.twilio_api_base_url:
             client.api.base_url = settings.twilio_api_base_url
         return client
 
     def place(self, attempt: UUID, to: str, in_time: Callable[[], bool]) -> Placed:
-        """Ask Twilio, once, for a call to `to` (E.164), if it is still `in_time` when the request leaves.
+        """Ask Twilio once for a call to `to` (E.164), if still `in_time` when the body is due. Raises CallNotPlaced.
 
-        Raises CallNotPlaced.
+        Takes at most TWILIO_TIMEOUT_SECONDS plus the time to connect, whatever Twilio sends.
         """
         base, settings = self._settings.api_base_url, self._settings
         detection: dict[str, Any] = {}
         if settings.call_machines != "ignore":
             callback = f"{base}/status?attempt={attempt}{CALLBACK_RETRIES}"
-            # The message to a machine is heard only after its own: so it is waited for. A person hears us meanwhile.
+            # Wait for the end of the machine's greeting, or it talks over our message. A person hears us meanwhile.
             detection = {
                 "machine_detection": "DetectMessageEnd",
                 "async_amd": "true",
                 "async_amd_status_callback": callback,
             }
+        http = Http(self._base_url, kept=False)
+        request = _TwilioHttp(settings, http, in_time)
         try:
-            call = self._connect(in_time).calls.create(
+            call = self._connect(request).calls.create(
                 to=to,
                 from_=settings.twilio_phone_number,
                 url=f"{base}/voice?attempt={attempt}",
@@ -174,21 +210,23 @@ class Telephony:
                 **detection,
             )
         except Exception as error:
-            raise CallNotPlaced(verdict_on(error)) from error
+            raise CallNotPlaced(verdict_on(error, was_sent=request.body is None or request.body.was_sent)) from error
+        finally:
+            http.forget_connections()
         if not isinstance(call.sid, str) or not CALL_SID.fullmatch(call.sid):
             raise CallNotPlaced(Verdict("in_doubt", "no_sid", "Twilio took the call and gave no SID"))
-        # Milliseconds, as a string. Without it, or odd, the call is expected to leave at once: the sweep looks again.
+        # Milliseconds, as a string. A missing or invalid value counts as 0; the sweep asks again.
         queued_ms = str(call.queue_time)
         return Placed(call.sid, int(queued_ms) / 1000 if queued_ms.isdecimal() else 0.0)
 
     def find(self, to: str, since: datetime, our_number: str | None = None) -> list[TwilioCall]:
-        """Every call from our number to `to` that Twilio lists and made since `since`, newest first. Raises TwilioUnavailable.
+        """List Twilio's calls from our number to `to` created since `since`, newest first. Raises TwilioUnavailable.
 
-        `our_number` is the one that was to call, which may not be today's. Never filtered by StartTime: a call that still
-        waits in Twilio's queue has none.
+        `our_number` is the attempt's number, which may differ from today's. Never filtered by StartTime: a call in
+        Twilio's queue has none. CLOCK_SKEW widens `since`.
         """
         found: list[TwilioCall] = []
-        with _asking():
+        with twilio_errors():
             our_number = our_number or self._settings.twilio_phone_number
             for call in self._client.calls.stream(to=to, from_=our_number, page_size=50):
                 listed = _read(call)
@@ -199,66 +237,73 @@ class Telephony:
         return found
 
     def fetch(self, call_sid: str) -> TwilioCall | None:
-        """One call; None when Twilio has none by this SID, which of a fresh one means nothing. Raises TwilioUnavailable."""
+        """Return one call; None if Twilio does not know the SID, which proves nothing for a fresh SID.
+
+        Raises TwilioUnavailable.
+        """
         try:
-            with _asking():
+            with twilio_errors():
                 return _read(self._client.calls(call_sid).fetch())
-        except TwilioUnavailable as silent:
-            if isinstance(silent.__cause__, TwilioRestException) and silent.__cause__.code == 20404:
+        except TwilioUnavailable as error:
+            if isinstance(error.__cause__, TwilioRestException) and error.__cause__.code == 20404:
                 return None
             raise
 
     def end(self, call_sid: str) -> None:
-        """End a call, in the queue, ringing or answered. A call that is over already is fine. Raises TwilioUnavailable."""
+        """End a call in any state. Succeeds for a call that has already ended. Raises TwilioUnavailable."""
         self._update(call_sid, status="completed")
 
     def cancel(self, call_sid: str) -> None:
-        """End a call that nobody has answered yet. One that somebody has goes on. Raises TwilioUnavailable."""
+        """End a call that is queued or ringing; an answered call continues. Raises TwilioUnavailable."""
         self._update(call_sid, status="canceled")
 
     def play_twiml(self, call_sid: str, twiml: str) -> None:
-        """Let an answered call go on with this document, of at most 4,000 characters, instead of the one that it is in.
+        """Replace an answered call's TwiML with this document, of at most 4,000 characters. Raises TwilioUnavailable.
 
-        A call that is over already is fine. Raises TwilioUnavailable. https://www.twilio.com/docs/voice/tutorials/how-to-modify-calls-in-progress
+        Succeeds for a call that has already ended.
+        https://www.twilio.com/docs/voice/tutorials/how-to-modify-calls-in-progress
         """
         self._update(call_sid, twiml=twiml)
 
     def _update(self, call_sid: str, **change: str) -> None:
         try:
-            with _asking():
+            with twilio_errors():
                 self._client.calls(call_sid).update(**change)
-        except TwilioUnavailable as silent:
-            if not (isinstance(silent.__cause__, TwilioRestException) and silent.__cause__.code in (21220, 20404)):
+        except TwilioUnavailable as error:
+            if not (isinstance(error.__cause__, TwilioRestException) and error.__cause__.code in (21220, 20404)):
                 raise
 
 
-class _asking:
-    """Whatever goes wrong while Twilio is asked becomes TwilioUnavailable: asking again is always safe."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, TwilioException | requests.RequestException | ValueError | TypeError | KeyError):
-            raise TwilioUnavailable(f"{type(error).__name__}: {_one_line(error)}") from error
+@contextmanager
+def twilio_errors() -> Iterator[None]:
+    """Turn every failure of a question to Twilio into TwilioUnavailable. Asking again is always safe."""
+    try:
+        yield
+    except (TwilioException, HTTPError, OSError, ValueError, TypeError, KeyError) as error:
+        raise TwilioUnavailable(f"{type(error).__name__}: {_one_line(error)}") from error
 
 
-def verdict_on(error: BaseException) -> Verdict:
-    """What the failure of a request for a call means. When in doubt: in doubt."""
+def verdict_on(error: BaseException, *, was_sent: bool = True) -> Verdict:
+    """Return the meaning of a failed request for a call: in doubt, unless something proves otherwise.
+
+    `was_sent` False proves that Twilio has no complete request.
+    """
     if isinstance(error, TwilioRestException):
         return _verdict_on_answer(error)
     causes = list(_chain(error))
-    if any(isinstance(cause, DeadlinePassed) for cause in causes):
+
+    def caused_by(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    if caused_by(DeadlinePassed):
         return Verdict("later", "too_late", "the dispatcher was held up before it could dial; nothing was sent")
-    if isinstance(error, requests.exceptions.ConnectTimeout) or any(
-        isinstance(cause, NewConnectionError | NameResolutionError) for cause in causes
-    ):
-        return Verdict("later", "not_connected", "Twilio could not be reached; nothing was sent")
-    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
+    if caused_by(ssl.SSLCertVerificationError):
         return Verdict("halt", "certificate", "Twilio's certificate could not be verified; nothing was sent")
-    if isinstance(error, requests.exceptions.ReadTimeout):
+    if caused_by(NewConnectionError, NameResolutionError, ConnectTimeoutError) or not was_sent:
+        return Verdict("later", "not_connected", "Twilio could not be reached; nothing was sent")
+    if caused_by(ReadTimeoutError):
         return Verdict("in_doubt", "read_timeout", "Twilio did not answer in time")
-    if isinstance(error, requests.RequestException):
+    if caused_by(HTTPError, OSError):
         return Verdict("in_doubt", "connection_lost", "the connection to Twilio was lost after the request was sent")
     return Verdict("in_doubt", "unreadable", f"Twilio's answer could not be read ({type(error).__name__})")
 
@@ -279,7 +324,7 @@ def _verdict_on_answer(error: TwilioRestException) -> Verdict:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, its causes and contexts, and what requests and urllib3 keep in `args` and `reason`."""
+    """Yield the error, its causes and contexts, and the errors that urllib3 keeps in `args` and `reason`."""
     pending: list[object] = [error]
     seen: set[int] = set()
     while pending:

@@ -43,7 +43,7 @@ def look(settings: Settings, clocks: Clocks) -> Iterator[Finding | SetupFacts]:
             [wrong("database", f"supabase-py refuses the key or the URL ({type(error).__name__})", KEY)]
         )
         return
-    client.postgrest.session.event_hooks["response"].append(note)
+    client.session.event_hooks["response"].append(note)
     jobs, nonce = Jobs(client), secrets.token_hex(16)
     began = time.monotonic()
     try:

@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import psycopg
+from postgrest import SyncPostgrestClient
 from pydantic import TypeAdapter
-from supabase import Client
 
 from shared.jobs import Jobs, connect
 from shared.models import CallEvent, Claim, ClaimPolicy, NextOpenCall, OpenCall, SettlePolicy, TwilioCall
@@ -56,7 +56,7 @@ def hashes(upto: str, folder: Path = database.MIGRATIONS) -> dict[str, str]:
 
 
 @contextmanager
-def service(server: Postgres, name: str) -> Iterator[tuple[Client, psycopg.Connection[Any]]]:
+def service(server: Postgres, name: str) -> Iterator[tuple[SyncPostgrestClient, psycopg.Connection[Any]]]:
     """The product's own client of this database, by way of the sandbox's gateway; and the superuser's eyes and hands."""
     with psycopg.connect(server.url(database=name), autocommit=True) as world:
         world.execute(CLOCK)
@@ -79,7 +79,7 @@ def service(server: Postgres, name: str) -> Iterator[tuple[Client, psycopg.Conne
 class RecordedJobs(Jobs):
     """The real `Jobs`; what goes to and fro is written down."""
 
-    def __init__(self, client: Client, story: list[StepResult], answers: dict[str, Any]) -> None:
+    def __init__(self, client: SyncPostgrestClient, story: list[StepResult], answers: dict[str, Any]) -> None:
         super().__init__(client)
         self._story = story
         self._answers = answers
@@ -241,7 +241,7 @@ def record(server: Postgres, upto: str) -> dict[str, Any]:
             world.execute(query.encode())
             story.append({"sql": query})
 
-        def by_hand(function: str, **arguments: object) -> None:
+        def by_hand(function: str, **arguments: Any) -> None:
             data = client.rpc(function, arguments).execute().data
             story.append({"rpc": function, "arguments": arguments, "answer": data})
 
