@@ -1,4 +1,4 @@
-"""The deployment files hold together: with their schema, with gcloud, with the image and with the settings."""
+"""cloudbuild.yaml, the guide and the Render Blueprint agree with their schema, with gcloud, the image and the settings."""
 
 from __future__ import annotations
 
@@ -62,45 +62,45 @@ def seconds(text: str) -> float:
 # --- valid ----------------------------------------------------------------------------------------------------------------
 
 
-def test_cloudbuild_yaml_keeps_to_cloud_builds_schema() -> None:
+def test_cloudbuild_yaml_follows_the_schema_of_cloud_build() -> None:
     command = [str(Path(sys.executable).with_name("check-jsonschema")), "--builtin-schema", "vendor.cloudbuild"]
     done = subprocess.run([*command, ROOT / "cloudbuild.yaml"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("step", scripts())
-def test_every_script_is_bash_and_reads_variables_as_a_script_can(step: str) -> None:
+def test_scripts_are_bash_and_read_substitutions_as_variables(step: str) -> None:
     script = scripts()[step]
     assert script.startswith("#!/usr/bin/env bash\nset -euo pipefail\n")
-    assert "$$" not in script  # for a script, Cloud Build replaces nothing: it would be the shell's pid
+    assert "$$" not in script  # Cloud Build leaves scripts as they are, so this would be the shell's pid
     checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, timeout=10)
     assert checked.returncode == 0, checked.stderr
 
 
-def test_every_substitution_is_used_and_every_variable_is_one() -> None:
+def test_substitutions_and_variables_of_scripts_are_the_same() -> None:
     text = (ROOT / "cloudbuild.yaml").read_text()
     used = set(re.findall(r"\$\{?(_[A-Z_]+)", text))
     assert used == set(cloudbuild()["substitutions"])
 
 
-def test_the_steps_go_from_build_to_traffic_and_nothing_is_pushed_untested() -> None:
+def test_steps_push_nothing_that_is_not_tested() -> None:
     steps = cloudbuild()["steps"]
     assert [step["id"] for step in steps] == [
         "build", "test", "try", "push", "deploy", "smoke-test", "traffic", "schedule",
     ]  # fmt: skip
     assert steps[3]["waitFor"] == ["test", "try"]
-    assert not any("waitFor" in step for step in steps[4:])  # then each waits for all before it
+    assert not any("waitFor" in step for step in steps[4:])  # without it, a step waits for all before it
 
 
-# --- deployed as the code needs it --------------------------------------------------------------------------------------------
+# --- as the code needs it --------------------------------------------------------------------------------------------
 
 
-def test_the_settings_that_are_deployed_are_right_and_each_is_one_of_ours(folder: Path) -> None:
+def test_deployed_settings_are_valid_and_complete(folder: Path) -> None:
     deploy("try", folder)
     lines = [line for line in (folder / "settings.env").read_text().splitlines() if line]
     environ = dict(line.split("=", 1) for line in lines)
     assert len(environ) == len(lines)
-    assert set(environ) <= (SETTINGS - SECRETS) | {"THREADS"}
+    assert {*ENVIRON} - SECRETS <= {*environ} <= (SETTINGS - SECRETS) | {"THREADS"}
     secrets = {name: ENVIRON[name] for name in SECRETS}
     loaded = load_settings(environ={**environ, **secrets})
     assert loaded.call_only_to == ("+14155550123", "+14155550124")
@@ -108,21 +108,14 @@ def test_the_settings_that_are_deployed_are_right_and_each_is_one_of_ours(folder
     assert loaded.api_base_url == "https://call-dispatcher-123456789012.europe-west1.run.app"
 
 
-def test_with_the_secrets_every_required_setting_is_deployed(folder: Path) -> None:
-    deploy("try", folder)
-    environ = (folder / "settings.env").read_text()
-    required = {name for name in ENVIRON if name not in SECRETS}
-    assert required <= {line.partition("=")[0] for line in environ.splitlines()}
-
-
-def test_what_cloudbuild_says_of_a_default_is_the_default() -> None:
-    """A number that stands in both places says the same in both, but for the limit, which goes with the scheduler's pace."""
-    said, defaults = substitutions(), settings()
+def test_defaults_in_cloudbuild_equal_those_of_the_code() -> None:
+    """Except CALL_DISPATCHER_LIMIT, which fits the scheduler's minute."""
+    values, defaults = substitutions(), settings()
     for name in ("CALL_HOURS", "CALLS_PER_SECOND", "CALLS_PER_DAY", "REQUEST_TIMEOUT_SECONDS"):
-        assert getattr(settings(**{name: said[f"_{name}"]}), name.lower()) == getattr(defaults, name.lower())
+        assert getattr(settings(**{name: values[f"_{name}"]}), name.lower()) == getattr(defaults, name.lower())
 
 
-def test_secrets_are_pinned_and_nobody_but_the_service_reads_them(folder: Path) -> None:
+def test_secrets_are_pinned_and_read_by_the_service_alone(folder: Path) -> None:
     command = deploy("deploy", folder).of("gcloud", "run", "deploy")
     secrets = dict(pair.split("=") for pair in flags(command)["--set-secrets"].split(","))
     assert secrets == {
@@ -133,7 +126,7 @@ def test_secrets_are_pinned_and_nobody_but_the_service_reads_them(folder: Path) 
     assert "availableSecrets" not in cloudbuild()
 
 
-def test_concurrency_is_the_number_of_threads(folder: Path) -> None:
+def test_concurrency_equals_the_number_of_threads_of_the_image(folder: Path) -> None:
     threads = re.search(r"THREADS=(\d+)", DOCKERFILE)
     assert threads is not None
     assert substitutions()["_CONCURRENCY"] == threads[1]
@@ -142,33 +135,33 @@ def test_concurrency_is_the_number_of_threads(folder: Path) -> None:
     assert f"\nTHREADS={threads[1]}\n" in (folder / "settings.env").read_text()
 
 
-def test_a_sweep_ends_before_its_request_and_the_request_before_the_lease(folder: Path) -> None:
-    said = substitutions()
+def test_sweep_ends_before_its_request_and_request_before_lease(folder: Path) -> None:
+    values = substitutions()
     request = seconds(flags(deploy("deploy", folder).of("gcloud", "run", "deploy"))["--timeout"])
     deadline = seconds(
         flags(deploy("schedule", folder).of("gcloud", "scheduler", "jobs", "update"))["--attempt-deadline"]
     )
-    deployed = settings(REQUEST_TIMEOUT_SECONDS=said["_REQUEST_TIMEOUT_SECONDS"])
+    deployed = settings(REQUEST_TIMEOUT_SECONDS=values["_REQUEST_TIMEOUT_SECONDS"])
     assert deployed.sweep_timeout_seconds < request < deployed.call_lease_seconds
     assert request <= deadline <= 60  # a minute, the scheduler's pace
-    assert said["_SCHEDULE"] == "* * * * *"
+    assert values["_SCHEDULE"] == "* * * * *"
 
 
-def test_a_sweep_can_place_as_many_calls_as_it_may() -> None:
-    """CALL_DISPATCHER_LIMIT within the time in which a sweep claims, at the pace of calls."""
-    said = substitutions()
-    deployed = settings(**{name: said[f"_{name}"] for name in ("CALLS_PER_SECOND", "REQUEST_TIMEOUT_SECONDS")})
+def test_sweep_has_time_for_as_many_calls_as_allowed() -> None:
+    """CALL_DISPATCHER_LIMIT fits into the time in which a sweep claims, at CALLS_PER_SECOND."""
+    values = substitutions()
+    deployed = settings(**{name: values[f"_{name}"] for name in ("CALLS_PER_SECOND", "REQUEST_TIMEOUT_SECONDS")})
     claims_for_s = deployed.sweep_timeout_seconds - _longest_step_s(deployed)
     assert claims_for_s == 23
-    assert 0.8 * claims_for_s * deployed.calls_per_second < int(said["_CALL_DISPATCHER_LIMIT"]) <= claims_for_s
+    assert 0.8 * claims_for_s * deployed.calls_per_second < int(values["_CALL_DISPATCHER_LIMIT"]) <= claims_for_s
 
 
-def test_the_instances_take_what_pg_net_sends_at_once() -> None:
-    said = substitutions()
-    assert int(said["_MAX_INSTANCES"]) * int(said["_CONCURRENCY"]) >= 200  # pg_net.batch_size
+def test_instances_take_one_whole_batch_of_pg_net() -> None:
+    values = substitutions()
+    assert int(values["_MAX_INSTANCES"]) * int(values["_CONCURRENCY"]) >= 200  # pg_net.batch_size
 
 
-def test_the_scheduler_proves_itself_as_the_function_asks(folder: Path) -> None:
+def test_scheduler_sends_the_token_that_the_function_expects(folder: Path) -> None:
     deploy("try", folder)
     environ = dict(line.split("=", 1) for line in (folder / "settings.env").read_text().splitlines() if line)
     job = flags(deploy("schedule", folder).of("gcloud", "scheduler", "jobs", "update"))
@@ -180,22 +173,22 @@ def test_the_scheduler_proves_itself_as_the_function_asks(folder: Path) -> None:
     assert job["--max-retry-attempts"] == "0"
 
 
-# --- deployed in the right order ------------------------------------------------------------------------------------------------
+# --- in the right order ------------------------------------------------------------------------------------------------
 
 
-def test_a_later_release_gets_no_traffic_before_its_smoke_test(folder: Path) -> None:
+def test_later_release_gets_no_traffic_before_its_smoke_test(folder: Path) -> None:
     command = deploy("deploy", folder).of("gcloud", "run", "deploy")
     assert "--no-traffic" in command
     assert "--no-invoker-iam-check" in command
 
 
-def test_the_first_deployment_is_one_that_cloud_run_takes(folder: Path) -> None:
-    """It refuses --no-traffic for a service that is not there."""
+def test_first_deployment_is_one_that_cloud_run_accepts(folder: Path) -> None:
+    """It refuses --no-traffic for a service that does not exist."""
     assert "--no-traffic" not in deploy("deploy", folder, {}).of("gcloud", "run", "deploy")
     assert deploy("schedule", folder, {}).of("gcloud", "scheduler", "jobs", "create")
 
 
-def test_the_smoke_test_asks_the_candidate_and_takes_401_for_an_answer(folder: Path) -> None:
+def test_smoke_test_asks_the_candidate_and_expects_three_refusals(folder: Path) -> None:
     answers = {
         f"curl --silent --show-error --retry 5 --retry-all-errors --max-time 30 --output /dev/null --write-out %{{http_code}}"
         f" https://candidate---call-dispatcher-123456789012.europe-west1.run.app/{path}": code
@@ -205,21 +198,21 @@ def test_the_smoke_test_asks_the_candidate_and_takes_401_for_an_answer(folder: P
 
 
 @pytest.mark.parametrize("health", ["503", "401", "000"])
-def test_a_smoke_test_that_fails_stops_the_build_before_the_traffic(folder: Path, health: str) -> None:
+def test_smoke_test_that_fails_stops_the_build(folder: Path, health: str) -> None:
     assert act(scripts()["smoke-test"], folder, substitutions(**OURS), {"curl": health}).code != 0
 
 
-def test_a_door_that_is_open_stops_the_build(folder: Path) -> None:
+def test_smoke_test_stops_a_build_that_authenticates_nobody(folder: Path) -> None:
     assert act(scripts()["smoke-test"], folder, substitutions(**OURS), {"curl": "200"}).code != 0
 
 
-def test_the_traffic_goes_to_the_candidate_and_the_way_back_is_kept(folder: Path) -> None:
+def test_traffic_goes_to_the_candidate_and_keeps_previous(folder: Path) -> None:
     command = deploy("traffic", folder).of("gcloud", "run", "services", "update-traffic")
     assert flags(command)["--to-tags"] == "candidate=100"
     assert flags(command)["--update-tags"] == "previous=call-dispatcher-00007-abc"
 
 
-def test_a_list_that_cannot_be_read_stops_the_build_and_never_deploys_into_the_traffic(folder: Path) -> None:
+def test_unreadable_list_of_services_stops_the_deployment(folder: Path) -> None:
     deploy("try", folder)
     failing = scripts()["deploy"].replace("#!/usr/bin/env bash\n", "gcloud() { return 1; }\n", 1)
     acted = act(failing, folder, substitutions(**OURS))
@@ -227,12 +220,12 @@ def test_a_list_that_cannot_be_read_stops_the_build_and_never_deploys_into_the_t
     assert acted.commands == []
 
 
-# --- every flag exists ------------------------------------------------------------------------------------------------------------
+# --- flags ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def gcloud(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment in which gcloud knows nobody and asks no network: it reads the command line, and stops."""
+    """An environment without credentials and network, in which gcloud reads the command line and stops."""
     if shutil.which("gcloud") is None:
         pytest.skip("gcloud is not installed: nothing else knows its flags")
     return {
@@ -244,19 +237,19 @@ def gcloud(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "CLOUDSDK_CORE_DISABLE_PROMPTS": "true",
         "CLOUDSDK_CORE_DISABLE_USAGE_REPORTING": "true",
         "CLOUDSDK_COMPONENT_MANAGER_DISABLE_UPDATE_CHECK": "true",
-        # Should it ask after all, it asks nobody.
+        # A request that it makes after all reaches nothing.
         "HTTPS_PROXY": "http://127.0.0.1:9",
     }
 
 
 def quoted(word: str) -> str:
-    """For the shell: the linter takes a word in quotes for the value of the flag before it."""
+    """Quoted for the shell, value by value: the linter takes a quoted word for the value of the flag before it."""
     flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
     return f"{flag}{equals}{shlex.quote(value) if value else ''}"
 
 
 def refusals(commands: list[list[str]], environ: dict[str, str], folder: Path) -> dict[str, str]:
-    """What gcloud has against these command lines. It reads all of them in one process, and carries out none."""
+    """The command lines that gcloud refuses, with its reasons. One process reads all of them and runs none."""
     asked = [
         {"command_string": " ".join(map(quoted, words))}
         for words in dict.fromkeys(map(tuple, commands))
@@ -274,7 +267,7 @@ def refusals(commands: list[list[str]], environ: dict[str, str], folder: Path) -
 
 
 @pytest.mark.timeout(300)  # gcloud reads its own tables of flags: seconds, or a minute on a busy machine
-def test_gcloud_knows_every_flag_of_the_build(gcloud: dict[str, str], folder: Path) -> None:
+def test_gcloud_knows_each_flag_of_the_build(gcloud: dict[str, str], folder: Path) -> None:
     steps: list[tuple[str, dict[str, str]]] = [
         (step, there) for step in ("deploy", "traffic", "schedule") for there in (THERE, {})
     ]
@@ -284,39 +277,32 @@ def test_gcloud_knows_every_flag_of_the_build(gcloud: dict[str, str], folder: Pa
 
 
 @pytest.mark.timeout(300)  # gcloud reads its own tables of flags: seconds, or a minute on a busy machine
-def test_gcloud_knows_every_flag_of_the_readme(
-    gcloud: dict[str, str], folder: Path, readme_commands: list[list[str]]
+def test_gcloud_knows_each_flag_of_the_guide(
+    gcloud: dict[str, str], folder: Path, guide_commands: list[list[str]]
 ) -> None:
-    assert len(readme_commands) > 40
-    assert refusals(readme_commands, gcloud, folder) == {}
+    assert len(guide_commands) > 40
+    assert refusals(guide_commands, gcloud, folder) == {}
 
 
-@pytest.mark.timeout(300)  # gcloud reads its own tables of flags: seconds, or a minute on a busy machine
-def test_a_flag_or_a_value_that_gcloud_does_not_know_is_noticed(gcloud: dict[str, str], folder: Path) -> None:
+@pytest.mark.timeout(300)
+def test_unknown_flags_and_values_of_gcloud_are_noticed(gcloud: dict[str, str], folder: Path) -> None:
     wrong = [
-        ["gcloud", "run", "deploy", "x", "--image=y", "--region=z", "--nonsense"],
-        [
-            "gcloud",
-            "scheduler",
-            "jobs",
-            "create",
-            "http",
-            "x",
-            "--schedule=* * * * *",
-            "--uri=https://x",
-            "--http-method=no",
-        ],
-        ["gcloud", "run", "no-such-command"],
+        shlex.split(line)
+        for line in (
+            "gcloud run deploy x --image=y --region=z --nonsense",
+            "gcloud scheduler jobs create http x --schedule='* * * * *' --uri=https://x --http-method=no",
+            "gcloud run no-such-command",
+        )
     ]
     assert len(refusals(wrong, gcloud, folder)) == len(wrong)
 
 
-# --- the README's commands ------------------------------------------------------------------------------------------------------
+# --- the guide's commands ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def readme_commands(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
-    """The commands of someone who pastes every block of cloud-run.md, and of secrets.md."""
+def guide_commands(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
+    """The command lines of every shell block of cloud-run.md and secrets.md."""
     blocks = [block for name in ("cloud-run.md", "secrets.md") for block in code_blocks(page(name), "sh")]
     answers = {"gcloud projects describe": "123456789012\n", "gcloud secrets versions access": "whsec_new whsec_old"}
     acted = act("\n".join(["set -u", *blocks]), tmp_path_factory.mktemp("readme"), {}, answers)
@@ -325,42 +311,29 @@ def readme_commands(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]
     return acted.commands
 
 
-def test_the_readme_makes_what_cloudbuild_names_and_takes_it_away_again(readme_commands: list[list[str]]) -> None:
-    lines = [" ".join(command) for command in readme_commands]
-    said = substitutions()
-    accounts = [said[name].partition("@")[0] for name in ("_RUNTIME_ACCOUNT", "_SWEEP_ACCOUNT")] + [
-        "call-dispatcher-build"
-    ]
-    made = {
-        **{
-            f"gcloud iam service-accounts create {name} ": f"gcloud iam service-accounts delete {name}@"
-            for name in accounts
-        },
-        **{
-            f"gcloud secrets create {name} ": f"gcloud secrets delete {name} "
-            for name in ("supabase-service-key", "twilio-auth-token", "dispatch-secret")
-        },
-        f"gcloud artifacts repositories create {said['_REPOSITORY']} ": (
-            f"gcloud artifacts repositories delete {said['_REPOSITORY']} "
-        ),
+def test_guide_creates_and_removes_each_resource_of_cloudbuild(guide_commands: list[list[str]]) -> None:
+    lines = [" ".join(command) for command in guide_commands]
+    values = substitutions()
+    accounts = [values[name].partition("@")[0] for name in ("_RUNTIME_ACCOUNT", "_SWEEP_ACCOUNT")]
+    named = [("iam service-accounts", name) for name in (*accounts, "call-dispatcher-build")]
+    named += [("secrets", name) for name in ("supabase-service-key", "twilio-auth-token", "dispatch-secret")]
+    named += [("artifacts repositories", values["_REPOSITORY"]), ("iam roles", "callDispatcherDoor")]
+    pairs = {f"gcloud {kind} create {name} ": f"gcloud {kind} delete {name}" for kind, name in named} | {
         "gcloud storage buckets create ": "gcloud storage rm ",
-        "gcloud iam roles create callDispatcherDoor ": "gcloud iam roles delete callDispatcherDoor ",
-        "gcloud builds submit ": f"gcloud run services delete {said['_SERVICE']} ",
+        "gcloud builds submit ": f"gcloud run services delete {values['_SERVICE']} ",
     }
-    for make, unmake in made.items():
-        at = [n for n, line in enumerate(lines) if line.startswith(make)]
-        gone = [n for n, line in enumerate(lines) if line.startswith(unmake)]
-        assert at, make
-        assert gone, unmake
-        assert at[0] < gone[0]
-    (job,) = [line for line in lines if line.startswith("gcloud scheduler jobs delete")]
-    assert f"{said['_SERVICE']}-sweep" in job
+
+    def first(start: str) -> int:
+        return next((number for number, line in enumerate(lines) if line.startswith(start)), -1)
+
+    assert {create: remove for create, remove in pairs.items() if not -1 < first(create) < first(remove)} == {}
+    assert first(f"gcloud scheduler jobs delete {values['_SERVICE']}-sweep") > 0
 
 
-def test_the_readme_rolls_back_as_cloudbuild_says(readme_commands: list[list[str]]) -> None:
+def test_guide_rolls_back_as_cloudbuild_says(guide_commands: list[list[str]]) -> None:
     back = "update-traffic call-dispatcher --region=europe-west1 --to-tags=previous=100"
     assert back in (ROOT / "cloudbuild.yaml").read_text()
-    assert any(back in " ".join(command) for command in readme_commands)
+    assert any(back in " ".join(command) for command in guide_commands)
 
 
 # --- Render -----------------------------------------------------------------------------------------------------------------------
@@ -372,7 +345,7 @@ def render() -> dict[str, Any]:
     return blueprint
 
 
-def test_render_runs_the_image_in_the_three_ways_that_it_has() -> None:
+def test_render_runs_the_image_in_its_three_ways() -> None:
     services = {service["type"]: service for service in render()["services"]}
     assert set(services) == {"web", "worker", "cron"}
     assert all(service["runtime"] == "docker" for service in services.values())
@@ -386,7 +359,7 @@ def test_render_runs_the_image_in_the_three_ways_that_it_has() -> None:
     assert re.fullmatch(r"python -m function\.sweep --every [1-9]\d*", services["worker"]["dockerCommand"])
 
 
-def test_render_is_told_every_required_setting_and_none_that_is_not_ours() -> None:
+def test_render_gets_each_required_setting_and_no_unknown_one() -> None:
     (group,) = render()["envVarGroups"]
     names = [variable["key"] for variable in group["envVars"]]
     assert {*ENVIRON} <= {*names} <= SETTINGS

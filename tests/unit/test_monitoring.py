@@ -1,4 +1,4 @@
-"""Metrics, alerts and runbook: files that gcloud takes, and that speak of each other and of the code as they are."""
+"""Metrics, alerts and runbook: gcloud accepts the files, and they agree with each other and with the code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-# --- https://cloud.google.com/logging/docs/reference/v2/rest/v2/projects.metrics: what of it we use ---------------------
+# --- the part that we use of https://cloud.google.com/logging/docs/reference/v2/rest/v2/projects.metrics ---------------------
 
 
 class Label(_Message):
@@ -64,7 +64,7 @@ class LogMetric(_Message):
     bucketOptions: BucketOptions | None = None
 
 
-# --- https://cloud.google.com/monitoring/api/ref_v3/rest/v3/projects.alertPolicies: likewise ----------------------------
+# --- and of https://cloud.google.com/monitoring/api/ref_v3/rest/v3/projects.alertPolicies ----------------------------
 
 
 class Aggregation(_Message):
@@ -144,7 +144,7 @@ def name_of(path: Path) -> str:
 
 
 @pytest.mark.parametrize("file", METRICS, ids=name_of)
-def test_a_metric_counts_lines_or_has_all_that_a_distribution_needs(file: Path) -> None:
+def test_metrics_count_lines_or_are_complete_distributions(file: Path) -> None:
     described = metric(file)
     distribution = described.metricDescriptor.valueType == "DISTRIBUTION"
     assert (described.valueExtractor is not None) == (described.bucketOptions is not None) == distribution
@@ -154,13 +154,13 @@ def test_a_metric_counts_lines_or_has_all_that_a_distribution_needs(file: Path) 
 
 
 @pytest.mark.parametrize("file", METRICS, ids=name_of)
-def test_what_a_distribution_extracts_is_what_its_filter_found_to_be_a_number(file: Path) -> None:
+def test_distributions_extract_the_number_that_their_filter_checks(file: Path) -> None:
     described = metric(file)
     if described.valueExtractor:
         assert f"{described.valueExtractor[8:-1]}>=0" in described.filter
 
 
-def test_a_sweep_logs_every_statistic_that_a_metric_reads() -> None:
+def test_sweep_logs_each_statistic_that_a_metric_reads() -> None:
     fields = set(re.findall(r"jsonPayload\.stats\.(\w+)", "".join(file.read_text() for file in METRICS)))
     assert fields
     assert fields <= set(Stats.model_fields)
@@ -170,7 +170,7 @@ def test_a_sweep_logs_every_statistic_that_a_metric_reads() -> None:
 
 
 @pytest.mark.parametrize("file", ALERTS, ids=name_of)
-def test_an_alert_watches_metrics_that_are_there_in_a_way_that_fits_them(file: Path) -> None:
+def test_alerts_aggregate_existing_metrics_as_their_type_allows(file: Path) -> None:
     for condition in conditions(alert(file)):
         (aggregation,) = condition.aggregations
         type_ = counted(condition)
@@ -181,18 +181,18 @@ def test_an_alert_watches_metrics_that_are_there_in_a_way_that_fits_them(file: P
             assert (aggregation.perSeriesAligner == "ALIGN_PERCENTILE_99") == distribution
             assert (aggregation.crossSeriesReducer == "REDUCE_MAX") == distribution
             if distribution and watched.bucketOptions and isinstance(condition, MetricThreshold):
-                # Else a value just below the threshold would be taken for one above it, or the other way round.
+                # Otherwise a value just below the threshold could count as one above it, or the reverse.
                 assert condition.thresholdValue in watched.bucketOptions.explicitBuckets.bounds
         else:
             assert type_ == "run.googleapis.com/request_count"
 
 
-def test_every_metric_is_watched() -> None:
+def test_metrics_all_have_an_alert_that_watches() -> None:
     watched = {counted(condition).rpartition("/")[2] for file in ALERTS for condition in conditions(alert(file))}
     assert {file.stem for file in METRICS} == watched - {"request_count"}
 
 
-def test_durations_are_such_as_the_api_takes() -> None:
+def test_durations_of_alerts_are_accepted_by_the_api() -> None:
     for condition in itertools.chain.from_iterable(conditions(alert(file)) for file in ALERTS):
         for period in (condition.duration, *(a.alignmentPeriod for a in condition.aggregations)):
             assert int(period[:-1]) % 60 == 0
@@ -200,7 +200,7 @@ def test_durations_are_such_as_the_api_takes() -> None:
         assert isinstance(condition, MetricThreshold) or int(condition.duration[:-1]) >= 120
 
 
-def test_the_alerts_and_the_sweeps_severity_draw_the_same_lines() -> None:
+def test_alerts_and_sweep_severity_have_the_same_thresholds() -> None:
     assert threshold("job_late") == sweep.LATE_SECONDS == 300
     assert threshold("long_in_doubt") == sweep.DOUBT_SECONDS == 900
     assert threshold("ceiling_near") == sweep.NEAR_THE_CEILING == 0.8
@@ -212,36 +212,36 @@ def test_the_alerts_and_the_sweeps_severity_draw_the_same_lines() -> None:
 
 
 @pytest.mark.parametrize("file", ALERTS, ids=name_of)
-def test_an_alert_brings_its_entry_of_the_runbook_with_it(file: Path) -> None:
+def test_alerts_contain_their_entry_of_the_runbook(file: Path) -> None:
     policy = alert(file)
     title = policy.displayName.removeprefix("Call dispatcher: ")
     title = title[0].upper() + title[1:]
     assert policy.documentation.content == RUNBOOK[title].strip(), (
         "copy the entry from README.md to documentation.content"
     )
-    assert "${" not in policy.documentation.content  # Cloud Monitoring would fill it in
+    assert "${" not in policy.documentation.content  # Cloud Monitoring replaces it
 
 
-def test_the_runbook_has_an_entry_for_each_alert_and_no_other() -> None:
+def test_runbook_has_one_entry_for_each_alert() -> None:
     assert {f"call dispatcher: {title}".lower() for title in RUNBOOK} == {
         alert(file).displayName.lower() for file in ALERTS
     }
 
 
-def test_an_entry_refers_to_entries_that_are_there() -> None:
+def test_entries_of_the_runbook_refer_to_existing_ones() -> None:
     referred = set(re.findall(r'see "([^"]+)"', README))
     assert referred
     assert referred <= set(RUNBOOK)
 
 
-def test_the_readme_counts_right() -> None:
+def test_readme_names_the_number_of_metrics_and_alerts() -> None:
     assert (
         f"shows {len(METRICS)} names that begin with `call_dispatcher_`, and the second shows {len(ALERTS)}:"
         in " ".join(README.split())
     )
 
 
-def test_every_kind_of_line_is_in_the_table_and_every_kind_in_it_is_logged() -> None:
+def test_table_of_kinds_holds_each_logged_kind() -> None:
     sources = [*(ROOT / "function").glob("*.py"), *(ROOT / "shared").glob("*.py")]
     assignments = re.findall(r"\bkind ?= ?([^\n]+)", "".join(file.read_text() for file in sources))
     logged = {
@@ -254,7 +254,7 @@ def test_the_image_holds_neither_monitoring_nor_the_guide() -> None:
     assert {"shared/monitoring", "shared/docs"} <= {*(ROOT / ".dockerignore").read_text().split()}
 
 
-# --- how loud a sweep is ----------------------------------------------------------------------------------------------
+# --- the severity of a sweep ----------------------------------------------------------------------------------------------
 
 CALM: dict[str, Any] = {
     name: {} if name == "failures_24h" else False if name == "paused" else None if "pause" in name else 0
@@ -279,7 +279,9 @@ CALM: dict[str, Any] = {
         ({"paused": True, "paused_by": "halt", "halts": 1}, None, "ERROR"),
     ],
 )
-def test_a_sweep_is_as_loud_as_what_it_found(now: dict[str, Any], day_used: float | None, severity: str) -> None:
+def test_severity_of_a_sweep_follows_from_its_findings(
+    now: dict[str, Any], day_used: float | None, severity: str
+) -> None:
     assert logging.getLevelName(sweep.severity(Stats.model_validate(CALM | now), day_used)) == severity
 
 
@@ -303,17 +305,17 @@ LINE = entry_of('{"severity": "INFO", "message": "m", "time": "t", "kind": "a", 
         ('jsonPayload.severity="INFO"', False),
     ],
 )
-def test_the_stand_in_reads_filters(filter_: str, holds: bool) -> None:
+def test_stand_in_of_cloud_logging_reads_filters(filter_: str, holds: bool) -> None:
     assert matches(LINE, filter_) is holds
 
 
 @pytest.mark.parametrize("filter_", ["", 'jsonPayload.kind="a" OR x=1', "jsonPayload.kind=a", "kind", 'x>="a"'])
-def test_the_stand_in_refuses_what_it_does_not_know(filter_: str) -> None:
+def test_stand_in_refuses_filters_that_it_does_not_know(filter_: str) -> None:
     with pytest.raises(BadFilter):
         matches(LINE, filter_)
 
 
-def test_a_field_that_is_not_there_is_none() -> None:
+def test_field_that_is_missing_is_extracted_as_none() -> None:
     assert extract(LINE, "jsonPayload.kind.of") is None
 
 
@@ -345,7 +347,7 @@ print("read", len(sys.argv) - 2)
 """
 
 
-def test_gclouds_own_messages_read_every_file_whole() -> None:
+def test_message_classes_of_gcloud_read_each_file_whole() -> None:
     gcloud = shutil.which("gcloud")
     if gcloud is None:
         pytest.skip("gcloud is not installed here")
@@ -358,6 +360,6 @@ def test_gclouds_own_messages_read_every_file_whole() -> None:
     assert done.stdout == f"read {len(files)}\n", done.stderr
 
 
-def test_every_file_is_json_as_we_write_it() -> None:
+def test_files_are_json_in_one_format() -> None:
     for file in (*METRICS, *ALERTS):
         assert file.read_text() == json.dumps(json.loads(file.read_text()), indent=2, ensure_ascii=False) + "\n"
