@@ -15,9 +15,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 from urllib.parse import quote
+
+import phonenumbers
 
 from shared.conversation.library import ScriptError, Scripts
 from shared.doctor.database import look
@@ -25,7 +27,7 @@ from shared.doctor.findings import Clocks, Finding, ok, skipped, warning, wrong
 from shared.doctor.twilio import check_twilio
 from shared.doctor.url import check_public_url, check_vault_url
 from shared.logs import mask_phone
-from shared.screening import Refusal, screen
+from shared.screening import Refusal, library_date, parse_number, screen, table_date
 from shared.settings import Settings, SettingsError, load_settings
 from shared.setup_facts import SetupFacts
 
@@ -33,6 +35,9 @@ MAX_WAIT_SECONDS: Final = 20.0
 """For all hosts together; each is asked with timeouts of its own, and a name that takes long to resolve knows none."""
 SKEW_SECONDS: Final = 60.0
 """Signatures are believed for 5 minutes, and a dial within 2 s is measured by our own clock."""
+
+AREA_CODES_AGE: Final = timedelta(days=270)
+"""About eight area codes come into service each year."""
 
 _MARKS: Final = {"ok": "ok      ", "warning": "WARNING ", "wrong": "WRONG   ", "skipped": "skipped "}
 
@@ -42,6 +47,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     clocks: dict[str, float] = {}
     yield from _settings(settings)
     yield from _scripts()
+    yield from _area_codes()
     parts: dict[str, Callable[[], Iterable[Finding]]] = {
         "database": lambda: _database(settings, clocks),
         "Twilio": lambda: check_twilio(settings, clocks),
@@ -96,7 +102,9 @@ def _settings(settings: Settings) -> Iterator[Finding]:
             'where HTTP is served, make one: echo "whsec_$(openssl rand -base64 32)"',
         )
     if settings.call_only_to is not None:
-        screened = [screen(number, {}, settings, datetime.now(UTC)) for number in settings.call_only_to]
+        now = datetime.now(UTC)
+        numbers = [parse_number(number, settings) for number in settings.call_only_to]
+        screened = [screen(number, {}, settings, now) for number in numbers]
         refused = [answer for answer in screened if isinstance(answer, Refusal)]
         if refused:
             yield wrong(
@@ -105,12 +113,25 @@ def _settings(settings: Settings) -> Iterator[Finding]:
                 "name their countries in CALL_COUNTRIES; only numbers of ordinary phones are called",
             )
             return
-        numbers = "1 number is" if len(screened) == 1 else f"{len(screened)} numbers are"
+        called = "1 number is" if len(screened) == 1 else f"{len(screened)} numbers are"
         yield warning(
             "CALL_ONLY_TO",
-            f"only {numbers} called, other jobs fail: right for staging and a first call",
+            f"only {called} called, other jobs fail: right for staging and a first call",
             "take CALL_ONLY_TO out of the environment when everybody is to be called",
         )
+
+
+def _area_codes() -> Iterator[Finding]:
+    """The library and our table must know the area codes in service: a new one is refused until an upgrade."""
+    library = library_date()
+    age = f"of {library:%B %Y}" if library else "newer or older than the one our table was compared with"
+    found = f"phonenumbers {phonenumbers.__version__}, {age}; our table of area codes is of {table_date():%d %b %Y}"
+    if datetime.now(UTC).date() - table_date() > AREA_CODES_AGE:
+        yield warning(
+            "area codes", found, "upgrade: jobs with an area code in service since then fail (area_code_unknown)"
+        )
+    else:
+        yield ok("area codes", found)
 
 
 def _database(settings: Settings, clocks: Clocks) -> Iterator[Finding]:

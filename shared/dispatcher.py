@@ -39,7 +39,7 @@ from shared.models import (
     Verdict,
     Wait,
 )
-from shared.screening import PutOff, Refusal, hours, read_number, screen
+from shared.screening import PhoneNumber, PutOff, Refusal, check_hours, parse_number, screen
 from shared.settings import DIAL_WITHIN_SECONDS, Settings
 from shared.telephony import CallNotPlaced, Telephony, TwilioUnavailable
 
@@ -118,7 +118,7 @@ class Dispatcher:
                     self._fault_point("claimed")
                     return self._dial(claim, since)
             case Unparsed():
-                return self._read_number(claim.job_id, claim.phone_number)
+                return self._parse_number(claim.job_id, claim.phone_number)
             case Wait():
                 return StepResult("waiting", job_id, wait_s=claim.wait_s)
             case Paused():
@@ -137,12 +137,12 @@ class Dispatcher:
     def _dial(self, claim: Claimed, since: ClaimClock) -> StepResult:
         """Dial a claimed job and record the outcome. No other line of the program places a call."""
         job, attempt = claim.job, claim.attempt.id
-        number = read_number(job.phone_number, self._settings)
-        if isinstance(number, str) and number != job.phone_e164:
+        number = parse_number(job.phone_number, self._settings)
+        if isinstance(number, PhoneNumber) and number.e164 != job.phone_e164:
             reason = "the stored E.164 form was not the number's"
             self._jobs.release(attempt, code="number_corrected", reason=reason, slot_s=self._slot_s)
-            return self._read_number(job.id, job.phone_number)
-        match self._screen(number, job.metadata, claim.now):
+            return self._parse_number(job.id, job.phone_number)
+        match screen(number, job.metadata, self._settings, claim.now, timedelta(seconds=LAST_CALL_SECONDS)):
             case Refusal(code=code, reason=reason):
                 self._jobs.refuse(attempt, code=code, reason=reason, slot_s=self._slot_s)
                 log.warning("call refused", kind="call_refused", code=code, reason=reason)
@@ -164,20 +164,14 @@ class Dispatcher:
         self.end_if_unwanted(call, placed.call_sid)
         if call.is_wanted:
             rings_at = claim.now + timedelta(seconds=since.age_s() + placed.queue_s)
-            self._put_off_if_late(attempt, placed.call_sid, job.phone_e164, job.metadata, rings_at)
+            self._put_off_if_late(attempt, placed.call_sid, number, job.metadata, rings_at)
         return StepResult("called", job.id, placed.call_sid)
 
-    def _screen(self, number: str | Refusal, metadata: dict[str, Any], now: datetime) -> Refusal | PutOff | None:
-        if isinstance(number, Refusal):
-            return number
-        last_ring = now + timedelta(seconds=LAST_CALL_SECONDS)
-        return screen(number, metadata, self._settings, now) or hours(number, metadata, self._settings, last_ring)
-
     def _put_off_if_late(
-        self, attempt: UUID, call_sid: str, e164: str, metadata: dict[str, Any], rings_at: datetime
+        self, attempt: UUID, call_sid: str, number: PhoneNumber | Refusal, metadata: dict[str, Any], rings_at: datetime
     ) -> None:
         """Cancel a call that would leave Twilio's queue outside the calling hours."""
-        late = hours(e164, metadata, self._settings, rings_at)
+        late = number if isinstance(number, Refusal) else check_hours(number, metadata, self._settings, rings_at)
         if late is None:
             return
         # Without any permitted moment the job comes back at once, and screening refuses it.
@@ -222,16 +216,16 @@ class Dispatcher:
             case _:
                 assert_never(verdict.kind)
 
-    def _read_number(self, job_id: int, typed: str) -> StepResult:
+    def _parse_number(self, job_id: int, typed: str) -> StepResult:
         """Store the typed number as E.164 and dial it, or end the job if the number is invalid."""
-        number = read_number(typed, self._settings)
+        number = parse_number(typed, self._settings)
         if isinstance(number, Refusal):
             code, reason = number.code, number.reason
             if not self._jobs.set_number(job_id, typed, None, code=code, reason=reason):
                 return StepResult("nothing", job_id, "another process has stored the number")
             log.warning("call refused", kind="call_refused", job=job_id, code=code, reason=reason)
             return StepResult("refused", job_id, code)
-        self._jobs.set_number(job_id, typed, number)
+        self._jobs.set_number(job_id, typed, number.e164)
         return self.dial_one(job_id)
 
     # --- follow up ----------------------------------------------------------------------------------------------------
@@ -299,7 +293,8 @@ class Dispatcher:
             else:
                 # The call may leave the queue at any moment until the next ask, which may come late.
                 next_ask = call.asked_at + timedelta(seconds=2 * self._settings.call_ask_seconds)
-                self._put_off_if_late(call.attempt, call_sid, call.phone_e164, call.metadata, next_ask)
+                number = parse_number(call.phone_e164, self._settings)
+                self._put_off_if_late(call.attempt, call_sid, number, call.metadata, next_ask)
         if known is None:
             # A fresh SID may not be readable yet. SQL gives an old one up in time.
             return StepResult("asked", call.job_id, "unknown")

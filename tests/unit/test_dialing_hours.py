@@ -136,7 +136,7 @@ def test_a_call_without_any_right_moment_after_the_queue_is_taken_back_too(
 ) -> None:
     world = at(CLOSES - 60 * SECOND)
     never = Refusal("no_calling_hours", "no moment is right")
-    monkeypatch.setattr(dispatcher, "hours", lambda *given: never if given[-1] > CLOSES else None)
+    monkeypatch.setattr(dispatcher, "check_hours", lambda *given: never if given[-1] > CLOSES else None)
     assert world.dial(queue_s=61) == "called"
     assert world.put_off_until == CLOSES + SECOND  # when it is screened again, and refused
     assert world.canceled

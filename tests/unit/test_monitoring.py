@@ -271,6 +271,7 @@ CALM: dict[str, Any] = {
         ({"held_by_prefix": 1}, None, "ERROR"),
         ({"missed_signups": 1}, None, "WARNING"),
         ({"halts": 1}, None, "WARNING"),
+        ({"failed_24h": 1, "failures_24h": {"area_code_unknown": 1}}, None, "WARNING"),
         ({"paused": True, "paused_by": "hand", "oldest_due_s": 9000}, None, "WARNING"),
         ({}, 0.8, "WARNING"),
         ({"due": 1, "oldest_due_s": 301}, None, "ERROR"),

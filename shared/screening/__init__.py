@@ -1,0 +1,39 @@
+"""May this number be called, and when? Pure: a function of the number, the metadata, the settings and the moment."""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from shared.screening.area_codes import library_date, table_date
+from shared.screening.hours import PutOff, check_hours
+from shared.screening.numbers import PhoneNumber, Refusal, called_countries, check_number, parse_number
+from shared.settings import Settings
+
+__all__ = [
+    "PhoneNumber",
+    "PutOff",
+    "Refusal",
+    "called_countries",
+    "check_hours",
+    "check_number",
+    "library_date",
+    "parse_number",
+    "screen",
+    "table_date",
+]
+
+
+def screen(
+    number: PhoneNumber | Refusal,
+    metadata: Mapping[str, Any],
+    settings: Settings,
+    now: datetime,
+    ring: timedelta = timedelta(0),
+) -> Refusal | PutOff | None:
+    """Every rule, checked just before each dial; None: call. `number` is what parse_number returned.
+
+    The phone may ring from `now` (aware) until `ring` later.
+    """
+    if isinstance(number, Refusal):
+        return number
+    return check_number(number, settings) or check_hours(number, metadata, settings, now, ring)

@@ -1,0 +1,307 @@
+"""Whom to call: reads the text that was typed as a phone number, and refuses all but ordinary phones in served countries.
+
+Fraudsters type numbers that earn money for each call into sign-up forms. So each kind of number that may be called is listed.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+import phonenumbers
+from phonenumbers import PhoneNumberType, shortnumberinfo
+
+from shared.screening.area_codes import AREA_CODES
+from shared.screening.zones import possible_zones
+from shared.settings import Settings
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Never call this number. `code` is stable; `reason` is for people."""
+
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PhoneNumber:
+    """A number that exists, parsed once per dial.
+
+    `region` is the ISO 3166 code of its country (001 for a network without a country), `kind` its phonenumbers.PhoneNumberType,
+    `zones` every time zone where the phone may be (empty: not known).
+    """
+
+    e164: str
+    region: str
+    kind: int
+    zones: tuple[str, ...]
+
+    @property
+    def area_code(self) -> str | None:
+        """The three digits after +1; None in other countries."""
+        return self.e164[2:5] if self.e164.startswith("+1") else None
+
+
+NO_COUNTRY: Final = "001"
+"""The region of networks without a country, as the library has it."""
+
+TYPED_LENGTH: Final = 64
+"""The length of the column phone_number. The sign-up trigger cuts a longer text, so a text of this length may be cut."""
+
+# The form of the column phone_e164. Some countries have numbers that are longer than E.164 allows, or shorter.
+_E164: Final = re.compile(r"\+[1-9][0-9]{6,14}")
+# https://www.twilio.com/docs/iam/test-credentials
+_TWILIO_TEST_NUMBER: Final = re.compile(r"\+1500555[0-9]{4}")
+_SATELLITE: Final = ("+870", "+881", "+882", "+883")  # and other networks without a country
+_US_TERRITORIES: Final = frozenset({"AS", "GU", "MP", "PR", "VI"})
+
+# North America: an area code does not begin with 0 or 1. NANPA keeps N9X for longer numbers, 37X and 96X in reserve, and equal
+# last digits and 88X for services; 710 is the US government's.
+_PLUS_ONE: Final = re.compile(r"\+1(?P<area>[2-9][0-8][0-9])(?P<exchange>[2-9][0-9]{2})(?P<line>[0-9]{4})")
+_NO_AREA: Final = re.compile(r".([0-9])\1|37.|96.|88.|710")
+
+# A type that the library learns tomorrow is refused until it is listed here.
+_CALLABLE: Final = frozenset(
+    {
+        PhoneNumberType.FIXED_LINE,
+        PhoneNumberType.MOBILE,
+        PhoneNumberType.FIXED_LINE_OR_MOBILE,
+        PhoneNumberType.VOIP,
+    }
+)
+_PREMIUM: Final = Refusal("premium_rate", "a premium rate number: its owner earns money from each call")
+_NOT_CALLABLE: Final[Mapping[int, Refusal]] = {
+    PhoneNumberType.PREMIUM_RATE: _PREMIUM,
+    PhoneNumberType.TOLL_FREE: Refusal("toll_free", "a toll-free number: it belongs to a company, not to a person"),
+    PhoneNumberType.SHARED_COST: Refusal(
+        "shared_cost", "a shared cost number: it belongs to a company, not to a person"
+    ),
+    PhoneNumberType.UAN: Refusal("uan", "a company's number for all its places, not a person's phone"),
+    PhoneNumberType.PAGER: Refusal("pager", "a pager: nobody can talk there"),
+    PhoneNumberType.VOICEMAIL: Refusal("voicemail", "a voice mailbox: nobody picks up there"),
+    PhoneNumberType.PERSONAL_NUMBER: Refusal(
+        "personal_number", "a number that follows its owner from phone to phone, at an unknown price"
+    ),
+}
+_OTHER_TYPE: Final = Refusal("number_type_unknown", "a kind of number that is not known to be a phone")
+_SERVICE: Final = Refusal("service_number", "a number of the telephone network itself, not a person's phone")
+_UNKNOWN_AREA: Final = Refusal(
+    "area_code_unknown", "neither the number library nor our table knows this area code: upgrade, then retry the job"
+)
+
+_LETTERS: Final = Refusal("number_invalid", "the phone number has letters or signs that are no part of a number")
+_EXTENSION: Final = Refusal("number_invalid", "the phone number has an extension, which cannot be dialed")
+_TOO_LONG: Final = Refusal("number_invalid", "the text is too long for a phone number")
+_SEVERAL: Final = Refusal("number_invalid", "this may be several phone numbers, or a number with an extension")
+_NO_NUMBER: Final = Refusal("number_invalid", "the text is not a phone number")
+_NOT_ASSIGNED: Final = Refusal("number_invalid", "no phone in its country has such a number")
+
+# --- what was typed -----------------------------------------------------------------------------------------------------
+
+_PLACE_WORDS: Final = (
+    "tel|telephone|t[eé]l[eé]fono?|t[eé]l[eé]phone|telefone|telefoon|phone|ph|fon|mobile|mobil|m[oó]vil|mob|cellphone|cellular"
+    "|celular|cell|cel|handy|gsm|home|house|work|office|business|landline|main|primary|personal|private|direct|whatsapp"
+    "|sms|text|voice|day|daytime|evening|ext|extn|extension"
+)
+_WORD_IN_FRONT: Final = re.compile(
+    rf"[(\[]?(?:(?:{_PLACE_WORDS}|call|contact|me|my|number|num|no|nr|is|at)(?![^\W\d_])[)\]]?[\s.:=-]*"
+    r"|[tpmcwh]\s*[.:)\]]\s*)",
+    re.IGNORECASE,
+)
+_WORD_BEHIND: Final = re.compile(rf"[\s,;:/-]*(?<![^\W\d_])(?:{_PLACE_WORDS})\.?$", re.IGNORECASE)
+_IN_BRACKETS_BEHIND: Final = re.compile(
+    rf"[\s,;:/-]*[(\[]\s*(?:(?:{_PLACE_WORDS})[\s./,]*)+[)\]]$|\s*[(\[]\s*[tpmcwh]\s*[)\]]$", re.IGNORECASE
+)
+_EXTENSION_BEHIND: Final = re.compile(
+    r"(?P<number>.*?[0-9].*?)[\s,;(\[/-]*(?:ext(?:n|ension)?|x|#|poste|anexo|int|dw)[\s.:=#]*[0-9]{1,7}[)\]]?",
+    re.IGNORECASE,
+)
+_NUMBER: Final = re.compile(r"[(\[ ]*\+?[0-9()\[\] ._,/-]*")
+_KEYPAD: Final = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "22233344455566677778889999")
+
+
+def parse_number(typed: str, settings: Settings) -> PhoneNumber | Refusal:
+    """Read a typed number. Without a country code it is one of the country of our own number."""
+    if len(typed) >= TYPED_LENGTH:
+        return _TOO_LONG
+    home = home_region(settings.twilio_phone_number)
+    text = _plain(typed)
+    extension = _EXTENSION_BEHIND.fullmatch(text)
+    text = _without_words(extension["number"] if extension else text, home)
+    if not _NUMBER.fullmatch(text):
+        return _LETTERS if any(letter.isalpha() for letter in text) else _NO_NUMBER
+    digits = re.sub(r"[^0-9]", "", text)
+    if shortnumberinfo.is_emergency_number(digits, home):
+        return Refusal("emergency_number", "an emergency number is not called by a machine")
+    if _is_short(text, home):
+        return Refusal("short_number", "a short code reaches a service, not a person")
+    if extension:
+        return _EXTENSION
+    if _has_several(text, home):
+        return _SEVERAL
+    return _first_number(text, home)
+
+
+def _plain(typed: str) -> str:
+    """The text with ASCII punctuation and without invisible marks. Letters and digits stay as they are."""
+
+    def plain(sign: str) -> str:
+        category = unicodedata.category(sign)
+        if category == "Cf" and sign != "\u202e":  # U+202E shows the digits in reverse: it stays, and is refused
+            return ""
+        if category == "Pd" or sign in "\u2212\u30fc":
+            return "-"
+        if category == "Zs" or sign == "\t":
+            return " "
+        if sign in "\u00b7\u2022\u2219\u30fb":
+            return "."
+        return sign if category[0] in "LNM" else unicodedata.normalize("NFKC", sign)
+
+    return "".join(map(plain, typed.strip())).strip("'\"` ")
+
+
+def _without_words(text: str, home: str) -> str:
+    """The text without `Tel.:` and the like in front, `(cell)` and the like behind."""
+    while match := _WORD_IN_FRONT.match(text):
+        text = text[match.end() :]
+    while match := _IN_BRACKETS_BEHIND.search(text) or _WORD_BEHIND.search(text):
+        # 030 1234 HOME may be a number that is spelled on the keypad: then its letters are part of it.
+        spelled = re.sub(r"[^0-9+]", "", text.translate(_KEYPAD))
+        if match[0].strip().isupper() and _readable(spelled, home):
+            break
+        text = text[: match.start()]
+    return text.rstrip(" .,;:-")
+
+
+def _has_several(text: str, home: str) -> bool:
+    """Whether `/` or a comma parts two numbers, or a number and an extension, and not the groups of one number."""
+    for match in re.finditer(r"[/,]", text):
+        before, behind = text[: match.start()], text[match.end() :]
+        part = re.sub(r"[^0-9]", "", behind)
+        if ",," in text or (_readable(before, home) and (len(part) < 3 or _readable(behind, home))):
+            return True
+    return False
+
+
+def _readings(text: str) -> Iterator[str]:
+    """Ways to read the text, the likeliest first. 00 and 011 are the prefixes of international calls."""
+    for shape in (text, re.sub(r"\(\s*0\s*\)", "", text, count=1)):
+        digits = re.sub(r"[^0-9]", "", shape)
+        if "+" in shape:
+            yield f"+{digits}"
+            continue
+        yield digits
+        for prefix in ("00", "011"):
+            if digits.startswith(prefix):
+                yield f"+{digits.removeprefix(prefix)}"
+
+
+def _readable(text: str, home: str) -> bool:
+    return isinstance(_first_number(text, home), PhoneNumber)
+
+
+def _first_number(text: str, home: str) -> PhoneNumber | Refusal:
+    """The first reading that is a number; else the first refusal that says more than "invalid"."""
+    refusals = []
+    for reading in dict.fromkeys(_readings(text)):
+        number = _assigned(reading, home)
+        if isinstance(number, PhoneNumber):
+            return number
+        refusals.append(number)
+    return max(refusals, key=(_NO_NUMBER, _NOT_ASSIGNED, _UNKNOWN_AREA).index)
+
+
+def _assigned(reading: str, home: str) -> PhoneNumber | Refusal:
+    try:
+        number = phonenumbers.parse(reading, home)
+    except phonenumbers.NumberParseException:
+        return _NO_NUMBER
+    e164 = phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
+    if not _E164.fullmatch(e164):
+        return _NOT_ASSIGNED
+    if phonenumbers.is_valid_number(number):
+        region = phonenumbers.region_code_for_number(number) or NO_COUNTRY
+        kind = phonenumbers.number_type(number)
+        return PhoneNumber(e164, region, kind, possible_zones(e164, region, kind))
+    parts = _PLUS_ONE.fullmatch(e164)
+    if not parts or parts["exchange"][1:] == "11" or _NO_AREA.fullmatch(parts["area"]):
+        return _NOT_ASSIGNED
+    if known := AREA_CODES.get(parts["area"]):
+        return PhoneNumber(e164, "US", PhoneNumberType.FIXED_LINE_OR_MOBILE, known.zones)
+    return _NOT_ASSIGNED if _knows_area(parts["area"]) else _UNKNOWN_AREA
+
+
+@cache
+def _knows_area(area: str) -> bool:
+    """Whether the library knows any number of the area code."""
+    exchanges = (f"{exchange}" for exchange in range(200, 1000))
+    return any(phonenumbers.is_valid_number(phonenumbers.parse(f"+1{area}{exchange}5555")) for exchange in exchanges)
+
+
+def _is_short(text: str, home: str) -> bool:
+    """In any country of the code: Caribbean islands have 999, where the US has 911."""
+    try:
+        number = phonenumbers.parse(re.sub(r"[^0-9+]", "", text), home)
+    except phonenumbers.NumberParseException:
+        return False
+    return shortnumberinfo.is_valid_short_number(number)
+
+
+# --- whom ---------------------------------------------------------------------------------------------------------------
+
+
+def check_number(number: PhoneNumber, settings: Settings) -> Refusal | None:
+    """Every rule about the number itself; None: it may be called."""
+    if settings.call_only_to is not None and number.e164 not in settings.call_only_to:
+        return Refusal("not_in_call_only_to", "only the numbers of CALL_ONLY_TO are called here")
+    if number.e164 == settings.twilio_phone_number:
+        return Refusal("own_number", "this is our own number")
+    if settings.twilio_api_base_url is not None and _TWILIO_TEST_NUMBER.fullmatch(number.e164):
+        return None  # the stand-in takes them; Twilio itself treats them as personal numbers
+    if number.e164.startswith(_SATELLITE):
+        return Refusal("satellite", "a satellite phone, or another network without a country: such calls cost too much")
+    if number.kind not in _CALLABLE:
+        return _NOT_CALLABLE.get(number.kind, _OTHER_TYPE)
+    return _check_exchange(number) or _check_country(number, settings)
+
+
+def _check_exchange(number: PhoneNumber) -> Refusal | None:
+    """North American exchanges without subscribers, which the library takes for phones. Source: NANPA."""
+    parts = _PLUS_ONE.fullmatch(number.e164)
+    if parts is None:
+        return None
+    exchange = parts["exchange"]
+    if exchange == "976":
+        return _PREMIUM
+    if exchange in ("950", "958", "959") or exchange[1:] == "11" or exchange + parts["line"] == "5551212":
+        return _SERVICE
+    return None
+
+
+def _check_country(number: PhoneNumber, settings: Settings) -> Refusal | None:
+    # By region: 25 of them share +1, and some are expensive to call.
+    called = called_countries(settings)
+    if number.region in called:
+        return None
+    country = (
+        f"the country of this number ({number.region})" if number.region != NO_COUNTRY else "numbers of no country"
+    )
+    reason = f"calls do not go to {country}: CALL_COUNTRIES does not name it"
+    if number.region in _US_TERRITORIES and "US" in called:
+        reason += "; Puerto Rico, Guam and the other territories are not part of US there"
+    return Refusal("country_not_allowed", reason)
+
+
+def called_countries(settings: Settings) -> tuple[str, ...]:
+    """The regions whose numbers may be called, as ISO 3166 codes: CALL_COUNTRIES, or the region of our own number."""
+    return settings.call_countries or (home_region(settings.twilio_phone_number),)
+
+
+@cache
+def home_region(our_number: str) -> str:
+    """The region of our own number; of a number newer than the library, the main one of its country code."""
+    own = phonenumbers.parse(our_number)
+    return phonenumbers.region_code_for_number(own) or phonenumbers.region_code_for_country_code(own.country_code or 0)
