@@ -58,7 +58,7 @@ def clinic(
 def test_a_healthy_system_is_ok_from_top_to_bottom(clinic: Clinic) -> None:
     visit = clinic.visit()
     assert {found["check"]: found for found in visit.findings if found["state"] != "ok"} == {}
-    assert len(visit.findings) == len({found["check"] for found in visit.findings}) == 25
+    assert len(visit.findings) == len({found["check"] for found in visit.findings}) == 26
 
 
 def test_the_doctor_dials_nobody_writes_nothing_and_wakes_nobody(clinic: Clinic) -> None:
@@ -84,7 +84,7 @@ def test_lines_are_for_people_and_say_what_to_do(clinic: Clinic) -> None:
     lines = clinic.capsys.readouterr().out.splitlines()
     at = next(number for number, line in enumerate(lines) if line.startswith("WARNING  Twilio account"))
     assert lines[at + 1].split() == ["->", "Twilio", "console:", "Upgrade"]
-    assert lines[-1] == "24 ok, 1 warning"
+    assert lines[-1] == "25 ok, 1 warning"
 
 
 # --- the environment ----------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from phonenumbers import PhoneNumberFormat, PhoneNumberType
 
-from function.doctor import AREA_CODES_AGE
+from function import doctor
 from shared.screening import PhoneNumber, PutOff, Refusal, check_number, parse_number, screen, table_date
 from shared.screening.area_codes import AREA_CODES, COMPARED_WITH
 from shared.settings import Settings
@@ -301,8 +301,16 @@ def test_area_code_table_holds_only_codes_that_the_library_lacks() -> None:
     now_known = [area for area in AREA_CODES if phonenumbers.is_valid_number(phonenumbers.parse(f"+1{area}5550100"))]
     assert now_known == []
     assert phonenumbers.__version__ == COMPARED_WITH[0]
-    assert AREA_CODES_AGE.days > 180
-    assert table_date().year >= 2026
+
+
+def test_doctor_warns_of_an_old_area_code_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    (finding,) = doctor._area_codes()
+    assert (finding.state, finding.check) == ("ok", "area codes")
+    assert phonenumbers.__version__ in finding.found
+    assert f"{table_date():%d %b %Y}" in finding.found
+    monkeypatch.setattr(doctor, "AREA_CODES_AGE", datetime.now(UTC).date() - table_date() - timedelta(days=1))
+    (finding,) = doctor._area_codes()
+    assert (finding.state, "area_code_unknown" in finding.advice) == ("warning", True)
 
 
 def test_exchanges_without_subscribers_are_refused_in_every_area_code() -> None:
