@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.screening import Refusal, read_number
+from shared.screening import Refusal, parse_number
 from tests.conftest import Connection
 from tests.database import calling_codes
 from tests.database.sql_api import Steps, a_number
@@ -104,7 +104,8 @@ def stopped_by(steps: Steps, typed: str | None) -> set[str] | None:
 
 
 def dispatcher_reads(typed: str) -> str | Refusal:
-    return read_number(typed, examples.settings())
+    number = parse_number(typed, examples.settings())
+    return number if isinstance(number, Refusal) else number.e164
 
 
 def test_each_spelling_stops_its_number_or_is_refused(steps: Steps) -> None:
