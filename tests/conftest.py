@@ -30,18 +30,19 @@ settings.load_profile("patient")
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     """One seed for the order of the tests, for `random` and for hypothesis: pytest-randomly has chosen it by now."""
-    hypothesis.core.global_force_seed = config.option.randomly_seed
+    hypothesis.core.global_force_seed = config.getoption("randomly_seed", None)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None:  # a worker of xdist has none
-        reporter.write_line(f"order of the tests: SEED={session.config.option.randomly_seed}")
+        pytest_terminal_summary(reporter, session.config)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    seed = config.option.randomly_seed
-    terminalreporter.write_line(f"order of the tests: SEED={seed} (`make test SEED={seed}` repeats it)")
+    seed = config.getoption("randomly_seed", None)  # None with `-p no:randomly`: the order of the files
+    if seed is not None:
+        terminalreporter.write_line(f"Random order: SEED={seed} (`make test SEED={seed}` repeats it)")
 
 
 _TEMPLATE = "template_sandbox"

@@ -1,0 +1,178 @@
+"""Faults on demand, and the control paths where they are asked for."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import requests
+from twilio.http.http_client import TwilioHttpClient
+from twilio.rest import Client
+from twilio.rest.api.v2010.account.call import CallInstance
+
+from tests.integration.twilio.conftest import (
+    HELLO,
+    OURS,
+    SID,
+    THEIRS,
+    TOKEN,
+    Application,
+    World,
+    a_world,
+)
+
+
+def impatient(world: World) -> Client:
+    client = Client(SID, TOKEN, http_client=TwilioHttpClient(timeout=0.3))
+    client.api.base_url = world.url
+    return client
+
+
+def ask(client: Client) -> CallInstance:
+    return client.calls.create(to=THEIRS, from_=OURS, twiml=HELLO)
+
+
+@pytest.mark.parametrize(("create", "taken"), [("accept_then_drop", 1), ("drop", 0)])
+def test_closed_connection_may_hide_a_taken_call(world: World, create: str, taken: int) -> None:
+    world.twilio.behave(create=create)
+    with pytest.raises(requests.exceptions.ConnectionError):
+        ask(world.client)
+    assert len(world.twilio.calls) == taken
+    assert world.twilio.requests["create"] == 1
+
+
+def test_error_500_may_hide_a_taken_call(world: World) -> None:
+    world.twilio.behave(create="accept_then_500")
+    refusal = world.refusal()
+    assert (refusal.status, refusal.code, len(world.twilio.calls)) == (500, 20500, 1)
+
+
+def test_unreadable_answer_may_hide_a_taken_call(world: World) -> None:
+    world.twilio.behave(create="garbled")
+    with pytest.raises(json.JSONDecodeError):
+        ask(world.client)
+    assert len(world.twilio.calls) == 1
+
+
+def test_hanging_request_takes_no_call(world: World) -> None:
+    world.twilio.behave(create="hang")
+    with pytest.raises(requests.exceptions.ReadTimeout):
+        ask(impatient(world))
+    world.twilio.behave(create="ok")
+    ask(world.client)
+    assert len(world.twilio.calls) == 1
+
+
+def test_call_is_taken_after_the_client_gave_up(world: World) -> None:
+    world.twilio.behave(create="accept_late", late_s=0.5)
+    with pytest.raises(requests.exceptions.ReadTimeout):
+        ask(impatient(world))
+    assert world.twilio.calls == []
+    world.until(lambda: len(world.twilio.calls) == 1)
+
+
+def test_slow_answer_comes_after_the_call_was_taken(world: World) -> None:
+    world.twilio.behave(latency_ms=1000)
+    with pytest.raises(requests.exceptions.ReadTimeout):
+        ask(impatient(world))
+    assert len(world.twilio.calls) == 1
+
+
+REFUSALS = {
+    "error:20003": (401, 20003),
+    "error:20429": (429, 20429),
+    "error:20500": (500, 20500),
+    "error:20503": (503, 20503),
+    "error:21215": (400, 21215),
+    "error:10004": (400, 10004),
+    "error:429": (429, 429),
+    "error:html502": (502, 502),
+}
+
+
+def test_refusals_on_demand_bear_twilios_codes(world: World) -> None:
+    said = {}
+    for refused in REFUSALS:
+        world.twilio.behave(create=refused)
+        refusal = world.refusal()
+        said[refused] = (refusal.status, refusal.code)
+    assert (said, world.twilio.calls) == (REFUSALS, [])
+
+
+def test_newest_rule_decides_and_older_ones_fill_in(world: World) -> None:
+    world.control("PUT", "behaviour", {"outcome": "busy", "callbacks": "none"})
+    world.control("PUT", "behaviour", {"outcome": "no-answer", "to": THEIRS, "times": 1})
+    for _ in range(2):
+        world.finish()
+    assert [call.status for call in world.twilio.calls] == ["no-answer", "busy"]
+    assert world.ours.told == []
+    assert world.control("DELETE", "behaviour").ok
+    world.finish()
+    assert world.twilio.calls[-1].status == "completed"
+
+
+def test_call_keeps_the_rules_of_its_creation(slow_ring: World) -> None:
+    slow_ring.twilio.behave(callbacks="none")
+    call = slow_ring.call()
+    slow_ring.twilio.rules.clear()
+    slow_ring.client.calls(call.sid or "").update(status="canceled")
+    slow_ring.twilio.wait_quiet()
+    assert slow_ring.ours.told == []
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"creat": "ok"}, "creat"), ({"create": "explode"}, "create"), ({"times": 0}, "times"),
+        ({"latency_ms": "1"}, "latency_ms"), ({"digits": ["one"]}, "digits.0"), ([], "body"),
+    ],
+)  # fmt: skip
+def test_invalid_rule_is_refused_by_its_field(world: World, body: object, field: str) -> None:
+    answer = world.control("PUT", "behaviour", body)
+    assert answer.status_code == 400
+    assert field in answer.json()["error"]["message"]
+
+
+def test_control_shows_every_taken_call_in_order(world: World) -> None:
+    sids = [world.call(to=to).sid for to in (THEIRS, "+14155550124")]
+    world.twilio.wait_quiet()
+    calls = world.control("GET", "calls").json()
+    assert [call["sid"] for call in calls] == sids
+    assert [step["status"] for step in calls[0].pop("history")] == ["ringing", "in-progress", "completed"]
+    assert calls[0] | {"accepted_at": "", "transcript": [], "duration_s": 1} == {
+        "sid": sids[0],
+        "to": THEIRS,
+        "from": OURS,
+        "status": "completed",
+        "accepted_at": "",
+        "url": f"{world.ours.url}/say/hello",
+        "answered_by": "human",
+        "duration_s": 1,
+        "reached": True,
+        "transcript": [],
+        "errors": [],
+    }
+    assert datetime.fromisoformat(calls[0]["accepted_at"]).tzinfo == UTC
+
+
+def test_clock_moves_the_dates_and_tells_its_listener(application: Application) -> None:
+    offsets: list[float] = []
+
+    async def on_clock(offset_s: float) -> None:
+        offsets.append(offset_s)
+
+    with a_world(application, on_clock=on_clock) as world:
+        assert world.control("PUT", "clock", {"offset_s": 86_400}).ok
+        created = world.call().date_created
+        assert created is not None
+        assert created - datetime.now(UTC) > timedelta(hours=23)
+        assert offsets == [86_400]
+
+
+def test_reset_forgets_everything_and_ends_calls_silently(slow_ring: World) -> None:
+    slow_ring.twilio.behave(outcome="busy")
+    slow_ring.call(status_callback_event=["completed"])
+    slow_ring.twilio.reset()
+    slow_ring.twilio.wait_quiet()
+    assert (slow_ring.twilio.calls, slow_ring.twilio.requests.total(), slow_ring.ours.told) == ([], 0, [])
