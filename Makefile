@@ -1,24 +1,31 @@
 # Every target works on a bare clone: it makes .venv first. `make` alone lists them.
 .DEFAULT_GOAL := help
-SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Packages of another Python, and an ASCII locale, break the virtualenv's.
+unexport PYTHONHOME PYTHONPATH
+export PYTHONUTF8 := 1
 
 help: ## list these commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv: locked packages, and this project, editable
 $(READY): pyproject.toml tests/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'Python 3.11 or newer is needed; name one: make PYTHON=python3.13 ...' >&2; exit 1; }
-	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r tests/requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo 'The Python module venv is missing. On Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
+	@echo 'Installing the locked packages into $(VENV): half a minute or so ...'
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r tests/requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: setup ## a sign-up makes a phone ring, in the sandbox (ONCE=1: then end)
-	@$(BIN)/python -m tests.sandbox.demo $(if $(ONCE),--once)
+	@$(BIN)/python -m tests.sandbox.demo $(if $(ONCE),--once) $(ARGS)
+
+play: setup ## try things in the demo that runs in another terminal (DO=person, jobs, calls, fail, pause, resume, kill, sql)
+	@$(BIN)/python -m tests.sandbox.play "$(DO)" "$(or $(Q),$(TO))"
 
 test: setup ## all tests, in a random order (SEED=7 repeats one; ARGS="-k name" for some; PG_BIN=/path/bin: another Postgres)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --ignore=tests/database_check $(if $(SEED),--randomly-seed=$(SEED)) $(ARGS)
@@ -31,7 +38,7 @@ scripts: setup ## check what the calls say, and read it out
 	@$(BIN)/python -m shared.conversation.rehearse check
 
 RUNS ?= 1000
-chaos: setup ## prove it: simulated histories (RUNS=1000 SEED=1), then real crashes, then a burst
+chaos: setup ## prove the guarantee: simulated histories (RUNS=1000 SEED=1), then real crashes, then a burst
 	$(BIN)/python -m tests.chaos.simulation --runs $(RUNS) $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.chaos.crash $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.chaos.burst
@@ -47,7 +54,7 @@ format: setup ## let ruff put the code in shape
 	$(BIN)/ruff format .
 
 sandbox: setup ## a Supabase, a Twilio and the function on this machine, until Ctrl-C
-	@$(BIN)/python -m tests.sandbox $(ARGS)
+	@$(BIN)/python -m tests.sandbox --ready-file $(VENV)/.sandbox.json $(ARGS)
 
 image-check: setup ## build the Dockerfile and try the image, without Docker (root on Debian; TESTS=tests/unit for less)
 	$(BIN)/python -m tests.image $(if $(IF_POSSIBLE),--if-possible) $(TESTS)
@@ -57,7 +64,10 @@ lock: ## renew the locks from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra dev -c requirements.txt pyproject.toml -o tests/requirements.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group image -o tests/image/requirements.txt
 
-clean: ## remove what these commands made
+size: setup ## lines and imports, beside their goals
+	@$(BIN)/python -m tests.size
+
+clean: ## remove the files that these commands made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
-.PHONY: help setup demo test scripts database-check image-check chaos check format sandbox lock clean
+.PHONY: help setup demo play test scripts database-check image-check chaos check format size sandbox lock clean

@@ -9,9 +9,13 @@ import sys
 import threading
 from pathlib import Path
 
-from tests.sandbox.sandbox import EASY_SETTINGS, SWEEP_EVERY_S, Sandbox
+from shared.settings import SettingsError
+from tests.sandbox.function_process import FunctionFailed
+from tests.sandbox.postgres import PostgresError
+from tests.sandbox.sandbox import EASY_SETTINGS, SWEEP_EVERY_S, PortTaken, Sandbox
 
 PARENT_POLL_S = 0.5
+STARTUP_ERRORS = (FunctionFailed, PortTaken, PostgresError, SettingsError)
 
 
 def main() -> int:
@@ -20,32 +24,37 @@ def main() -> int:
     )
     parser.add_argument("--ready-file", type=Path, metavar="PATH", help="JSON, written when all of it answers")
     parser.add_argument("--no-function", action="store_true", help="start it yourself; the settings are printed")
-    parser.add_argument("--no-scheduler", action="store_true", help="no sweeps but those that you ask for")
-    parser.add_argument("--no-webhooks", action="store_true", help="what net.http_post queues is never sent")
+    parser.add_argument("--no-scheduler", action="store_true", help="no sweeps but your own")
+    parser.add_argument("--no-webhooks", action="store_true", help="requests of net.http_post are never sent")
     parser.add_argument("--port", type=int, default=0, help="of the function")
     options = parser.parse_args()
 
     parent = os.getppid()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # Not set here: the signal may have come inside stop.wait(), with the lock that set() needs.
+        # A thread sets it: the signal may have come inside stop.wait(), which holds the lock that set() needs.
         signal.signal(number, lambda *_: threading.Thread(target=stop.set).start())
 
-    with Sandbox(
-        function=not options.no_function,
-        scheduler=not options.no_scheduler,
-        webhooks=not options.no_webhooks,
-        port=options.port,
-        ready_file=options.ready_file,
-    ) as sandbox:
-        print(describe(sandbox), flush=True)
-        while not stop.wait(PARENT_POLL_S) and os.getppid() == parent:
-            pass
+    try:
+        with Sandbox(
+            function=not options.no_function,
+            scheduler=not options.no_scheduler,
+            webhooks=not options.no_webhooks,
+            port=options.port,
+            ready_file=options.ready_file,
+        ) as sandbox:
+            print(describe(sandbox), flush=True)
+            while not stop.wait(PARENT_POLL_S) and os.getppid() == parent:
+                pass
+    except STARTUP_ERRORS as error:
+        print(f"The sandbox did not start: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
 def describe(sandbox: Sandbox) -> str:
-    ready, easy = sandbox.ready, {name: value for name, value in sandbox.settings.items() if name in EASY_SETTINGS}
+    ready, given = sandbox.ready, sandbox.honoured
+    easy = {name: sandbox.settings[name] for name in EASY_SETTINGS if name not in given}
     lines = [
         f"Postgres {sandbox.postgres.version}   {ready.database_url}",
         f"Supabase      {ready.supabase_url}  (stand-in)",
@@ -54,12 +63,18 @@ def describe(sandbox: Sandbox) -> str:
         f"set here, so that you see calls at any hour and soon, with a sweep every {SWEEP_EVERY_S:g} s:",
         "  " + "  ".join(f"{name}={value}" for name, value in easy.items()),
     ]
+    if given:
+        lines += ["from your environment:", "  " + "  ".join(_shown(name, value) for name, value in given.items())]
     if sandbox.function is None:
         lines += [
             "start the function yourself, with:",
             *(f"  {name}={value!r}" for name, value in sandbox.settings.items()),
         ]
     return "\n".join([*lines, "Ctrl-C ends it."])
+
+
+def _shown(name: str, value: str) -> str:
+    return f"{name}=..." if name == "DISPATCH_SECRET" else f"{name}={value}"
 
 
 if __name__ == "__main__":

@@ -1,38 +1,42 @@
-"""make demo: one sign-up travels the whole way, shown as a timeline; then somebody who is busy first. Then try it yourself."""
+"""make demo: two sign-ups, each shown as a timeline from the trigger to the end of the call. Then it stays up to try by hand."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
-import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import httpx
 import psycopg
 from psycopg.rows import dict_row
 from supabase import create_client
 
-from tests.sandbox.__main__ import describe
+from tests.sandbox.__main__ import STARTUP_ERRORS, describe
+from tests.sandbox.play import READY_FILE, hints
 from tests.sandbox.sandbox import Sandbox
 
 PATIENCE_S = 30.0
+POLL_S = 0.02
+WATCH_S = 0.25
 T = TypeVar("T")
 ADA, BOB = "+14155550101", "+14155550102"
 
+Database: TypeAlias = psycopg.Connection[dict[str, Any]]
+
 
 class DidNotHappen(Exception):
-    """The message says what, and what there was instead."""
+    """An expected step was not seen. The message names it, and the state that was seen instead."""
 
 
 @dataclass
 class Timeline:
-    """Prints each event once, with milliseconds since the sign-up."""
+    """Prints each event of one job once, with milliseconds since `began`."""
 
     began: float
     seen: set[str] = field(default_factory=set)
@@ -40,113 +44,126 @@ class Timeline:
     def show(self, at: float, key: str, what: str) -> None:
         if key not in self.seen:
             self.seen.add(key)
-            print(f"  {(at - self.began) * 1000:7.0f} ms  {what}", flush=True)
+            print(f"  {(at - self.began) * 1000:7.0f} ms  {what}")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sandbox.demo")
-    parser.add_argument("--once", action="store_true", help="end when it has been shown")
+    parser.add_argument("--once", action="store_true", help="end after the two sign-ups")
+    parser.add_argument("--port", type=int, default=0, help="of the function")
     options = parser.parse_args()
+    assert hasattr(sys.stdout, "reconfigure")
+    sys.stdout.reconfigure(line_buffering=True, encoding="utf-8")
+    signal.signal(signal.SIGINT, interrupt)
     started = time.monotonic()
-    print("Starting Postgres, the stand-ins and the function ...", flush=True)
+    print("Starting Postgres, the stand-ins and the function ...")
     try:
-        with Sandbox() as sandbox:
+        # Nothing of the environment: the demo shows the same wherever it runs.
+        with Sandbox(environ={}, port=options.port, ready_file=READY_FILE) as sandbox:
             print(f"ready after {time.monotonic() - started:.1f} s\n")
-            show(sandbox)
-            if options.once:
-                return 0
-            print("\nIt all stays up. Try it by hand:\n" + hints(sandbox) + "\n\n" + describe(sandbox), flush=True)
-            with suppress(KeyboardInterrupt):
-                threading.Event().wait()
-            return 0
-    except DidNotHappen as reason:
-        print(f"\nfailed: {reason}", file=sys.stderr)
+            with psycopg.connect(sandbox.ready.database_url, autocommit=True, row_factory=dict_row) as database:
+                show(sandbox, database)
+                if not options.once:
+                    print(f"\nIt all stays up. In another terminal:\n{hints()}\n\n{describe(sandbox)}")
+                    watch(sandbox, database)
+    except KeyboardInterrupt:
+        print("\nStopped; nothing is left behind.")
+        return 130 if options.once else 0
+    except (DidNotHappen, *STARTUP_ERRORS) as error:
+        print(f"\nThe demo failed: {error}", file=sys.stderr)
         return 1
+    return 0
 
 
-def show(sandbox: Sandbox) -> None:
-    print(f"1. Ada signs up by phone for a demo ({ADA}). She answers, once with a key that nobody offered.")
-    httpx.put(
-        f"{sandbox.ready.twilio_url}/_sandbox/behaviour", json={"to": ADA, "digits": ["2", "7", "1", "2"]}
-    ).raise_for_status()
-    follow(sandbox, ADA, {"first_name": "Ada", "signup_mode": "demo", "company": "Analytical Engines"})
+def interrupt(*_: object) -> None:
+    """A second Ctrl-C must not interrupt the cleaning up after the first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def show(sandbox: Sandbox, database: Database) -> None:
+    print(f"1. Ada signs up by phone for a demo ({ADA}). She answers, once with a key that is not offered.")
+    behave(sandbox, {"to": ADA, "digits": ["2", "7", "1", "2"]})
+    follow(sandbox, database, ADA, {"first_name": "Ada", "signup_mode": "demo", "company": "Analytical Engines"})
     print(f"\n2. Bob tries it for free, in Spanish ({BOB}). His line is busy the first time; then he says nothing.")
-    httpx.put(
-        f"{sandbox.ready.twilio_url}/_sandbox/behaviour", json={"to": BOB, "outcome": "busy", "times": 1}
-    ).raise_for_status()
-    follow(sandbox, BOB, {"first_name": "Bob", "signup_mode": "prueba"})
+    behave(sandbox, {"to": BOB, "outcome": "busy", "times": 1})
+    follow(sandbox, database, BOB, {"first_name": "Bob", "signup_mode": "prueba"})
 
 
-def follow(sandbox: Sandbox, phone: str, metadata: dict[str, str]) -> None:
-    """Sign up through supabase-py, then tell what the database and Twilio saw, until the job is completed."""
+def behave(sandbox: Sandbox, behaviour: dict[str, object]) -> None:
+    httpx.put(f"{sandbox.ready.twilio_url}/_sandbox/behaviour", json=behaviour).raise_for_status()
+
+
+def follow(sandbox: Sandbox, database: Database, phone: str, metadata: dict[str, str]) -> None:
+    """Sign up through supabase-py, then print the events of the job until it is completed."""
     client = create_client(sandbox.ready.supabase_url, sandbox.ready.supabase_anon_key)
     timeline = Timeline(time.time())
+    timeline.show(timeline.began, "signup", "signs up (supabase-py, auth.sign_up)")
     client.auth.sign_up({"phone": phone, "password": "correct horse", "options": {"data": metadata}})
-    timeline.show(time.time(), "signup", "signed up (supabase-py, auth.sign_up)")
 
-    with psycopg.connect(sandbox.ready.database_url, autocommit=True, row_factory=dict_row) as database:
-        job = _await(
-            lambda: _one(database, "select * from public.outbound_call_jobs where phone_e164 = %s", phone),
-            "no job was queued",
-        )
-        timeline.show(job["created_at"].timestamp(), "job", f"job {job['id']} queued by the trigger on auth.users")
+    query = "select * from public.outbound_call_jobs where phone_e164 = %s"
+    job = _await(lambda: next(_rows(database, query, phone), None), "no job was queued")
+    timeline.show(job["created_at"].timestamp(), "job", f"job {job['id']} queued by the trigger on auth.users")
 
-        def done() -> bool:
-            tell_attempts(sandbox, database, timeline, job["id"])
-            row = _one(database, "select status, reason from public.outbound_call_jobs where id = %s", job["id"])
-            if row and row["status"] in ("failed", "canceled"):
-                raise DidNotHappen(f"job {job['id']} is {row['status']}: {row['reason']}")
-            return bool(row and row["status"] == "completed")
+    def done() -> bool:
+        status, reason = tell(sandbox, database, timeline, job["id"])
+        if status in ("failed", "canceled"):
+            raise DidNotHappen(f"job {job['id']} is {status}: {reason}")
+        return status == "completed"
 
-        _await(done, f"job {job['id']} was not completed within {PATIENCE_S:.0f} s")
-        tell_attempts(sandbox, database, timeline, job["id"])
-        row = _one(database, "select finished_at, attempts from public.outbound_call_jobs where id = %s", job["id"])
-        assert row is not None
-        timeline.show(row["finished_at"].timestamp(), "end", f"job completed, attempts spent: {row['attempts']}")
-        overview = _one(database, "select answers from public.outbound_call_overview where id = %s", job["id"])
-        print(f"              outbound_call_overview: answers = {json.dumps(overview and overview['answers'])}")
+    _await(done, f"job {job['id']} was not completed within {PATIENCE_S:.0f} s")
 
 
-def tell_attempts(
-    sandbox: Sandbox, database: psycopg.Connection[dict[str, Any]], timeline: Timeline, job_id: int
-) -> None:
-    attempts = database.execute(
-        "select * from public.outbound_call_attempts where job_id = %s order by number", (job_id,)
-    ).fetchall()
+def watch(sandbox: Sandbox, database: Database) -> None:
+    """Print the events of every later job, until Ctrl-C."""
+    last = next(_rows(database, "select coalesce(max(id), 0) id from public.outbound_call_jobs"))["id"]
+    open_jobs: dict[int, Timeline] = {}
+    while True:
+        for job in _rows(database, "select * from public.outbound_call_jobs where id > %s order by id", last):
+            last, number = job["id"], job["phone_e164"] or job["phone_number"]
+            print(f"\njob {last}: {number}")
+            open_jobs[last] = Timeline(job["created_at"].timestamp())
+        for job_id, timeline in list(open_jobs.items()):
+            status, reason = tell(sandbox, database, timeline, job_id)
+            if status in ("failed", "canceled"):
+                timeline.show(time.time(), "end", f"job {job_id} {status}: {reason}")
+            if status in ("completed", "failed", "canceled", "deleted"):
+                del open_jobs[job_id]
+        time.sleep(WATCH_S)
+
+
+def tell(sandbox: Sandbox, database: Database, timeline: Timeline, job_id: int) -> tuple[str, str | None]:
+    """Print the new events of a job. -> its status and reason; "deleted" when it is gone."""
+    job = next(_rows(database, "select * from public.outbound_call_jobs where id = %s", job_id), None)
+    attempts = _rows(database, "select * from public.outbound_call_attempts where job_id = %s order by number", job_id)
     calls = {call["sid"]: call for call in httpx.get(f"{sandbox.ready.twilio_url}/_sandbox/calls").json()}
-    events: list[tuple[float, str, str]] = []
+    for at, key, what in sorted(_events(attempts, calls), key=lambda event: event[0]):  # stable: words before statuses
+        timeline.show(at, key, what)
+    if job is None:
+        return "deleted", None
+    if job["status"] == "completed" and "end" not in timeline.seen:
+        timeline.show(job["finished_at"].timestamp(), "end", f"job completed, attempts spent: {job['attempts']}")
+        overview = next(_rows(database, "select answers from public.outbound_call_overview where id = %s", job_id))
+        print(f"              outbound_call_overview: answers = {json.dumps(overview['answers'])}")
+    return job["status"], job["reason"]
+
+
+def _events(attempts: Iterable[dict[str, Any]], calls: dict[str, Any]) -> Iterable[tuple[float, str, str]]:
     for attempt in attempts:
         n, sid = attempt["number"], attempt["call_sid"]
-        events.append((attempt["started_at"].timestamp(), f"claim{n}", f"claimed: attempt {n}"))
-        if sid in calls:
-            call = calls[sid]
-            events.append((_at(call["accepted_at"]) - 0.001, f"taken{n}", f"Twilio took the call: {sid}"))
-            for i, line in enumerate(call["transcript"]):
-                what = f'said: "{line["text"]}"' if line["who"] == "call" else f"pressed: {line['digits']}"
-                events.append((_at(line["at"]), f"{n}said{i}", what))
-            events += [(_at(e["at"]), f"{n}{e['status']}", e["status"]) for e in call["history"]]
-    for at, key, what in sorted(events, key=lambda event: event[0]):  # of what has one time, the words come first
-        timeline.show(at, key, what)
+        yield attempt["started_at"].timestamp(), f"claim{n}", f"claimed: attempt {n}"
+        if (call := calls.get(sid)) is None:
+            continue
+        yield _at(call["accepted_at"]) - 0.001, f"taken{n}", f"Twilio took the call: {sid}"
+        for i, line in enumerate(call["transcript"]):
+            what = f'said: "{line["text"]}"' if line["who"] == "call" else f"pressed: {line['digits']}"
+            yield _at(line["at"]), f"{n}said{i}", what
+        for change in call["history"]:
+            yield _at(change["at"]), f"{n}{change['status']}", change["status"]
 
 
-def hints(sandbox: Sandbox) -> str:
-    ready = sandbox.ready
-    return "\n".join(
-        [
-            "  what Twilio took:    curl -s " + f"{ready.twilio_url}/_sandbox/calls",
-            "  the next call fails: curl -s -X PUT " + f"{ready.twilio_url}/_sandbox/behaviour"
-            """ -d '{"create": "accept_then_500", "times": 1}'""",
-            f"  another person:      psql '{ready.database_url}' -c \"insert into outbound_call_jobs (user_id, phone_number)"
-            " values (gen_random_uuid(), '+14155550150')\"",
-            f"  what became of it:   psql '{ready.database_url}' -x -c 'table outbound_call_overview'",
-            f"  stop all calls:      psql '{ready.database_url}' -c \"select pause_calls('lunch')\"",
-            f"  kill the function:   kill -9 -{ready.function_pid}      (it comes back, and nobody is called twice)",
-        ]
-    )
-
-
-def _one(database: psycopg.Connection[dict[str, Any]], query: str, *values: object) -> dict[str, Any] | None:
-    return database.execute(query.encode(), values).fetchone()
+def _rows(database: Database, query: str, *values: object) -> Iterator[dict[str, Any]]:
+    return iter(database.execute(query.encode(), values).fetchall())
 
 
 def _await(look: Callable[[], T | None], otherwise: str) -> T:
@@ -154,7 +171,7 @@ def _await(look: Callable[[], T | None], otherwise: str) -> T:
     while time.monotonic() < until:
         if found := look():
             return found
-        time.sleep(0.02)
+        time.sleep(POLL_S)
     raise DidNotHappen(otherwise)
 
 

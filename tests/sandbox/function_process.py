@@ -36,11 +36,11 @@ class FunctionProcess:
             f"--port={port}",
             "--host=127.0.0.1",
         ]
-        kept = {
-            name: os.environ[name] for name in ("PATH", "HOME", "LANG", "THREADS", "PYTHONPATH") if name in os.environ
-        }
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "THREADS") if name in os.environ}
         self._env = {
             **kept,
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUTF8": "1",
             "FUNCTION_SOURCE": "function/main.py",
             "XDG_RUNTIME_DIR": str(log.parent),  # gunicorn's control socket
             "PYTHONUNBUFFERED": "1",

@@ -30,6 +30,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.sandbox.environment import isolate
+
 SUPERUSER = "supabase_admin"
 START_SECONDS = 60.0  # crash recovery included; a start takes 0.05 s, on a busy machine a second
 STOP_SECONDS = 10.0
@@ -80,6 +82,7 @@ class Postgres:
     """
 
     def __init__(self, bin_dir: Path | None = None) -> None:
+        isolate()
         self.bin_dir = bin_dir or find_binaries()
         self.port = 0
         self.password = secrets.token_hex(16)

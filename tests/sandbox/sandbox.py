@@ -27,7 +27,8 @@ import psycopg
 import trustme
 from aiohttp import web
 
-from shared.settings import Settings
+from shared.settings import load_settings
+from tests.sandbox.environment import honoured
 from tests.sandbox.function_process import FunctionProcess
 from tests.sandbox.postgres import Postgres
 from tests.sandbox.scheduler import Scheduler
@@ -40,7 +41,7 @@ from tests.sandbox.twilio.server import Twilio
 
 OUR_NUMBER = "+15005550006"  # Twilio's own magic From
 
-# What lets anyone see a call at any hour, and a failure settled while they watch.
+# With these, calls are made at any hour, and a failure is settled within seconds.
 EASY_SETTINGS: Mapping[str, str] = {
     "CALL_HOURS": "always",
     "CALLS_PER_SECOND": "100",
@@ -76,14 +77,18 @@ class Ready:
     dispatch_secret: str
 
 
+class PortTaken(Exception):
+    """The function cannot listen on the port that was asked for."""
+
+
 class Part(Protocol):
-    """Whatever was started and has to be stopped."""
+    """A part that was started and must be stopped."""
 
     def stop(self) -> None: ...
 
 
 class Sandbox:
-    """Started and stopped as a whole; a context manager. Settings of the product in `environ` go before EASY_SETTINGS.
+    """Started and stopped as a whole; a context manager. `honoured`: the settings of `environ`, which replace EASY_SETTINGS.
 
     `tls`: the Twilio stand-in speaks https, and the function alone trusts its certificate.
     """
@@ -103,19 +108,21 @@ class Sandbox:
     ) -> None:
         self._with_function, self._with_scheduler, self._with_webhooks = function, scheduler, webhooks
         self._ready_file = ready_file
-        self._environ = os.environ if environ is None else environ
+        self.honoured = honoured(os.environ if environ is None else environ)
+        if not _is_loopback(self.honoured.get("API_BASE_URL", "")):
+            self.honoured.pop("API_BASE_URL", None)
         self._port = port
-        self._folder = Path(tempfile.mkdtemp(prefix="sandbox-"))
+        self._folder = Path(tempfile.gettempdir(), f"sandbox-{secrets.token_hex(8)}")  # made by start()
         self._parts: list[Part] = []
         self.jwt_secret = secrets.token_hex(32)
         self._account_sid = "AC" + secrets.token_hex(16)
         self._auth_token = secrets.token_hex(16)
         self.function_log = self._folder / "function.log"
         self._authority_file = self._folder / "authority.pem"
-        # Two, separated by a space, while they are rotated: those who call us then use the first.
-        self._dispatch_secrets = self._environ.get("DISPATCH_SECRET") or _new_dispatch_secret()
+        # Two secrets, separated by a space, while they are rotated: the callers then use the first.
+        self._dispatch_secrets = self.honoured.get("DISPATCH_SECRET") or _new_dispatch_secret()
         self.dispatch_secret = self._dispatch_secrets.split()[0]
-        self._phone_number = self._environ.get("TWILIO_PHONE_NUMBER") or OUR_NUMBER
+        self._phone_number = self.honoured.get("TWILIO_PHONE_NUMBER") or OUR_NUMBER
         self._tls = tls
         self.settings: dict[str, str] = {}
         self.postgres = Postgres()
@@ -174,6 +181,9 @@ class Sandbox:
                 os.truncate(self.function_log, 0)
 
     def _start(self) -> None:
+        self._folder.mkdir(mode=0o700)
+        if self._port:
+            _check_free(self._port)
         self.postgres.start()
         self._parts.append(self.postgres)
         bootstrap(self.postgres)
@@ -200,6 +210,7 @@ class Sandbox:
             dispatch_secret=self.dispatch_secret,
         )
         self.settings = self._settings()
+        load_settings(environ=self.settings)
         self._fill_vault()
         if self._with_function:
             self.function = FunctionProcess(port, self.settings, self.function_log, self._on_function_start)
@@ -234,31 +245,22 @@ class Sandbox:
         return app
 
     def _settings(self) -> dict[str, str]:
-        """What the function is told. Whatever would reach a real Supabase or Twilio is the sandbox's own, always."""
-        optional = {name.upper() for name in Settings.model_fields} - {
-            "SUPABASE_URL", "SUPABASE_SERVICE_KEY", "DISPATCH_SECRET", "API_BASE_URL",
-            "TWILIO_ACCOUNT_SID", "TWILIO_AUTH_TOKEN", "TWILIO_PHONE_NUMBER", "TWILIO_API_BASE_URL",
-        }  # fmt: skip
+        """The function's environment: the easy settings, those honoured, and the sandbox's own."""
         # httpx and ssl read the first of the two, requests the second.
         trusted = dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"), str(self._authority_file)) if self._tls else {}
         return {
             **EASY_SETTINGS,
             **trusted,
-            **{name: self._environ[name] for name in optional if name in self._environ},
+            "TWILIO_PHONE_NUMBER": self._phone_number,
+            "API_BASE_URL": self.ready.function_url,
+            "DISPATCH_SECRET": self._dispatch_secrets,
+            **self.honoured,
             "SUPABASE_URL": self.ready.supabase_url,
             "SUPABASE_SERVICE_KEY": self.ready.supabase_service_key,
             "TWILIO_ACCOUNT_SID": self._account_sid,
             "TWILIO_AUTH_TOKEN": self._auth_token,
-            "TWILIO_PHONE_NUMBER": self._phone_number,
             "TWILIO_API_BASE_URL": self.ready.twilio_url,
-            "API_BASE_URL": self._api_base_url(),
-            "DISPATCH_SECRET": self._dispatch_secrets,
         }
-
-    def _api_base_url(self) -> str:
-        """The function's own, or another service on this machine; never one elsewhere, whatever the environment says."""
-        given = self._environ.get("API_BASE_URL", "")
-        return given if urlsplit(given).hostname in ("127.0.0.1", "localhost", "::1") else self.ready.function_url
 
     def _fill_vault(self) -> None:
         with psycopg.connect(self.postgres.url(), autocommit=True) as connection:
@@ -284,6 +286,21 @@ class Sandbox:
 
 def _new_dispatch_secret() -> str:
     return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+def _is_loopback(url: str) -> bool:
+    """Only a service on this machine may take the place of the function's /voice and /status."""
+    return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+
+
+def _check_free(port: int) -> None:
+    """Raises PortTaken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise PortTaken(f"port {port} of 127.0.0.1 cannot be used: {error}") from None
 
 
 def free_port() -> int:

@@ -1,0 +1,161 @@
+"""make demo: it owns its world, whatever the environment holds, and it ends without a trace."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DEMO = [sys.executable, "-m", "tests.sandbox.demo"]
+PLAY = [sys.executable, "-m", "tests.sandbox.play"]
+EXAMPLE = dict(
+    line.split("=", 1)
+    for line in (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
+    if line and not line.startswith("#")
+)
+HOSTILE = {
+    **EXAMPLE,
+    "CALL_ONLY_TO": "+14155550199",
+    "CALL_HOURS": "03:00-03:01",
+    "CALL_COUNTRIES": "DE",
+    "CALLS_PER_DAY": "1",
+    "CALLS_PER_SECOND": "0.01",
+    "TWILIO_PHONE_NUMBER": "+4915123456789",
+    "TWILIO_REGION": "ie1",
+    "DISPATCH_SECRET": "wrong",
+    "PORT": "1",
+    "K_SERVICE": "service",
+    **dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"), "http://127.0.0.1:9"),
+    **dict.fromkeys(("ALL_PROXY", "all_proxy"), "socks5://127.0.0.1:9"),
+    "PGSSLMODE": "require",
+    "PGSERVICE": "nowhere",
+    "PGHOST": "192.0.2.1",
+    "LC_ALL": "C",
+    "PYTHONUTF8": "0",
+}
+
+
+@contextmanager
+def demo(environ: Mapping[str, str], *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [*DEMO, *arguments], cwd=ROOT, env={**os.environ, **environ}, text=True, encoding="utf-8",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def read_until(process: subprocess.Popen[str], pattern: str) -> str:
+    """What the demo prints, up to the line that matches."""
+    assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        if re.search(pattern, line):
+            return said
+    raise AssertionError(f"no line matches {pattern!r} in:\n{said}")
+
+
+def end(process: subprocess.Popen[str]) -> str:
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=30)
+    return rest
+
+
+def test_demo_ignores_the_environment_and_can_be_played_with(tmp_path: Path) -> None:
+    spaced = tmp_path / "a folder"
+    spaced.mkdir()
+    environ = {**HOSTILE, "TMPDIR": str(spaced), "SANDBOX_READY_FILE": str(tmp_path / "ready.json")}
+
+    def play(*arguments: str) -> str:
+        done = subprocess.run(
+            [*PLAY, *arguments], cwd=ROOT, env={**os.environ, **environ}, capture_output=True, text=True, timeout=30,
+            check=True,
+        )  # fmt: skip
+        return done.stdout
+
+    with demo(environ) as process:
+        shown = read_until(process, "^Ctrl-C ends it")
+        assert shown.count("job completed") == 2
+        assert "from your environment" not in shown
+        events = [float(at) for at in re.findall(r"^ +(\d+) ms  s?(?:igns up|job \d+ queued)", shown, re.MULTILINE)]
+        assert events == sorted(events[:2]) + sorted(events[2:])
+
+        play("person", "+14155550150")
+        assert "said: " in read_until(process, "job completed")
+        assert "comes back" in play("kill")
+        assert "+14155550150" in play("calls")
+        assert "completed" in play("jobs")
+        play("fail")
+        play("person", "+14155550151")
+        assert "said: " in read_until(process, "job completed")
+        assert "paused" in play("pause")
+        assert "1" in play("sql", "select 1 as one")
+
+        assert end(process).endswith("\n\nStopped; nothing is left behind.\n")
+        assert process.returncode == 0
+    assert list(spaced.iterdir()) == []
+    nobody = subprocess.run([*PLAY, "jobs"], cwd=ROOT, env={**os.environ, **environ}, capture_output=True, text=True)
+    assert (nobody.returncode, nobody.stderr.count("\n")) == (1, 1)
+
+
+@pytest.mark.parametrize("line", ["^Starting", "^1. Ada"])
+def test_interrupted_demo_ends_in_one_line(tmp_path: Path, line: str) -> None:
+    with demo({"SANDBOX_READY_FILE": str(tmp_path / "ready.json"), "TMPDIR": str(tmp_path)}) as process:
+        read_until(process, line)
+        rest = end(process)
+    assert "Traceback" not in rest
+    assert rest.endswith("\nStopped; nothing is left behind.\n")
+    assert list(tmp_path.glob("*sandbox*")) == []
+
+
+@pytest.mark.parametrize("module", ["tests.sandbox.demo", "tests.sandbox"])
+def test_taken_port_is_told_in_one_line(module: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        began = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-m", module, "--port", str(port)], cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
+    assert done.returncode == 1
+    assert [f"port {port} of 127.0.0.1 cannot be used" in line for line in done.stderr.split("\n") if line] == [True]
+    assert time.monotonic() - began < 30  # before Postgres is started
+
+
+def test_wrong_setting_of_the_environment_is_named_by_the_sandbox() -> None:
+    environ = {**os.environ, "CALL_HOURS": "9-5", "DISPATCH_SECRET": "wrong"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.sandbox"], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "CALL_HOURS must be" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_sandbox_names_each_setting_that_it_honours() -> None:
+    environ = {**os.environ, "CALL_MAX_ATTEMPTS": "2", "CALL_ONLY_TO": "", "API_BASE_URL": "https://calls.example.com"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.sandbox"], cwd=ROOT, env=environ, text=True, stdout=subprocess.PIPE
+    )
+    try:
+        said = read_until(process, "^Ctrl-C ends it")
+    finally:
+        end(process)
+    assert said.split("from your environment:\n")[1].splitlines()[0] == "  CALL_MAX_ATTEMPTS=2"
