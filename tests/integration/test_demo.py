@@ -107,7 +107,7 @@ def test_demo_ignores_the_environment_and_can_be_played_with(tmp_path: Path) -> 
         assert "paused" in play("pause")
         assert "1" in play("sql", "select 1 as one")
 
-        assert end(process).endswith("\n\nStopped; nothing is left behind.\n")
+        assert end(process).endswith("\nStopped; nothing is left behind.\n")
         assert process.returncode == 0
     assert list(spaced.iterdir()) == []
     nobody = subprocess.run([*PLAY, "jobs"], cwd=ROOT, env={**os.environ, **environ}, capture_output=True, text=True)
