@@ -28,6 +28,6 @@ def handle(attempt: UUID | None, event: CallEvent, dispatcher: Dispatcher, scrip
     if event.call_status in FINAL_CALL_STATUSES:
         return
     if call.machine_now and call.is_wanted and call.job is not None:
-        script = scripts.for_mode(call.job.signup_mode)
+        script = scripts.for_person(call.job)
         dispatcher.play_twiml(event.call_sid, render_twiml(voicemail_turn(script), script, call.job))
     dispatcher.end_if_unwanted(call, event.call_sid)

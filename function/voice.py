@@ -34,7 +34,7 @@ def handle(
         return hang_up()
     if place is None:
         return _begin(attempt, event, action, dispatcher, scripts)
-    return _go_on(attempt, place, event, digits, action, dispatcher, scripts.for_mode(place.script))
+    return _go_on(attempt, place, event, digits, action, dispatcher, scripts.named(place.script))
 
 
 def _begin(attempt: UUID, event: CallEvent, action: str, dispatcher: Dispatcher, scripts: Scripts) -> str:
@@ -43,7 +43,7 @@ def _begin(attempt: UUID, event: CallEvent, action: str, dispatcher: Dispatcher,
     except JobsUnavailable as error:
         _log_unstored(attempt, None, event, Answer(""), error)
         return render_twiml(apology_turn(scripts.default), scripts.default, None)
-    script = scripts.for_mode(call.job.signup_mode) if call.job else scripts.default
+    script = scripts.for_person(call.job) if call.job else scripts.default
     return _render(first_turn(script), script, call, event, action)
 
 

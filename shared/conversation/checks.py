@@ -10,14 +10,27 @@ from typing import Any, Final, Literal
 from pydantic import ValidationError
 
 from shared.conversation.numerals import keys_told
-from shared.conversation.script import GOODBYE, PLACEHOLDER, Answer, OptOut, Part, Placeholder, Question, Script
+from shared.conversation.script import (
+    GOODBYE,
+    PLACEHOLDER,
+    Answer,
+    OptOut,
+    Part,
+    Placeholder,
+    Question,
+    Recording,
+    Script,
+    inline_problem,
+    length_problem,
+    spell,
+)
 from shared.conversation.voices import fits_language, is_language, voice_problem
 
-MODE: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}(\.[a-z]{2,3}(-[a-z0-9]{2,8})*)?")
 
 Problem = tuple[str, str]
 Table = Mapping[str, Any]
-PartName = Literal["script", "opt_out", "question", "answer", "placeholder"]
+PartName = Literal["script", "opt_out", "question", "answer", "placeholder", "recording"]
 
 _PARTS: Final[dict[PartName, type[Part]]] = {
     "script": Script,
@@ -25,6 +38,7 @@ _PARTS: Final[dict[PartName, type[Part]]] = {
     "question": Question,
     "answer": Answer,
     "placeholder": Placeholder,
+    "recording": Recording,
 }
 _MUST_BE: Final = {
     "opt_out": "a table [opt_out] with key, say and confirm",
@@ -33,22 +47,22 @@ _MUST_BE: Final = {
 }
 
 
-def check(raw: dict[str, Any], mode: str) -> Script | list[str]:
+def check(raw: dict[str, Any], name: str) -> Script | list[str]:
     """The script of a file's tables, or its problems: one line each, with the key."""
     problems: list[Problem] = []
-    if not MODE.fullmatch(mode):
-        problems.append(("", "a file is named <signup_mode>.toml; allowed: small letters, digits, _ and -"))
-    if "mode" in raw:
-        problems.append(("mode", "is not a key here: the file's name is the mode"))
+    if not NAME.fullmatch(name):
+        allowed = "allowed: small letters, digits, _ and -, and a language such as es or pt-br"
+        problems.append(("", f"a file is named <signup_mode>.toml or <signup_mode>.<language>.toml; {allowed}"))
+    problems += [(key, "is not a key here: the file's name is the mode") for key in ("mode", "name") if key in raw]
     script = None
     try:
-        script = Script.model_validate({**raw, "mode": mode})
+        script = Script.model_validate({**raw, "name": name})
     except ValidationError as error:
         for found in error.errors():
             place = found["loc"]
             message = describe_problem(place, found["type"], found["msg"], found.get("ctx", {}))
             problems.append((_key_path(raw, place), message))
-    problems += check_structure(raw)
+    problems += [*check_structure(raw), *_check_language(raw, name), *_check_spelled(raw)]
     voice, language = str(raw.get("voice")), str(raw.get("language"))
     if voice_problem(voice) is None and is_language(language) and not fits_language(voice, language):
         problems.append(("voice", f"{voice} does not speak {language}: choose a voice of that language"))
@@ -73,6 +87,26 @@ def check_structure(raw: Table) -> list[Problem]:
     if questions and not [problem for problem in problems if problem[0].startswith("questions")]:
         problems += check_reachable(questions)
     return problems
+
+
+def _check_language(raw: Table, name: str) -> Iterator[Problem]:
+    """The file of a language speaks it, and leaves the aliases to the mode's own file."""
+    mode, _, language = name.partition(".")
+    if language and not f"{raw.get('language')}-".casefold().startswith(f"{language}-"):
+        yield "language", f"must be {language}, with or without a country, as the file's name says"
+    if language and "aliases" in raw:
+        yield "aliases", f"belongs into {mode}.toml: they are the same in each language"
+
+
+def _check_spelled(raw: Table) -> Iterator[Problem]:
+    """No text becomes too long when say_as spells its words."""
+    spellings = {key.casefold(): value for key, value in _table(raw.get("say_as")).items() if isinstance(value, str)}
+    for place, text in _texts(raw):
+        parts = re.split(r"(\{\w+\})", text)
+        spelled = "".join(part if index % 2 else spell(part, spellings) for index, part in enumerate(parts))
+        problem = length_problem(spelled) or (inline_problem(spelled) if place == "machine" else None)
+        if spelled != text and problem:
+            yield place, f"{problem}; say_as makes it longer"
 
 
 def _check_placeholders(raw: Table) -> Iterator[Problem]:
@@ -217,8 +251,8 @@ def describe_problem(place: tuple[int | str, ...], kind: str, message: str, cont
         case "missing":
             return f"is missing; it must be {_MUST_BE.get(str(place[-1]), 'text, in quotes')}"
         case "extra_forbidden":
-            allowed = ", ".join(name for name in _PARTS[_part(place)].model_fields if name != "mode")
-            return f"is not a key here; allowed: {allowed}"
+            allowed = [key for key in _PARTS[_part(place)].model_fields if key != "name"]
+            return f"is not a key here; allowed: {', '.join([*allowed, *(['play'] if 'say' in allowed else [])])}"
         case "string_type":
             return "must be text, in quotes"
         case "int_type" | "greater_than_equal" | "less_than_equal":
@@ -245,6 +279,8 @@ def describe_problem(place: tuple[int | str, ...], kind: str, message: str, cont
 def _part(place: tuple[int | str, ...]) -> PartName:
     """The table of the file that holds this place."""
     match place:
+        case (*_, "<recording>", _):
+            return "recording"
         case ("opt_out", _, *_):
             return "opt_out"
         case ("placeholders", _, *_):
@@ -263,8 +299,10 @@ def _key_path(raw: Table, place: tuple[int | str, ...]) -> str:
         if index == 1 and place[0] == "questions" and isinstance(part, int):
             question = raw["questions"][part]
             parts.append(_question_name(part + 1, question if isinstance(question, dict) else {}))
-        elif part != "[key]":
+        elif part not in ("[key]", "<words>", "<recording>"):
             parts.append(str(part))
+    if "<recording>" in place and place[0] in ("opt_out", "questions") and parts[-2] == "say":
+        parts[-2:] = ["play"] if parts[-1] == "play" else ["say"]  # `play` stands beside `say`, or in its place
     if place[0] == "placeholders" and len(place) > 2 and isinstance(raw["placeholders"].get(place[1]), str):
         parts = parts[:2]  # the short form: a fallback without a table
     return ".".join(parts)

@@ -1,4 +1,4 @@
-"""The scripts of a folder, one TOML file for each signup_mode, read and checked as a whole when the process starts.
+"""The scripts of a folder, one TOML file for each signup_mode and language, read and checked as a whole when the process starts.
 
 `python -m shared.conversation.rehearse check [folder]` prints each problem of each file, or reads the scripts out.
 """
@@ -11,6 +11,7 @@ from typing import Final
 
 from shared.conversation.checks import check
 from shared.conversation.script import Script
+from shared.models import Person
 
 FOLDER: Final = Path(__file__).parents[1] / "scripts"
 DEFAULT: Final = "default"
@@ -35,16 +36,15 @@ class Scripts:
             if file.suffix.lower() == ".toml":
                 script = read_script(file)
                 if isinstance(script, Script):
-                    self._by_name[script.mode] = script
+                    self._by_name[script.name] = script
                 else:
                     problems += [f"{file.name}: {problem}" for problem in script]
             elif problem := _misnamed(file.name):
                 problems.append(problem)
         if not (folder / f"{DEFAULT}.toml").exists():
             problems.append(f"{DEFAULT}.toml is missing: it speaks for every signup_mode without a file of its own")
-        self._names = dict.fromkeys(self._by_name)
-        self._by_mode = {folded(script.mode): script for script in self}
-        problems += self._add_aliases()
+        self._by_mode = {name: script for name, script in self._by_name.items() if name == script.mode}
+        problems += [*self._add_aliases(), *self._check_modes(folder)]
         if problems:
             raise ScriptError("scripts are wrong:\n  " + "\n  ".join(problems))
         self.default = self._by_name[DEFAULT]
@@ -52,9 +52,24 @@ class Scripts:
     def __iter__(self) -> Iterator[Script]:
         return iter(self._by_name.values())
 
+    def named(self, name: str) -> Script:
+        """The script of this file; the default if the file is gone."""
+        return self._by_name.get(name, self.default)
+
     def for_mode(self, signup_mode: str) -> Script:
         """The script of this mode or alias, compared without case and blanks; the default for any other text."""
         return self._by_mode.get(folded(signup_mode), self.default)
+
+    def for_person(self, person: Person) -> Script:
+        """The script of the person's mode, in the language that the metadata's `language` or `locale` names."""
+        script = self.for_mode(person.signup_mode)
+        for key in ("language", "locale"):
+            for tag in language_tags(person.metadata.get(key)):
+                if found := self._by_name.get(f"{script.name}.{tag}"):
+                    return found
+                if f"{script.language.casefold()}-".startswith(f"{tag}-"):
+                    return script
+        return script
 
     def _add_aliases(self) -> Iterator[str]:
         for script in self:
@@ -67,6 +82,22 @@ class Scripts:
                     yield f"{script.mode}.toml: aliases: {alias!r} stands here already: once is enough"
                 elif other is not script:
                     yield f"{script.mode}.toml: aliases: {alias!r} belongs to {other.mode}.toml: each mode has one script"
+
+    def _check_modes(self, folder: Path) -> Iterator[str]:
+        for script in self:
+            if script.name != script.mode and not (folder / f"{script.mode}.toml").exists():
+                yield f"{script.name}.toml: {script.mode}.toml is missing: it speaks for every other language"
+
+
+def language_tags(value: object) -> list[str]:
+    """["es-mx", "es"] of "es-MX", "es_MX.UTF-8" and "es-MX,es;q=0.9"; [] of anything else."""
+    if not isinstance(value, str):
+        return []
+    tag = re.split(r"[,;.@]", value[:100])[0].strip().casefold().replace("_", "-")
+    if not re.fullmatch(r"[a-z]{2,3}(-[a-z0-9]{1,8}){0,4}", tag):
+        return []
+    parts = tag.split("-")
+    return ["-".join(parts[:count]) for count in range(len(parts), 0, -1)]
 
 
 def folded(signup_mode: str) -> str:

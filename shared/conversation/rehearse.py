@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shared.conversation.library import FOLDER, ScriptError, Scripts
-from shared.conversation.script import GOODBYE, Question, Script
+from shared.conversation.script import GOODBYE, Question, Recording, Script
 from shared.conversation.turns import Place, Turn, apology_turn, first_turn, next_turn, voicemail_turn
 
 USAGE = "usage: python -m shared.conversation.rehearse check [folder]"
@@ -30,14 +30,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def rehearse(script: Script) -> Iterator[str]:
     """The whole script, line by line, as a person hears it whose name and company are unknown."""
-    yield f"{script.mode}.toml   {', '.join([script.language, script.voice])}"
+    yield f"{script.name}.toml   {', '.join([script.language, script.voice])}"
     if script.aliases:
         yield f"  also for {', '.join(script.aliases)}"
     turn = first_turn(script)
     yield from quoted(script, turn.says + turn.asks)
     if not script.questions:
         yield "    (silence, or any key but the one to opt out)"
-        yield from quoted(script, next_turn(script, Place(script.mode, GOODBYE), "").says)
+        yield from quoted(script, next_turn(script, Place(script.name, GOODBYE), "").says)
     for number, question in enumerate(script.questions):
         yield f"  {question.id}"
         if number:
@@ -53,22 +53,27 @@ def rehearse(script: Script) -> Iterator[str]:
 
 def _answers(script: Script, question: Question) -> Iterator[str]:
     for key, answer in question.answers.items():
-        turn = next_turn(script, Place(script.mode, question.id), key)
+        turn = next_turn(script, Place(script.name, question.id), key)
         yield f"    {key} = {answer.means}, then {_following(turn)}"
         yield from quoted(script, turn.says)
     times = {0: "not asked again", 1: "asked once more"}.get(question.repeat, f"asked {question.repeat} times more")
     yield f"    silence, or another key: {times}, then goodbye"
     if question.repeat:
-        yield from quoted(script, next_turn(script, Place(script.mode, question.id), "").says)
-    yield from quoted(script, next_turn(script, Place(script.mode, question.id, question.repeat + 1), "").says)
+        yield from quoted(script, next_turn(script, Place(script.name, question.id), "").says)
+    yield from quoted(script, next_turn(script, Place(script.name, question.id, question.repeat + 1), "").says)
 
 
 def _following(turn: Turn) -> str:
     return turn.place.at if turn.place else GOODBYE
 
 
-def quoted(script: Script, texts: tuple[str, ...]) -> Iterator[str]:
-    return (f'      "{script.fill(text, None)}"' for text in texts)
+def quoted(script: Script, texts: tuple[str | Recording, ...]) -> Iterator[str]:
+    for text in texts:
+        if isinstance(text, Recording):
+            yield f"      plays {text.play}"
+        words = text.words if isinstance(text, Recording) else text
+        if words is not None:
+            yield f'      "{script.fill(words, None)}"'
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 shared/docs/scripts.md, the order of a conversation is decided in turns.py."""
 
 import re
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from shared.conversation.values import READERS, Kind, read_given_name
@@ -23,6 +25,9 @@ LONGEST_TEXT: Final = 1500
 """Longest text, in characters, with each placeholder counted as LONGEST_VALUE: about 100 s of speech. Twilio's limit is 4,096."""
 LONGEST_INLINE_TWIML: Final = 4000
 """Longest document that can be sent with a request (error 32018), as the message to a machine is."""
+
+LONGEST_URL: Final = 600
+"""Longest URL of a recording, in characters: it fits into LONGEST_INLINE_TWIML."""
 
 # The characters that XML does not allow, escaped or not. https://www.w3.org/TR/xml/#charsets
 _NOT_IN_XML: Final = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -46,18 +51,28 @@ def _spoken(text: str) -> str:
     text = _words(text)
     if re.search(r"[{}]", PLACEHOLDER.sub("", text)):
         raise _problem("holds a brace without a placeholder; allowed: {name}, of letters, digits and _")
-    if _filled_length(text, LONGEST_VALUE) > LONGEST_TEXT:
-        raise _problem(
-            f"is too long: at most {LONGEST_TEXT} characters, where each placeholder counts as {LONGEST_VALUE}"
-        )
+    if problem := length_problem(text):
+        raise _problem(problem)
     return text
 
 
-def _inline(text: str) -> str:
+def length_problem(text: str) -> str | None:
+    if _filled_length(text, LONGEST_VALUE) > LONGEST_TEXT:
+        return f"is too long: at most {LONGEST_TEXT} characters, where each placeholder counts as {LONGEST_VALUE}"
+    return None
+
+
+def inline_problem(text: str) -> str | None:
     # & becomes &amp; in XML, and a value may consist of them. 300 characters are left for the tags.
     escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     if _filled_length(escaped, LONGEST_VALUE * 5) > LONGEST_INLINE_TWIML - 300:
-        raise _problem("is too long for a machine: fewer words, or fewer placeholders")
+        return "is too long for a machine: fewer words, or fewer placeholders"
+    return None
+
+
+def _inline(text: "str | Recording") -> "str | Recording":
+    if isinstance(text, str) and (problem := inline_problem(text)):
+        raise _problem(problem)
     return text
 
 
@@ -104,6 +119,13 @@ def _placeholders(value: object) -> object:
 
 
 Spoken = Annotated[str, AfterValidator(_spoken)]
+Url = Annotated[
+    str,
+    _matches(
+        rf"(?=.{{1,{LONGEST_URL}}}$)https://[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+(:\d+)?(/[!-;=?-Z_a-z~%\[\]]*)?",
+        f"must be a URL that begins with https:// and has at most {LONGEST_URL} characters, without blanks or a login",
+    ),
+]
 Fallback = Annotated[str, AfterValidator(_fallback)]
 # Not #: it is Twilio's key for "done". A person who types "1#" would answer the next question with it.
 Key = Annotated[str, _matches(r"[0-9*]", "is not a key that can be asked for; allowed: one of 0 1 2 3 4 5 6 7 8 9 *")]
@@ -127,6 +149,19 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Recording(Part):
+    """A recorded text: Twilio plays the file at `play`. `words` is what the recording says, for people who read the script."""
+
+    play: Url
+    words: Spoken | None = None
+
+
+Text = Annotated[
+    Annotated[Spoken, Tag("<words>")] | Annotated[Recording, Tag("<recording>")],
+    Discriminator(lambda value: "<recording>" if isinstance(value, dict | Recording) else "<words>"),
+]
+
+
 class Placeholder(Part):
     """`kind`: what a value must look like to be spoken. `fallback`: spoken for an unknown or unfit value."""
 
@@ -134,49 +169,67 @@ class Placeholder(Part):
     fallback: Fallback
 
 
-class Answer(Part):
+class _Saying(Part):
+    """A table with `say`. `play = "https://..."` replaces it, or stands beside it: then `say` holds the recorded words."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _recording(cls, raw: object) -> object:
+        if not isinstance(raw, dict) or "play" not in raw:
+            return raw
+        rest = {key: value for key, value in raw.items() if key != "play"}
+        return {**rest, "say": {"play": raw["play"]} | ({"words": raw["say"]} if "say" in raw else {})}
+
+
+class Answer(_Saying):
     """One key of a question. `next`: a question's id or "goodbye"; by default the question's `next`, or the question below."""
 
     means: Meaning
-    say: Spoken | None = None
+    say: Text | None = None
     next: str | None = None
 
 
-class Question(Part):
+class Question(_Saying):
     """`repeat`: how often it is asked again after silence or another key. `no_answer`: said after that, before the goodbye."""
 
     id: QuestionId
-    say: Spoken
+    say: Text
     repeat: Annotated[int, Field(strict=True, ge=0, le=5)] = 1
-    no_answer: Spoken | None = None
+    no_answer: Text | None = None
     next: str | None = None
     answers: dict[Key, Answer] = Field(min_length=1)
 
 
-class OptOut(Part):
+class OptOut(_Saying):
     """The key that works everywhere. `say` tells of it; `confirm` is said after it was pressed, before the call ends."""
 
     key: Key
-    say: Spoken
-    confirm: Spoken
+    say: Text
+    confirm: Text
 
 
 class Script(Part):
-    """`mode`: the file's name. `aliases`: other signup_modes that it serves. `again`: said before a repeated question.
-    `machine`: left on an answering machine; without it the call hangs up."""
+    """`name`: the file's name without .toml, <mode> or <mode>.<language>. `aliases`: other signup_modes that it serves.
+    `again`: said before a repeated question. `machine`: left on an answering machine; without it the call hangs up.
+    `say_as`: words that the voice gets wrong, each with a spelling that it gets right."""
 
-    mode: str
+    name: str
     aliases: list[Alias] = []
     language: Annotated[str, AfterValidator(_language)]
     voice: Annotated[str, AfterValidator(_voice)]
-    greeting: Spoken
-    goodbye: Spoken
-    apology: Spoken
-    again: Spoken | None = None
-    machine: Annotated[Spoken, AfterValidator(_inline)] | None = None
+    greeting: Text
+    goodbye: Text
+    apology: Text
+    again: Text | None = None
+    machine: Annotated[Text, AfterValidator(_inline)] | None = None
     placeholders: Annotated[dict[Name, Placeholder], BeforeValidator(_placeholders)] = {}
+    say_as: dict[Fallback, Fallback] = {}
     opt_out: OptOut
     questions: list[Question] = []
+
+    @property
+    def mode(self) -> str:
+        return self.name.partition(".")[0]
 
     def question(self, question_id: str) -> Question | None:
         return next((question for question in self.questions if question.id == question_id), None)
@@ -188,12 +241,26 @@ class Script(Part):
         return self.question(question.answers[key].next or question.next or below)
 
     def fill(self, text: str, person: Person | None) -> str:
-        """The text with its placeholders filled in. A person's value is never read as a template."""
+        """The text with its placeholders filled in, spelled for the voice. A person's value is never read as a template."""
+        parts = [spell(part, self._spellings) for part in PLACEHOLDER.split(text)]
+        for index, name in enumerate(PLACEHOLDER.findall(text)):
+            value = _value(name, self.placeholders[name], person)
+            spelled = spell(value, self._spellings)
+            parts[2 * index + 1] = spelled if len(spelled) <= LONGEST_VALUE else value
+        return "".join(parts)
 
-        def value(found: re.Match[str]) -> str:
-            return _value(found[1], self.placeholders[found[1]], person)
+    @cached_property
+    def _spellings(self) -> Mapping[str, str]:
+        return {word.casefold(): spelling for word, spelling in self.say_as.items()}
 
-        return PLACEHOLDER.sub(value, text)
+
+def spell(text: str, spellings: Mapping[str, str]) -> str:
+    """The text with each whole word or phrase of `spellings` (casefolded) replaced; the longest one wins."""
+    if not spellings:
+        return text
+    words = "|".join(re.escape(word) for word in sorted(spellings, key=len, reverse=True))
+    pattern = rf"(?<!\w)(?:{words})(?!\w)"
+    return re.sub(pattern, lambda found: spellings.get(found[0].casefold(), found[0]), text, flags=re.IGNORECASE)
 
 
 def _value(name: str, placeholder: Placeholder, person: Person | None) -> str:

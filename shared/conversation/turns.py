@@ -8,12 +8,13 @@ yields the same turn.
 
 from dataclasses import dataclass
 
-from shared.conversation.script import GOODBYE, Question, Script
+from shared.conversation.script import GOODBYE, Question, Recording, Script
 
 
 @dataclass(frozen=True)
 class Place:
-    """A position in a script: a question's id, or "goodbye". `tries`: how often it was asked, this time included."""
+    """A position in a script, which is named by its file: a question's id, or "goodbye". `tries`: how often it was asked, with this
+    time."""
 
     script: str
     at: str
@@ -35,8 +36,8 @@ class Turn:
     All texts are the script's own, with their placeholders.
     """
 
-    says: tuple[str, ...] = ()
-    asks: tuple[str, ...] = ()
+    says: tuple[str | Recording, ...] = ()
+    asks: tuple[str | Recording, ...] = ()
     place: Place | None = None
     learned: Learned | None = None
     opts_out: bool = False
@@ -46,9 +47,9 @@ def first_turn(script: Script) -> Turn:
     """The greeting and the opt-out line. The opt-out key works from the first word, also in a script without questions."""
     opening = (script.greeting, script.opt_out.say)
     if not script.questions:
-        return Turn(asks=opening, place=Place(script.mode, GOODBYE))
+        return Turn(asks=opening, place=Place(script.name, GOODBYE))
     first = script.questions[0]
-    return Turn(asks=(*opening, first.say), place=Place(script.mode, first.id))
+    return Turn(asks=(*opening, first.say), place=Place(script.name, first.id))
 
 
 def next_turn(script: Script, place: Place, key: str) -> Turn:
@@ -56,7 +57,7 @@ def next_turn(script: Script, place: Place, key: str) -> Turn:
     goodbye: the scripts may have changed since the question was asked."""
     if key == script.opt_out.key:
         return Turn(says=(script.opt_out.confirm,), opts_out=True)
-    question = script.question(place.at) if place.script == script.mode else None
+    question = script.question(place.at) if place.script == script.name else None
     if question is None:
         return Turn(says=(script.goodbye,))
     answer = question.answers.get(key)
@@ -67,13 +68,13 @@ def next_turn(script: Script, place: Place, key: str) -> Turn:
     following = script.following_question(question, key)
     if following is None:
         return Turn(says=(*says, script.goodbye), learned=learned)
-    return Turn(says=says, asks=(following.say,), place=Place(script.mode, following.id), learned=learned)
+    return Turn(says=says, asks=(following.say,), place=Place(script.name, following.id), learned=learned)
 
 
 def _ask_again(script: Script, question: Question, tries: int) -> Turn:
     if tries <= question.repeat:
         again = (script.again,) if script.again else ()
-        return Turn(says=again, asks=(question.say,), place=Place(script.mode, question.id, tries + 1))
+        return Turn(says=again, asks=(question.say,), place=Place(script.name, question.id, tries + 1))
     last = (question.no_answer,) if question.no_answer else ()
     return Turn(says=(*last, script.goodbye))
 

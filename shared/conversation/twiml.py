@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 from twilio.twiml.voice_response import Gather, VoiceResponse
 
-from shared.conversation.script import Script
+from shared.conversation.script import Recording, Script
 from shared.conversation.turns import Turn
 from shared.models import Person
 
@@ -20,7 +20,7 @@ def render_twiml(turn: Turn, script: Script, person: Person | None, voice_url: s
     """The words, then a Gather that posts the key or the silence to `voice_url`; or a hang-up."""
     twiml = VoiceResponse()
     for text in turn.says:
-        add_say(twiml, script, text, person)
+        add_text(twiml, script, text, person)
     if turn.place is None:
         twiml.hangup()
         return str(twiml)
@@ -35,7 +35,7 @@ def render_twiml(turn: Turn, script: Script, person: Person | None, voice_url: s
         action_on_empty_result=True,  # by default Twilio does not report silence
     )
     for text in turn.asks:
-        add_say(gather, script, text, person)
+        add_text(gather, script, text, person)
     return str(twiml)
 
 
@@ -43,6 +43,13 @@ def hang_up() -> str:
     twiml = VoiceResponse()
     twiml.hangup()
     return str(twiml)
+
+
+def add_text(verb: VoiceResponse | Gather, script: Script, text: str | Recording, person: Person | None) -> None:
+    if isinstance(text, Recording):
+        verb.play(text.play)
+    else:
+        add_say(verb, script, text, person)
 
 
 def add_say(verb: VoiceResponse | Gather, script: Script, text: str, person: Person | None) -> None:

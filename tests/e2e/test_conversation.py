@@ -11,23 +11,30 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from shared.conversation.library import Scripts
-from shared.conversation.script import Script
+from shared.conversation.script import Recording, Script
 from tests.e2e.conftest import World, fresh_world
 from tests.e2e.test_failures import hook
 from tests.e2e.test_requests import signed
 from tests.sandbox.sandbox import Sandbox, free_port
 
 SCRIPTS = Scripts()
+SPANISH_DEMO = SCRIPTS.named("demo.es")
 DEMO, DEFAULT, PRUEBA, WAITLIST = (SCRIPTS.for_mode(mode) for mode in ("demo", "default", "prueba", "waitlist"))
 
 
 def ring(
-    world: World, mode: str, *, number: str | None = None, name: str | None = "Ada", **behaviour: object
+    world: World,
+    mode: str,
+    *,
+    number: str | None = None,
+    name: str | None = "Ada",
+    language: str = "",
+    **behaviour: object,
 ) -> tuple[int, str]:
     """Call a person with this behaviour. -> the job and their number"""
     number = number or world.number()
     world.behave(to=number, **behaviour)
-    job = world.insert_job(number, mode, first_name=name, metadata=Jsonb({"company": "Acme"}))
+    job = world.insert_job(number, mode, first_name=name, metadata=Jsonb({"company": "Acme", "language": language}))
     assert world.webhook(hook(job)).json()["did"] == "called"
     return job, number
 
@@ -45,8 +52,13 @@ def transcript(world: World, number: str) -> list[str]:
     return [line.get("text") or f"[{line['digits']}]" for line in lines]
 
 
-def words(script: Script, *texts: str | None, first_name: str = "Ada", company: str = "Acme") -> list[str]:
-    said = [text for text in texts if text]
+def plain(text: str | Recording | None) -> str:
+    assert isinstance(text, str)
+    return text
+
+
+def words(script: Script, *texts: str | Recording | None, first_name: str = "Ada", company: str = "Acme") -> list[str]:
+    said = [plain(text) for text in texts if text]
     return [text.replace("{first_name}", first_name).replace("{company}", company) for text in said]
 
 
@@ -97,6 +109,14 @@ def test_call_speaks_the_language_of_its_mode(quiet: World) -> None:
     assert answers(quiet, job) == {"uso": "negocio", "ayuda": "no"}
 
 
+def test_call_speaks_the_language_of_the_person(quiet: World) -> None:
+    job, said = talk(quiet, "Demo", "1", "3", language="es_AR", name="José")
+    timeline = SPANISH_DEMO.questions[2]
+    expected = words(SPANISH_DEMO, timeline.answers["3"].say, SPANISH_DEMO.goodbye)
+    assert said == [*opening(SPANISH_DEMO, first_name="José"), "[1]", plain(timeline.say), "[3]", *expected]
+    assert answers(quiet, job) == {"team_size": "just_me", "timeline": "only_looking"}
+
+
 def test_silence_is_asked_again_as_the_script_says(quiet: World) -> None:
     job, said = talk(quiet, "demo")
     question = DEMO.questions[0]
@@ -106,20 +126,20 @@ def test_silence_is_asked_again_as_the_script_says(quiet: World) -> None:
 
 def test_answer_after_silence_is_stored(quiet: World) -> None:
     job, said = talk(quiet, "demo", "", "", "1", "1")
-    assert said.count(DEMO.questions[0].say) == 3
+    assert said.count(plain(DEMO.questions[0].say)) == 3
     assert answers(quiet, job)["team_size"] == "just_me"
 
 
 @pytest.mark.parametrize("nonsense", ["7", "0", "*", "#", "A"])
 def test_unknown_key_repeats_the_question(quiet: World, nonsense: str) -> None:
     job, said = talk(quiet, "demo", nonsense, "1", "1")
-    assert said.count(DEMO.questions[0].say) == 2
+    assert said.count(plain(DEMO.questions[0].say)) == 2
     assert answers(quiet, job) == {"team_size": "just_me", "timeline": "this_month"}
 
 
 def test_repeated_question_keeps_the_last_answer(quiet: World) -> None:
     job, said = talk(quiet, "waitlist", "3", "3", "1")
-    assert said.count(WAITLIST.questions[0].say) == 3
+    assert said.count(plain(WAITLIST.questions[0].say)) == 3
     assert answers(quiet, job) == {"patience": "now"}
 
 
@@ -232,7 +252,7 @@ def test_place_missing_from_scripts_is_a_goodbye(
 ) -> None:
     job, attempt = talking
     said = press(quiet, attempt, script, at, "1", tries)
-    assert (SCRIPTS.for_mode(script).goodbye in said, said.count("<Say"), said.count("<Hangup")) == (True, 1, 1)
+    assert (plain(SCRIPTS.for_mode(script).goodbye) in said, said.count("<Say"), said.count("<Hangup")) == (True, 1, 1)
     assert answers(quiet, job) == {}
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from function.twilio_form import read_place
 from shared.conversation.checks import check
 from shared.conversation.library import Scripts
-from shared.conversation.script import LONGEST_INLINE_TWIML, Script
+from shared.conversation.script import LONGEST_INLINE_TWIML, Recording, Script
 from shared.conversation.turns import Place, Turn, apology_turn, first_turn, next_turn, voicemail_turn
 from shared.conversation.twiml import hang_up, render_twiml
 from shared.models import Person
@@ -42,8 +42,14 @@ def walk(script: Script) -> Iterator[Turn]:
         turns = [next_turn(script, place, key) for key in KEYS]
         yield from turns
         pending += turns
-    for stale in (Place("gone", "gone"), Place(script.mode, "gone"), Place(script.mode, "", 7), Place("", "")):
+    for stale in (Place("gone", "gone"), Place(script.name, "gone"), Place(script.name, "", 7), Place("", "")):
         yield from (next_turn(script, stale, key) for key in KEYS)
+
+
+def heard(script: Script, text: str | Recording, person: Person | None) -> twiml.Say | twiml.Play:
+    if isinstance(text, Recording):
+        return twiml.Play(text.play)
+    return twiml.Say(script.fill(text, person))
 
 
 def read(turn: Turn, script: Script, person: Person | None) -> list[twiml.Verb]:
@@ -51,7 +57,7 @@ def read(turn: Turn, script: Script, person: Person | None) -> list[twiml.Verb]:
     text = render_twiml(turn, script, person, URL)
     parsed = twiml.parse(text.encode(), "text/xml")
     assert parsed.warnings == []
-    said = [twiml.Say(script.fill(each, person)) for each in turn.says]
+    said = [heard(script, each, person) for each in turn.says]
     assert parsed.verbs[: len(said)] == said
     (last,) = parsed.verbs[len(said) :]
     if turn.place is None:
@@ -59,7 +65,7 @@ def read(turn: Turn, script: Script, person: Person | None) -> list[twiml.Verb]:
         assert turn.asks == ()
     else:
         assert isinstance(last, twiml.Gather)
-        assert last.prompt == tuple(twiml.Say(script.fill(each, person)) for each in turn.asks)
+        assert last.prompt == tuple(heard(script, each, person) for each in turn.asks)
         assert (last.num_digits, last.on_empty_result, last.method) == (1, True, "POST")
         assert last.action is not None
         assert last.action.startswith(f"{URL}&")
@@ -75,7 +81,7 @@ def test_first_turn_has_greeting_opt_out_and_question() -> None:
     for script in SHIPPED:
         turn = first_turn(script)
         assert turn.asks == (script.greeting, script.opt_out.say, script.questions[0].say)
-        assert turn.place == Place(script.mode, script.questions[0].id, 1)
+        assert turn.place == Place(script.name, script.questions[0].id, 1)
 
 
 def test_script_without_questions_still_offers_the_opt_out() -> None:
@@ -113,13 +119,13 @@ def test_silence_repeats_the_question_and_then_ends(key: str) -> None:
 def test_opt_out_key_works_at_every_place() -> None:
     for script in SHIPPED:
         for at in [question.id for question in script.questions] + ["goodbye", "gone", ""]:
-            turn = next_turn(script, Place(script.mode, at, 99), script.opt_out.key)
+            turn = next_turn(script, Place(script.name, at, 99), script.opt_out.key)
             assert turn == Turn(says=(script.opt_out.confirm,), opts_out=True)
 
 
 def test_missing_place_is_a_goodbye_without_an_answer() -> None:
     for script in SHIPPED:
-        for place in (Place(script.mode, "gone"), Place("another", script.questions[0].id)):
+        for place in (Place(script.name, "gone"), Place("another", script.questions[0].id)):
             assert next_turn(script, place, "1") == Turn(says=(script.goodbye,))
 
 
@@ -179,21 +185,28 @@ words = st.text(st.sampled_from("ab <>&'\"é🎉!"), min_size=1, max_size=40).ma
 def scripts(draw: st.DrawFn) -> Script:
     """Any valid script: one answer of each question leads on, the others lead anywhere."""
     ids = [f"q{n}" for n in range(draw(st.integers(0, 4)))]
-    said = words | words.map(lambda text: f"{text} {{company}}")
+    spoken: st.SearchStrategy[Any] = words | words.map(lambda text: f"{text} {{company}}")
+    recordings = st.sampled_from(
+        [{"play": "https://audio.example.com/a.mp3?x=1&y='2'"}, {"play": "https://a.example", "words": "a"}]
+    )
+    said = spoken | recordings
     opt_out = draw(st.sampled_from("0123456789*"))
     questions: list[dict[str, Any]] = []
     for n, question_id in enumerate(ids):
         keys = draw(
             st.lists(st.sampled_from([key for key in "0123456789*" if key != opt_out]), min_size=1, unique=True)
         )
-        answers = {key: {"means": draw(words), "next": draw(st.sampled_from([*ids, "goodbye"]))} for key in keys}
+        answers: dict[str, dict[str, Any]] = {
+            key: {"means": draw(words), "next": draw(st.sampled_from([*ids, "goodbye"]))} for key in keys
+        }
         answers[keys[0]] = {"means": draw(words), "say": draw(said), "next": ([*ids, "goodbye"])[n + 1]}
         question = {"id": question_id, "say": draw(said), "repeat": draw(st.integers(0, 5)), "answers": answers}
         questions.append(question | draw(st.sampled_from([{}, {"no_answer": draw(said)}])))
+    opting_out: dict[str, Any] = {"key": opt_out, "say": draw(said), "confirm": draw(said)}
     raw: dict[str, Any] = {
         "language": "en-US", "voice": "Polly.Joanna", "greeting": "Hi {company}", "goodbye": draw(said), "apology": draw(said),
-        "placeholders": {"company": draw(words)}, "opt_out": {"key": opt_out, "say": draw(said), "confirm": draw(said)},
-        "questions": questions, "machine": draw(said),
+        "placeholders": {"company": draw(words)}, "opt_out": opting_out,
+        "questions": questions, "machine": draw(said), "say_as": draw(st.dictionaries(words, words, max_size=2)),
     }  # fmt: skip
     script = check(raw, "generated")
     assert isinstance(script, Script), script
@@ -205,7 +218,7 @@ def test_any_metadata_adds_no_verb_to_the_document(person: Person) -> None:
     for script in SHIPPED:
         for turn in (
             first_turn(script),
-            next_turn(script, Place(script.mode, script.questions[0].id), "1"),
+            next_turn(script, Place(script.name, script.questions[0].id), "1"),
             voicemail_turn(script),
         ):
             read(turn, script, person)

@@ -13,8 +13,8 @@ import pytest
 from shared.conversation.checks import check
 from shared.conversation.library import FOLDER, ScriptError, Scripts
 from shared.conversation.numerals import keys_told
-from shared.conversation.rehearse import main
-from shared.conversation.script import Script
+from shared.conversation.rehearse import main, rehearse
+from shared.conversation.script import Recording, Script
 from shared.models import Person
 
 GOOD = """
@@ -79,6 +79,11 @@ def a_script(folder: Path, **changes: str) -> Script:
     return Scripts(folder).default
 
 
+def say(script: Script, who: Person | None) -> str:
+    assert isinstance(script.greeting, str)
+    return script.fill(script.greeting, who)
+
+
 def person(first_name: str | None = None, /, **metadata: object) -> Person:
     return Person(first_name=first_name, signup_mode="x", metadata=metadata)
 
@@ -88,8 +93,9 @@ def person(first_name: str | None = None, /, **metadata: object) -> Person:
 
 def test_shipped_scripts_are_valid_and_differ() -> None:
     scripts = list(Scripts())
-    assert len(scripts) >= 3
-    assert len({tuple(question.id for question in script.questions) for script in scripts}) == len(scripts)
+    questions = {script.name: {question.id: [*question.answers] for question in script.questions} for script in scripts}
+    assert len({tuple(asked) for asked in questions.values()}) == len({script.mode for script in scripts}) >= 3
+    assert [script.name for script in scripts if questions[script.name] != questions[script.mode]] == []
     assert len({script.greeting for script in scripts}) == len(scripts)
     assert {script.language[:2] for script in scripts} > {"en"}
 
@@ -125,6 +131,146 @@ def test_an_alias_belongs_to_one_script_only(folder: Path) -> None:
     ]
 
 
+def test_a_language_has_a_script_of_its_own(folder: Path) -> None:
+    spanish = GOOD.replace("en-US", "es-MX").replace("Joanna", "Mia")
+    texts = {
+        "demo": f'aliases = ["trial"]\n{GOOD}',
+        "demo.es": spanish,
+        "demo.es-mx": spanish,
+        "default.es": spanish,
+        "plain": GOOD,
+    }
+    texts["demo.pt-br"] = GOOD.replace("en-US", "pt-BR").replace("Joanna", "Camila")
+    texts["deutsch"] = GOOD.replace("en-US", "de-DE").replace("Joanna", "Vicki")
+    texts["deutsch.en"] = GOOD
+    for name, text in texts.items():
+        (folder / f"{name}.toml").write_text(text)
+    scripts = Scripts(folder)
+    table: dict[str, list[tuple[str, dict[str, object]]]] = {
+        "demo": [
+            ("demo", {}), ("demo", {"language": "fr"}), ("demo", {"language": "en"}),
+            ("demo", {"language": "EN-us", "locale": "es"}),
+            ("demo", {"language": None}), ("demo", {"language": ["es"]}), ("demo", {"language": "../es"}), ("demo", {"locale": ""}),
+            ("demo", {"language": "x" * 9999}), ("demo", {"language": "pt"}), ("demo", {"language": "spanish"}),
+        ],
+        "demo.es": [
+            ("demo", {"language": "es"}), ("Demo ", {"locale": "es-AR"}), ("trial", {"language": "es_ES.UTF-8"}),
+            ("demo", {"language": "Spanish", "locale": "ES"}), ("demo", {"language": "fr", "locale": "es"}),
+        ],
+        "demo.es-mx": [
+            ("demo", {"language": "es-MX"}), ("demo", {"locale": "es_mx"}), ("demo", {"language": "es-MX,es;q=0.9,en;q=0.8"}),
+        ],
+        "demo.pt-br": [("demo", {"language": "pt-BR"})],
+        "default.es": [("no such mode", {"language": "es"}), ("default", {"locale": "es-419"})],
+        "default": [("no such mode", {"language": "it"})],
+        "plain": [("plain", {"language": "es"})],
+        "deutsch": [("deutsch", {"language": "de"}), ("deutsch", {"language": "de-AT"}), ("deutsch", {"language": "fr"})],
+        "deutsch.en": [("deutsch", {"language": "en-GB"})],
+    }  # fmt: skip
+    found = [
+        (mode, metadata)
+        for name, cases in table.items()
+        for mode, metadata in cases
+        if chosen(scripts, mode, metadata) != name
+    ]
+    assert found == []
+    assert [scripts.named(name).name for name in ("demo.es", "gone.es", "", "Demo")] == [
+        "demo.es",
+        "default",
+        "default",
+        "default",
+    ]
+
+
+def chosen(scripts: Scripts, mode: str, metadata: dict[str, object]) -> str:
+    return scripts.for_person(Person(first_name=None, signup_mode=mode, metadata=metadata)).name
+
+
+def test_a_language_file_fits_its_name_and_mode(folder: Path) -> None:
+    (folder / "default.es.toml").write_text(f'aliases = ["x"]\n{GOOD}')
+    (folder / "gone.en.toml").write_text(GOOD)
+    (folder / "default.en-gb.toml").write_text(GOOD)
+    assert problems_of(folder) == [
+        "default.en-gb.toml: language: must be en-gb, with or without a country, as the file's name says",
+        "default.es.toml: language: must be es, with or without a country, as the file's name says",
+        "default.es.toml: aliases: belongs into default.toml: they are the same in each language",
+        "gone.en.toml: gone.toml is missing: it speaks for every other language",
+    ]
+
+
+# --- spelling and recordings ------------------------------------------------------------------------------------------
+
+
+def test_words_are_spelled_as_say_as_says(folder: Path) -> None:
+    words = '[say_as]\n"ada" = "Ay da"\nSQL = "sequel"\n"SQL Server" = "sequel server"\n"first_name" = "x"\n[opt_out]'
+    spelled = a_script(folder, **{"[opt_out]": words})
+    assert spelled.fill("Hello {first_name}, SQL, sql server, MySQL and SQLs.", person("Ada")) == (
+        "Hello Ay da, sequel, sequel server, MySQL and SQLs."
+    )
+    assert spelled.fill("Hello {first_name}.", person("ADA")) == "Hello Ay da."
+    words = f'[say_as]\na = "{"x" * 60}"\n[opt_out]'
+    long = a_script(folder, **{"[opt_out]": words, 'first_name = "there"': 'first_name = "a a a"'})
+    assert long.fill("{first_name}", None) == "a a a"
+    text = GOOD.replace("[opt_out]", f'[say_as]\na = "{"x" * 100}"\n[opt_out]').replace("Goodbye.", "a " * 20)
+    assert problems(folder, text) == [
+        "odd.toml: goodbye: is too long: at most 1500 characters, where each placeholder counts as 100; say_as makes it longer"
+    ]
+
+
+URL = "https://audio.example.com/hello.mp3?a=1&b=2"
+
+
+def test_recordings_replace_words_everywhere(folder: Path) -> None:
+    text = GOOD.replace('say = "How many?"', f'play = "{URL}"').replace(
+        'means = "one"', f'means = "one"\nplay = "{URL}"'
+    )
+    text = text.replace('say = "When?"', f'say = "When?"\nplay = "{URL}"').replace('"Sorry."', f'{{ play = "{URL}" }}')
+    (folder / "default.toml").write_text(
+        text.replace('confirm = "Never again."', f'confirm = {{ play = "{URL}", words = "No." }}')
+    )
+    script = Scripts(folder).default
+    size, start = script.questions
+    said = [size.say, size.answers["1"].say, start.say, script.apology, script.opt_out.confirm]
+    assert said == [Recording(play=URL, words=words) for words in (None, None, "When?", None, "No.")]
+    rehearsed = list(rehearse(script))
+    assert rehearsed.count(f"      plays {URL}") == 5
+    assert rehearsed.count('      "When?"') == 1
+
+
+def test_a_recording_needs_an_https_url(folder: Path) -> None:
+    bad = [
+        "http://x.example/a.mp3",
+        "ftp://x.example",
+        "a.mp3",
+        "https://",
+        "https://x",
+        "https://u:p@x.example/a",
+        "",
+        "é",
+    ]
+    bad += [
+        "//x.example",
+        "https://x.example/a b",
+        "https://x.example/{x}",
+        "https://x.example/<a>",
+        f"https://x.example/{'a' * 600}",
+    ]
+    rule = "must be a URL that begins with https:// and has at most 600 characters, without blanks or a login"
+    found = {url: problems(folder, GOOD.replace('say = "How many?"', f'play = "{url}"')) for url in bad}
+    assert found == {url: [f"odd.toml: questions.size.play: {rule}"] for url in bad}
+    table = {
+        "play = 3": "questions.size.play: must be text, in quotes",
+        "say = { play = 3 }": "questions.size.play: must be text, in quotes",
+        "say = { words = 'x' }": "questions.size.play: is missing; it must be text, in quotes",
+        "say = { play = 'https://x.example', loop = 2 }": "questions.size.say: is not a key here; allowed: play, words",
+        "say = ' '\nplay = 'https://x.example'": "questions.size.say: holds no words",
+    }
+    assert {new: problems(folder, GOOD.replace('say = "How many?"', new)) for new in table} == {
+        new: [f"odd.toml: {says}"] for new, says in table.items()
+    }
+    assert problems(folder, GOOD.replace('"Sorry."', "{ play = 'x' }")) == [f"odd.toml: apology.play: {rule}"]
+
+
 # --- the values of placeholders ---------------------------------------------------------------------------------------
 
 SPAM = "your account is locked, call one nine hundred five five five"
@@ -133,6 +279,8 @@ SPAM = "your account is locked, call one nine hundred five five five"
 def test_first_name_is_read_from_job_or_metadata(folder: Path) -> None:
     script = a_script(folder)
     table: list[tuple[Person | None, str]] = [
+        (person("Free", name="Free money for every new customer of our shop"), "there"),
+        (person("Ada Lovelace", name="Ada Lovelace"), "Ada"),
         (None, "there"), (person(), "there"), (person("Ada"), "Ada"), (person(first_name="Grace"), "Grace"),
         (person("Ada", first_name="Grace"), "Ada"), (person("null", first_name="Grace"), "Grace"),
         (person("María José"), "María José"), (person("Dr.", name="Dr. Ada Lovelace"), "Ada"),
@@ -146,7 +294,7 @@ def test_first_name_is_read_from_job_or_metadata(folder: Path) -> None:
         (person(SPAM), "there"), (person(first_name=SPAM), "there"), (person("{first_name}"), "there"),
         (person("<Hangup/>"), "there"), (person("Ada 🎉"), "there"), (person("%s"), "there"),
     ]  # fmt: skip
-    wrong = [(who, said) for who, name in table if (said := script.fill(script.greeting, who)) != f"Hello {name}."]
+    wrong = [(who, said) for who, name in table if (said := say(script, who)) != f"Hello {name}."]
     assert wrong == []
 
 
@@ -158,12 +306,12 @@ def test_other_placeholders_are_read_by_their_kind(folder: Path) -> None:
         for value in [*values.values(), SPAM, None, [], "x.com"]:
             fits = value == fitting or (kind == "words" and value in values.values())
             expected = str(value) if fits else "something"
-            assert script.fill(script.greeting, person("Eve", thing=value, first_name="Eve")) == f"Hello {expected}."
+            assert say(script, person("Eve", thing=value, first_name="Eve")) == f"Hello {expected}."
 
 
 def test_a_fallback_alone_is_short_for_words(folder: Path) -> None:
     script = a_script(folder, **{"{first_name}": "{companyName}", "first_name =": "companyName ="})
-    assert script.fill(script.greeting, person("Ada", companyName="Acme & Sons")) == "Hello Acme & Sons."
+    assert say(script, person("Ada", companyName="Acme & Sons")) == "Hello Acme & Sons."
     assert script.placeholders["companyName"].kind == "words"
     assert a_script(folder).placeholders["first_name"].kind == "name"
 
@@ -274,13 +422,25 @@ def test_a_message_that_would_not_fit_into_a_request_is_refused(folder: Path) ->
 
 
 def test_a_file_is_named_after_its_mode(folder: Path) -> None:
-    names = ["Demo.toml", "my mode.toml", "demo.TOML", "_x.toml", f"{'x' * 65}.toml", "é.toml", "demo..toml"]
+    names = [
+        "Demo.toml",
+        "my mode.toml",
+        "demo.TOML",
+        "_x.toml",
+        f"{'x' * 65}.toml",
+        "é.toml",
+        "demo..toml",
+        "demo.ES.toml",
+        "demo.es.mx.toml",
+        "demo.spanish.toml",
+    ]
     for name in names:
         (folder / name).write_text(GOOD)
-    expected = [
-        f"{name}: a file is named <signup_mode>.toml; allowed: small letters, digits, _ and -" for name in names
-    ]
-    assert sorted(problems_of(folder)) == sorted(expected)
+    rule = (
+        "a file is named <signup_mode>.toml or <signup_mode>.<language>.toml; allowed: small letters, digits, _ and -"
+    )
+    found = problems_of(folder)
+    assert [name for name in names if not any(line.startswith(f"{name}: {rule}") for line in found)] == []
 
 
 def test_a_misnamed_script_is_not_left_out_silently(folder: Path) -> None:
@@ -435,9 +595,9 @@ def test_check_reads_each_script_aloud(capsys: pytest.CaptureFixture[str]) -> No
     said = capsys.readouterr().out
     for script in Scripts():
         assert f"{script.mode}.toml" in said
-        assert f'"{script.fill(script.greeting, None)}"' in said
+        assert f'"{say(script, None)}"' in said
         for question in script.questions:
-            assert f'"{script.fill(question.say, None)}"' in said
+            assert f'"{question.say}"' in said
             assert all(f"{key} = {answer.means}, then " in said for key, answer in question.answers.items())
         assert f'"{script.opt_out.confirm}"' in said
 

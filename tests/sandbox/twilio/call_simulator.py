@@ -30,7 +30,7 @@ from urllib.parse import urljoin
 from tests.sandbox.twilio import twiml
 from tests.sandbox.twilio.behaviour import Conduct
 from tests.sandbox.twilio.create_call_validation import Event, Order, Refusal
-from tests.sandbox.twilio.twiml import ApplicationError, Document, Gather, Hangup, Pause, Redirect, Say
+from tests.sandbox.twilio.twiml import ApplicationError, Document, Gather, Hangup, Pause, Play, Redirect, Say
 from tests.sandbox.twilio.webhooks import Hook, Webhooks, snake
 
 API = "2010-04-01"
@@ -380,6 +380,8 @@ class Exchange:
             match verb:
                 case Say():
                     await self._say(call, verb)
+                case Play():
+                    await self._play(call, verb)
                 case Pause():
                     await asyncio.sleep(verb.length * self._pace)
                 case Gather():
@@ -397,6 +399,8 @@ class Exchange:
         for verb in gather.prompt:
             if isinstance(verb, Say):
                 await self._say(call, verb)
+            elif isinstance(verb, Play):
+                await self._play(call, verb)
             else:
                 await asyncio.sleep(verb.length * self._pace)
         presses = call.conduct.digits if call.picked_up_by == "human" else ()
@@ -422,6 +426,12 @@ class Exchange:
     async def _say(self, call: Call, say: Say) -> None:
         for _ in range(say.times):
             await self._speak(call, say.text)
+            call.reached = call.reached or call.picked_up_by == "human"
+
+    async def _play(self, call: Call, play: Play) -> None:
+        """A file is not fetched: its URL stands in the transcript, and it lasts as long as one word."""
+        for _ in range(play.times):
+            await self._speak(call, play.url)
             call.reached = call.reached or call.picked_up_by == "human"
 
     async def _speak(self, call: Call, text: str) -> None:

@@ -5,7 +5,7 @@ request may say is in twilio_orders.py, what the account has in twilio_account.p
 twilio_webhooks.py, TwiML in twiml.py. State is in memory and survives nothing. It answers loopback only, and dials nobody.
 
 Not done, and refused rather than pretended: SIP and client addresses, Applications, recordings, redirecting a live call to
-another URL, deleting calls, TwiML verbs other than Say, Pause, Gather, Redirect and Hangup.
+another URL, deleting calls, TwiML verbs other than Say, Play, Pause, Gather, Redirect and Hangup.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reads a TwiML document as Twilio would: Say, Pause, Gather, Redirect and Hangup, and an error code for anything else.
+"""Reads a TwiML document as Twilio would: Say, Play, Pause, Gather, Redirect and Hangup, and an error code for anything else.
 
 Codes and limits are those of Twilio's error dictionary and of its pages on the verbs (www.twilio.com/docs/voice/twiml).
 Where Twilio only warns and goes on, a `Document` carries the warning: a test can insist that there is none.
@@ -35,6 +35,12 @@ class Say:
 
 
 @dataclass(frozen=True)
+class Play:
+    url: str
+    times: int = 1
+
+
+@dataclass(frozen=True)
 class Pause:
     """length: seconds."""
 
@@ -45,7 +51,7 @@ class Pause:
 class Gather:
     """timeout: seconds of silence that end it. action: None is the URL of the document it stands in."""
 
-    prompt: tuple[Say | Pause, ...] = ()
+    prompt: tuple[Say | Play | Pause, ...] = ()
     action: str | None = None
     method: Method = "POST"
     timeout: int = 5
@@ -65,7 +71,7 @@ class Hangup:
     pass
 
 
-Verb = Say | Pause | Gather | Redirect | Hangup
+Verb = Say | Play | Pause | Gather | Redirect | Hangup
 
 
 @dataclass
@@ -77,6 +83,7 @@ class Document:
 ATTRIBUTES = {
     "Response": set[str](),
     "Say": {"voice", "language", "loop"},
+    "Play": {"loop"},
     "Pause": {"length"},
     "Gather": {
         *(
@@ -125,6 +132,8 @@ def _verb(element: ET.Element, document: Document) -> Verb:
     match element.tag:
         case "Say":
             return _say(element, document)
+        case "Play":
+            return _play(element)
         case "Pause":
             return Pause(_integer(element, "length", 1, 0, 13910))
         case "Gather":
@@ -151,13 +160,21 @@ def _say(element: ET.Element, document: Document) -> Say:
     return Say(text, _integer(element, "loop", 1, 0, 13510) or 1000)  # loop="0" is for ever, which Twilio ends at 1000
 
 
+def _play(element: ET.Element) -> Play:
+    """A file at an absolute URL. `digits` is not done here."""
+    url = "".join(element.itertext()).strip()
+    if not re.fullmatch(r"https?://\S+", url) or len(url) > MAX_URL:
+        raise ApplicationError(11100, f"Invalid URL format: {url or 'no URL to play'}")
+    return Play(url, _integer(element, "loop", 1, 0, 13410) or 1000)
+
+
 def _gather(element: ET.Element, document: Document) -> Gather:
-    prompt: list[Say | Pause] = []
+    prompt: list[Say | Play | Pause] = []
     for inner in element:
-        if inner.tag not in ("Say", "Pause"):
+        if inner.tag not in ("Say", "Play", "Pause"):
             raise ApplicationError(13320, f"Gather: Invalid nested verb {inner.tag}")
         verb = _verb(inner, document)
-        assert isinstance(verb, Say | Pause)
+        assert isinstance(verb, Say | Play | Pause)
         prompt.append(verb)
     if "dtmf" not in element.get("input", "dtmf").split():
         raise ApplicationError(12200, "the stand-in gathers keys (input dtmf), not speech")
