@@ -7,11 +7,12 @@ from uuid import UUID
 
 import structlog
 
+from function.worker import TWILIO_WAITERS
 from shared.conversation.library import Scripts
 from shared.conversation.turns import voicemail_turn
 from shared.conversation.twiml import render_twiml
 from shared.dispatcher import Dispatcher
-from shared.models import FINAL_CALL_STATUSES, CallEvent
+from shared.models import FINAL_CALL_STATUSES, CallEvent, LiveCall
 
 log = structlog.get_logger()
 
@@ -27,6 +28,16 @@ def handle(attempt: UUID | None, event: CallEvent, dispatcher: Dispatcher, scrip
     call = dispatcher.record_status(attempt, event)
     if event.call_status in FINAL_CALL_STATUSES:
         return
+    if not TWILIO_WAITERS.acquire(blocking=False):
+        log.warning("enough threads wait for Twilio; the sweep ends unwanted calls", call_sid=event.call_sid)
+        return
+    try:
+        _act_on(call, event, dispatcher, scripts)
+    finally:
+        TWILIO_WAITERS.release()
+
+
+def _act_on(call: LiveCall, event: CallEvent, dispatcher: Dispatcher, scripts: Scripts) -> None:
     if call.machine_now and call.is_wanted and call.job is not None:
         script = scripts.for_person(call.job)
         dispatcher.play_twiml(event.call_sid, render_twiml(voicemail_turn(script), script, call.job))

@@ -17,6 +17,8 @@ The program's errors, and the status that each becomes:
 Any other exception is a defect: 500, and a stack trace in the log; on /voice the apology.
 """
 
+import io
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -24,9 +26,10 @@ from uuid import UUID
 
 import flask
 import structlog
+from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 
-from function import call_status, voice, webhook
+from function import call_status, voice, webhook, worker
 from function.auth import (
     AuthenticationError,
     KeysUnavailable,
@@ -38,6 +41,7 @@ from function.auth import (
 )
 from function.sweep import sweep_once
 from function.twilio_form import read_attempt, read_digits, read_event, read_place
+from function.worker import READ_SECONDS, SWEEPS
 from shared.conversation.library import ScriptError, Scripts
 from shared.conversation.turns import apology_turn
 from shared.conversation.twiml import render_twiml
@@ -47,6 +51,7 @@ from shared.logs import bind_trace, clear, configure_logs
 from shared.settings import SettingsError, load_settings
 
 MAX_BODY_BYTES = 64 * 1024
+UNREAD = (404, 405, 408, 413)  # answered before the body is read
 
 log = structlog.get_logger()
 
@@ -73,25 +78,22 @@ def dispatch(request: flask.Request) -> flask.Response:
     """Answer every request, and every error."""
     clear()
     bind_trace(request.headers)
-    route = ROUTES.get(own_path(settings, request.path))
-    if route is None:
+    path = own_path(settings, request.path)
+    if path not in ROUTES:
         return problem(404, "not_found", "there is nothing at this path")
-    method, handle = route
-    if request.method != method:
-        return problem(405, "method_not_allowed", f"only {method} is answered here", Allow=method)
-    if (
-        method == "POST"
-        and not 0 <= (-1 if request.content_length is None else request.content_length) <= MAX_BODY_BYTES
-    ):
-        return too_large()
+    methods, handle = ROUTES[path]
+    if request.method not in methods:
+        allowed = ", ".join(methods)
+        return problem(405, "method_not_allowed", f"only {allowed} is answered here", Allow=allowed)
+    if refusal := read_body(request):
+        return refusal
     try:
         return handle(request)
     except AuthenticationError as error:
-        log.warning("refused: not authenticated", kind="unauthorized", path=request.path, reason=str(error))
-        return problem(401, "unauthorized", "no valid authentication")
+        return problem(401, "unauthorized", "no valid authentication", str(error))
     except webhook.BadPayload as error:
         return problem(400, "bad_request", str(error))
-    except HTTPException as error:  # werkzeug's own, for example when a client disconnects within its body
+    except HTTPException as error:  # werkzeug's own, for example for a form with too many fields
         return problem(error.code or 400, "bad_request", error.name)
     except (JobsUnavailable, KeysUnavailable) as error:
         log.error("a dependency is down", path=request.path, reason=str(error))
@@ -101,15 +103,43 @@ def dispatch(request: flask.Request) -> flask.Response:
         return problem(500, "internal", "internal error; it has been logged")
 
 
+def read_body(request: flask.Request) -> flask.Response | None:
+    """Read the whole body, of a known length or in chunks, into the request. -> a refusal, if it is too large or slow."""
+    length = request.content_length
+    is_chunked = request.headers.get("Transfer-Encoding", "").lower() == "chunked"
+    too_large = f"the body must have at most {MAX_BODY_BYTES} bytes"
+    if length and length > MAX_BODY_BYTES:
+        return problem(413, "too_large", too_large)
+    try:
+        body = request.environ["wsgi.input"].read(MAX_BODY_BYTES + 1 if is_chunked else length or 0)
+        is_whole = length is None or len(body) == length
+    except ParseException as error:
+        return problem(400, "bad_request", f"the body has an invalid chunk ({type(error).__name__})")
+    except OSError:
+        is_whole = False
+    if not is_whole:
+        return problem(408, "timeout", f"the whole request must arrive within {READ_SECONDS:g} seconds")
+    if len(body) > MAX_BODY_BYTES:
+        return problem(413, "too_large", too_large)
+    request.environ |= {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
+    request.environ.pop("HTTP_TRANSFER_ENCODING", None)
+    return None
+
+
 def on_webhook(request: flask.Request) -> flask.Response:
-    body = request.get_data(cache=True)
+    body = request.get_data()
     authenticate_webhook(settings, request.headers, body)
     return reply(webhook.handle(body, parts()[1]))
 
 
 def on_sweep(request: flask.Request) -> flask.Response:
     authenticate_sweep(settings, request.headers, google_keys())
-    return reply(sweep_once(settings, *parts()))
+    if not SWEEPS.acquire(blocking=False):
+        return reply({"ignored": "enough sweeps are running"})
+    try:
+        return reply(sweep_once(settings, *parts()))
+    finally:
+        SWEEPS.release()
 
 
 def on_voice(request: flask.Request) -> flask.Response:
@@ -146,12 +176,12 @@ def on_health(_request: flask.Request) -> flask.Response:
     return reply({"status": "ok"})
 
 
-ROUTES: dict[str, tuple[str, Callable[[flask.Request], flask.Response]]] = {
-    "/": ("POST", on_webhook),
-    "/sweep": ("POST", on_sweep),
-    "/voice": ("POST", on_voice),
-    "/status": ("POST", on_status),
-    "/health": ("GET", on_health),
+ROUTES: dict[str, tuple[tuple[str, ...], Callable[[flask.Request], flask.Response]]] = {
+    "/": (("POST",), on_webhook),
+    "/sweep": (("POST",), on_sweep),
+    "/voice": (("POST",), on_voice),
+    "/status": (("POST",), on_status),
+    "/health": (("GET", "HEAD"), on_health),
 }
 
 
@@ -162,11 +192,25 @@ def reply(body: dict[str, Any], status: int = 200, **headers: str) -> flask.Resp
     return response
 
 
-def problem(status: int, code: str, message: str, **headers: str) -> flask.Response:
-    return reply({"error": {"code": code, "message": message}}, status, **headers)
+def problem(status: int, code: str, message: str, reason: str | None = None, **headers: str) -> flask.Response:
+    """Answer an error and, for the client's own (4xx), log one line; `reason` is for the log alone."""
+    response = reply({"error": {"code": code, "message": message}}, status, **headers)
+    if status < 500:
+        level = logging.INFO if status in (404, 405) else logging.WARNING
+        about = {"status": status, "method": flask.request.method, "path": flask.request.path}
+        log.log(level, "refused", kind=code, reason=reason or message, **about)
+    if status in UNREAD:
+        # functions-framework reads the rest of the body before any answer that is not streamed.
+        response.response = iter([response.get_data()])
+        response.headers["Connection"] = "close"
+    return response
 
 
-def too_large() -> flask.Response:
-    """Streamed, because functions-framework reads the whole request after any answer that is not."""
-    body = problem(413, "too_large", f"a body of at most {MAX_BODY_BYTES} bytes, with its Content-Length").get_data()
-    return flask.Response(iter([body]), 413, content_type="application/json")
+def on_framework_error(error: HTTPException) -> flask.Response:
+    """functions-framework answers /favicon.ico and /robots.txt itself, in HTML."""
+    return problem(error.code or 500, "not_found" if error.code == 404 else "http_error", error.name)
+
+
+worker.install()
+if flask.has_app_context():  # as functions-framework loads this module
+    flask.current_app.register_error_handler(HTTPException, on_framework_error)

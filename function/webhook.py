@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from function.worker import TWILIO_WAITERS
 from shared.dispatcher import Dispatcher
 from shared.models import StepResult
 
@@ -53,13 +54,18 @@ def handle(body: bytes, dispatcher: Dispatcher) -> dict[str, Any]:
 
 def _dial(job_id: int, dispatcher: Dispatcher) -> StepResult:
     until = time.monotonic() + MAX_WAIT_SECONDS
-    step = dispatcher.dial_one(job_id)
-    if step.outcome != "waiting" or not _waiting.acquire(blocking=False):
-        return step
+    if not TWILIO_WAITERS.acquire(blocking=False):
+        return StepResult("waiting", job_id)
     try:
-        return _wait_and_dial(step, job_id, dispatcher, until)
+        step = dispatcher.dial_one(job_id)
+        if step.outcome != "waiting" or not _waiting.acquire(blocking=False):
+            return step
+        try:
+            return _wait_and_dial(step, job_id, dispatcher, until)
+        finally:
+            _waiting.release()
     finally:
-        _waiting.release()
+        TWILIO_WAITERS.release()
 
 
 def _wait_and_dial(step: StepResult, job_id: int, dispatcher: Dispatcher, until: float) -> StepResult:

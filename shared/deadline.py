@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 
-RESOLUTION_SECONDS = 0.1  # a cut may come this much late; most deadlines are never reached, and each look costs CPU
+RESOLUTION_SECONDS = 0.02  # a cut may come this much late; most deadlines are never reached, and each look costs CPU
 
 
 class Deadlines:
@@ -46,8 +46,8 @@ class Deadlines:
 DEADLINES = Deadlines()
 
 
-def shut(connection: socket.socket | None) -> None:
+def shut(connection: socket.socket | None, how: int = socket.SHUT_RDWR) -> None:
     """Wake the thread that waits on this socket: it reads the end of the stream. TLS state stays untouched."""
     with contextlib.suppress(OSError):
         if connection is not None:
-            socket.socket.shutdown(connection, socket.SHUT_RDWR)
+            socket.socket.shutdown(connection, how)

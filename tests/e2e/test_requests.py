@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import uuid
 from typing import Any
@@ -78,7 +79,10 @@ def test_a_dashboard_webhook_with_the_full_record_is_served(quiet: World) -> Non
 def test_unknown_paths_and_methods(quiet: World) -> None:
     assert quiet.post("/nowhere").status_code == 404
     assert quiet.http.get(f"{quiet.sandbox.ready.function_url}/sweep").status_code == 405
-    assert quiet.http.get(f"{quiet.sandbox.ready.function_url}/health").json() == {"status": "ok"}
+    url = quiet.sandbox.ready.function_url
+    assert quiet.http.get(f"{url}/health").json() == {"status": "ok"}
+    assert quiet.http.head(f"{url}/health").status_code == 200
+    assert quiet.http.get(f"{url}/favicon.ico").json()["error"]["code"] == "not_found"
 
 
 def test_a_body_over_64_kib_is_413_and_not_read(quiet: World) -> None:
@@ -86,8 +90,51 @@ def test_a_body_over_64_kib_is_413_and_not_read(quiet: World) -> None:
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 30000000\r\n\r\n")
         assert b" 413 " in connection.recv(4096).split(b"\r\n")[0]  # before a byte of the body was sent
-    chunked = quiet.post("/", content=iter([b"{}"]))
-    assert chunked.status_code == 413
+
+
+def test_chunked_bodies_are_read_to_the_limit(quiet: World) -> None:
+    """A tunnel or proxy may send no Content-Length."""
+    bearer = {"Authorization": f"Bearer {quiet.sandbox.dispatch_secret}"}
+    body = json.dumps({**EVENT, "record": {"id": 2**40}}).encode()
+    assert "ignored" in quiet.post("/", content=iter([body[:9], body[9:]]), headers=bearer).json()
+    form = {"CallSid": "CA" + "1" * 32, "CallStatus": "in-progress"}
+    for path, status in (("/voice?attempt=x", 200), ("/status?attempt=x", 204)):
+        headers = signed(quiet, path, form) | {"Content-Type": "application/x-www-form-urlencoded"}
+        assert quiet.post(path, content=iter([urlencode(form).encode()]), headers=headers).status_code == status
+    too_much = iter([b" " * 40_000] * 2)
+    assert quiet.post("/", content=too_much, headers=bearer).status_code == 413
+
+
+def test_a_sweep_needs_no_body_and_no_length(quiet: World) -> None:
+    lines = ["POST /sweep HTTP/1.1", "Host: x", f"Authorization: Bearer {quiet.sandbox.dispatch_secret}", "", ""]
+    assert send(quiet, "\r\n".join(lines).encode()).startswith(b"HTTP/1.1 200 ")
+
+
+def test_an_invalid_chunk_is_a_400(quiet: World) -> None:
+    head = b"POST /sweep HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert send(quiet, head + b"nonsense\r\n").startswith(b"HTTP/1.1 400 ")
+
+
+def test_each_refusal_leaves_one_line_that_says_why(quiet: World) -> None:
+    def refusals() -> list[str]:
+        return [line for line in quiet.sandbox.function_log.read_text().splitlines() if '"refused"' in line]
+
+    before = len(refusals())
+    quiet.post("/nowhere")
+    quiet.post("/health")
+    quiet.post("/sweep")
+    quiet.post("/sweep", content=b" " * 70_000)
+    quiet.webhook({**EVENT, "record": {"id": "seven"}})
+    said = [json.loads(line) for line in refusals()[before:]]
+    assert [line["status"] for line in said] == [404, 405, 401, 413, 400]
+    assert all(line["reason"] for line in said)
+
+
+def send(world: World, request: bytes) -> bytes:
+    host, port = world.sandbox.ready.function_url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(request)
+        return connection.recv(65536)
 
 
 def test_a_signature_off_by_one_character_is_401(quiet: World) -> None:

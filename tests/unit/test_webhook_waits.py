@@ -43,12 +43,22 @@ def test_one_that_comes_too_early_waits_and_is_called() -> None:
     assert post(1, Busy(crowd=1)) == "called"
 
 
+def test_a_busy_process_leaves_the_job_to_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each dial may wait 25 s for a slow Twilio, and the threads for /voice stay free."""
+    monkeypatch.setattr(webhook, "TWILIO_WAITERS", taken := threading.BoundedSemaphore(1))
+    taken.acquire()
+    never = cast(Dispatcher, None)
+    body = {"type": "INSERT", "schema": "public", "table": "outbound_call_jobs", "record": {"id": 7}}
+    assert handle(json.dumps(body).encode(), never) == {"did": "waiting", "job": 7}
+
+
 def test_one_that_would_wait_for_long_is_left_to_the_sweep() -> None:
     assert post(1, Busy(crowd=1, wait_s=webhook.MAX_WAIT_SECONDS)) == "waiting"
 
 
 def test_of_a_crowd_only_a_few_wait_so_that_twilio_finds_somebody_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     leave = threading.Event()
+    monkeypatch.setattr(webhook, "TWILIO_WAITERS", threading.BoundedSemaphore(CROWD))
     monkeypatch.setattr("function.webhook.time.sleep", lambda _s: leave.wait(30))
     busy = Busy(CROWD)
     with ThreadPoolExecutor(CROWD) as threads:
