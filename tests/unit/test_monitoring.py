@@ -242,11 +242,13 @@ def test_readme_names_the_number_of_metrics_and_alerts() -> None:
 
 
 def test_table_of_kinds_holds_each_logged_kind() -> None:
-    sources = [*(ROOT / "function").glob("*.py"), *(ROOT / "shared").glob("*.py")]
-    assignments = re.findall(r"\bkind ?= ?([^\n]+)", "".join(file.read_text() for file in sources))
-    logged = {
-        kind for text in assignments for kind in re.findall(r'"([a-z_]+)"(?=,|\)|\}| if |$)', text.split(", code=")[0])
-    }
+    sources = [file for folder in ("function", "shared") for file in (ROOT / folder).rglob("*.py")]
+    code = "".join(file.read_text() for file in sources if file.parent.name != "conversation")  # kinds of placeholders
+    logged = set()
+    for text in re.findall(r"\bkind ?= ?([^\n]+)", code):
+        logged |= {*re.findall(r'"([a-z_]+)"(?=,|\)|\}| if |$)', text.split(", code=")[0])}
+    for refusal in re.findall(r"\bproblem\((?!5)([^\n]+)", code):  # a 4xx is logged with its code as kind
+        logged |= {*re.findall(r'"([a-z_]+)"(?=,| if )', refusal)}
     assert set(re.findall(r"^\| `([a-z_]+)` \|", README, re.MULTILINE)) - {"kind"} == logged
 
 
