@@ -25,7 +25,7 @@ MIGRATIONS: Final = {
 _USERS, _JOBS = "auth.users", "outbound_call_jobs"
 TRIGGERS: Final = {
     "on_auth_user_created_onboarding": _USERS,
-    "on_auth_user_phone_confirmed_onboarding": _USERS,
+    "on_auth_user_phone_changed_onboarding": _USERS,
     "on_auth_user_deleted_onboarding": _USERS,
     "on_auth_user_marked_deleted_onboarding": _USERS,
     "complete_call_job": _JOBS,

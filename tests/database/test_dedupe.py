@@ -1,14 +1,15 @@
-"""One job per key within a true sliding hour, however many ask at once."""
+"""One job per key while it waits or is open, and for a true sliding hour after, however many ask at once."""
 
 from __future__ import annotations
 
+import time
 import uuid
 
 import psycopg
 import pytest
 
 from tests.database.conftest import Another
-from tests.database.sql_api import Row, Steps, a_number, all_at_once
+from tests.database.sql_api import Row, Steps, a_number, a_sid, all_at_once
 
 
 def enqueue(steps: Steps, user: uuid.UUID, **arguments: object) -> Row:
@@ -16,34 +17,82 @@ def enqueue(steps: Steps, user: uuid.UUID, **arguments: object) -> Row:
     return answer
 
 
-def test_a_second_job_within_the_hour_is_the_first_one(steps: Steps) -> None:
+def finish(steps: Steps, job: int, status: str = "completed") -> None:
+    finished = (
+        "update public.outbound_call_jobs set status = %s, due_at = null, finished_at = private.clock() where id = %s"
+    )
+    steps.rows(finished, status, job)
+
+
+def test_a_job_that_waits_or_is_open_holds_its_key(steps: Steps) -> None:
+    """A night or a pause is longer than an hour."""
+    for state in ("queued", "started", "in_doubt", "accepted"):
+        user = uuid.uuid4()
+        if state == "queued":
+            job = enqueue(steps, user)["job_id"]
+        else:
+            job, _ = steps.attempt_in(state)
+            steps.rows("update public.outbound_call_jobs set dedupe_key = %s where id = %s", f"onboarding:{user}", job)
+        steps.pass_time(9 * 3600)
+        assert enqueue(steps, user) == {"job_id": job, "created": False}, state
+
+
+@pytest.mark.parametrize("status", ["completed", "failed", "canceled"])
+def test_the_hour_counts_from_the_end_of_the_job(steps: Steps, status: str) -> None:
     first = enqueue(steps, user := uuid.uuid4())
+    steps.pass_time(9 * 3600)
+    finish(steps, first["job_id"], status)
     steps.pass_time(59 * 60)
     assert enqueue(steps, user) == {"job_id": first["job_id"], "created": False}
-    assert first["created"]
+    steps.pass_time(2 * 60)
+    assert enqueue(steps, user)["created"]
 
 
-def test_a_second_job_after_the_hour_is_a_new_one(steps: Steps) -> None:
-    first = enqueue(steps, user := uuid.uuid4())
-    steps.pass_time(61 * 60)
-    second = enqueue(steps, user)
-    assert second["created"]
-    assert second["job_id"] != first["job_id"]
-
-
-def test_the_hour_begins_with_the_job_and_not_with_the_clock(steps: Steps) -> None:
+def test_the_hour_begins_with_the_end_and_not_with_the_clock(steps: Steps) -> None:
     to_59_past = 59 * 60 - steps.now().minute * 60 - steps.now().second
     steps.pass_time(to_59_past)
-    enqueue(steps, user := uuid.uuid4())
+    finish(steps, enqueue(steps, user := uuid.uuid4())["job_id"])
     steps.pass_time(120)  # the next hour, by the clock
     assert not enqueue(steps, user)["created"]
 
 
-@pytest.mark.parametrize("status", ["completed", "failed", "canceled"])
-def test_the_hour_holds_though_the_job_is_over(steps: Steps, status: str) -> None:
-    first = enqueue(steps, user := uuid.uuid4())
-    steps.rows("update public.outbound_call_jobs set status = %s, due_at = null, finished_at = now()", status)
-    assert enqueue(steps, user) == {"job_id": first["job_id"], "created": False}
+def test_a_finished_job_that_goes_on_holds_its_key_again(steps: Steps) -> None:
+    first = enqueue(steps, user := uuid.uuid4())["job_id"]
+    finish(steps, first, "failed")
+    steps.pass_time(7200)
+    steps.call("retry_call_job", job_id=first)
+    steps.pass_time(7200)
+    assert enqueue(steps, user) == {"job_id": first, "created": False}
+
+
+def test_late_truth_about_a_job_is_taken_though_a_newer_one_holds_the_key(steps: Steps) -> None:
+    """The exclusion constraint must never refuse an outcome."""
+    job, attempt = steps.attempt_in("absent")
+    user = steps.job(job)["user_id"]
+    late = "update public.outbound_call_jobs set status = 'failed', due_at = null, finished_at = private.clock(), reason_code = 'absent'"
+    steps.rows(late)
+    steps.pass_time(7200)
+    newer = enqueue(steps, user)["job_id"]
+    assert newer != job
+    sid = a_sid()
+    assert steps.accept(attempt, sid)["then"] == "keep"
+    assert steps.job(job)["status"] == "calling"
+    steps.status(attempt, sid, "completed")
+    assert (steps.job(job)["status"], steps.job(newer)["status"]) == ("completed", "queued")
+    assert enqueue(steps, user) == {"job_id": newer, "created": False}
+
+
+def test_a_sign_up_does_not_wait_for_the_end_of_the_job_before(steps: Steps, another: Another) -> None:
+    first, slow = enqueue(steps, uuid.uuid4())["job_id"], another()
+    with slow.service.transaction():
+        slow.service.execute("reset role")
+        slow.service.execute(
+            "update public.outbound_call_jobs set status = 'completed', due_at = null, finished_at = now() where id = %s",
+            (first,),
+        )
+        began = time.monotonic()
+        assert enqueue(steps, uuid.uuid4())["created"]  # another key waits for nothing
+        assert time.monotonic() - began < 1
 
 
 def test_twenty_at_once_make_one_job_and_all_are_told_which(steps: Steps, another: Another) -> None:
@@ -79,8 +128,15 @@ def test_a_plain_insert_is_held_to_the_same_hour(steps: Steps) -> None:
     enqueue(steps, user := uuid.uuid4())
     with pytest.raises(psycopg.errors.ExclusionViolation):
         steps.queue(user_id=user)
+    finish(steps, steps.one("select id from public.outbound_call_jobs"))
     steps.pass_time(61 * 60)
     assert steps.queue(user_id=user)
+
+
+def test_the_mode_is_folded_however_it_is_written(steps: Steps) -> None:
+    modes = {" Demo": "demo", "JOB_SEEKER\n": "job_seeker", "demo": "demo", "  ": "default"}
+    found = {mode: steps.job(steps.queue(signup_mode=mode))["signup_mode"] for mode in modes}
+    assert found == modes
 
 
 def test_what_is_not_said_is_filled_in(steps: Steps) -> None:

@@ -255,5 +255,7 @@ def test_who_signed_up_in_between_is_queued_once_and_nobody_else(postgres: Postg
     assert stopped_at is not None
     for _ in range(2):
         older.execute(IN_BETWEEN.replace("<the time of step 1>", str(stopped_at[0])).encode())
-    jobs = older.execute("select user_id, phone_e164, signup_mode from public.outbound_call_jobs order by id").fetchall()
+    jobs = older.execute(
+        "select user_id, phone_e164, signup_mode from public.outbound_call_jobs order by id"
+    ).fetchall()
     assert set(jobs) == {(user, "+14155550102", "default"), (typed, "+14155550103", "default")}

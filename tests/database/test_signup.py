@@ -353,12 +353,6 @@ def test_by_default_a_confirmation_calls_nobody_a_second_time(connection: Connec
     assert len(jobs(steps, user)) == 1
 
 
-def test_by_default_a_phone_that_is_added_after_the_sign_up_is_not_called(connection: Connection, steps: Steps) -> None:
-    user = sign_up(connection, None)
-    steps.rows("update auth.users set phone = %s, phone_confirmed_at = now() where id = %s", a_number()[1:], user)
-    assert jobs(steps, user) == []
-
-
 def test_a_phone_that_is_confirmed_anew_years_later_is_not_called_again(connection: Connection, steps: Steps) -> None:
     steps.call("require_verified_phones")
     user = sign_up(connection, a_number()[1:])

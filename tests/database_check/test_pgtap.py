@@ -61,7 +61,7 @@ BREAKS = {
     "a sequence that the service may move": ("rights", "grant usage on sequence public.outbound_call_jobs_id_seq to service_role"),
     "a trigger less": ("structure", "drop trigger on_auth_user_created_onboarding on auth.users"),
     "a trigger that is off": ("structure", "alter table public.outbound_call_jobs disable trigger complete_call_job"),
-    "a sign-up that waits": ("structure", "alter function private.on_auth_user_created() reset lock_timeout"),
+    "a sign-up that waits": ("structure", "alter function private.on_auth_user_changed() reset lock_timeout"),
     "a constraint less": ("structure", "alter table public.outbound_call_jobs drop constraint one_job_per_key_and_hour"),
     "a fence less": ("structure", "drop index public.outbound_call_attempts_one_open_per_number"),
     "a claim in another order": (

@@ -14,9 +14,9 @@
 --   Files, in the order of a job's life. A test holds this list to the database; triggers are marked (t), views (v).
 --     tables      outbound_call_jobs  outbound_call_attempts  outbound_call_answers  call_opt_outs
 --                 missed_signups  deleted_calls  deleted_users  call_settings
---                 complete_call_job (t)  keep_open_call_job (t)  apply_rights
+--                 complete_call_job (t)  set_dedupe_window (t)  keep_open_call_job (t)  apply_rights
 --     numbers     calling_codes
---     signup      on_auth_user_created_onboarding (t)  on_auth_user_phone_confirmed_onboarding (t)
+--     signup      on_auth_user_created_onboarding (t)  on_auth_user_phone_changed_onboarding (t)
 --                 heal_onboarding_calls  require_verified_phones  enqueue_call_job
 --                 on_outbound_call_job_created (t): the webhook
 --     claim       claim_call_job  set_call_number  release_call_job
@@ -84,7 +84,8 @@ create table public.outbound_call_jobs (
   constraint a_call_needs_a_number check (phone_e164 is not null or status not in ('dialing', 'in_doubt', 'calling')),
   constraint a_call_needs_an_attempt check (attempts > 0 or status not in ('dialing', 'in_doubt', 'calling')),
   constraint queued_jobs_are_canceled_at_once check (not (cancel_requested and status = 'queued')),
-  -- A true sliding hour: 10:59 and 11:01 are the same hour. No race, and no lock that a sign-up could wait for.
+  -- While the job is open, and a true sliding hour after it: 10:59 and 11:01 are the same hour. No race, and no lock
+  -- that a sign-up could wait for.
   constraint one_job_per_key_and_hour exclude using gist (dedupe_key with =, dedupe_window with &&)
 );
 comment on table public.outbound_call_jobs is
@@ -200,10 +201,12 @@ comment on table public.call_opt_outs is
 create table private.missed_signups (
   user_id  uuid primary key,
   error    text not null,
-  noted_at timestamptz not null
+  noted_at timestamptz not null,
+  phone_was text                            -- of a change of the phone: the number before it
 );
 comment on table private.missed_signups is
-  'Call dispatcher: sign-ups whose job could not be written. heal_onboarding_calls, called by each sweep, tries again.';
+  'Call dispatcher: sign-ups whose job could not be written, and changes of a phone that no job could follow.'
+  ' heal_onboarding_calls, called by each sweep, tries again.';
 
 create table private.deleted_calls (
   call_sid   text primary key,
@@ -231,12 +234,19 @@ create table private.call_settings (
   probe_until  timestamptz,                 -- after a halt one job goes first; the others wait until then
   next_call_at timestamptz not null default '-infinity',
   verified_phones_only boolean not null default false,
+  lost_seen    bigint not null default 1,   -- the value of lost_signups at the last look through auth.users
+  lost_after   uuid,                        -- during such a look: the last user that was looked at
   constraint a_pause_has_a_cause check ((paused_until is null) = (paused_by is null))
 );
 insert into private.call_settings default values;
 comment on table private.call_settings is
   'Call dispatcher: one row with the facts that SQL must know on its own: the pause, the next slot of'
   ' CALLS_PER_SECOND, verified phones only. Every claim updates it last, so a pause holds from the moment it commits.';
+
+create sequence private.lost_signups owned by private.call_settings.lost_seen;
+comment on sequence private.lost_signups is
+  'Call dispatcher: when a sign-up was last neither queued nor noted, in seconds since 1970. Both tables were locked'
+  ' then, and a sequence can still be written.';
 
 -- ---------------------------------------------------------------------------------------------- guards of the jobs
 
@@ -250,8 +260,9 @@ begin
   if new.phone_e164 is null and private.is_e164(new.phone_number) then
     new.phone_e164 := new.phone_number;
   end if;
+  new.signup_mode := coalesce(nullif(lower(btrim(new.signup_mode, E' \t\r\n')), ''), 'default');
   new.dedupe_key := coalesce(new.dedupe_key, 'onboarding:' || new.user_id);
-  new.dedupe_window := tstzrange(new.created_at, new.created_at + interval '1 hour');
+  new.dedupe_window := tstzrange(new.created_at, new.finished_at + interval '1 hour');
   return new;
 end
 $$;
@@ -261,6 +272,31 @@ comment on function private.complete_call_job is
 
 create trigger complete_call_job before insert on public.outbound_call_jobs
   for each row execute function private.complete_call_job();
+
+create function private.set_dedupe_window() returns trigger
+language plpgsql security definer set search_path = '' as $$
+begin
+  if new.finished_at is null then
+    -- A finished job goes on. A newer job that was made meanwhile keeps its own window.
+    if not exists (select from public.outbound_call_jobs j
+                   where j.id <> new.id and j.dedupe_key = new.dedupe_key
+                     and j.dedupe_window && tstzrange(private.clock(), null)) then
+      new.dedupe_window := tstzrange(private.clock(), null);
+    end if;
+  elsif upper_inf(old.dedupe_window) then
+    new.dedupe_window := tstzrange(lower(old.dedupe_window),
+                                   greatest(new.finished_at, lower(old.dedupe_window)) + interval '1 hour');
+  end if;
+  return new;
+end
+$$;
+comment on function private.set_dedupe_window is
+  'Call dispatcher: when a job finishes, its key is free an hour later; when a finished job goes on, its key is taken'
+  ' again. A window that has an end never grows over another job''s, so that no outcome is ever refused.';
+
+create trigger set_dedupe_window before update on public.outbound_call_jobs
+  for each row when ((old.finished_at is null) <> (new.finished_at is null))
+  execute function private.set_dedupe_window();
 
 create function private.keep_open_call_job() returns trigger
 language plpgsql security definer set search_path = '' as $$

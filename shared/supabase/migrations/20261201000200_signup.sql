@@ -22,12 +22,23 @@ $$;
 comment on function private.hmac_sha256 is
   'Call dispatcher: HMAC-SHA256 (RFC 2104) over core''s sha256. Not every Postgres that runs this has pgcrypto.';
 
-create function private.queue_onboarding_call(
-  p_user_id uuid, p_phone text, p_confirmed_at timestamptz, p_metadata jsonb
-) returns void
+create function private.onboarding_phone(p_phone text, p_confirmed_at timestamptz, p_metadata jsonb) returns text
+language sql stable set search_path = '' as $$
+  select left(case when not s.verified_phones_only
+                   then coalesce('+' || nullif(p_phone, ''), nullif(btrim(p_metadata ->> 'phone'), ''),
+                                 nullif(btrim(p_metadata ->> 'phone_number'), ''))
+                   when p_confirmed_at is not null then '+' || nullif(p_phone, '') end, 64)
+  from private.call_settings s
+$$;
+comment on function private.onboarding_phone is
+  'Call dispatcher: the phone at which a user is called, as typed, or null. Supabase keeps auth.users.phone without its'
+  ' "+"; the user wrote the metadata. Where only verified phones are called, it is the one in auth.users, once it is'
+  ' confirmed.';
+
+create function private.queue_onboarding_call(p_user_id uuid, p_phone text, p_metadata jsonb, p_app_metadata jsonb)
+returns void
 language plpgsql set search_path = '' as $$
 declare
-  v_verified_only constant boolean := (select verified_phones_only from private.call_settings);
   v_metadata constant jsonb := case when jsonb_typeof(p_metadata) = 'object' then p_metadata else '{}' end;
   v_name     constant text := coalesce(
     case jsonb_typeof(v_metadata -> 'first_name') when 'string' then nullif(btrim(v_metadata ->> 'first_name'), '') end,
@@ -35,62 +46,116 @@ declare
       when 'string' then nullif(split_part(btrim(v_metadata ->> 'name'), ' ', 1), '') end,
     case jsonb_typeof(v_metadata -> 'full_name')
       when 'string' then nullif(split_part(btrim(v_metadata ->> 'full_name'), ' ', 1), '') end);
-  v_typed    constant text := coalesce(nullif(btrim(v_metadata ->> 'phone'), ''),
-                                       nullif(btrim(v_metadata ->> 'phone_number'), ''));
-  v_phone    constant text := left(coalesce('+' || nullif(p_phone, ''),
-                                            case when not v_verified_only then v_typed end), 64);
+  v_zone     constant text := coalesce(p_app_metadata ->> 'timezone', p_app_metadata ->> 'time_zone',
+                                       p_app_metadata ->> 'tz');
 begin
-  if v_phone is null or (v_verified_only and p_confirmed_at is null) then
-    return;
-  end if;
   insert into public.outbound_call_jobs (user_id, phone_number, signup_mode, first_name, metadata)
   values (
     p_user_id,
-    v_phone,
-    coalesce(left(nullif(btrim(v_metadata ->> 'signup_mode'), ''), 64), 'default'),
+    p_phone,
+    left(v_metadata ->> 'signup_mode', 64),
     left(v_name, 100),
-    case when length(v_metadata::text) <= 8192 then v_metadata else '{}' end)  -- an avatar, say: no script reads it out
+    case when length(v_metadata::text) <= 8192 then v_metadata - 'app_timezone' else '{}' end  -- not an avatar
+      || jsonb_strip_nulls(jsonb_build_object('app_timezone', v_zone)))
   on conflict do nothing;
 end
 $$;
 comment on function private.queue_onboarding_call is
-  'Call dispatcher: queue the onboarding call of one user. A user without a phone gets none. Any text typed as a phone'
-  ' gets a job, and its reason says what is wrong with it. Supabase keeps auth.users.phone without its "+"; the user'
-  ' wrote the metadata. Where only verified phones are called, the phone is the one in auth.users, once it is'
-  ' confirmed.';
+  'Call dispatcher: queue the onboarding call of one user. Any text typed as a phone gets a job, and its reason says'
+  ' what is wrong with it. The user wrote p_metadata; p_app_metadata is the server''s, and its time zone is passed on'
+  ' as app_timezone, which a user cannot set.';
 
-create function private.on_auth_user_created() returns trigger
-language plpgsql security definer set search_path = '' set lock_timeout = '500ms' as $$
+create function private.follow_phone(
+  p_user_id uuid, p_was text, p_phone text, p_metadata jsonb, p_app_metadata jsonb
+) returns void
+language plpgsql set search_path = '' as $$
+declare
+  v_now constant timestamptz := private.clock();
 begin
-  -- Confirming a phone queues a call only if verified phones are required and the user has no job yet.
-  if tg_op = 'UPDATE' and (not (select verified_phones_only from private.call_settings)
-                           or exists (select from public.outbound_call_jobs j where j.user_id = new.id)) then
-    return null;
+  if p_phone is not distinct from p_was then
+    return;
   end if;
-  perform private.queue_onboarding_call(new.id, new.phone, new.phone_confirmed_at, new.raw_user_meta_data);
+  if p_was is null and not exists (select from public.outbound_call_jobs where user_id = p_user_id) then
+    perform private.queue_onboarding_call(p_user_id, p_phone, p_metadata, p_app_metadata);
+    return;
+  end if;
+  -- A job with another number than p_was was queued by hand or by the user's own code, and stays. So does a finished
+  -- job if a phone may have rung for it, or if it was canceled by hand.
+  update public.outbound_call_jobs j
+  set phone_number = coalesce(p_phone, j.phone_number),
+      phone_e164   = case when private.is_e164(p_phone) then p_phone end,
+      status       = case when p_phone is null then 'canceled' else 'queued' end,
+      due_at       = case when p_phone is null then null
+                          when j.reason_code is null and j.status = 'queued' then j.due_at  -- it may be a chosen time
+                          else v_now end,
+      finished_at  = case when p_phone is null then v_now end,
+      reason_code  = case when p_phone is null then 'phone_removed' end,
+      reason       = case when p_phone is null then 'the user has no phone to call any more' end
+  where j.id in (
+    select o.id from public.outbound_call_jobs o
+    where o.user_id = p_user_id
+      and (o.phone_number = p_was
+             and (o.status = 'queued'
+                  or o.status = 'failed' and p_phone is not null and not o.cancel_requested
+                     and not exists (select from public.outbound_call_attempts a
+                                     where a.job_id = o.id and a.state <> 'refused'))
+           or o.status = 'canceled' and o.reason_code = 'phone_removed' and p_phone is not null)
+    order by o.id for update);
+  -- An open call keeps the number that it dials. If it reaches nobody, the dispatcher reads the new one.
+  update public.outbound_call_jobs set phone_number = p_phone
+  where user_id = p_user_id and phone_number = p_was and status in ('dialing', 'in_doubt', 'calling')
+    and p_phone is not null;
+end
+$$;
+comment on function private.follow_phone is
+  'Call dispatcher: a user''s phone was p_was and is p_phone; either may be null. The first phone queues the call,'
+  ' once. A job that waits, and one whose number was refused, takes the new number and keeps its attempts; without a'
+  ' phone it is canceled.';
+
+create function private.on_auth_user_changed() returns trigger
+language plpgsql security definer set search_path = '' set lock_timeout = '500ms' as $$
+declare
+  v_was   text;
+  v_phone text;
+begin
+  if tg_op = 'UPDATE' then
+    v_was := '+' || nullif(old.phone, '');  -- for the note below, should the next line fail
+    v_was := private.onboarding_phone(old.phone, old.phone_confirmed_at, old.raw_user_meta_data);
+  end if;
+  v_phone := private.onboarding_phone(new.phone, new.phone_confirmed_at, new.raw_user_meta_data);
+  perform private.follow_phone(new.id, v_was, v_phone, new.raw_user_meta_data, new.raw_app_meta_data);
   return null;
 exception when others then
   begin
-    insert into private.missed_signups (user_id, error, noted_at)
-    values (new.id, sqlstate || ': ' || sqlerrm, private.clock())
+    insert into private.missed_signups (user_id, error, noted_at, phone_was)
+    values (new.id, sqlstate || ': ' || sqlerrm, private.clock(), v_was)
     on conflict do nothing;
     raise warning 'the onboarding call of user % could not be queued and was noted for the sweep: %', new.id, sqlerrm;
   exception when others then
-    raise warning 'the onboarding call of user % could be neither queued nor noted: %', new.id, sqlerrm;
+    begin
+      -- A sequence can be written while every table is locked.
+      perform setval('private.lost_signups', floor(extract(epoch from clock_timestamp()))::bigint);
+      raise warning 'the onboarding call of user % could not be noted; a sweep will find it: %', new.id, sqlerrm;
+    exception when others then
+      raise warning 'the onboarding call of user % could be neither queued nor noted: %', new.id, sqlerrm;
+    end;
   end;
   return null;
 end
 $$;
-comment on function private.on_auth_user_created is
-  'Call dispatcher: after each sign-up and each confirmation of a phone, in that transaction. lock_timeout turns a'
-  ' long wait into an error, which is caught: the sign-up commits, and the sweep queues its call later.';
+comment on function private.on_auth_user_changed is
+  'Call dispatcher: after each sign-up and each change of a phone, in that transaction. lock_timeout turns a long wait'
+  ' into an error, which is caught: the statement commits, and the sweep does later what could not be done at once.';
 
 create trigger on_auth_user_created_onboarding after insert on auth.users
-  for each row execute function private.on_auth_user_created();
+  for each row execute function private.on_auth_user_changed();
 
-create trigger on_auth_user_phone_confirmed_onboarding after update of phone_confirmed_at on auth.users
-  for each row when (old.phone_confirmed_at is null and new.phone_confirmed_at is not null)
-  execute function private.on_auth_user_created();
+create trigger on_auth_user_phone_changed_onboarding
+  after update of phone, phone_confirmed_at, raw_user_meta_data on auth.users
+  for each row when (new.deleted_at is null
+                     and (old.phone, old.phone_confirmed_at, old.raw_user_meta_data)
+                         is distinct from (new.phone, new.phone_confirmed_at, new.raw_user_meta_data))
+  execute function private.on_auth_user_changed();
 
 create function public.require_verified_phones(p_required boolean default true) returns text
 language plpgsql security definer set search_path = '' as $$
@@ -107,22 +172,57 @@ comment on function public.require_verified_phones is
   'Call dispatcher, by hand: call sign-ups only when their phone is confirmed by SMS (true), or at once (false, the'
   ' default of a new project). A typed number may be anybody''s. -> what holds now';
 
+create function private.find_lost_signups(p_limit int default 2000) returns void
+language plpgsql set search_path = '' as $$
+declare
+  v_lost  constant bigint := (select last_value from private.lost_signups);
+  v_state constant private.call_settings := (select s from private.call_settings s);
+  v_users uuid[];
+begin
+  if v_state.lost_after is null and v_state.lost_seen >= v_lost
+     or not pg_try_advisory_xact_lock('private.lost_signups'::regclass::oid::bigint) then  -- one sweep at a time
+    return;
+  end if;
+  v_users := array(select id from auth.users
+                   where id > coalesce(v_state.lost_after, '00000000-0000-0000-0000-000000000000')
+                   order by id limit p_limit);
+  insert into private.missed_signups (user_id, error, noted_at)
+  select u.id, 'neither queued nor noted', private.clock() from auth.users u
+  where u.id = any (v_users)
+    and u.created_at between to_timestamp(v_lost) - interval '1 day' and to_timestamp(v_lost) + interval '1 minute'
+    and not exists (select from public.outbound_call_jobs j where j.user_id = u.id)
+  on conflict do nothing;
+  update private.call_settings
+  set lost_seen  = case when v_state.lost_after is null then v_lost else lost_seen end,  -- of the look that begins
+      lost_after = case when cardinality(v_users) = p_limit then v_users[p_limit] end
+  where only_row;
+end
+$$;
+comment on function private.find_lost_signups is
+  'Call dispatcher: after a sign-up that could be neither queued nor noted, look through auth.users by its primary key,'
+  ' p_limit users at a time, and note those who signed up within the day before and have no job. Without such a loss it'
+  ' reads one number.';
+
 create function public.heal_onboarding_calls(p_limit int default 100) returns int
 language plpgsql security definer set search_path = '' as $$
 declare
   v_missed record;
   v_healed int := 0;
 begin
+  perform private.find_lost_signups();
   for v_missed in
-    select m.user_id, u.id as existing_id, u.phone, u.phone_confirmed_at, u.raw_user_meta_data
-    from private.missed_signups m left join auth.users u on u.id = m.user_id
+    select m.user_id, m.phone_was, u.id as existing_id, u.phone, u.phone_confirmed_at,
+           u.raw_user_meta_data, u.raw_app_meta_data
+    from private.missed_signups m left join auth.users u on u.id = m.user_id and u.deleted_at is null
     order by m.noted_at limit p_limit
     for update of m skip locked
   loop
     begin
       if v_missed.existing_id is not null then
-        perform private.queue_onboarding_call(
-          v_missed.user_id, v_missed.phone, v_missed.phone_confirmed_at, v_missed.raw_user_meta_data);
+        perform private.follow_phone(
+          v_missed.user_id, v_missed.phone_was,
+          private.onboarding_phone(v_missed.phone, v_missed.phone_confirmed_at, v_missed.raw_user_meta_data),
+          v_missed.raw_user_meta_data, v_missed.raw_app_meta_data);
       end if;
       delete from private.missed_signups where user_id = v_missed.user_id;
       v_healed := v_healed + 1;
@@ -137,7 +237,7 @@ begin
 end
 $$;
 comment on function public.heal_onboarding_calls is
-  'Call dispatcher: for the sweep: queue the calls that a sign-up could not. -> how many were healed';
+  'Call dispatcher: for the sweep: do what a sign-up or a change of a phone could not. -> how many were healed';
 
 create function public.enqueue_call_job(
   p_user_id      uuid,
@@ -180,14 +280,14 @@ begin
     return jsonb_build_object('job_id', v_id, 'created', true);
   end if;
   select j.id into v_id from public.outbound_call_jobs j
-  where j.dedupe_key = v_key and j.dedupe_window && tstzrange(private.clock(), private.clock() + interval '1 hour')
+  where j.dedupe_key = v_key and j.dedupe_window && tstzrange(private.clock(), null)
   order by j.id desc limit 1;
   return jsonb_build_object('job_id', v_id, 'created', false);
 end
 $$;
 comment on function public.enqueue_call_job is
-  'Call dispatcher, by hand or by code: have one person called. Within an hour of another job with the same key it'
-  ' makes none and answers with that job. -> {"job_id", "created"}';
+  'Call dispatcher, by hand or by code: have one person called. While another job with the same key waits or is open,'
+  ' and for an hour after, it makes none and answers with that job. -> {"job_id", "created"}';
 
 create function private.on_outbound_call_job_created() returns trigger
 language plpgsql security definer set search_path = '' set lock_timeout = '500ms' as $$

@@ -66,6 +66,7 @@ create function private.why_canceled(p_cancel_code text) returns text
 language sql immutable set search_path = '' as $$
   select case p_cancel_code when 'opted_out' then 'the number has opted out of calls'
                             when 'user_deleted' then 'the user was deleted'
+                            when 'user_banned' then 'the user is banned'
                             when 'paused' then 'answered while all calls were paused, and ended'
                             else 'canceled by hand' end
 $$;
@@ -93,6 +94,7 @@ declare
   v_job   public.outbound_call_jobs;
   v_gate  private.call_settings;
   v_cap   record;
+  v_code  text;
   v_until timestamptz;
 begin
   for i in 1 .. c_at_most loop
@@ -115,10 +117,14 @@ begin
     if v_job.phone_e164 is null then
       return jsonb_build_object('outcome', 'unparsed', 'job_id', v_job.id, 'phone_number', v_job.phone_number);
     end if;
-    if exists (select from public.call_opt_outs o where o.phone_e164 = v_job.phone_e164) then
+    v_code := case
+      when exists (select from public.call_opt_outs o where o.phone_e164 = v_job.phone_e164) then 'opted_out'
+      when exists (select from auth.users u where u.id = v_job.user_id and u.banned_until > v_now) then 'user_banned'
+    end;
+    if v_code is not null then
       update public.outbound_call_jobs
       set status = 'canceled', due_at = null, finished_at = v_now,
-          reason_code = 'opted_out', reason = private.why_canceled('opted_out')
+          reason_code = v_code, reason = private.why_canceled(v_code)
       where id = v_job.id;
       continue;
     end if;

@@ -18,11 +18,12 @@ create temporary view our_triggers as
   where not t.tgisinternal and (p.pronamespace = 'private'::regnamespace or t.tgrelid in (select oid from our_tables));
 
 select set_eq('select on_table, name, function from our_triggers', $$ values
-  ('auth.users',         'on_auth_user_created_onboarding',         'on_auth_user_created'),
-  ('auth.users',         'on_auth_user_phone_confirmed_onboarding', 'on_auth_user_created'),
+  ('auth.users',         'on_auth_user_created_onboarding',         'on_auth_user_changed'),
+  ('auth.users',         'on_auth_user_phone_changed_onboarding',   'on_auth_user_changed'),
   ('auth.users',         'on_auth_user_deleted_onboarding',         'on_auth_user_deleted'),
   ('auth.users',         'on_auth_user_marked_deleted_onboarding',  'on_auth_user_deleted'),
   ('outbound_call_jobs', 'complete_call_job',                       'complete_call_job'),
+  ('outbound_call_jobs', 'set_dedupe_window',                       'set_dedupe_window'),
   ('outbound_call_jobs', 'keep_open_call_job',                      'keep_open_call_job'),
   ('outbound_call_jobs', 'summarize_call_job',                      'summarize_call_job'),
   ('outbound_call_jobs', 'on_outbound_call_job_created',            'on_outbound_call_job_created') $$,

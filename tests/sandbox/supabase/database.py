@@ -35,6 +35,7 @@ begin
   for v_table in
     select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace
     where c.relkind = 'r' and n.nspname in ('public', 'private', 'auth', 'net', 'vault')
+      and c.oid is distinct from to_regclass('private.calling_codes')  -- what the migration wrote
   loop
     execute 'delete from ' || v_table;
   end loop;
@@ -42,6 +43,7 @@ end
 $$;
 reset session_replication_role;
 insert into private.call_settings default values;
+select setval('private.lost_signups', 1, false);
 update sandbox.clock set offset_by = '0';
 """
 
