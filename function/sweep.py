@@ -73,7 +73,7 @@ def severity(stats: Stats, day_used: float | None) -> int:
     """The log level of the sweep's line: an error where a person must act, a warning where something is unusual."""
     late = not stats.paused and stats.oldest_due_s > LATE_SECONDS
     doubtful = stats.oldest_doubt_s > DOUBT_SECONDS
-    if late or doubtful or stats.live_duplicates or stats.held_by_prefix or stats.paused_by == "halt":
+    if late or doubtful or stats.live_duplicates or stats.held_by_prefix or stats.paused_by in ("halt", "restore"):
         return logging.ERROR
     odd = stats.in_doubt or stats.missed_signups or stats.halts or stats.paused
     # People with a new area code are not called until an upgrade (docs: who and when).

@@ -193,7 +193,7 @@ class Stats(_Answer):
     held_by_prefix: int
     missed_signups: int
     paused: bool
-    paused_by: Literal["hand", "halt", "calls_per_day"] | None
+    paused_by: Literal["hand", "halt", "calls_per_day", "restore"] | None
     paused_until: datetime | Literal["infinity"] | None
     pause_reason: str | None
     halts: int

@@ -65,7 +65,7 @@ class CallFacts(_Fact):
 
     paused_until: str | None
     pause_reason: str | None
-    paused_by: Literal["hand", "halt", "calls_per_day"] | None
+    paused_by: Literal["hand", "halt", "calls_per_day", "restore"] | None
     verified_phones_only: bool
 
 

@@ -177,6 +177,8 @@ def _calls(facts: SetupFacts) -> Iterator[Finding]:
         elif calls.paused_by == "calls_per_day":
             by = "by the ceiling of a day"
             mend = "wait; or raise CALLS_PER_DAY everywhere, then: select resume_calls();"
+        elif calls.paused_by == "restore":
+            by, mend = "by a restore or a copy", "follow shared/docs/restore.md, then: select confirm_restore();"
         else:
             by, mend = "by a halt, because Twilio refused one for a reason of ours", mend_it
         yield warning(check, f"paused {until}, {by}: {calls.pause_reason}", mend)

@@ -29,6 +29,7 @@ TRIGGERS: Final = {
     "on_auth_user_deleted_onboarding": _USERS,
     "on_auth_user_marked_deleted_onboarding": _USERS,
     "complete_call_job": _JOBS,
+    "set_dedupe_window": _JOBS,
     "keep_open_call_job": _JOBS,
     "summarize_call_job": _JOBS,
     "on_outbound_call_job_created": _JOBS,

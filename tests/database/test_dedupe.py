@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from datetime import timedelta
 
 import psycopg
 import pytest
@@ -69,8 +70,8 @@ def test_late_truth_about_a_job_is_taken_though_a_newer_one_holds_the_key(steps:
     """The exclusion constraint must never refuse an outcome."""
     job, attempt = steps.attempt_in("absent")
     user = steps.job(job)["user_id"]
-    late = "update public.outbound_call_jobs set status = 'failed', due_at = null, finished_at = private.clock(), reason_code = 'absent'"
-    steps.rows(late)
+    finish(steps, job, "failed")
+    steps.rows("update public.outbound_call_jobs set reason_code = 'absent'")
     steps.pass_time(7200)
     newer = enqueue(steps, user)["job_id"]
     assert newer != job
@@ -122,6 +123,17 @@ def test_the_same_key_from_two_people_is_one_job(steps: Steps) -> None:
 def test_a_job_for_later_counts_from_when_it_was_made(steps: Steps) -> None:
     enqueue(steps, user := uuid.uuid4(), not_before=steps.now().replace(year=2030))
     assert not enqueue(steps, user)["created"]
+
+
+def test_a_call_for_later_is_dialed_then_and_holds_only_its_own_key(steps: Steps) -> None:
+    later = enqueue(
+        steps, user := uuid.uuid4(), not_before=steps.now() + timedelta(hours=20), dedupe_key=f"demo:{user}"
+    )
+    assert enqueue(steps, user)["created"]
+    assert steps.claim(later["job_id"])["outcome"] == "none"
+    steps.pass_time(20 * 3600)
+    assert not enqueue(steps, user, dedupe_key=f"demo:{user}")["created"]
+    assert steps.claim(later["job_id"])["outcome"] == "claimed"
 
 
 def test_a_plain_insert_is_held_to_the_same_hour(steps: Steps) -> None:

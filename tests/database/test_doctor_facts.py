@@ -45,4 +45,4 @@ def test_what_cannot_be_read_is_said_and_does_not_hide_the_rest(connection: Conn
     assert "vault.decrypted_secrets" in found["vault"]["error"]
     assert "net._http_response" in found["net"]["error"]
     assert found["migrations"] is None
-    assert len(found["triggers"]) == 8
+    assert len(found["triggers"]) == 9

@@ -23,7 +23,7 @@
 --     outcomes    accept_call  refuse_call  doubt_call  put_off_call  record_call_status
 --     follow_up   claim_open_call  settle_call
 --     answers     record_call_answer  summarize_call_job (t)
---     by_hand     cancel_call_job  retry_call_job  opt_out  pause_calls  resume_calls
+--     by_hand     cancel_call_job  retry_call_job  opt_out  pause_calls  resume_calls  confirm_restore
 --     statistics  call_job_stats  call_stats_by_hour  call_stats (v)  call_stats_per_hour (v)
 --                 outbound_call_overview (v)
 --     privacy     on_auth_user_deleted_onboarding (t)  on_auth_user_marked_deleted_onboarding (t)  prune_call_jobs
@@ -55,6 +55,21 @@ language sql stable set search_path = '' as $$ select now() $$;
 comment on function private.clock is
   'Call dispatcher: the only source of time in these functions. The sandbox replaces it; nothing else may.';
 
+create function private.database_id() returns text
+language plpgsql stable set search_path = '' as $$
+begin
+  return concat_ws('-', (pg_control_system()).system_identifier, left(pg_walfile_name(pg_current_wal_lsn()), 8),
+                   (select oid from pg_database where datname = current_database()),
+                   'public.outbound_call_jobs'::regclass::oid);
+exception when insufficient_privilege then
+  return 'public.outbound_call_jobs'::regclass::oid;
+end
+$$;
+comment on function private.database_id is
+  'Call dispatcher: which database this is, by facts that no restore brings along: the cluster''s system identifier'
+  ' (another after a dump that is loaded elsewhere, and after pg_upgrade), its timeline (another after each recovery'
+  ' from a backup), the database and the table (others after a copy within the cluster).';
+
 -- ---------------------------------------------------------------------------------------------- jobs
 
 create table public.outbound_call_jobs (
@@ -78,6 +93,7 @@ create table public.outbound_call_jobs (
   created_at       timestamptz not null,
   finished_at      timestamptz,
   qualification    jsonb,
+  database_id      text not null,
   constraint final_jobs_are_finished
     check ((finished_at is not null) = (status in ('completed', 'failed', 'canceled'))),
   constraint open_jobs_are_due check ((due_at is not null) = (finished_at is null)),
@@ -100,6 +116,8 @@ comment on column public.outbound_call_jobs.cancel_code is
   'Why cancellation was requested: opted_out, user_deleted, paused; null when by hand.';
 comment on column public.outbound_call_jobs.reason is
   'Why the job has its status, in words; reason_code is the stable form.';
+comment on column public.outbound_call_jobs.database_id is
+  'Where the job was queued. A job that a restore or a copy brought here is not dialed before confirm_restore().';
 comment on column public.outbound_call_jobs.qualification is
   'The result of the call, once the job is over and the call was answered; else null. {"answers": {"<question>":'
   ' "<meaning>", ...}, "opted_out": true if by a key in the call, "answered_by": Twilio''s word, or null}';
@@ -228,12 +246,13 @@ comment on table private.deleted_users is
 create table private.call_settings (
   only_row     boolean primary key default true check (only_row),
   paused_until timestamptz,
-  paused_by    text check (paused_by in ('hand', 'halt', 'calls_per_day')),
+  paused_by    text check (paused_by in ('hand', 'halt', 'calls_per_day', 'restore')),
   pause_reason text,
   halts        int not null default 0,      -- in a row; each makes the next pause longer
   probe_until  timestamptz,                 -- after a halt one job goes first; the others wait until then
   next_call_at timestamptz not null default '-infinity',
   verified_phones_only boolean not null default false,
+  confirmed_id text,                        -- database_id() at the last confirm_restore()
   lost_seen    bigint not null default 1,   -- the value of lost_signups at the last look through auth.users
   lost_after   uuid,                        -- during such a look: the last user that was looked at
   constraint a_pause_has_a_cause check ((paused_until is null) = (paused_by is null))
@@ -261,6 +280,7 @@ begin
     new.phone_e164 := new.phone_number;
   end if;
   new.signup_mode := coalesce(nullif(lower(btrim(new.signup_mode, E' \t\r\n')), ''), 'default');
+  new.database_id := coalesce(new.database_id, private.database_id());
   new.dedupe_key := coalesce(new.dedupe_key, 'onboarding:' || new.user_id);
   new.dedupe_window := tstzrange(new.created_at, new.finished_at + interval '1 hour');
   return new;

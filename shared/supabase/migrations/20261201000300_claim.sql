@@ -72,6 +72,47 @@ language sql immutable set search_path = '' as $$
 $$;
 comment on function private.why_canceled is 'Call dispatcher: why a job was canceled, in words.';
 
+create function private.pause_for_restore() returns jsonb
+language plpgsql set search_path = '' as $$
+declare
+  c_reason constant text := 'this database was restored or copied, and its jobs may have been called since: see'
+                            ' shared/docs/restore.md, then select confirm_restore()';
+begin
+  -- A pause by hand stays: confirm_restore() must not end it.
+  update private.call_settings set paused_until = 'infinity', paused_by = 'restore', pause_reason = c_reason
+  where only_row
+    and (paused_until is null or paused_until <= private.clock() or paused_by in ('halt', 'calls_per_day'));
+  return jsonb_build_object('outcome', 'paused', 'until', 'infinity', 'reason', c_reason);
+end
+$$;
+comment on function private.pause_for_restore is
+  'Call dispatcher: pause all calls, because the claimed job was queued in another database. -> the claim''s answer';
+
+create function private.ask_before_dialing(p_job public.outbound_call_jobs, p_from text, p_busy_s double precision)
+returns void
+language plpgsql set search_path = '' as $$
+declare
+  c_reason constant text := 'queued before the restore: Twilio is asked whether it was called since';
+begin
+  insert into public.outbound_call_attempts
+    (id, job_id, number, phone_e164, from_e164, state, started_at, doubted_at, error_code, error_message)
+  values (gen_random_uuid(), p_job.id, p_job.attempts + 1, p_job.phone_e164, p_from, 'in_doubt', p_job.created_at,
+          private.clock(), 'restored', c_reason)
+  on conflict (phone_e164) where state in ('started', 'in_doubt', 'accepted') do nothing;
+  update public.outbound_call_jobs
+  set status      = case when found then 'in_doubt' else status end,
+      attempts    = attempts + found::int,
+      database_id = case when found then private.database_id() else database_id end,
+      due_at      = private.clock() + case when found then interval '0' else make_interval(secs => p_busy_s) end,
+      reason_code = case when found then 'restored' else 'number_in_use' end,
+      reason      = case when found then c_reason else 'another call to this number is under way' end
+  where id = p_job.id;
+end
+$$;
+comment on function private.ask_before_dialing is
+  'Call dispatcher: a job that is older than a confirmed restore becomes a doubt since it was queued. Twilio''s list'
+  ' settles it: a call that the database has forgotten is found, and a job without one is dialed.';
+
 create function public.claim_call_job(
   p_attempt          uuid,
   p_lease_s          double precision,
@@ -91,6 +132,8 @@ declare
   -- Ten thousand jobs for one busy number must not hold this transaction until it is canceled and rolled back.
   c_at_most constant int := 100;
   v_now   constant timestamptz := private.clock();
+  v_here  constant text := private.database_id();
+  v_confirmed constant text := (select confirmed_id from private.call_settings);
   v_job   public.outbound_call_jobs;
   v_gate  private.call_settings;
   v_cap   record;
@@ -126,6 +169,13 @@ begin
       set status = 'canceled', due_at = null, finished_at = v_now,
           reason_code = v_code, reason = private.why_canceled(v_code)
       where id = v_job.id;
+      continue;
+    end if;
+    if v_job.database_id <> v_here then
+      if v_confirmed is distinct from v_here then
+        return private.pause_for_restore();
+      end if;
+      perform private.ask_before_dialing(v_job, p_from, p_busy_s);
       continue;
     end if;
 

@@ -157,7 +157,10 @@ begin
   end if;
 
   update public.outbound_call_attempts set state = 'absent', closed_at = v_now where id = p_attempt;
-  if p_gives_up then
+  if v_attempt.error_code = 'restored' then  -- nothing was dialed: always once more, at once
+    perform private.retry_or_fail(v_job, array_fill(0::double precision, array[v_job.attempts]), 'restored',
+      'queued before the restore, and not called since');
+  elsif p_gives_up then
     perform private.retry_or_fail(v_job, '{}', 'gave_up',
       'it was in doubt, Twilio has no such call, and doubtful calls are not repeated here');
   else

@@ -192,4 +192,27 @@ comment on function public.resume_calls is
   'Call dispatcher, by hand: end any pause: by hand, by a halt or by CALLS_PER_DAY (which pauses again at the next'
   ' claim while it is reached). -> what held before';
 
+create function public.confirm_restore() returns text
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_here constant text := private.database_id();
+  v_jobs bigint;
+begin
+  select count(*) into v_jobs from public.outbound_call_jobs where status = 'queued' and database_id <> v_here;
+  if v_jobs = 0 then
+    return 'no waiting job was queued in another database: nothing to confirm';
+  end if;
+  update private.call_settings
+  set confirmed_id = v_here,
+      paused_until = case when paused_by = 'restore' then null else paused_until end,
+      pause_reason = case when paused_by = 'restore' then null else pause_reason end,
+      paused_by    = case when paused_by = 'restore' then null else paused_by end
+  where only_row;
+  return format('calls go on; Twilio is asked about %s jobs that were queued before, each before it is dialed', v_jobs);
+end
+$$;
+comment on function public.confirm_restore is
+  'Call dispatcher, by hand: this database was restored from a backup, and it is the one that calls. Before each job'
+  ' that was queued earlier, Twilio is asked whether its number was called since. Not in a copy. -> what holds now';
+
 select private.apply_rights();
