@@ -17,22 +17,33 @@ Copy = Callable[[], Steps]
 
 
 @pytest.fixture
-def copied(postgres: Postgres, steps: Steps, connection: Connection, module_database: str) -> Iterator[Copy]:
+def steps(postgres: Postgres, template_database: str) -> Iterator[Steps]:
+    """A database to which nobody else is connected, so that it can be copied."""
+    database.create_database(postgres, "test_original", template_database)
+    with (
+        psycopg.connect(postgres.url(database="test_original"), autocommit=True) as service,
+        psycopg.connect(postgres.url(database="test_original"), autocommit=True) as eyes,
+    ):
+        yield Steps(service, eyes)
+    database.drop_database(postgres, "test_original")
+
+
+@pytest.fixture
+def copied(postgres: Postgres, steps: Steps) -> Iterator[Copy]:
     """copied(): the database as it is now, in another one."""
-    name = f"{module_database}_copy"
     opened: list[Connection] = []
 
     def copy() -> Steps:
         steps.service.close()
-        connection.close()
-        database.create_database(postgres, name, module_database)
-        opened.extend(psycopg.connect(postgres.url(database=name), autocommit=True) for _ in range(2))
+        steps._eyes.close()
+        database.create_database(postgres, "test_copy", "test_original")
+        opened.extend(psycopg.connect(postgres.url(database="test_copy"), autocommit=True) for _ in range(2))
         return Steps(*opened)
 
     yield copy
     for one in opened:
         one.close()
-    database.drop_database(postgres, name)
+    database.drop_database(postgres, "test_copy")
 
 
 def settle(steps: Steps, attempt: uuid.UUID, *calls: tuple[str, str]) -> str:
