@@ -66,6 +66,7 @@ select set_eq($$ select conrelid::regclass::text, conname::text, contype::text f
   ('outbound_call_answers',  'outbound_call_answers_pkey',         'p'),
   ('outbound_call_answers',  'outbound_call_answers_job_id_fkey',  'f'),
   ('call_opt_outs',          'call_opt_outs_pkey',                 'p'),
+  ('private.calling_codes',  'calling_codes_pkey',                 'p'),
   ('private.call_settings',  'call_settings_pkey',                 'p'),
   ('private.call_settings',  'a_pause_has_a_cause',                'c'),
   ('private.missed_signups', 'missed_signups_pkey',                'p'),
