@@ -1,10 +1,10 @@
-"""The doctor: is everything set up so that people will be called? It asks, and never dials nor writes.
+"""The doctor: is everything set up so that people are called? It asks, and never dials or writes.
 
-    python -m function.doctor           one line a check: ok, warning, wrong, or skipped; and what to do
-    python -m function.doctor --json    the same for scripts: a list of {check, state, found, advice}
+    python -m function.doctor           one line for each check: ok, warning, wrong or skipped, with advice
+    python -m function.doctor --json    for scripts: a list of {check, state, found, advice}
 
-To be run where the function, the worker or the cron job runs: same image, same environment. Exit code 0: ok, perhaps with
-warnings; 1: something is wrong; 2: the settings cannot be read.
+Run it where the function, the worker or the cron job runs: same image, same environment. Exit code 0: ok, perhaps with
+warnings; 1: something is wrong, or calls are paused; 2: the settings cannot be read.
 """
 
 import argparse
@@ -28,37 +28,38 @@ from shared.doctor.twilio import check_twilio
 from shared.doctor.url import check_public_url, check_vault_url
 from shared.logs import mask_phone
 from shared.screening import Refusal, library_date, parse_number, screen, table_date
-from shared.settings import Settings, SettingsError, load_settings
+from shared.settings import Settings, SettingsError, load_settings, unknown_settings
 from shared.setup_facts import SetupFacts
 
 MAX_WAIT_SECONDS: Final = 20.0
-"""For all hosts together; each is asked with timeouts of its own, and a name that takes long to resolve knows none."""
+"""For all hosts together. Each request has timeouts, but resolving a name has none."""
 SKEW_SECONDS: Final = 60.0
-"""Signatures are believed for 5 minutes, and a dial within 2 s is measured by our own clock."""
-
+"""Signatures are accepted for 5 minutes, and our own clock limits a dial to 2 s."""
 AREA_CODES_AGE: Final = timedelta(days=270)
 """About eight area codes come into service each year."""
+ENVIRONMENT: Final = "set it where this container gets its environment; .env.example describes each setting"
 
 _MARKS: Final = {"ok": "ok      ", "warning": "WARNING ", "wrong": "WRONG   ", "skipped": "skipped "}
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
-    """All findings, in order. What one check finds never keeps another from looking."""
+def examine(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """All findings, in order. A check that fails does not stop the others."""
     clocks: dict[str, float] = {}
-    yield from _settings(settings)
+    yield from _settings(settings, environ)
     yield from _scripts()
-    yield from _area_codes()
-    parts: dict[str, Callable[[], Iterable[Finding]]] = {
-        "database": lambda: _database(settings, clocks),
-        "Twilio": lambda: check_twilio(settings, clocks),
-        "public address": lambda: check_public_url(settings, clocks),
-    }
-    yield from _all_at_once(parts)
+    yield _area_codes()
+    yield from _all_at_once(
+        {
+            "database": lambda: _database(settings, clocks),
+            "Twilio": lambda: check_twilio(settings, clocks),
+            "public address": lambda: check_public_url(settings, clocks),
+        }
+    )
     yield _clock(clocks)
 
 
 def _all_at_once(parts: Mapping[str, Callable[[], Iterable[Finding]]]) -> Iterator[Finding]:
-    """The findings of each part, in order. A part that hangs is left behind with what it has found so far."""
+    """The findings of each part, in order. A part that hangs is abandoned; its findings so far are kept."""
     until = time.monotonic() + MAX_WAIT_SECONDS
     found: dict[str, list[Finding]] = {name: [] for name in parts}
 
@@ -66,72 +67,60 @@ def _all_at_once(parts: Mapping[str, Callable[[], Iterable[Finding]]]) -> Iterat
         try:
             for finding in parts[name]():
                 found[name].append(finding)
-        except Exception as error:  # noqa: BLE001 - the others are still to be told
-            odd = f"the doctor stumbled: {type(error).__name__}: {error}"
-            found[name].append(wrong(name, odd, "this is a fault of the doctor's: please report it"))
+        except Exception as error:  # noqa: BLE001 - the other parts go on
+            failure = f"the doctor failed: {type(error).__name__}: {error}"
+            found[name].append(wrong(name, failure, "this is a fault of the doctor's: please report it"))
 
     threads = {name: threading.Thread(target=work, args=(name,), daemon=True) for name in parts}
     for thread in threads.values():
         thread.start()
     for name, thread in threads.items():
         thread.join(max(0.0, until - time.monotonic()))
-        so_far = list(found[name])
+        yield from list(found[name])
         if thread.is_alive():
             late = f"no end within {MAX_WAIT_SECONDS:g} s"
-            so_far.append(
-                wrong(name, late, "a host hangs, or its name takes for ever to resolve: look at DNS and egress rules")
-            )
-        yield from so_far
+            yield wrong(name, late, "a host hangs, or its name does not resolve: look at DNS and egress rules")
+
+
+def _settings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
+    yield ok("settings", "all are there and well-formed")
+    if unknown := unknown_settings(environ):
+        names = ", ".join(name + (f" (do you mean {near}?)" if near else "") for name, near in unknown.items())
+        yield warning("unknown settings", f"nothing reads {names}", "correct the names, or take them out")
+    if not settings.dispatch_secrets:
+        found = "DISPATCH_SECRET is not set: right for a worker or a cron job; the web function does not start"
+        yield warning("webhook secret", found, 'for HTTP, make one: echo "whsec_$(openssl rand -base64 32)"')
+    if settings.call_only_to is None:
+        return
+    numbers = [parse_number(number, settings) for number in settings.call_only_to]
+    screened = [screen(number, {}, settings, datetime.now(UTC)) for number in numbers]
+    refused = [answer for answer in screened if isinstance(answer, Refusal)]
+    if refused:
+        found = f"{len(refused)} of its {len(screened)} numbers would be refused: {refused[0].reason}"
+        yield wrong("CALL_ONLY_TO", found, "name their countries in CALL_COUNTRIES; only ordinary phones are called")
+    else:
+        called = "1 number is" if len(screened) == 1 else f"{len(screened)} numbers are"
+        found = f"only {called} called, other jobs fail: right for staging and a first call"
+        yield warning("CALL_ONLY_TO", found, "take CALL_ONLY_TO out of the environment to call everybody")
 
 
 def _scripts() -> Iterator[Finding]:
     try:
         Scripts()
     except ScriptError as error:
-        yield wrong("scripts", str(error), "correct the files in shared/scripts, and build the image anew")
+        yield wrong("scripts", str(error), "correct the files in shared/scripts, and build the image again")
     else:
-        yield ok("scripts", "what the calls say is valid")
+        yield ok("scripts", "the scripts of the calls are valid")
 
 
-def _settings(settings: Settings) -> Iterator[Finding]:
-    yield ok("settings", "all are there and well-formed")
-    if not settings.dispatch_secrets:
-        yield warning(
-            "webhook secret",
-            "DISPATCH_SECRET is not set: right for a worker or a cron job (function.sweep); the web function would not start",
-            'where HTTP is served, make one: echo "whsec_$(openssl rand -base64 32)"',
-        )
-    if settings.call_only_to is not None:
-        now = datetime.now(UTC)
-        numbers = [parse_number(number, settings) for number in settings.call_only_to]
-        screened = [screen(number, {}, settings, now) for number in numbers]
-        refused = [answer for answer in screened if isinstance(answer, Refusal)]
-        if refused:
-            yield wrong(
-                "CALL_ONLY_TO",
-                f"{len(refused)} of its {len(screened)} numbers would be refused all the same: {refused[0].reason}",
-                "name their countries in CALL_COUNTRIES; only numbers of ordinary phones are called",
-            )
-            return
-        called = "1 number is" if len(screened) == 1 else f"{len(screened)} numbers are"
-        yield warning(
-            "CALL_ONLY_TO",
-            f"only {called} called, other jobs fail: right for staging and a first call",
-            "take CALL_ONLY_TO out of the environment when everybody is to be called",
-        )
-
-
-def _area_codes() -> Iterator[Finding]:
-    """The library and our table must know the area codes in service: a new one is refused until an upgrade."""
+def _area_codes() -> Finding:
+    """The library and our table must know the area codes in service. A new one is refused until an upgrade."""
     library = library_date()
     age = f"of {library:%B %Y}" if library else "newer or older than the one our table was compared with"
     found = f"phonenumbers {phonenumbers.__version__}, {age}; our table of area codes is of {table_date():%d %b %Y}"
     if datetime.now(UTC).date() - table_date() > AREA_CODES_AGE:
-        yield warning(
-            "area codes", found, "upgrade: jobs with an area code in service since then fail (area_code_unknown)"
-        )
-    else:
-        yield ok("area codes", found)
+        return warning("area codes", found, "upgrade: jobs with a newer area code fail (area_code_unknown)")
+    return ok("area codes", found)
 
 
 def _database(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
@@ -140,23 +129,14 @@ def _database(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
 
 
 def _clock(clocks: Mapping[str, float]) -> Finding:
-    off = {host: ahead for host, ahead in clocks.items() if abs(ahead) > SKEW_SECONDS}
-    if off:
-        said = ", ".join(f"{host} by {ahead:+.0f} s" for host, ahead in off.items())
-        return warning(
-            "clock",
-            f"ours differs from {said}",
-            "set this machine's clock by NTP: old signatures are refused after 5 minutes",
-        )
-    return (
-        ok("clock", f"agrees with {', '.join(clocks)}")
-        if clocks
-        else skipped("clock", "nobody answered to compare it with")
-    )
+    if off := [f"{host} by {ahead:+.0f} s" for host, ahead in clocks.items() if abs(ahead) > SKEW_SECONDS]:
+        ntp = "set this machine's clock by NTP: signatures older than 5 minutes are refused"
+        return warning("clock", f"ours differs from {', '.join(off)}", ntp)
+    return ok("clock", f"agrees with {', '.join(clocks)}") if clocks else skipped("clock", "no host answered")
 
 
 def _hide(finding: Finding, settings: Settings | None) -> Finding:
-    """Whatever a host said: it is one line, and no secret and no whole number leaves the program."""
+    """On one line, without secrets and whole numbers, whatever a host said."""
 
     def clean(text: str) -> str:
         text = " ".join(text.split())
@@ -165,7 +145,7 @@ def _hide(finding: Finding, settings: Settings | None) -> Finding:
         for secret in settings.secrets:
             for shape in (secret, secret.removeprefix("whsec_"), quote(secret, safe="")):
                 text = text.replace(shape, "[secret]")
-        # Our own address may hold a project's number, and is there to be copied.
+        # Our own address stays whole, to be copied. It may hold a project's number.
         return settings.api_base_url.join(mask_phone(part) for part in text.split(settings.api_base_url))
 
     return replace(finding, found=clean(finding.found), advice=clean(finding.advice))
@@ -196,11 +176,10 @@ def main(arguments: list[str] | None = None, environ: Mapping[str, str] | None =
     try:
         settings = load_settings(http=False, environ=environ)
     except SettingsError as error:
-        advice = "set it where this container gets its environment; .env.example says what each setting is"
-        problems = [wrong("settings", problem, advice) for problem in error.problems]
+        problems = [wrong("settings", problem, ENVIRONMENT) for problem in error.problems]
         _print([*problems, *_scripts()], None, options.json)
         return 2
-    shown = _print(examine(settings), settings, options.json)
+    shown = _print(examine(settings, environ), settings, options.json)
     return 1 if any(finding.state == "wrong" for finding in shown) else 0
 
 

@@ -1,12 +1,12 @@
 """The facts that `check_call_setup` reports about a database. The doctor judges them."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 
 class _Fact(BaseModel):
-    """As check_call_setup answers. A newer database may say more; an older one less, where there is a default."""
+    """A newer database may report more, and an older one less where there is a default."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -21,7 +21,7 @@ class VaultFacts(_Fact):
 
 
 class WebhookAnswer(_Fact):
-    """One request of pg_net's, whoever's it was: an HTTP status, or an error."""
+    """The end of one request of pg_net's, perhaps of another webhook of the project: an HTTP status, or an error."""
 
     status: int | None
     error: str | None
@@ -36,56 +36,34 @@ class NetFacts(_Fact):
     error: str | None = None
 
 
-class FunctionFacts(_Fact):
-    """`required` is how many arguments, from the first, have no default."""
+class OpenFact(_Fact):
+    """A function, table or view that roles of browsers may use; `ours` is false for a view of the user's over our tables."""
 
     name: str
-    signature: str
-    arguments: list[str]
-    required: int
-    definer: bool
-    service: bool
-    open_to: list[str]
-
-
-class TableFacts(_Fact):
-    name: str
-    rls: bool
-    open_to: list[str]
-
-
-class TriggerFacts(_Fact):
-    name: str
-    table: str
-    enabled: bool
+    ours: bool
+    roles: list[str]
 
 
 class CallFacts(_Fact):
-    """The row of private.call_settings. paused_until is a time or "infinity", in the database's words."""
+    """The row of private.call_settings. paused_until is a time or "infinity", as the database writes it."""
 
     paused_until: str | None
-    pause_reason: str | None
     paused_by: Literal["hand", "halt", "calls_per_day", "restore"] | None
+    pause_reason: str | None
     verified_phones_only: bool
 
 
 class SetupFacts(_Fact):
-    """A database as it is. Ages are in seconds; `migrations` is None when their history cannot be read, `dangling` are
-    functions that ours call and that are not there."""
+    """`functions`: those of ours that the service may call. `guards`: valid indexes that forbid duplicates. Ages in seconds."""
 
     now: AwareDatetime
     postgres: str
     read_only: bool
-    migrations: list[str] | None
     vault: VaultFacts
     net: NetFacts
-    functions: list[FunctionFacts]
-    dangling: list[str]
-    private_open_to: list[str]
-    tables: list[TableFacts]
-    triggers: list[TriggerFacts]
-    indexes: Annotated[list[str], BeforeValidator(lambda names: [str(name).removeprefix("public.") for name in names])]
+    functions: list[str]
+    open: list[OpenFact]
+    guards: list[str]
     calls: CallFacts | None
     oldest_due_s: float | None
-    oldest_unattended_s: float | None
     missed_signups: int

@@ -1,4 +1,4 @@
-"""The database, as the doctor finds it: does it answer, and do its webhooks leave, signed with our secret?"""
+"""The database: does it answer, is it whole and closed, and do its webhooks leave, signed with our secret?"""
 
 import base64
 import hashlib
@@ -10,123 +10,148 @@ from typing import Final
 
 import httpx
 
-from shared.doctor.connection import KEY, PROJECT, explain_silence
-from shared.doctor.findings import NO_WEBHOOKS, Clocks, Finding, note_clock, ok, skipped, warning, wrong
-from shared.doctor.schema import check_schema
-from shared.jobs import Jobs, JobsUnavailable, connect
+from shared.doctor.connection import KEY, PROJECT, PUSH, explain_silence
+from shared.doctor.findings import Clocks, Finding, note_clock, ok, skipped, warning, wrong
+from shared.jobs import RPCS, Jobs, JobsUnavailable, connect
 from shared.settings import Settings
 from shared.setup_facts import SetupFacts
 
 QUEUE_LOOK_SECONDS: Final = 2.5
-"""Between two looks at pg_net's queue: a worker that lives takes something in that time, batches are a second apart."""
+"""Between two looks at pg_net's queue. Its worker takes a batch each second."""
 LATE_SECONDS: Final = 300
 SLOW_SECONDS: Final = 3.0
-AFTER: Final = (
-    *("migrations", "functions", "rights", "row level security", "triggers", "guards"),
-    *("pg_net", "webhook answers", "Vault's secret", "calls", "waiting calls", "Vault's URL"),
+CHECKS: Final = (
+    *("functions", "rights", "guards", "pg_net", "webhook answers", "Vault's secret", "calls", "waiting calls"),
+    "Vault's URL",
 )
 """The checks that need the facts, in their order."""
+PAUSES: Final = {
+    "hand": ("by hand", "see to the reason; then: select resume_calls();"),
+    "halt": ("by a halt, because Twilio refused a call for a reason of ours", "mend that; then: select resume_calls();"),
+    "calls_per_day": ("by CALLS_PER_DAY", "wait; or raise CALLS_PER_DAY everywhere, then: select resume_calls();"),
+    "restore": ("by a restore or a copy", "follow shared/docs/restore.md; then: select confirm_restore();"),
+}
+"""By paused_by: the cause and the advice."""
+GUARDS: Final = {
+    "outbound_call_attempts_one_open_per_number",
+    "outbound_call_attempts_one_open_per_job",
+    "one_job_per_key_and_hour",
+}
+"""Indexes that forbid a second call to one person. Nothing else looks at them in a live database."""
 
 
 def look(settings: Settings, clocks: Clocks) -> Iterator[Finding | SetupFacts]:
-    """What the database is like; the facts come last, for those who go on from them, if there are any."""
+    """The findings, then the facts if the database gave them."""
     seen: list[httpx.Response] = []
 
     def note(response: httpx.Response) -> None:
         seen.append(response)
         note_clock(clocks, "Supabase", response.headers.get("date"))
 
+    began, nonce = time.monotonic(), secrets.token_hex(16)
     try:
         client = connect(settings)
-    except Exception as error:  # noqa: BLE001 - supabase-py refuses some keys with an exception of its own
-        yield from _given_up(
-            [wrong("database", f"supabase-py refuses the key or the URL ({type(error).__name__})", KEY)]
-        )
-        return
-    client.session.event_hooks["response"].append(note)
-    jobs, nonce = Jobs(client), secrets.token_hex(16)
-    began = time.monotonic()
-    try:
+        client.session.event_hooks["response"].append(note)
+        jobs = Jobs(client)
         facts = jobs.check_setup(nonce)
-    except JobsUnavailable as down:
-        yield from _given_up(explain_silence(settings, jobs, down, seen[-1] if seen else None))
+    except Exception as error:  # noqa: BLE001 - supabase-py refuses some keys with an exception of its own
+        if isinstance(error, JobsUnavailable):
+            found = explain_silence(settings, error, seen[-1] if seen else None)
+        else:
+            found = [wrong("database", f"supabase-py refuses the key or the URL ({type(error).__name__})", KEY)]
+        yield from found
+        told = {finding.check for finding in found}
+        yield from (skipped(check, "the database gave no facts") for check in CHECKS if check not in told)
         return
-    took_s = time.monotonic() - began
     clocks["Postgres"] = facts.now.timestamp() - time.time()
-    yield _answers(facts, took_s)
-    yield from check_schema(facts)
+    yield _answers(facts, time.monotonic() - began)
+    yield _functions(facts)
+    yield _rights(facts)
+    yield _guards(facts)
     yield from _pg_net(settings, facts, jobs)
     yield _secret(settings, facts, nonce)
-    yield from _calls(facts)
+    yield _calls(facts)
+    yield _waiting(facts)
     yield facts
-
-
-def _given_up(found: list[Finding]) -> Iterator[Finding]:
-    yield from found
-    told = {finding.check for finding in found}
-    yield from (skipped(check, "cannot be looked at before that") for check in AFTER if check not in told)
 
 
 def _answers(facts: SetupFacts, took_s: float) -> Finding:
     if facts.read_only:
-        return wrong(
-            "database",
-            "answers, but is read-only: nothing can be queued or claimed",
-            "Supabase dashboard: Database, Disk: a full disk makes a project read-only; make room, or a bigger disk",
-        )
+        disk = "Supabase dashboard: Database, Disk: a full disk makes a project read-only; make room, or a bigger disk"
+        return wrong("database", "answers, but is read-only: nothing can be queued or claimed", disk)
     if took_s > SLOW_SECONDS:
-        return warning(
-            "database", f"answers, and took {took_s:.1f} s", f"a claim waits as long. {PROJECT}; Reports, Database"
-        )
+        return warning("database", f"answers, and took {took_s:.1f} s", f"a claim waits as long. {PROJECT}")
     return ok("database", f"answers in {1000 * took_s:.0f} ms, Postgres {facts.postgres}")
 
 
+def _functions(facts: SetupFacts) -> Finding:
+    if missing := [name for name in RPCS if name not in facts.functions]:
+        advice = f"{PUSH}; if that finds nothing to do, one was dropped by hand: then select private.apply_rights();"
+        return wrong("functions", f"missing, or closed to the service: {', '.join(missing)}", advice)
+    return ok("functions", f"all {len(RPCS)} that this code calls are there")
+
+
+def _rights(facts: SetupFacts) -> Finding:
+    """Every browser has the anon key. With it nobody may queue a call or read who was called."""
+    if not facts.open:
+        return ok("rights", "only the service key may call our functions and read our tables")
+    found = "; ".join(f"{each.name} ({', '.join(each.roles)})" for each in facts.open)
+    advice = " ".join(f"revoke all on {each.name} from public, anon, authenticated;" for each in facts.open)
+    signed_in = [role.startswith("authenticated") for each in facts.open for role in each.roles]
+    if all(signed_in) and not any(each.ours for each in facts.open):
+        # Perhaps it shows each user their own rows, which is for its author to know.
+        return warning("rights", f"a view of yours shows our tables to signed-in users: {found}", advice)
+    return wrong("rights", f"open to others: {found}", advice)
+
+
+def _guards(facts: SetupFacts) -> Finding:
+    if missing := sorted(GUARDS - set(facts.guards)):
+        found = f"missing or invalid: {', '.join(missing)}: without them one person may be called twice"
+        create = "create them again, as tables.sql in shared/supabase/migrations does"
+        return wrong(
+            "guards", found, f"select pause_calls('a guard is missing'); {create}; then select resume_calls();"
+        )
+    return ok("guards", "the indexes that forbid a second call are there")
+
+
 def _pg_net(settings: Settings, facts: SetupFacts, jobs: Jobs) -> Iterator[Finding]:
-    check, answers, net = "pg_net", "webhook answers", facts.net
+    net, why = facts.net, ""
     if not settings.dispatch_secrets:
-        yield from (skipped(name, NO_WEBHOOKS) for name in (check, answers))
-        return
-    if net.error or not net.installed:
+        why = "without DISPATCH_SECRET no webhooks are served: jobs wait for the sweep"
+        yield skipped("pg_net", why)
+    elif net.error or not net.installed:
+        why = "pg_net cannot be used"
         found = f"cannot be read: {net.error}" if net.error else "is not installed: jobs wait for the sweep"
         yield wrong(
-            check, found, "Supabase dashboard: Database, Extensions, enable pg_net; or: create extension pg_net;"
+            "pg_net", found, "Supabase dashboard: Database, Extensions, enable pg_net; or: create extension pg_net;"
         )
-        yield skipped(answers, "without pg_net there are none")
-        return
-    yield _worker(check, net.waiting, net.oldest_waiting, jobs)
-    bad = 0
-    for answer in net.answers:  # the newest first: trouble that is over is no trouble
-        if answer.status is not None and answer.status < 300:
-            break
-        bad += 1
-    if bad:
-        kinds = sorted({f"HTTP {a.status}" if a.status else a.error or "no answer" for a in net.answers[:bad]})
-        yield warning(
-            answers,
-            f"pg_net's last {bad} within the hour were bad ({', '.join(kinds)}), the newest {net.answers[0].age_s:.0f} s ago",
-            "if the lines about Vault and the signed webhook are ok, they are of before, or another webhook's of this project:"
-            " select * from net._http_response order by created desc limit 20;",
+    elif net.waiting and _is_stuck(net.oldest_waiting, jobs):
+        found = f"its worker does not work: {net.waiting} requests wait, and none left in {QUEUE_LOOK_SECONDS:g} s"
+        yield wrong(
+            "pg_net", found, "select net.worker_restart(); if that does not help: Project Settings, Restart project"
         )
     else:
-        yield ok(
-            answers, f"{len(net.answers)} looked at, the newest is good" if net.answers else "none within the hour"
-        )
+        yield ok("pg_net", "installed, and its queue is " + ("moving" if net.waiting else "empty"))
+    # The newest come first. Failures before the last success are over.
+    is_good = [answer.status is not None and answer.status < 300 for answer in net.answers]
+    failed = net.answers[: is_good.index(True)] if True in is_good else net.answers
+    if why:
+        yield skipped("webhook answers", why)
+    elif failed:
+        kinds = sorted({f"HTTP {a.status}" if a.status else a.error or "no answer" for a in failed})
+        found = f"the last {len(failed)} within the hour failed ({', '.join(kinds)}), {failed[0].age_s:.0f} s ago"
+        other = "if Vault and the signed webhook are ok, they are older, or another webhook's of this project"
+        yield warning("webhook answers", found, f"{other}: table net._http_response;")
+    else:
+        yield ok("webhook answers", "the newest succeeded" if net.answers else "none within the hour")
 
 
-def _worker(check: str, waiting: int, oldest: int | None, jobs: Jobs) -> Finding:
-    if waiting:
-        time.sleep(QUEUE_LOOK_SECONDS)
-        try:
-            net = jobs.check_setup(secrets.token_hex(16)).net
-        except JobsUnavailable:
-            return warning(check, "the queue could not be looked at twice", "run the doctor again")
-        if net.oldest_waiting is not None and net.oldest_waiting == oldest:
-            return wrong(
-                check,
-                f"its worker does not work: {net.waiting} requests wait, and none left in {QUEUE_LOOK_SECONDS:g} s",
-                "select net.worker_restart(); if that does not help: Supabase dashboard, Project Settings, Restart project",
-            )
-    return ok(check, "installed, and its queue is " + ("moving" if waiting else "empty"))
+def _is_stuck(oldest: int | None, jobs: Jobs) -> bool:
+    time.sleep(QUEUE_LOOK_SECONDS)
+    try:
+        return jobs.check_setup(secrets.token_hex(16)).net.oldest_waiting == oldest
+    except JobsUnavailable:
+        return False
 
 
 def _secret(settings: Settings, facts: SetupFacts, nonce: str) -> Finding:
@@ -134,73 +159,48 @@ def _secret(settings: Settings, facts: SetupFacts, nonce: str) -> Finding:
     if not settings.dispatch_secrets:
         return skipped(check, "there is no DISPATCH_SECRET here to compare it with")
     if vault.error:
-        return wrong(
-            check,
-            f"Vault cannot be read: {vault.error}",
-            "Supabase dashboard: Database, Extensions, enable supabase_vault",
-        )
+        extension = "Supabase dashboard: Database, Extensions, enable supabase_vault"
+        return wrong(check, f"Vault cannot be read: {vault.error}", extension)
     if vault.form == "missing":
-        return wrong(
-            check, "is not there", "select vault.create_secret('<DISPATCH_SECRET>', 'call_dispatcher_secret');"
+        return wrong(check, "is missing", "select vault.create_secret('<DISPATCH_SECRET>', 'call_dispatcher_secret');")
+    keys = [base64.b64decode(secret.removeprefix("whsec_")) for secret in settings.dispatch_secrets]
+    proofs = [hmac.new(key, f"doctor:{nonce}".encode(), hashlib.sha256).hexdigest() for key in keys]
+    if vault.form == "no prefix":
+        found = "does not begin with whsec_: every webhook gets a wrong signature"
+    elif vault.form == "not base64" or vault.hmac is None:
+        found = "is not whsec_ and base64: no webhook is sent"
+    elif vault.hmac not in proofs:
+        found = "is not DISPATCH_SECRET: every webhook is refused with 401"
+    else:
+        return ok(
+            check, "is DISPATCH_SECRET" if vault.hmac == proofs[0] else "is the second of the two in DISPATCH_SECRET"
         )
     row = "(select id from vault.secrets where name = 'call_dispatcher_secret')"
-    update = f"select vault.update_secret({row}, '<DISPATCH_SECRET>');"
-    if vault.form == "no prefix":
-        return wrong(check, "does not begin with whsec_: every webhook is signed wrongly", update)
-    if vault.form == "not base64" or vault.hmac is None:
-        return wrong(check, "is not whsec_ and base64: no webhook is sent", update)
-    if not any(hmac.compare_digest(vault.hmac, proof) for proof in _proofs(settings, nonce)):
-        return wrong(check, "is not DISPATCH_SECRET: every webhook is refused with 401", update)
-    if not hmac.compare_digest(vault.hmac, _proofs(settings, nonce)[0]):
-        return ok(check, "is the second of the two in DISPATCH_SECRET")
-    return ok(check, "is DISPATCH_SECRET" + ("'s first" if len(settings.dispatch_secrets) > 1 else ""))
+    return wrong(check, found, f"select vault.update_secret({row}, '<DISPATCH_SECRET>');")
 
 
-def _proofs(settings: Settings, nonce: str) -> list[str]:
-    keys = [base64.b64decode(secret.removeprefix("whsec_")) for secret in settings.dispatch_secrets]
-    return [hmac.new(key, f"doctor:{nonce}".encode(), hashlib.sha256).hexdigest() for key in keys]
-
-
-def _calls(facts: SetupFacts) -> Iterator[Finding]:
-    calls, check = facts.calls, "calls"
+def _calls(facts: SetupFacts) -> Finding:
+    calls = facts.calls
     if calls is None:
-        yield wrong(
-            check,
-            "private.call_settings has lost its row: no claim succeeds",
-            "insert into private.call_settings default values;",
-        )
-    elif calls.paused_until:
-        until = "until somebody resumes them" if calls.paused_until == "infinity" else f"until {calls.paused_until}"
-        mend_it = "see to the reason; then: select resume_calls();"
-        if calls.paused_by == "hand":
-            by, mend = "by hand", mend_it
-        elif calls.paused_by == "calls_per_day":
-            by = "by the ceiling of a day"
-            mend = "wait; or raise CALLS_PER_DAY everywhere, then: select resume_calls();"
-        elif calls.paused_by == "restore":
-            by, mend = "by a restore or a copy", "follow shared/docs/restore.md, then: select confirm_restore();"
-        else:
-            by, mend = "by a halt, because Twilio refused one for a reason of ours", mend_it
-        yield warning(check, f"paused {until}, {by}: {calls.pause_reason}", mend)
-    else:
+        row = "insert into private.call_settings default values;"
+        return wrong("calls", "private.call_settings has lost its row: no claim succeeds", row)
+    if calls.paused_until is None:
         trusted = "only confirmed phones" if calls.verified_phones_only else "every typed phone"
-        yield ok(check, f"not paused; {trusted} of a sign-up is called (require_verified_phones)")
-    due, open_ = facts.oldest_due_s or 0.0, facts.oldest_unattended_s or 0.0
-    sweep = (
-        "see that the sweep runs (Cloud Scheduler's job, the worker's or cron job's log); a long queue: more CALLS_PER_SECOND or a"
-        " higher CALL_DISPATCHER_LIMIT"
-    )
-    if max(due, open_) > LATE_SECONDS and not (calls and calls.paused_until):
-        yield warning(
-            "waiting calls",
-            f"the oldest has been due for {max(due, open_) / 60:.0f} minutes: does anybody sweep?",
-            sweep,
+        return ok("calls", f"not paused; {trusted} of a sign-up is called (require_verified_phones)")
+    until = "until somebody resumes them" if calls.paused_until == "infinity" else f"until {calls.paused_until}"
+    by, mend = PAUSES[calls.paused_by or "hand"]
+    return wrong("calls", f"nobody is called: paused {until}, {by}: {calls.pause_reason}", mend)
+
+
+def _waiting(facts: SetupFacts) -> Finding:
+    check, due = "waiting calls", facts.oldest_due_s or 0.0
+    sweep = "look at the sweep (Cloud Scheduler's job; the log of the worker or cron job)"
+    if due > LATE_SECONDS and not (facts.calls and facts.calls.paused_until):
+        more = "a long queue needs more CALLS_PER_SECOND or a higher CALL_DISPATCHER_LIMIT"
+        return warning(
+            check, f"the oldest has been due for {due / 60:.0f} minutes: no sweep lately?", f"{sweep}; {more}"
         )
-    elif facts.missed_signups:
-        yield warning(
-            "waiting calls",
-            f"{facts.missed_signups} sign-ups without a job yet: a sweep queues them",
-            f"private.missed_signups says why; {sweep}",
-        )
-    else:
-        yield ok("waiting calls", f"the oldest has been due for {due:.0f} s" if due else "none is due")
+    if facts.missed_signups:
+        found = f"{facts.missed_signups} sign-ups without a job yet: a sweep queues them"
+        return warning(check, found, f"private.missed_signups says why; {sweep}")
+    return ok(check, f"the oldest has been due for {due:.0f} s" if due else "none is due")

@@ -1,4 +1,4 @@
-"""Findings: the lines of the doctor's report, and the words for a connection that failed."""
+"""Findings: the lines of the doctor's report, and words for a connection that failed."""
 
 import socket
 import ssl
@@ -11,20 +11,16 @@ from urllib.parse import urlsplit
 
 import httpx
 
-State = Literal["ok", "warning", "wrong", "skipped"]
-
-NO_WEBHOOKS = "without DISPATCH_SECRET no webhooks are served: jobs wait for the sweep"
-
 Clocks = MutableMapping[str, float]
-"""How many seconds the clock of each host that answered is ahead of ours."""
+"""Seconds by which the clock of each host is ahead of ours."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. `advice` says what to do, and is empty exactly when nothing is to be done."""
+    """One line of the report. `advice` is set exactly when there is something to do."""
 
     check: str
-    state: State
+    state: Literal["ok", "warning", "wrong", "skipped"]
     found: str
     advice: str = ""
 
@@ -34,7 +30,7 @@ def ok(check: str, found: str) -> Finding:
 
 
 def skipped(check: str, why: str) -> Finding:
-    """It does not apply here, or cannot be looked at because of what another line calls wrong."""
+    """The check does not apply here, or something that another line calls wrong prevents it."""
     return Finding(check, "skipped", why)
 
 
@@ -47,7 +43,7 @@ def wrong(check: str, found: str, advice: str) -> Finding:
 
 
 def note_clock(clocks: Clocks, host: str, date: str | None) -> None:
-    """Take down an HTTP Date header; one that is missing or odd says nothing."""
+    """Compare an HTTP Date header with our clock. A missing or malformed one is ignored."""
     try:
         clocks[host] = parsedate_to_datetime(date or "").timestamp() - time.time()
     except ValueError:
@@ -55,32 +51,30 @@ def note_clock(clocks: Clocks, host: str, date: str | None) -> None:
 
 
 def why_no_answer(error: BaseException) -> str:
-    """Why a host gave no HTTP answer, in words."""
+    """Why a host gave no HTTP answer."""
     causes = list(_causes(error))
-    if any(isinstance(cause, socket.gaierror) for cause in causes):
-        return "its host name does not resolve"
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"its TLS certificate is not valid for us: {cause.verify_message}"
-    if any(isinstance(cause, ssl.SSLError) for cause in causes):
-        return "TLS failed: what listens there does not speak it"
-    if any(isinstance(cause, httpx.ConnectTimeout) for cause in causes):
-        return "it cannot be connected to in time"
-    if any(isinstance(cause, httpx.TimeoutException | TimeoutError) for cause in causes):
-        return "it did not answer in time"
-    if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
-        return "it refuses connections"
-    return f"the connection failed ({type(error).__name__})"
+    words: dict[str, type[BaseException] | tuple[type[BaseException], ...]] = {
+        "its host name does not resolve": socket.gaierror,
+        "TLS failed: the listener does not speak it": ssl.SSLError,
+        "it cannot be connected to in time": httpx.ConnectTimeout,
+        "it did not answer in time": (httpx.TimeoutException, TimeoutError),
+        "it refuses connections": ConnectionRefusedError,
+    }
+    said = (said for said, kind in words.items() if any(isinstance(cause, kind) for cause in causes))
+    return next(said, f"the connection failed ({type(error).__name__})")
 
 
 def shown_url(url: str) -> str:
-    """For people: without user, query and fragment, which may hold a secret."""
+    """Without user, query and fragment, which may hold a secret."""
     try:
         parts = urlsplit(url.strip())
         port = f":{parts.port}" if parts.port else ""
         return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
     except ValueError:
-        return "what is no URL"
+        return "an invalid URL"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

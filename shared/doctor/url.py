@@ -1,16 +1,13 @@
-"""The way in: does API_BASE_URL reach this function, and do the proofs of Supabase and Twilio arrive there whole?
+"""API_BASE_URL: does it reach this function, and do the signatures of Supabase and Twilio arrive there intact?
 
-Nothing that is sent here can dial, write or wake anybody. The signed webhook is of a type that is ignored before the
-database is asked. As Twilio a callback is posted whose status nobody knows: it is proved, and dropped with a warning. (A
-signed /voice for an unknown attempt would be a call of no attempt of ours, which is CRITICAL.) What is posted without a
-proof is refused.
+Nothing that is sent here can dial, write or alert. The signed webhook has a type that is ignored before the database is
+asked. The signed callback has an unknown status, and is dropped with a warning. Requests without a proof are refused.
 """
 
 import ipaddress
 import json
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -19,18 +16,7 @@ import httpx
 from standardwebhooks import Webhook
 from twilio.request_validator import RequestValidator
 
-from shared.doctor.findings import (
-    NO_WEBHOOKS,
-    Clocks,
-    Finding,
-    note_clock,
-    ok,
-    shown_url,
-    skipped,
-    warning,
-    why_no_answer,
-    wrong,
-)
+from shared.doctor.findings import Clocks, Finding, note_clock, ok, shown_url, skipped, warning, why_no_answer, wrong
 from shared.settings import Settings
 from shared.setup_facts import SetupFacts
 
@@ -39,259 +25,180 @@ CHECKS: Final = ("public address", "unproved requests", "signed webhook", "Twili
 HARMLESS: Final = json.dumps({"type": "DOCTOR", "schema": "public", "table": "outbound_call_jobs"}).encode()
 IGNORED: Final = "DOCTOR on public.outbound_call_jobs"
 
-_BASE: Final = (
-    "set API_BASE_URL, here and in the service, to the address at which the world reaches this function, to the letter"
+_BASE: Final = "set API_BASE_URL, here and in the service, to the exact public address of this function"
+_LOGS: Final = "read the service's log; at its start it names the settings that are wrong"
+_IAM: Final = "gcloud run services update <service> --no-invoker-iam-check (Supabase and Twilio have no Google tokens)"
+_OTHER_SECRET: Final = (
+    "the DISPATCH_SECRET there is another (deploy the service again with this one), a proxy drops the webhook-* headers or"
+    " changes the body, or a clock is more than 5 minutes off"
 )
-_LOGS: Final = "read the service's log; it says at its start which settings are wrong"
+_OTHER_TOKEN: Final = (
+    f"{_BASE}; there, the same TWILIO_AUTH_TOKEN; a proxy must leave path, query, form and X-Twilio-Signature unchanged"
+)
+_PROXY: Final = "a proxy or firewall treats this path or method differently from GET /health, or it is another release"
 
 
-@dataclass(frozen=True)
 class _Answer:
-    """`no_answer` says why there was none; then the rest is empty."""
+    """A response, or the reason why there was none."""
 
-    status: int = 0
-    text: str = ""
-    type: str = ""
-    location: str = ""
-    no_answer: str = ""
-
-    @property
-    def json(self) -> dict[str, Any]:
+    def __init__(self, response: httpx.Response | None, no_answer: str = "") -> None:
+        self.no_answer = no_answer
+        self.status = response.status_code if response else 0
+        self.type = response.headers.get("content-type", "no type") if response else ""
+        self.location = response.headers.get("location", "") if response else ""
         try:
-            body = json.loads(self.text)
+            body = json.loads(response.text[:4000]) if response else {}
         except ValueError:
-            return {}
-        return body if isinstance(body, dict) else {}
-
-    @property
-    def is_our_401(self) -> bool:
+            body = {}
+        self.json: dict[str, Any] = body if isinstance(body, dict) else {}
         error = self.json.get("error")
-        return self.status == 401 and isinstance(error, dict) and error.get("code") == "unauthorized"
+        self.error = error.get("code") if isinstance(error, dict) else None
+        self.is_our_401 = self.status == 401 and self.error == "unauthorized"
+        self.is_ignored = self.status == 200 and self.json.get("ignored") == IGNORED
 
 
 def check_public_url(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
-    """From outside, at API_BASE_URL; when it is not ours, only whether anything is there."""
-    reached, *rest = CHECKS
-    base = settings.api_base_url
+    """Requests from outside. Of another service at API_BASE_URL, only whether it answers."""
+    base, reached, is_ours = settings.api_base_url, CHECKS[0], settings.api_base_url_is_this_function
     with httpx.Client(timeout=TIMEOUT) as http:
-        if not settings.api_base_url_is_this_function:
-            answer = _send(http, "GET", base, clocks)
-            yield _foreign(reached, base, answer)
-            yield from (
-                skipped(check, "API_BASE_URL_IS_THIS_FUNCTION=false: another service answers there") for check in rest
-            )
+        if is_ours and settings.twilio_api_base_url is None and _is_private(base):
+            found = f"{shown_url(base)} is an address of this machine or network: Twilio cannot reach it"
+            first = wrong(reached, found, _BASE)
+        elif is_ours:
+            first = _health(reached, base, _send(http, "GET", f"{base}/health", clocks))
+        else:
+            first = _other_service(reached, base, _send(http, "GET", base, clocks))
+        yield first
+        if first.state != "ok" or not is_ours:
+            why = "the public address does not reach this function" if is_ours else "another service answers there"
+            yield from (skipped(check, why) for check in CHECKS[1:])
             return
-        if settings.twilio_api_base_url is None and _is_of_no_use_to_twilio(base):
-            yield wrong(
-                reached, f"{shown_url(base)} is an address of this machine or network: Twilio cannot reach it", _BASE
-            )
-            yield from (skipped(check, "the public address is none") for check in rest)
-            return
-        health = _send(http, "GET", f"{base}/health", clocks)
-        if (trouble := _unhealthy(base, health)) is not None:
-            yield wrong(reached, *trouble)
-            yield from (skipped(check, "the public address does not reach this function") for check in rest)
-            return
-        yield ok(reached, f"{shown_url(base)} reaches this function")
-        yield _unproved(*(_send(http, "POST", f"{base}{path}", clocks, content=HARMLESS) for path in ("/", "/sweep")))
+        for path in ("/", "/sweep"):
+            said = "a webhook and a sweep without a proof are refused"
+            answer = _send(http, "POST", f"{base}{path}", clocks, content=HARMLESS)
+            unproved = _judge("unproved requests", answer, answer.is_our_401, said)
+            if unproved.state != "ok":
+                break
+        yield unproved
         if settings.dispatch_secrets:
-            yield _signed_webhook("signed webhook", base, _post_webhook(http, settings, f"{base}/", clocks))
+            yield _signed_webhook("signed webhook", http, settings, f"{base}/", clocks)
         else:
             yield skipped("signed webhook", "there is no DISPATCH_SECRET here to sign with")
-        yield _callbacks(_post_callback(http, settings, clocks))
-        yield _questions(_send(http, "POST", f"{base}/voice?attempt={uuid.uuid4()}", clocks, data={"CallSid": "none"}))
+        answer = _post_callback(http, settings, clocks)
+        silent = "/status refuses Twilio's signature: so would /voice, and nobody would hear a word"
+        said = "/status accepts Twilio's signature"
+        yield _judge("Twilio's callbacks", answer, answer.status == 204, said, (silent, _OTHER_TOKEN))
+        answer = _send(http, "POST", f"{base}/voice?attempt={uuid.uuid4()}", clocks, data={"CallSid": "none"})
+        said = "/voice is reached, and refuses a request without Twilio's signature"
+        yield _judge("Twilio's questions", answer, answer.is_our_401, said)
 
 
 def check_vault_url(settings: Settings, facts: SetupFacts) -> Finding:
-    """Where the database posts its webhooks: at API_BASE_URL, or at an address that is proved to be this function, too."""
-    check, url = "Vault's URL", facts.vault.url
-    base = settings.api_base_url if settings.api_base_url_is_this_function else "https://<this function>"
-    row = "(select id from vault.secrets where name = 'call_dispatcher_url')"
-    update = f"select vault.update_secret({row}, '{base}/');"
-    if facts.vault.error:
-        return skipped(check, "Vault cannot be read")
-    if not settings.dispatch_secrets:
-        return skipped(check, NO_WEBHOOKS)
-    if not url:
-        return wrong(
-            check, "is not there: no webhook is sent", f"select vault.create_secret('{base}/', 'call_dispatcher_url');"
-        )
-    if url != url.strip():
-        return wrong(check, "begins or ends with white space", update)
-    if settings.api_base_url_is_this_function and _same(url, f"{base}/"):
+    """The database posts its webhooks there. Advice names API_BASE_URL only if that address accepts a signed webhook."""
+    check, url, base = "Vault's URL", facts.vault.url, f"{settings.api_base_url}/"
+    is_ours = settings.api_base_url_is_this_function
+    if facts.vault.error or not settings.dispatch_secrets:
+        return skipped(check, "Vault cannot be read" if facts.vault.error else "without DISPATCH_SECRET no webhooks are served")
+    if url and is_ours and _same(url, base):
         return ok(check, f"is {shown_url(url)}")
-    parts = urlsplit(url)
-    if parts.scheme != "https" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
-        return wrong(check, f"is {shown_url(url)}, which is not https", update)
     with httpx.Client(timeout=TIMEOUT) as http:
-        found = _signed_webhook(check, url, _post_webhook(http, settings, url, {}))
+        reached = is_ours and _signed_webhook(check, http, settings, base, {}).state == "ok"
+        right = base if reached else "https://<this function>/"
+        row = "(select id from vault.secrets where name = 'call_dispatcher_url')"
+        advice = f"select vault.update_secret({row}, '{right}');"
+        if not url:
+            create = f"select vault.create_secret('{right}', 'call_dispatcher_url');"
+            return wrong(check, "is missing: no webhook is sent", create)
+        if url != url.strip():
+            return wrong(check, "begins or ends with white space", advice)
+        parts = urlsplit(url)
+        if parts.scheme != "https" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
+            return wrong(check, f"is {shown_url(url)}, which is not https", advice)
+        found = _signed_webhook(check, http, settings, url, {})
     if found.state != "ok":
-        return wrong(check, f"is {shown_url(url)}, and a webhook to it fails: {found.found}", update)
-    if not settings.api_base_url_is_this_function:
-        return ok(check, f"is {shown_url(url)}, which takes a signed webhook")
-    return warning(
-        check,
-        f"is {shown_url(url)}, not API_BASE_URL, and takes signed webhooks all the same: an old revision?",
-        update,
-    )
-
-
-# --- what is sent -------------------------------------------------------------------------------------------------------
+        return wrong(check, f"is {shown_url(url)}, and a webhook to it fails: {found.found}", advice)
+    if not is_ours:
+        return ok(check, f"is {shown_url(url)}, which accepts a signed webhook")
+    odd = f"is {shown_url(url)}, which accepts signed webhooks and is not API_BASE_URL: an old revision?"
+    return warning(check, odd, advice if reached else f"API_BASE_URL itself does not answer: {_BASE}")
 
 
 def _send(http: httpx.Client, method: str, url: str, clocks: Clocks, **request: Any) -> _Answer:
     try:
         response = http.request(method, url, **request)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        return _Answer(no_answer=why_no_answer(error))
+        return _Answer(None, why_no_answer(error))
     note_clock(clocks, "API_BASE_URL", response.headers.get("date"))
-    headers = response.headers
-    return _Answer(
-        response.status_code, response.text[:4000], headers.get("content-type", ""), headers.get("location", "")
-    )
+    return _Answer(response)
 
 
-def _post_webhook(http: httpx.Client, settings: Settings, url: str, clocks: Clocks) -> _Answer:
+def _signed_webhook(check: str, http: httpx.Client, settings: Settings, url: str, clocks: Clocks) -> Finding:
     id_, now = f"doctor_{uuid.uuid4()}", datetime.now(UTC)
     signature = Webhook(settings.dispatch_secrets[0]).sign(id_, now, HARMLESS.decode())
     proof = {"webhook-id": id_, "webhook-timestamp": str(int(now.timestamp())), "webhook-signature": signature}
-    return _send(http, "POST", url, clocks, content=HARMLESS, headers={"content-type": "application/json", **proof})
+    answer = _send(http, "POST", url, clocks, content=HARMLESS, headers={"content-type": "application/json", **proof})
+    refused = (f"{shown_url(url)} refuses our signature", _OTHER_SECRET)
+    return _judge(check, answer, answer.is_ignored, "the signature is accepted", refused)
 
 
 def _post_callback(http: httpx.Client, settings: Settings, clocks: Clocks) -> _Answer:
     url = f"{settings.api_base_url}/status?attempt={uuid.uuid4()}"
-    form = {
-        "CallSid": "none",
-        "CallStatus": "doctor",
-        "AnsweredBy": "",
-    }  # a blank field is signed, and some proxies drop it
+    # The empty field is signed, too. Some proxies drop it.
+    form = {"CallSid": "none", "CallStatus": "doctor", "AnsweredBy": ""}
     signature = RequestValidator(settings.twilio_auth_tokens[0]).compute_signature(url, form)
     return _send(http, "POST", url, clocks, data=form, headers={"X-Twilio-Signature": signature})
 
 
-# --- what the answers mean ----------------------------------------------------------------------------------------------
-
-
-def _unhealthy(base: str, answer: _Answer) -> tuple[str, str] | None:
-    """What is the matter with the answer to /health, and what to do; None when it is ours."""
+def _health(check: str, base: str, answer: _Answer) -> Finding:
     where, status = shown_url(base), answer.status
-    if answer.no_answer:
-        return (
-            f"{where}: {answer.no_answer}",
-            f"{_BASE}; its service must be up, and this container allowed to reach it",
-        )
     if status == 200 and answer.json.get("status") == "ok":
-        return None
-    error = answer.json.get("error")
-    if isinstance(error, dict) and error.get("code") in ("not_found", "method_not_allowed"):
-        return (
-            f"{where}/health reaches this function under another path (HTTP {status})",
-            "a proxy changes paths: let it pass on what stands behind API_BASE_URL as it is, with API_BASE_URL's path or without;"
-            " or that path is not in the service's own API_BASE_URL",
-        )
-    if 300 <= status < 400:
-        return (
-            f"{where} redirects to {shown_url(answer.location)}: Twilio would turn each POST into a GET",
-            f"{_BASE}; the final address, without a redirect",
-        )
-    if status in (401, 403):
-        return (
-            f"{where} asks for proof before we are asked (HTTP {status}): an IAM check, a login page or a firewall",
-            "gcloud run services update <service> --no-invoker-iam-check (Supabase and Twilio cannot mint Google's tokens);"
-            " elsewhere: take /, /sweep, /voice, /status and /health out of what asks",
-        )
-    if status == 404:
-        return (
-            f"{where}/health is not there (HTTP 404): another service, or a path that a proxy changes",
-            f"{_BASE}, with the path that stands before /health, if any; on Cloud Run: --ingress all",
-        )
-    if status == 429 or status >= 500:
-        return (
-            f"{where} fails (HTTP {status})",
-            f"{_LOGS}; on Cloud Run: 429 and 503 also mean that no instance could start",
-        )
-    return (
-        f"something else answers at {where} (HTTP {status}, {answer.type or 'no type'}): a placeholder page, another service",
-        f"deploy this image there, or {_BASE}",
-    )
+        return ok(check, f"{where} reaches this function")
+    if answer.no_answer:
+        found, advice = answer.no_answer, f"{_BASE}; its service must run, and this container must reach it"
+    elif answer.error in ("not_found", "method_not_allowed"):
+        found, advice = "/health has another path in the service", "a proxy changes paths: forward them unchanged"
+    elif 300 <= status < 400:
+        found = f"redirects to {shown_url(answer.location)}: Twilio would turn each POST into a GET"
+        advice = f"{_BASE}; the final address, without a redirect"
+    elif status in (401, 403):
+        found, advice = "an IAM check or a firewall demands a login", f"{_IAM}; elsewhere: exempt our paths"
+    elif status == 404:
+        found = "another service, or a proxy that changes the path"
+        advice = f"{_BASE}, with the path before /health, if any; on Cloud Run: --ingress all"
+    elif status == 429 or status >= 500:
+        found, advice = "fails", f"{_LOGS}; on Cloud Run, 429 and 503 also mean that no instance could start"
+    else:
+        found, advice = f"something else answers ({answer.type})", f"deploy this image there, or {_BASE}"
+    return wrong(check, f"{where}: {found}" + (f" (HTTP {status})" if status else ""), advice)
 
 
-def _foreign(check: str, base: str, answer: _Answer) -> Finding:
+def _other_service(check: str, base: str, answer: _Answer) -> Finding:
     where = shown_url(base)
     if answer.no_answer:
-        return wrong(
-            check, f"{where}: {answer.no_answer}", "set API_BASE_URL to the web service that answers /voice and /status"
-        )
+        advice = "set API_BASE_URL to the web service that answers /voice and /status"
+        return wrong(check, f"{where}: {answer.no_answer}", advice)
     if answer.status >= 500:
-        return warning(
-            check, f"{where} fails (HTTP {answer.status})", "see to the web service that answers /voice and /status"
-        )
-    return ok(
-        check, f"{where} answers (HTTP {answer.status}); whether its /voice and /status do, a first call will show"
-    )
+        return warning(check, f"{where} fails (HTTP {answer.status})", "see to the web service that answers there")
+    return ok(check, f"{where} answers (HTTP {answer.status}); a first call shows whether its /voice and /status do")
 
 
-def _unproved(*answers: _Answer) -> Finding:
-    check = "unproved requests"
-    odd = [answer for answer in answers if not answer.is_our_401]
-    if not odd:
-        return ok(check, "a webhook and a sweep without a proof are refused")
-    if odd[0].status and odd[0].status < 300:
-        return wrong(
-            check,
-            f"a request without a proof was taken (HTTP {odd[0].status}): anybody could have people called",
-            "something in front answers in our name, or adds a proof of its own: take it away",
-        )
-    return _odd(check, odd[0])
-
-
-def _signed_webhook(check: str, url: str, answer: _Answer) -> Finding:
-    if answer.status == 200 and answer.json.get("ignored") == IGNORED:
-        return ok(check, "is taken as proved, and ignored as it should be")
-    if answer.is_our_401:
-        return wrong(
-            check,
-            f"{shown_url(url)} refuses our signature",
-            "the DISPATCH_SECRET there is another (deploy the service anew with this one: an old revision?), a proxy drops the"
-            " webhook-* headers or changes the body, or a clock is more than 5 minutes off",
-        )
-    return _odd(check, answer)
-
-
-def _callbacks(answer: _Answer) -> Finding:
-    check = "Twilio's callbacks"
-    if answer.status == 204:
-        return ok(check, "/status takes what is signed as Twilio signs it")
-    if answer.is_our_401:
-        return wrong(
-            check,
-            "/status refuses Twilio's signature, and so would each answered call be: nobody would hear a word",
-            f"{_BASE}; there, the same TWILIO_AUTH_TOKEN; a proxy must leave path, query, form and X-Twilio-Signature alone",
-        )
-    return _odd(check, answer)
-
-
-def _questions(answer: _Answer) -> Finding:
-    check = "Twilio's questions"
-    if answer.is_our_401:
-        return ok(check, "/voice is reached, and refuses what Twilio did not sign")
-    if answer.status == 200:
-        return wrong(
-            check,
-            "/voice answered a request that Twilio did not sign",
-            "something in front answers in our name: take it away",
-        )
-    return _odd(check, answer)
-
-
-def _odd(check: str, answer: _Answer) -> Finding:
+def _judge(
+    check: str, answer: _Answer, is_right: bool, said: str, refused: tuple[str, str] | None = None
+) -> Finding:
+    """`said` when the answer is right, `refused` (found, advice) when it is our 401."""
+    if is_right:
+        return ok(check, said)
+    if answer.is_our_401 and refused:
+        return wrong(check, *refused)
+    if 0 < answer.status < 300:
+        found = f"a request without a valid proof was accepted (HTTP {answer.status}): anybody could have people called"
+        return wrong(check, found, "something in front answers for the function, or signs for others: take it away")
     if answer.no_answer:
         return wrong(check, answer.no_answer, f"/health was reached before: {_LOGS}")
-    path = "a proxy or firewall treats this path or method otherwise than GET /health, or the service is of another release"
-    return wrong(check, f"HTTP {answer.status}, {answer.type or 'no type'}", f"{path}; {_LOGS}")
+    return wrong(check, f"HTTP {answer.status}, {answer.type}", f"{_PROXY}; {_LOGS}")
 
 
-def _is_of_no_use_to_twilio(url: str) -> bool:
+def _is_private(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     try:
         return not ipaddress.ip_address(host).is_global
@@ -300,10 +207,8 @@ def _is_of_no_use_to_twilio(url: str) -> bool:
 
 
 def _same(url: str, other: str) -> bool:
-    """The same address; without a path, the last slash is nothing."""
-    ours, theirs = urlsplit(url), urlsplit(other)
-    return (
-        (ours.scheme.lower(), ours.netloc.lower()) == (theirs.scheme.lower(), theirs.netloc.lower())
-        and (ours.path or "/") == (theirs.path or "/")
-        and not ours.query
-    )
+    """The same address. Without a path, the last slash makes no difference."""
+    try:
+        return httpx.URL(url) == httpx.URL(other)
+    except httpx.InvalidURL:
+        return False

@@ -38,11 +38,8 @@ def test_nobody_gets_a_proof_that_would_be_a_webhooks_signature(connection: Conn
 
 def test_what_cannot_be_read_is_said_and_does_not_hide_the_rest(connection: Connection) -> None:
     with connection.transaction(force_rollback=True):
-        connection.execute(
-            "drop schema vault cascade; drop table net._http_response; drop schema supabase_migrations cascade"
-        )
+        connection.execute("drop schema vault cascade; drop table net._http_response")
         found = facts(connection)
     assert "vault.decrypted_secrets" in found["vault"]["error"]
     assert "net._http_response" in found["net"]["error"]
-    assert found["migrations"] is None
-    assert len(found["triggers"]) == 9
+    assert len(found["guards"]) >= 3

@@ -304,12 +304,12 @@ def test_area_code_table_holds_only_codes_that_the_library_lacks() -> None:
 
 
 def test_doctor_warns_of_an_old_area_code_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    (finding,) = doctor._area_codes()
+    finding = doctor._area_codes()
     assert (finding.state, finding.check) == ("ok", "area codes")
     assert phonenumbers.__version__ in finding.found
     assert f"{table_date():%d %b %Y}" in finding.found
     monkeypatch.setattr(doctor, "AREA_CODES_AGE", datetime.now(UTC).date() - table_date() - timedelta(days=1))
-    (finding,) = doctor._area_codes()
+    finding = doctor._area_codes()
     assert (finding.state, "area_code_unknown" in finding.advice) == ("warning", True)
 
 

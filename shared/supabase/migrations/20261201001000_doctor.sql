@@ -1,21 +1,6 @@
 -- Facts about a database for the doctor (python -m function.doctor); Python judges them. Nothing here writes. A part
 -- that cannot be read becomes an "error" in its place, never a failure of the whole.
 
-create function private.migration_versions() returns jsonb
-language plpgsql stable set search_path = '' as $$
-declare
-  v_versions jsonb;
-begin
-  -- Dynamic, because the table belongs to the CLI and may not exist.
-  execute 'select jsonb_agg(version order by version) from supabase_migrations.schema_migrations' into v_versions;
-  return v_versions;
-exception when others then
-  return null;
-end
-$$;
-comment on function private.migration_versions is
-  'Call dispatcher: the versions that "supabase db push" has recorded; null if it never ran or they cannot be read.';
-
 create function private.vault_facts(p_nonce text) returns jsonb
 language plpgsql stable set search_path = '' as $$
 declare
@@ -92,6 +77,40 @@ $$;
 comment on function private.open_to is
   'Call dispatcher: the privileges of the public API''s roles on a table or any column of it. -> ["anon: select", ...]';
 
+create function private.open_objects() returns jsonb
+language sql stable set search_path = '' as $$
+  with recursive ours as (
+    select c.oid from pg_catalog.pg_class c
+    where c.relkind in ('r', 'v') and pg_catalog.obj_description(c.oid, 'pg_class') ~ '^Call dispatcher[^:]*: '
+  ), shows_ours as (
+    select oid from ours
+    union
+    -- A view reads with its owner's rights, unless it is a security_invoker one.
+    select c.oid
+    from shows_ours s
+    join pg_catalog.pg_depend d on d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid = s.oid
+                                   and d.classid = 'pg_catalog.pg_rewrite'::regclass
+    join pg_catalog.pg_rewrite r on r.oid = d.objid
+    join pg_catalog.pg_class c on c.oid = r.ev_class
+    where not coalesce((select option_value::boolean from pg_catalog.pg_options_to_table(c.reloptions)
+                        where option_name = 'security_invoker'), false)
+  ), open as (
+    select s.oid::regclass::text as name, s.oid in (select oid from ours) as ours, private.open_to(s.oid) as roles
+    from shows_ours s
+    union all
+    select 'function ' || p.oid::regprocedure, true, coalesce(jsonb_agg(role || ': execute'), '[]')
+    from pg_catalog.pg_proc p
+    join unnest(array['anon', 'authenticated']) role on has_function_privilege(role, p.oid, 'execute')
+    where p.pronamespace = 'public'::regnamespace and pg_catalog.obj_description(p.oid, 'pg_proc') ~ '^Call dispatcher[^:]*: '
+    group by p.oid
+  )
+  select coalesce(jsonb_agg(jsonb_build_object('name', name, 'ours', ours, 'roles', roles) order by name), '[]')
+  from open where roles <> '[]'
+$$;
+comment on function private.open_objects is
+  'Call dispatcher: what browsers may use, with the roles: our functions, tables and views, and other views that show'
+  ' our rows. -> [{"name", "ours", "roles": ["anon: select", ...]}]';
+
 create function public.check_call_setup(p_nonce text) returns jsonb
 language plpgsql stable security definer set search_path = '' as $$
 begin
@@ -99,54 +118,22 @@ begin
     raise exception 'p_nonce must be 32 hexadecimal digits';
   end if;
   return jsonb_build_object(
-    'now',        clock_timestamp(),
-    'postgres',   current_setting('server_version'),
-    'read_only',  current_setting('default_transaction_read_only')::boolean,
-    'migrations', private.migration_versions(),
-    'vault',      private.vault_facts(p_nonce),
-    'net',        private.net_facts(),
-    -- Also an overloaded one that is not ours: the Data API could not tell them apart.
+    'now',       clock_timestamp(),
+    'postgres',  current_setting('server_version'),
+    'read_only', current_setting('default_transaction_read_only')::boolean,
+    'vault',     private.vault_facts(p_nonce),
+    'net',       private.net_facts(),
+    'open',      private.open_objects(),
     'functions', (
-      select coalesce(jsonb_agg(jsonb_build_object(
-        'name',      p.proname,
-        'signature', format('public.%I(%s)', p.proname, pg_get_function_identity_arguments(p.oid)),
-        'arguments', coalesce(p.proargnames[1:p.pronargs], '{}'),
-        'required',  p.pronargs - p.pronargdefaults,
-        'definer',   p.prosecdef,
-        'service',   has_function_privilege('service_role', p.oid, 'execute'),
-        'open_to',   (select coalesce(jsonb_agg(role), '[]') from unnest(array['anon', 'authenticated']) role
-                      where has_function_privilege(role, p.oid, 'execute')))), '[]')
-      from pg_catalog.pg_proc p
-      where p.pronamespace = 'public'::regnamespace and p.prosrc ~ '\mprivate\.'),
-    -- Dropping a function is not refused when another function's body calls it.
-    'dangling', (
-      select coalesce(jsonb_agg(distinct 'private.' || called[1]), '[]')
-      from pg_catalog.pg_proc p, regexp_matches(p.prosrc, 'private\.([a-z0-9_]+)\(', 'g') called
-      where p.pronamespace in ('public'::regnamespace, 'private'::regnamespace)
-        and not exists (select from pg_catalog.pg_proc there
-                        where there.pronamespace = 'private'::regnamespace and there.proname = called[1])),
-    'private_open_to', (
-      select coalesce(jsonb_agg(role), '[]') from unnest(array['anon', 'authenticated', 'service_role']) role
-      where has_schema_privilege(role, 'private', 'usage')),
-    'tables', (
-      select coalesce(jsonb_agg(jsonb_build_object('name', n.nspname || '.' || c.relname, 'rls', c.relrowsecurity,
-                                                   'open_to', private.open_to(c.oid))), '[]')
-      from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-      where c.relkind in ('r', 'p')
-        and (n.nspname = 'private' or n.nspname = 'public' and c.relname in
-             ('outbound_call_jobs', 'outbound_call_attempts', 'outbound_call_answers', 'call_opt_outs'))),
-    -- A trigger with one of our names that calls another function is not ours.
-    'triggers', (
-      select coalesce(jsonb_agg(jsonb_build_object('name', t.tgname, 'table', t.tgrelid::regclass,
-                                                   'enabled', t.tgenabled in ('O', 'A'))), '[]')
-      from pg_catalog.pg_trigger t join pg_catalog.pg_proc p on p.oid = t.tgfoid
-      where t.tgrelid in (pg_catalog.to_regclass('auth.users'), pg_catalog.to_regclass('public.outbound_call_jobs'))
-        and not t.tgisinternal and p.pronamespace = 'private'::regnamespace),
-    'indexes', (
-      select coalesce(jsonb_agg(i.indexrelid::regclass), '[]') from pg_catalog.pg_index i
+      select coalesce(jsonb_agg(distinct p.proname), '[]') from pg_catalog.pg_proc p
+      where p.pronamespace = 'public'::regnamespace and has_function_privilege('service_role', p.oid, 'execute')
+        and pg_catalog.obj_description(p.oid, 'pg_proc') ~ '^Call dispatcher[^:]*: '),
+    'guards', (
+      select coalesce(jsonb_agg(c.relname), '[]')
+      from pg_catalog.pg_index i join pg_catalog.pg_class c on c.oid = i.indexrelid
       where i.indrelid in (pg_catalog.to_regclass('public.outbound_call_jobs'),
                            pg_catalog.to_regclass('public.outbound_call_attempts'))
-        and i.indisvalid),
+        and i.indisvalid and (i.indisunique or i.indisexclusion)),
     'calls', (
       select jsonb_build_object(
         'paused_until',         case when s.paused_until > private.clock() then s.paused_until end,
@@ -154,12 +141,10 @@ begin
         'pause_reason',         s.pause_reason,
         'verified_phones_only', s.verified_phones_only)
       from private.call_settings s where s.only_row),
-    'oldest_due_s', (
-      select extract(epoch from private.clock() - min(due_at)) from public.outbound_call_jobs
-      where status = 'queued' and due_at <= private.clock()),
-    'oldest_unattended_s', (
-      select extract(epoch from private.clock() - min(due_at)) from public.outbound_call_jobs
-      where status in ('dialing', 'in_doubt', 'calling') and due_at <= private.clock()),
+    'oldest_due_s', extract(epoch from private.clock() - least(
+      (select min(due_at) from public.outbound_call_jobs where status = 'queued' and due_at <= private.clock()),
+      (select min(due_at) from public.outbound_call_jobs
+       where status in ('dialing', 'in_doubt', 'calling') and due_at <= private.clock()))),
     'missed_signups', (select count(*) from private.missed_signups));
 end
 $$;
