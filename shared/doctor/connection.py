@@ -19,7 +19,9 @@ KEY: Final = (
     "Supabase: Project Settings, API Keys: set SUPABASE_SERVICE_KEY to a secret key (sb_secret_...) or the legacy service_role"
     " key of this very project"
 )
-PROJECT: Final = "Supabase dashboard: the project's page says whether it is paused (Restore project), starting or unhealthy"
+PROJECT: Final = (
+    "Supabase dashboard: the project's page says whether it is paused (Restore project), starting or unhealthy"
+)
 _URL: Final = "Supabase: Project Settings, Data API: copy the project's URL, nothing behind it, into SUPABASE_URL"
 _GRANT: Final = "grant execute on function public.check_call_setup(text) to service_role;"
 
@@ -44,7 +46,10 @@ def _no_facts(settings: Settings, error: BaseException | None, response: httpx.R
     if response is None or not isinstance(error, APIError | ValidationError):
         said = why_no_answer(error) if error else "no answer"
         gone = "a project that was paused for long, or deleted, has no name any more"
-        return said, f"{_URL}; {gone if 'resolve' in said else f'this container must be allowed to reach it; {PROJECT}'}"
+        return (
+            said,
+            f"{_URL}; {gone if 'resolve' in said else f'this container must be allowed to reach it; {PROJECT}'}",
+        )
     status = response.status_code
     code, message = (str(error.code), str(error.message)[:200]) if isinstance(error, APIError) else ("", "")
     if status == 540:

@@ -27,7 +27,10 @@ CHECKS: Final = (
 """The checks that need the facts, in their order."""
 PAUSES: Final = {
     "hand": ("by hand", "see to the reason; then: select resume_calls();"),
-    "halt": ("by a halt, because Twilio refused a call for a reason of ours", "mend that; then: select resume_calls();"),
+    "halt": (
+        "by a halt, because Twilio refused a call for a reason of ours",
+        "mend that; then: select resume_calls();",
+    ),
     "calls_per_day": ("by CALLS_PER_DAY", "wait; or raise CALLS_PER_DAY everywhere, then: select resume_calls();"),
     "restore": ("by a restore or a copy", "follow shared/docs/restore.md; then: select confirm_restore();"),
 }

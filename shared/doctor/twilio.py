@@ -116,7 +116,9 @@ def _number(settings: Settings, twilio: Client) -> Finding:
 
 def _countries(settings: Settings, twilio: Client) -> Finding:
     check, called = "Twilio countries", called_countries(settings)
-    permissions = {country.iso_code: country for country in twilio.voice.v1.dialing_permissions.countries.list(page_size=1000)}
+    permissions = {
+        country.iso_code: country for country in twilio.voice.v1.dialing_permissions.countries.list(page_size=1000)
+    }
     known = [region for region in called if region in permissions]
     closed = [region for region in known if not permissions[region].low_risk_numbers_enabled]
     fraud = ("high_risk_special_numbers_enabled", "high_risk_tollfraud_numbers_enabled")

@@ -28,11 +28,11 @@ IGNORED: Final = "DOCTOR on public.outbound_call_jobs"
 _BASE: Final = "set API_BASE_URL, here and in the service, to the exact public address of this function"
 _LOGS: Final = "read the service's log; at its start it names the settings that are wrong"
 _IAM: Final = "gcloud run services update <service> --no-invoker-iam-check (Supabase and Twilio have no Google tokens)"
-_OTHER_SECRET: Final = (
+_REFUSED: Final = (
     "the DISPATCH_SECRET there is another (deploy the service again with this one), a proxy drops the webhook-* headers or"
     " changes the body, or a clock is more than 5 minutes off"
 )
-_OTHER_TOKEN: Final = (
+_UNHEARD: Final = (
     f"{_BASE}; there, the same TWILIO_AUTH_TOKEN; a proxy must leave path, query, form and X-Twilio-Signature unchanged"
 )
 _PROXY: Final = "a proxy or firewall treats this path or method differently from GET /health, or it is another release"
@@ -87,7 +87,7 @@ def check_public_url(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
         answer = _post_callback(http, settings, clocks)
         silent = "/status refuses Twilio's signature: so would /voice, and nobody would hear a word"
         said = "/status accepts Twilio's signature"
-        yield _judge("Twilio's callbacks", answer, answer.status == 204, said, (silent, _OTHER_TOKEN))
+        yield _judge("Twilio's callbacks", answer, answer.status == 204, said, (silent, _UNHEARD))
         answer = _send(http, "POST", f"{base}/voice?attempt={uuid.uuid4()}", clocks, data={"CallSid": "none"})
         said = "/voice is reached, and refuses a request without Twilio's signature"
         yield _judge("Twilio's questions", answer, answer.is_our_401, said)
@@ -98,7 +98,9 @@ def check_vault_url(settings: Settings, facts: SetupFacts) -> Finding:
     check, url, base = "Vault's URL", facts.vault.url, f"{settings.api_base_url}/"
     is_ours = settings.api_base_url_is_this_function
     if facts.vault.error or not settings.dispatch_secrets:
-        return skipped(check, "Vault cannot be read" if facts.vault.error else "without DISPATCH_SECRET no webhooks are served")
+        return skipped(
+            check, "Vault cannot be read" if facts.vault.error else "without DISPATCH_SECRET no webhooks are served"
+        )
     if url and is_ours and _same(url, base):
         return ok(check, f"is {shown_url(url)}")
     with httpx.Client(timeout=TIMEOUT) as http:
@@ -137,7 +139,7 @@ def _signed_webhook(check: str, http: httpx.Client, settings: Settings, url: str
     signature = Webhook(settings.dispatch_secrets[0]).sign(id_, now, HARMLESS.decode())
     proof = {"webhook-id": id_, "webhook-timestamp": str(int(now.timestamp())), "webhook-signature": signature}
     answer = _send(http, "POST", url, clocks, content=HARMLESS, headers={"content-type": "application/json", **proof})
-    refused = (f"{shown_url(url)} refuses our signature", _OTHER_SECRET)
+    refused = (f"{shown_url(url)} refuses our signature", _REFUSED)
     return _judge(check, answer, answer.is_ignored, "the signature is accepted", refused)
 
 
@@ -182,9 +184,7 @@ def _other_service(check: str, base: str, answer: _Answer) -> Finding:
     return ok(check, f"{where} answers (HTTP {answer.status}); a first call shows whether its /voice and /status do")
 
 
-def _judge(
-    check: str, answer: _Answer, is_right: bool, said: str, refused: tuple[str, str] | None = None
-) -> Finding:
+def _judge(check: str, answer: _Answer, is_right: bool, said: str, refused: tuple[str, str] | None = None) -> Finding:
     """`said` when the answer is right, `refused` (found, advice) when it is our 401."""
     if is_right:
         return ok(check, said)

@@ -343,6 +343,11 @@ BREAKS = {
         "select resume_calls()",
         ("calls", "resume_calls()"),
     ),
+    "a restored database": (
+        "update private.call_settings set paused_until = 'infinity', paused_by = 'restore', pause_reason = 'x'",
+        "update private.call_settings set paused_until = null, paused_by = null, pause_reason = null",
+        ("calls", "confirm_restore()"),
+    ),
     "the day's ceiling reached": (
         "update private.call_settings set paused_until = now() + interval '1 hour', paused_by = 'calls_per_day'",
         "select resume_calls()",
