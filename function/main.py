@@ -40,7 +40,7 @@ from function.auth import (
     own_path,
 )
 from function.sweep import sweep_once
-from function.twilio_form import read_attempt, read_digits, read_event, read_place
+from function.twilio_form import read_attempt, read_digits, read_event, read_place, read_waits
 from function.worker import READ_SECONDS, SWEEPS
 from shared.conversation.library import ScriptError, Scripts
 from shared.conversation.turns import apology_turn
@@ -144,10 +144,12 @@ def on_sweep(request: flask.Request) -> flask.Response:
 
 def on_voice(request: flask.Request) -> flask.Response:
     authenticate_form(request)
-    attempt, place, digits = attempt_id(request), read_place(request.args), read_digits(request.form)
+    attempt, place, digits = attempt_id(request), read_place(request.args), read_digits(request.form, request.args)
     action = f"{settings.api_base_url}/voice?attempt={attempt}"
     try:
-        twiml = voice.handle(attempt, place, read_event(request.form), digits, action, parts()[1], scripts)
+        twiml = voice.handle(
+            attempt, place, read_event(request.form), digits, read_waits(request.args), action, parts()[1], scripts
+        )
     except Exception:
         # A person is on the line. For an error page Twilio would read out its own apology, in English.
         log.exception("internal error: the person hears the apology", attempt=str(attempt), place=place, digits=digits)

@@ -14,12 +14,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 import structlog
 
-from shared.dispatcher import Dispatcher, wire
+from shared.dispatcher import Dispatcher, Step, finished, wire
 from shared.jobs import Jobs, JobsUnavailable
 from shared.logs import configure_logs
 from shared.models import Stats, StepResult
@@ -47,12 +47,12 @@ def sweep_once(
 
     healed = jobs.heal_signups()
     limit = settings.call_dispatcher_limit
-    dial = WorkerPool(dispatcher.dial_one, limit, last_claim, stop)
-    follow_up = WorkerPool(dispatcher.follow_up_one, limit, last_claim, stop)
-    with ThreadPoolExecutor(DIALING_THREADS + FOLLOW_UP_THREADS) as pool:
-        workers = [pool.submit(dial.work) for _ in range(min(DIALING_THREADS, limit))]
-        workers += [pool.submit(follow_up.work) for _ in range(min(FOLLOW_UP_THREADS, limit))]
-    failed = [error for worker in workers if (error := worker.exception())]
+    dial = WorkerPool(dispatcher.claim_to_dial, DIALING_THREADS, limit, last_claim, stop)
+    follow_up = WorkerPool(dispatcher.claim_to_follow_up, FOLLOW_UP_THREADS, limit, last_claim, stop)
+    with ThreadPoolExecutor(DIALING_THREADS + FOLLOW_UP_THREADS) as executor:
+        for pool in (dial, follow_up):
+            pool.start(executor)
+        failed = [error for pool in (dial, follow_up) for error in pool.join()]
     counts = {"healed_signups": healed, **dial.counts, **follow_up.counts}
     for error in failed:
         if not isinstance(error, JobsUnavailable):
@@ -86,37 +86,63 @@ def _longest_step_s(settings: Settings) -> float:
 
 
 class WorkerPool:
-    """Threads that repeat one kind of step until nothing is left, the limit or the time is reached, or `stop` is set."""
+    """Threads that claim and work until nothing is left, the limit or the time is reached, or `stop` is set.
 
-    def __init__(self, step: Callable[[], StepResult], limit: int, last_claim: float, stop: threading.Event) -> None:
-        self._step = step
-        self._permits = threading.Semaphore(limit)
+    Claims come one at a time: one thread waits for the next slot of the rate, and the others stand by. The first thread
+    is alone until it claims something, so an idle sweep makes one claim of each kind.
+    """
+
+    def __init__(
+        self, claim: Callable[[], Step], most_threads: int, limit: int, last_claim: float, stop: threading.Event
+    ) -> None:
+        self._claim = claim
+        self._idle_threads = most_threads
+        self._left = limit
         self._last_claim = last_claim
         self._stop = stop
         self._done = threading.Event()
-        self.counts: Counter[str] = Counter()
+        self._workers: list[Future[None]] = []
+        self._claiming = threading.Lock()
         self._counting = threading.Lock()
+        self.counts: Counter[str] = Counter()
 
-    def work(self) -> None:
+    def start(self, executor: Executor) -> None:
+        if self._idle_threads:
+            self._idle_threads -= 1
+            self._workers.append(executor.submit(self._work, executor))
+
+    def join(self) -> list[BaseException]:
+        """Wait for all threads. -> their errors. A thread starts another before it ends, so the list is then complete."""
+        return [error for worker in self._workers if (error := worker.exception())]
+
+    def _work(self, executor: Executor) -> None:
         try:
-            while not self._over() and self._permits.acquire(blocking=False):
-                step = self._step()
-                if step.outcome == "waiting":
-                    self._permits.release()
-                    self._wait(step.wait_s)
-                    continue
-                if step.outcome == "nothing":
-                    self._permits.release()
-                    if step.job_id is None:
-                        return  # this thread only: another may wait for a slot, with its job due
-                    continue  # another process has just taken this thread's job
+            while (step := self._next_step(executor)) is not None:
+                result = finished(step)
                 with self._counting:
-                    self.counts[step.outcome] += 1
-                if step.outcome in ("paused", "halted"):
+                    self.counts[result.outcome] += 1
+                if result.outcome in ("paused", "halted"):
                     self._done.set()
         except BaseException:
             self._done.set()
             raise
+
+    def _next_step(self, executor: Executor) -> Step | None:
+        with self._claiming:
+            while self._left and not self._over():
+                step = self._claim()
+                if not isinstance(step, StepResult):
+                    self.start(executor)
+                elif step.outcome == "waiting":
+                    self._wait(step.wait_s)
+                    continue
+                elif step.outcome == "nothing":
+                    if step.job_id is None:
+                        return None
+                    continue  # another process has just taken this thread's job
+                self._left -= 1
+                return step
+            return None
 
     def _over(self) -> bool:
         return self._done.is_set() or self._stop.is_set() or time.monotonic() > self._last_claim

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final, cast, get_args
 from uuid import UUID
 
@@ -37,9 +38,9 @@ def read_event(form: Mapping[str, str]) -> CallEvent:
     )
 
 
-def read_digits(form: Mapping[str, str]) -> str:
-    """The keys pressed in a Gather; "" for silence."""
-    keys = form.get("Digits", "")
+def read_digits(form: Mapping[str, str], query: Mapping[str, str]) -> str:
+    """The keys pressed in a Gather, or, after a wait, in the URL; "" for silence."""
+    keys = form.get("Digits") or query.get("keys", "")
     return keys if _KEYS.fullmatch(keys) else ""
 
 
@@ -60,6 +61,20 @@ def read_place(query: Mapping[str, str]) -> Place | None:
         return None
     tries = _int(query.get("try"))
     return Place(query.get("script", ""), query["at"] if tries else "", tries or 1)
+
+
+@dataclass(frozen=True)
+class Waits:
+    """How often the person was asked to wait for this answer, and since when (Unix seconds)."""
+
+    count: int = 0
+    since: int = 0
+
+
+def read_waits(query: Mapping[str, str]) -> Waits:
+    """From the URL that `Waits` made; it is signed, like all that Twilio requests."""
+    since = query.get("since", "")
+    return Waits(_int(query.get("waits")) or 0, int(since) if since.isdecimal() and len(since) < 12 else 0)
 
 
 def _word(text: str | None) -> str | None:

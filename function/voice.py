@@ -1,19 +1,27 @@
 """Answer Twilio's request for TwiML: when a person picks up, and after each key or silence."""
 
-from dataclasses import replace
+import time
+from dataclasses import dataclass, replace
+from urllib.parse import urlencode
 from uuid import UUID
 
 import structlog
 
+from function.twilio_form import Waits
 from shared.conversation.library import Scripts
 from shared.conversation.script import Script
 from shared.conversation.turns import Place, Turn, apology_turn, first_turn, next_turn, voicemail_turn
-from shared.conversation.twiml import hang_up, render_twiml
+from shared.conversation.twiml import hang_up, render_twiml, render_wait
 from shared.dispatcher import Dispatcher
 from shared.jobs import JobsUnavailable
 from shared.models import Answer, CallEvent, LiveCall
 
 log = structlog.get_logger()
+
+# The database did not answer while a person is on the line: they are asked to wait this often, for this long in all.
+MAX_WAITS = 2
+PATIENCE_SECONDS = 20
+PAUSE_SECONDS = 2
 
 
 def handle(
@@ -21,34 +29,68 @@ def handle(
     place: Place | None,
     event: CallEvent,
     digits: str,
+    waits: Waits,
     action: str,
     dispatcher: Dispatcher,
     scripts: Scripts,
 ) -> str:
     """Return the TwiML for this attempt's person; a hang-up for an unwanted call. Costs one RPC.
 
+    When the database does not answer, the person is asked to wait, and Twilio to ask again; at last comes the apology.
     `place` is None when the person picks up. `action` is the URL, without a place, that Twilio requests next.
     """
     if attempt is None or not event.call_sid:
         log.critical("a call without a known attempt: hanging up", kind="call_unknown", call_sid=event.call_sid)
         return hang_up()
+    script = scripts.named(place.script) if place else scripts.default
+    patience = Patience(script, place, digits, action, waits if waits.since else Waits(since=int(time.time())))
     if place is None:
-        return _begin(attempt, event, action, dispatcher, scripts)
-    return _go_on(attempt, place, event, digits, action, dispatcher, scripts.named(place.script))
+        return _begin(attempt, event, action, dispatcher, scripts, patience)
+    return _go_on(attempt, place, event, digits, action, dispatcher, script, patience)
 
 
-def _begin(attempt: UUID, event: CallEvent, action: str, dispatcher: Dispatcher, scripts: Scripts) -> str:
+@dataclass(frozen=True)
+class Patience:
+    """The answer while the database does not answer."""
+
+    script: Script
+    place: Place | None
+    digits: str
+    action: str
+    waits: Waits
+
+    def twiml(self) -> str:
+        """Ask the person to wait and Twilio to ask again, MAX_WAITS times within PATIENCE_SECONDS; then apologize."""
+        waits = replace(self.waits, count=self.waits.count + 1)
+        if waits.count > MAX_WAITS or time.time() + PAUSE_SECONDS > waits.since + PATIENCE_SECONDS:
+            return render_twiml(apology_turn(self.script), self.script, None)
+        query: dict[str, object] = {"waits": waits.count, "since": waits.since, "keys": self.digits}
+        if self.place:
+            query |= {"script": self.place.script, "at": self.place.at, "try": self.place.tries}
+        return render_wait(self.script, PAUSE_SECONDS, f"{self.action}&{urlencode(query)}")
+
+
+def _begin(
+    attempt: UUID, event: CallEvent, action: str, dispatcher: Dispatcher, scripts: Scripts, patience: Patience
+) -> str:
     try:
         call = dispatcher.record_status(attempt, replace(event, call_status=event.call_status or "in-progress"))
     except JobsUnavailable as error:
         _log_unstored(attempt, None, event, Answer(""), error)
-        return render_twiml(apology_turn(scripts.default), scripts.default, None)
+        return patience.twiml()
     script = scripts.for_person(call.job) if call.job else scripts.default
     return _render(first_turn(script), script, call, event, action)
 
 
 def _go_on(
-    attempt: UUID, place: Place, event: CallEvent, digits: str, action: str, dispatcher: Dispatcher, script: Script
+    attempt: UUID,
+    place: Place,
+    event: CallEvent,
+    digits: str,
+    action: str,
+    dispatcher: Dispatcher,
+    script: Script,
+    patience: Patience,
 ) -> str:
     turn = next_turn(script, place, digits)
     answer = Answer(digits, opt_out=turn.opts_out)
@@ -58,7 +100,7 @@ def _go_on(
         call = dispatcher.record_answer(attempt, event.call_sid, answer)
     except JobsUnavailable as error:
         _log_unstored(attempt, place, event, answer, error)
-        return render_twiml(apology_turn(script), script, None)
+        return patience.twiml()
     return _render(turn, script, call, event, action)
 
 
@@ -80,7 +122,7 @@ def _log_unstored(attempt: UUID, place: Place | None, event: CallEvent, answer: 
         )
     elif answer.question is not None:
         log.error(
-            "an answer was not stored; the person hears the apology",
+            "an answer was not stored; the person waits, or hears the apology",
             kind="answer_not_stored",
             question=answer.question,
             meaning=answer.meaning,
@@ -88,7 +130,7 @@ def _log_unstored(attempt: UUID, place: Place | None, event: CallEvent, answer: 
         )
     else:
         log.error(
-            "the database did not answer; the person hears the apology",
+            "the database did not answer; the person waits, or hears the apology",
             kind="database_down",
             at=place.at if place else None,
             **about,

@@ -79,7 +79,8 @@ def answer(step: StepResult) -> dict[str, Any]:
     """The response body. It holds no personal data: every database role can read pg_net's stored responses."""
     if step.outcome == "nothing":
         return {"ignored": step.detail, "job": step.job_id}
-    return {"did": step.outcome, "job": step.job_id}
+    reason = {"reason": step.detail} if step.outcome == "paused" else {}
+    return {"did": step.outcome, "job": step.job_id, **reason}
 
 
 def _first(error: ValidationError) -> str:

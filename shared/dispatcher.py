@@ -9,7 +9,8 @@ about everything it did not write.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, assert_never
 from uuid import UUID, uuid4
 
@@ -55,6 +56,14 @@ ASKS_PER_SETTLING = 4  # Twilio is asked this often before an absent call counts
 
 def no_fault(_point: str) -> None:
     """The fault point of production: nothing happens. Tests stop the process, or time, at one."""
+
+
+Step = StepResult | Callable[[], StepResult]
+"""A claim's step: its result, or the work that is still to do."""
+
+
+def finished(step: Step) -> StepResult:
+    return step if isinstance(step, StepResult) else step()
 
 
 @dataclass(frozen=True)
@@ -108,15 +117,17 @@ class Dispatcher:
 
     def dial_one(self, job_id: int | None = None) -> StepResult:
         """Claim one job, the given one or the next due, and dial it."""
+        return finished(self.claim_to_dial(job_id))
+
+    def claim_to_dial(self, job_id: int | None = None) -> Step:
+        """Claim one job. Returns the step that dials it, or the result if no job was claimed."""
         attempt = uuid4()
         since = ClaimClock.now()  # before the claim, so never later than the start of the lease
         busy_s = backoff.jittered(self._settings.call_retry_seconds)
         claim = self._jobs.claim(attempt, job_id, self._claim_policy, busy_s=busy_s)
         match claim:
             case Claimed():
-                with structlog.contextvars.bound_contextvars(job=claim.job.id, attempt=str(claim.attempt.id)):
-                    self._fault_point("claimed")
-                    return self._dial(claim, since)
+                return partial(self._dial, claim, since)
             case Unparsed():
                 return self._parse_number(claim.job_id, claim.phone_number)
             case Wait():
@@ -135,13 +146,18 @@ class Dispatcher:
                 assert_never(claim)
 
     def _dial(self, claim: Claimed, since: ClaimClock) -> StepResult:
+        with structlog.contextvars.bound_contextvars(job=claim.job.id, attempt=str(claim.attempt.id)):
+            self._fault_point("claimed")
+            return self._screen_and_place(claim, since)
+
+    def _screen_and_place(self, claim: Claimed, since: ClaimClock) -> StepResult:
         """Dial a claimed job and record the outcome. No other line of the program places a call."""
         job, attempt = claim.job, claim.attempt.id
         number = parse_number(job.phone_number, self._settings)
         if isinstance(number, PhoneNumber) and number.e164 != job.phone_e164:
             reason = "the stored E.164 form was not the number's"
             self._jobs.release(attempt, code="number_corrected", reason=reason, slot_s=self._slot_s)
-            return self._parse_number(job.id, job.phone_number)
+            return finished(self._parse_number(job.id, job.phone_number))
         match screen(number, job.metadata, self._settings, claim.now, timedelta(seconds=LAST_CALL_SECONDS)):
             case Refusal(code=code, reason=reason):
                 self._jobs.refuse(attempt, code=code, reason=reason, slot_s=self._slot_s)
@@ -216,8 +232,8 @@ class Dispatcher:
             case _:
                 assert_never(verdict.kind)
 
-    def _parse_number(self, job_id: int, typed: str) -> StepResult:
-        """Store the typed number as E.164 and dial it, or end the job if the number is invalid."""
+    def _parse_number(self, job_id: int, typed: str) -> Step:
+        """Store the typed number as E.164 and claim the job, or end the job if the number is invalid."""
         number = parse_number(typed, self._settings)
         if isinstance(number, Refusal):
             code, reason = number.code, number.reason
@@ -226,11 +242,14 @@ class Dispatcher:
             log.warning("call refused", kind="call_refused", job=job_id, code=code, reason=reason)
             return StepResult("refused", job_id, code)
         self._jobs.set_number(job_id, typed, number.e164)
-        return self.dial_one(job_id)
+        return self.claim_to_dial(job_id)
 
     # --- follow up ----------------------------------------------------------------------------------------------------
 
     def follow_up_one(self) -> StepResult:
+        return finished(self.claim_to_follow_up())
+
+    def claim_to_follow_up(self) -> Step:
         """Take the next call that is in doubt, without news or unwanted, and ask Twilio about it, or end it."""
         settings = self._settings
         call = self._jobs.claim_open(
@@ -240,6 +259,9 @@ class Dispatcher:
         )
         if isinstance(call, NoOpenCall):
             return StepResult("nothing")
+        return partial(self._follow_up, call)
+
+    def _follow_up(self, call: OpenCall) -> StepResult:
         with structlog.contextvars.bound_contextvars(job=call.job_id, attempt=str(call.attempt)):
             self._fault_point("asking")
             if call.lease_ran_out:
@@ -353,6 +375,8 @@ def _why_not(claim: NothingDue) -> str:
     if claim.status is None:
         return "no such job"
     why = f" ({claim.reason_code})" if claim.reason_code else ""
+    if claim.status == "queued" and claim.due_at is not None and claim.due_at <= datetime.now(UTC):
+        return f"another process is looking at it{why}"
     if claim.status == "queued":
         return f"not due before {claim.due_at:%Y-%m-%d %H:%M:%S}{why}"
     return f"already {claim.status}{why}"

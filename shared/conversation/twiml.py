@@ -39,6 +39,29 @@ def render_twiml(turn: Turn, script: Script, person: Person | None, voice_url: s
     return str(twiml)
 
 
+PLEASE_WAIT = {
+    "en": "One moment, please.",
+    "es": "Un momento, por favor.",
+    "de": "Einen Moment, bitte.",
+    "fr": "Un instant, s'il vous plaît.",
+    "it": "Un momento, per favore.",
+    "pt": "Um momento, por favor.",
+    "nl": "Een ogenblik, alstublieft.",
+}
+"""Said by a script without a `please_wait`, by language; a script of another language says nothing."""
+
+
+def render_wait(script: Script, seconds: int, voice_url: str) -> str:
+    """Ask for patience, and have Twilio request `voice_url` after `seconds`."""
+    twiml = VoiceResponse()
+    words = getattr(script, "please_wait", None) or PLEASE_WAIT.get(script.language.partition("-")[0])
+    if words:
+        add_text(twiml, script, words, None)
+    twiml.pause(length=seconds)
+    twiml.redirect(voice_url, method="POST")
+    return str(twiml)
+
+
 def hang_up() -> str:
     twiml = VoiceResponse()
     twiml.hangup()

@@ -74,17 +74,17 @@ MUTATIONS: dict[str, tuple[Callable[[Connection], AbstractContextManager[Any]], 
         lambda database: sql_changed(
             database,
             "public.claim_open_call",
-            "return private.open_call(v_attempt, v_now, v_job.cancel_requested, v_lapsed);",
-            """if v_lapsed and not v_job.cancel_requested then
+            "return private.open_call(v_attempt, v_now, v_job.cancel_requested, v_expired);",
+            """if v_expired and not v_job.cancel_requested then
                  update public.outbound_call_attempts set state = 'absent', closed_at = v_now where id = v_attempt.id;
                  update public.outbound_call_jobs set status = 'queued', due_at = v_now where id = v_job.id;
                end if;
-               return private.open_call(v_attempt, v_now, v_job.cancel_requested, v_lapsed);""",
+               return private.open_call(v_attempt, v_now, v_job.cancel_requested, v_expired);""",
         ),
         "twice",
     ),
     "hours are not looked at": (
-        lambda _: patch.object(Dispatcher, "_screen", lambda *_: None),
+        lambda _: patch("shared.dispatcher.screen", lambda *_: None),
         "against_the_rules",
     ),
     "a pause is a request": (

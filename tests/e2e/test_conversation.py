@@ -12,6 +12,7 @@ from psycopg.types.json import Jsonb
 
 from shared.conversation.library import Scripts
 from shared.conversation.script import Recording, Script
+from shared.conversation.twiml import PLEASE_WAIT
 from tests.e2e.conftest import World, fresh_world
 from tests.e2e.test_failures import hook
 from tests.e2e.test_requests import signed
@@ -277,9 +278,9 @@ def test_unstored_answer_is_logged_and_gets_an_apology(quiet: World, fault: str)
         job, said = talk(quiet, "prueba", "2")
     finally:
         gateway.fault = gateway.fault_on = None
-    assert said[-3:] == ["[2]", PRUEBA.apology, PRUEBA.goodbye]
+    assert said[-5:] == ["[2]", *[PLEASE_WAIT["es"]] * 2, PRUEBA.apology, PRUEBA.goodbye]
     (attempt,) = quiet.attempts(job)
-    (line,) = [line for line in log_lines(quiet, "an answer was not stored") if line["attempt"] == str(attempt["id"])]
+    line, *_ = [line for line in log_lines(quiet, "an answer was not stored") if line["attempt"] == str(attempt["id"])]
     told = {key: line[key] for key in ("severity", "call_sid", "question", "meaning", "digits")}
     assert told == {
         "severity": "ERROR",
@@ -297,6 +298,19 @@ def test_unstored_answer_is_logged_and_gets_an_apology(quiet: World, fault: str)
     assert quiet.job(job)["qualification"]["answers"] == {"uso": "escuela"}
 
 
+def test_short_fault_of_the_database_costs_a_moment(quiet: World) -> None:
+    gateway = quiet.sandbox.gateway
+    gateway.fault, gateway.fault_on, gateway.fault_times = "503", {"record_call_answer"}, 1
+    try:
+        job, said = talk(quiet, "prueba", "2")
+    finally:
+        gateway.fault = gateway.fault_on = gateway.fault_times = None
+    moment = said.index(PLEASE_WAIT["es"])
+    assert said[moment - 1] == "[2]"
+    assert PRUEBA.goodbye in said[moment:]
+    assert answers(quiet, job) == {"uso": "escuela"}
+
+
 def test_unstored_opt_out_is_critical_and_not_confirmed(quiet: World) -> None:
     gateway = quiet.sandbox.gateway
     gateway.fault, gateway.fault_on = "503", {"record_call_answer"}
@@ -306,7 +320,7 @@ def test_unstored_opt_out_is_critical_and_not_confirmed(quiet: World) -> None:
         gateway.fault = gateway.fault_on = None
     assert said[-2:] == [DEMO.apology, DEMO.goodbye]
     (attempt,) = quiet.attempts(job)
-    (line,) = [line for line in log_lines(quiet, "an opt-out was not stored") if line["attempt"] == str(attempt["id"])]
+    line, *_ = [line for line in log_lines(quiet, "an opt-out was not stored") if line["attempt"] == str(attempt["id"])]
     assert line["severity"] == "CRITICAL"
 
 

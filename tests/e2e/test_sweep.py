@@ -80,6 +80,12 @@ def test_one_sweep_of_a_cron_job_dials_up_to_its_limit(bare: World) -> None:
     assert sorted(taken(bare, numbers)) == sorted(numbers[:10])  # in the order of arrival
 
 
+def test_an_idle_sweep_makes_five_requests(bare: World) -> None:
+    before = bare.sandbox.gateway.requests.total()
+    assert sweep(bare).returncode == 0
+    assert bare.sandbox.gateway.requests.total() - before == 5
+
+
 def test_more_jobs_than_a_sweep_has_threads_are_dialed_by_sweeps_alone(bare: World) -> None:
     numbers = insert_many(bare, 60)
     assert sweep(bare, CALL_DISPATCHER_LIMIT="400").returncode == 0
