@@ -8,29 +8,34 @@ Times are in seconds and may be fractions. An empty variable counts as not set. 
 because secrets are often stored with a newline at the end.
 """
 
-import base64
 import difflib
-import ipaddress
 import os
-import re
 from collections.abc import Mapping
 from datetime import time
-from typing import Annotated, Any, Final, Literal, cast
-from urllib.parse import SplitResult, urlsplit
+from typing import Any, Final, Literal, cast
 
-import phonenumbers
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    SecretStr,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from shared.setting_types import (
+    ALWAYS,
+    E164,
+    AccountSid,
+    AuthTokens,
+    BaseUrl,
+    Countries,
+    DayLimit,
+    DispatchSecrets,
+    Hours,
+    Key,
+    LoopbackUrl,
+    Numbers,
+    PublicUrl,
+    Seconds,
+    ServiceAccount,
+    refusal,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 DIAL_WITHIN_SECONDS: Final = 2.0
 """The request to Twilio starts within this time of the claim, or the job is released."""
@@ -44,10 +49,6 @@ REQUEST_PARTS: Final = 11
 _PREFIXES: Final = ("CALL_", "CALLS_", "TWILIO_", "SUPABASE_", "SWEEP_", "DISPATCH_", "API_BASE_", "REQUEST_")
 _UNSUPPORTED: Final = ("TWILIO_REGION", "TWILIO_EDGE")
 _QUOTES: Final = tuple("\"'`\u2018\u2019\u201c\u201d")
-_ALWAYS: Final = "always"
-_OFF: Final = "off"
-_E164: Final = re.compile(r"\+[1-9][0-9]{7,14}")
-_HOURS: Final = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])-([01][0-9]|2[0-3]):([0-5][0-9])")
 
 
 class SettingsError(Exception):
@@ -58,134 +59,6 @@ class SettingsError(Exception):
         super().__init__("Settings are missing or wrong:\n  " + "\n  ".join(self.problems))
 
 
-def _wrong(allowed: str) -> PydanticCustomError:
-    """Refuse a value and say which values are allowed. The template is fixed, because `allowed` may hold braces."""
-    return PydanticCustomError("setting", "{allowed}", {"allowed": allowed})
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _parts(value: str) -> SplitResult:
-    allowed = _wrong("must be an absolute http or https URL without user, query and fragment")
-    # urlsplit drops tabs and newlines silently, and it does not report an empty "?" or "#".
-    if not value.isascii() or not value.isprintable() or any(mark in value for mark in ' "<>\\?#'):
-        raise allowed
-    try:
-        parts = urlsplit(value)
-        named = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        raise allowed from None
-    if not named or "@" in parts.netloc:
-        raise allowed
-    return parts
-
-
-def _base_url(value: str) -> str:
-    """Drop the last slash and lower the scheme and host. Twilio signs the URL letter by letter."""
-    parts = _parts(value)
-    return parts._replace(netloc=parts.netloc.lower()).geturl().rstrip("/")
-
-
-def _public_url(value: str) -> str:
-    host = _parts(value).hostname or ""
-    if "_" in host:
-        raise _wrong("must be a URL without an underscore in its host (Twilio refuses one)")
-    if urlsplit(value).scheme != "https" and not _is_loopback(host):
-        raise _wrong("must be an https URL, except on a loopback host")
-    return value
-
-
-def _loopback_url(value: str) -> str:
-    # This host receives the account's credentials.
-    if not _is_loopback(_parts(value).hostname or ""):
-        raise _wrong("must be a URL on a loopback host: it is for a stand-in, leave it out in production")
-    return value
-
-
-def _e164(value: str) -> str:
-    allowed = _wrong("must be a phone number in E.164 form: a plus sign, the country code, 8 to 15 digits in all")
-    if not _E164.fullmatch(value):
-        raise allowed
-    try:
-        phonenumbers.parse(value)
-    except phonenumbers.NumberParseException:
-        raise allowed from None
-    return value
-
-
-def _region(value: str) -> str:
-    if value.upper() not in phonenumbers.SUPPORTED_REGIONS:
-        raise _wrong("must be ISO 3166 country codes of two letters, separated by commas or spaces")
-    return value.upper()
-
-
-def _hours(value: str) -> str:
-    match = _HOURS.fullmatch(value)
-    if value != _ALWAYS and not (match and value[:5] < value[6:]):
-        raise _wrong("must be HH:MM-HH:MM, with the end after the start and at most 23:59; or always")
-    return value
-
-
-def _dispatch_secrets(value: SecretStr) -> SecretStr:
-    secrets = value.get_secret_value().split()
-    try:
-        # The library that checks signatures reads broken base64 as a shorter key.
-        keys = [base64.b64decode(secret.removeprefix("whsec_"), validate=True) for secret in secrets]
-    except ValueError:
-        keys = []
-    if not all(secret.startswith("whsec_") for secret in secrets) or not 1 <= len(keys) <= 2 or len(min(keys)) < 24:
-        raise _wrong(
-            "must be whsec_ and the base64 of at least 24 bytes; two of them, separated by a space, while rotating"
-        )
-    return value
-
-
-def _auth_tokens(value: SecretStr) -> SecretStr:
-    tokens = value.get_secret_value()
-    if not (tokens.isascii() and tokens.isprintable() and len(tokens.split()) <= 2):
-        raise _wrong("must be the account's auth token; two of them, separated by a space, while rotating")
-    return value
-
-
-def _key(value: SecretStr) -> SecretStr:
-    # The key is sent in a header, which takes only these characters.
-    if not re.fullmatch(r"[!-~]+", value.get_secret_value()):
-        raise _wrong("must be one printable ASCII word")
-    return value
-
-
-def _account(value: str) -> str:
-    if not re.fullmatch(r"[^@\s]+@[^@\s]+", value):
-        raise _wrong("must be the e-mail address of a service account")
-    return value
-
-
-def _account_sid(value: str) -> str:
-    if not re.fullmatch(r"AC[0-9a-fA-F]{32}", value):
-        raise _wrong("must be AC and 32 hexadecimal digits (Twilio console, Account Info)")
-    return value
-
-
-def _none_when_off(value: object) -> object:
-    return None if value == _OFF else value
-
-
-def _words(value: object) -> object:
-    return tuple(re.split(r"[\s,]+", value.strip(" ,"))) if isinstance(value, str) else value
-
-
-BaseUrl = Annotated[str, AfterValidator(_base_url)]
-E164 = Annotated[str, AfterValidator(_e164)]
-Region = Annotated[str, AfterValidator(_region)]
-# pydantic reads "inf" and "nan" as floats.
-Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
-
-
 class Settings(BaseSettings):
     """Each field is the environment variable of the same name in capitals."""
 
@@ -193,30 +66,26 @@ class Settings(BaseSettings):
 
     # The database.
     supabase_url: BaseUrl
-    supabase_service_key: Annotated[SecretStr, AfterValidator(_key)] = Field(
-        description="a secret key (sb_secret_...) or the legacy service_role key"
-    )
+    supabase_service_key: Key = Field(description="a secret key (sb_secret_...) or the legacy service_role key")
 
     # Twilio.
-    twilio_account_sid: Annotated[str, AfterValidator(_account_sid)]
-    twilio_auth_token: Annotated[SecretStr, AfterValidator(_auth_tokens)] = Field(
+    twilio_account_sid: AccountSid
+    twilio_auth_token: AuthTokens = Field(
         description="requests use the first; callbacks signed with either are accepted, while Twilio changes over"
     )
     twilio_phone_number: E164
-    twilio_api_base_url: Annotated[BaseUrl, AfterValidator(_loopback_url)] | None = Field(
-        default=None, description="a Twilio stand-in on this machine"
-    )
+    twilio_api_base_url: LoopbackUrl | None = Field(default=None, description="a Twilio stand-in on this machine")
     twilio_timeout_seconds: Seconds = Field(
         default=20, description="for the answer, once connected; Twilio itself gives up after about 26 s"
     )
 
     # HTTP: our address, and the proofs that Supabase and Cloud Scheduler send.
-    api_base_url: Annotated[BaseUrl, AfterValidator(_public_url)]
+    api_base_url: PublicUrl
     api_base_url_is_this_function: bool = Field(
         default=True, description="false where another web service answers /voice and /status"
     )
-    dispatch_secret: Annotated[SecretStr, AfterValidator(_dispatch_secrets)] | None = None
-    sweep_service_account: Annotated[str, AfterValidator(_account)] | None = Field(
+    dispatch_secret: DispatchSecrets | None = None
+    sweep_service_account: ServiceAccount | None = Field(
         default=None, description="its Google ID token, made for the audience API_BASE_URL, may start a sweep"
     )
     request_timeout_seconds: Seconds = Field(
@@ -230,7 +99,7 @@ class Settings(BaseSettings):
     calls_per_second: float = Field(
         default=1, ge=0.01, le=1000, allow_inf_nan=False, description="the account's own limit; 1 is Twilio's default"
     )
-    calls_per_day: Annotated[int | None, BeforeValidator(_none_when_off)] = Field(
+    calls_per_day: DayLimit = Field(
         default=500, ge=1, description="to all numbers, in any 24 hours; off lifts the limit"
     )
     calls_per_number_per_day: int = Field(default=3, ge=1, description="in any 24 hours")
@@ -259,15 +128,11 @@ class Settings(BaseSettings):
     )
 
     # Whom, and when.
-    call_hours: Annotated[str, AfterValidator(_hours)] = Field(
+    call_hours: Hours = Field(
         default="08:00-21:00", description="by the clock where the phone is; always allows any hour"
     )
-    call_countries: Annotated[tuple[Region, ...], NoDecode, BeforeValidator(_words)] | None = Field(
-        default=None, description="not set: the country of TWILIO_PHONE_NUMBER"
-    )
-    call_only_to: Annotated[tuple[E164, ...], NoDecode, BeforeValidator(_words)] | None = Field(
-        default=None, description="staging: only these numbers are dialed"
-    )
+    call_countries: Countries | None = Field(default=None, description="not set: the country of TWILIO_PHONE_NUMBER")
+    call_only_to: Numbers | None = Field(default=None, description="staging: only these numbers are dialed")
 
     # The call itself, and after it.
     call_ring_seconds: int = Field(default=25, ge=5, le=600, description="less than voice mail's")
@@ -307,7 +172,7 @@ class Settings(BaseSettings):
         connect = min(TWILIO_CONNECT_SECONDS, answer)
         least = DIAL_WITHIN_SECONDS + connect + answer + LEASE_MARGIN_SECONDS
         if timeout <= least:
-            raise _wrong(
+            raise refusal(
                 f"must be more than {least:g}: {DIAL_WITHIN_SECONDS:g} to start, {connect:g} to connect,"
                 f" {answer:g} (TWILIO_TIMEOUT_SECONDS) and a margin of {LEASE_MARGIN_SECONDS:g}"
             )
@@ -354,7 +219,7 @@ class Settings(BaseSettings):
     @property
     def calling_hours(self) -> tuple[time, time] | None:
         """Start and end, by the clock where the phone is; None means any hour."""
-        if self.call_hours == _ALWAYS:
+        if self.call_hours == ALWAYS:
             return None
         start, end = self.call_hours.split("-")
         return time.fromisoformat(start), time.fromisoformat(end)
