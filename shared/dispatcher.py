@@ -131,6 +131,8 @@ class Dispatcher:
             case Unparsed():
                 return self._parse_number(claim.job_id, claim.phone_number)
             case Wait():
+                if claim.reason:
+                    log.warning("nothing claimed", kind="claim_waits", reason=claim.reason, wait_s=claim.wait_s)
                 return StepResult("waiting", job_id, wait_s=claim.wait_s)
             case Paused():
                 if claim.just_now:
@@ -375,7 +377,7 @@ def _why_not(claim: NothingDue) -> str:
     if claim.status is None:
         return "no such job"
     why = f" ({claim.reason_code})" if claim.reason_code else ""
-    if claim.status == "queued" and claim.due_at is not None and claim.due_at <= datetime.now(UTC):
+    if claim.status == "queued" and (claim.due_at is None or claim.due_at <= datetime.now(UTC)):
         return f"another process is looking at it{why}"
     if claim.status == "queued":
         return f"not due before {claim.due_at:%Y-%m-%d %H:%M:%S}{why}"

@@ -53,10 +53,11 @@ class Claimed(_Answer):
 
 
 class Wait(_Answer):
-    """CALLS_PER_SECOND leaves no slot now."""
+    """CALLS_PER_SECOND leaves no slot now, or a lock in the database is held (reason): nothing was claimed."""
 
     outcome: Literal["wait"]
     wait_s: float
+    reason: str | None = None
 
 
 class Paused(_Answer):

@@ -109,7 +109,10 @@ class Steps:
 
     def queue(self, number: str | None = None, **columns: object) -> int:
         """A job, as a plain insert makes it."""
-        columns = {"user_id": uuid.uuid4(), "phone_number": number or a_number(), **columns}
+        number = number or a_number()
+        if "user_id" not in columns:  # a number is one user's, and may be called again at once
+            columns = {"user_id": uuid.uuid5(uuid.NAMESPACE_URL, number), "dedupe_key": str(uuid.uuid4()), **columns}
+        columns = {"phone_number": number, **columns}
         query = sql.SQL("insert into public.outbound_call_jobs ({}) values ({}) returning id").format(
             sql.SQL(", ").join(map(sql.Identifier, columns)), sql.SQL(", ").join([sql.Placeholder()] * len(columns))
         )
@@ -218,6 +221,10 @@ class Steps:
         `released` is not in the table: the attempt is gone. `ended` is by a busy line, of three attempts; the job is queued.
         """
         job = self.queue(number)
+        return job, self.bring_to(state, job)
+
+    def bring_to(self, state: str, job: int) -> uuid.UUID:
+        """Dial this job and bring its attempt to this state. -> the attempt"""
         attempt = self.start(job)
         match state:
             case "started":
@@ -242,7 +249,7 @@ class Steps:
                 raise ValueError(state)
         if state != "released":
             assert self.attempt(attempt)["state"] == state
-        return job, attempt
+        return attempt
 
     def make_due(self, job_id: int) -> None:
         self.rows("update public.outbound_call_jobs set due_at = private.clock() where id = %s", job_id)

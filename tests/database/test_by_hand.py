@@ -64,7 +64,9 @@ def test_what_makes_no_sense_is_refused_by_name_and_changes_nothing(
 @pytest.mark.parametrize("state", OPEN)
 def test_a_job_is_not_retried_while_a_call_to_its_number_is_under_way(steps: Steps, state: str) -> None:
     job = failed(steps, number := a_number())
-    other, _ = steps.attempt_in(state, number)
+    other = steps.queue(number, user_id=uuid.uuid4())
+    steps.pass_time(3601)
+    steps.bring_to(state, other)
     with pytest.raises(Refused, match=f"call job {job} cannot be retried yet: .* of job {other}, which is"):
         steps.call("retry_call_job", job_id=job)
     assert steps.job(job)["status"] == "failed"

@@ -124,10 +124,11 @@ def test_the_number_stays_for_the_caps_for_a_day_and_is_erased_then(steps: Steps
     attempt = steps.start(job)
     steps.status(attempt, a_sid(), "completed")
     delete(steps, user)
+    steps.pass_time(3600)
     _, again = a_user(steps, number)
     assert steps.claim(again, per_number=1)["reason_code"] == "calls_per_number_per_day"
 
-    steps.pass_time(DAY_S - 60)
+    steps.pass_time(DAY_S - 3660)
     assert prune(steps)["erased"] == 0
     steps.pass_time(120)
     assert prune(steps)["erased"] == 1

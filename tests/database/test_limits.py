@@ -13,6 +13,7 @@ import pytest
 from tests.database.sql_api import LEASE_S, Row, Steps, a_number, a_sid, all_at_once, in_background
 
 HOUR_S, DAY_S = 3600.0, 86_400.0
+BUCKET_S = 300.0  # CALLS_PER_DAY counts by five minutes
 AT_ONCE = 50
 
 Another = Callable[[], Steps]
@@ -68,6 +69,7 @@ def test_it_waits_until_the_first_of_them_is_a_day_old_and_not_a_second_longer(s
 def test_the_cap_looks_back_24_hours_at_each_moment(steps: Steps) -> None:
     """Three a day, and never four in any 24 hours: no midnight sets it back."""
     number, called_at = a_number(), []
+    steps.rows("update private.call_settings set calls_without_key = 100")
     start = steps.now()
     for _ in range(60):
         if call_and_end(steps, number, per_number=3)["outcome"] == "claimed":
@@ -231,6 +233,65 @@ def test_what_is_held_for_its_prefix_waits_out_a_pause_as_well(steps: Steps) -> 
     assert steps.claim(held, per_prefix=1)["outcome"] == "claimed"
 
 
+# --- without a key ----------------------------------------------------------------------------------------------------
+
+
+def press(steps: Steps, number: str) -> None:
+    """The person is called and presses a key that means something."""
+    attempt, sid = steps.start(steps.queue(number)), a_sid()
+    steps.call("record_call_answer", attempt=attempt, call_sid=sid, ask_s=60.0, question="q", meaning="yes", digits="1")
+    steps.status(attempt, sid, "completed")
+
+
+def test_a_number_where_nobody_presses_a_key_is_called_seven_times_in_seven_days(steps: Steps) -> None:
+    number, called_at = a_number(), []
+    start = steps.now()
+    for _ in range(45):
+        job = steps.queue(number, user_id=uuid.uuid4())  # whoever asks
+        if steps.claim(job)["outcome"] == "claimed":
+            called_at.append((steps.now() - start).total_seconds())
+            steps.status(uuid.UUID(str(steps.attempts(job)[0]["id"])), a_sid(), "completed")
+        else:
+            assert steps.job(job)["reason_code"] == "calls_without_key"
+            steps.call("cancel_call_job", job_id=job)
+        steps.pass_time(8 * HOUR_S)
+    assert len(called_at) > 10
+    assert all(later - earlier >= 7 * DAY_S for earlier, later in zip(called_at, called_at[7:], strict=False))
+
+
+def test_it_waits_until_the_first_of_the_seven_is_a_week_old(steps: Steps) -> None:
+    number = a_number()
+    for _ in range(7):
+        call_and_end(steps, number)
+        steps.pass_time(HOUR_S)
+    eighth = steps.queue(number)
+    steps.claim(eighth)
+    assert waits_s(steps, eighth) == pytest.approx(7 * (DAY_S - HOUR_S), abs=5)
+    assert steps.job(eighth)["reason"] == steps.one("select private.put_off_reason('calls_without_key')")
+    steps.pass_time(waits_s(steps, eighth))
+    assert steps.claim(eighth)["outcome"] == "claimed"
+
+
+def test_a_key_pressed_once_lifts_that_limit(steps: Steps) -> None:
+    press(steps, number := a_number())
+    assert {call_and_end(steps, number)["outcome"] for _ in range(12)} == {"claimed"}
+    assert {call_and_end(steps, other)["outcome"] for other in [a_number()] * 7} == {"claimed"}
+
+
+def test_claims_at_once_for_a_seventh_call_make_one(steps: Steps, another: Another) -> None:
+    number = a_number()
+    for _ in range(6):
+        call_and_end(steps, number)
+    for _ in range(AT_ONCE):
+        steps.queue(number)
+    callers = [another() for _ in range(AT_ONCE)]
+    answers = all_at_once(lambda caller: caller.claim(), callers)
+    (claimed,) = (answer for answer in answers if answer["outcome"] == "claimed")
+    steps.status(uuid.UUID(claimed["attempt"]["id"]), a_sid(), "completed")
+    steps.rows("update public.outbound_call_jobs set due_at = private.clock() where status = 'queued'")
+    assert {answer["outcome"] for answer in all_at_once(lambda caller: caller.claim(), callers)} == {"none"}
+
+
 # --- per day ----------------------------------------------------------------------------------------------------------
 
 
@@ -246,7 +307,7 @@ def test_the_days_ceiling_pauses_all_calls_until_there_is_room_and_blames_no_job
     assert steps.job(job) == before
     assert steps.call("call_job_stats")["pause_reason"] == "CALLS_PER_DAY is reached"
     assert not steps.claim(job, per_day=3).get("just_now")
-    steps.pass_time(DAY_S - 2 * HOUR_S)
+    steps.pass_time(DAY_S - 2 * HOUR_S + BUCKET_S)
     steps.accept(steps.start(job), a_sid())
     assert steps.claim(steps.queue(), per_day=3)["outcome"] == "paused"
 
@@ -310,10 +371,9 @@ def test_a_ceiling_that_is_lowered_counts_from_the_next_claim(steps: Steps) -> N
         steps.pass_time(HOUR_S)
     answer = steps.claim(steps.queue(), per_day=2)
     assert answer["outcome"] == "paused"
-    # Of the last two calls the first must be a day old.
-    assert steps.one("select round(extract(epoch from paused_until - private.clock())) from private.call_settings") == (
-        DAY_S - 2 * HOUR_S
-    )
+    # Of the last two calls the first must be a day old; calls are counted by five minutes.
+    waits = steps.one("select extract(epoch from paused_until - private.clock()) from private.call_settings")
+    assert DAY_S - 2 * HOUR_S - 1 <= waits <= DAY_S - 2 * HOUR_S + BUCKET_S
 
 
 def test_calls_resumed_below_a_ceiling_that_is_still_reached_are_paused_again_and_that_is_told(steps: Steps) -> None:
@@ -322,6 +382,33 @@ def test_calls_resumed_below_a_ceiling_that_is_still_reached_are_paused_again_an
     steps.claim(job, per_day=1)
     steps.call("resume_calls")
     assert steps.claim(job, per_day=1)["just_now"]
+
+
+def test_no_24_hours_hold_more_calls_than_the_ceiling_and_none_waits_much_longer(steps: Steps) -> None:
+    called_at = []
+    start = steps.now()
+    for gap_s in [61.0, 299.0, 4001.0, 7.0, 86_000.0, 301.0, 30_000.0] * 30:
+        steps.queue()
+        if steps.claim(per_day=3)["outcome"] == "claimed":
+            called_at.append((steps.now() - start).total_seconds())
+            attempt = steps.one("select id from public.outbound_call_attempts where state = 'started'")
+            steps.status(attempt, a_sid(), "completed")
+        steps.pass_time(gap_s)
+    assert len(called_at) > 60
+    assert all(later - earlier >= DAY_S for earlier, later in zip(called_at, called_at[3:], strict=False))
+
+
+def test_the_counts_are_the_calls_that_were_made_and_old_ones_go(steps: Steps) -> None:
+    for _ in range(3):
+        call_and_end(steps, a_number())
+        steps.pass_time(HOUR_S)
+    steps.release(steps.start(steps.queue()), delay_s=9 * HOUR_S)
+    steps.refuse(steps.start(steps.queue()))
+    steps.release(steps.start(steps.queue()), halt_s=60.0)
+    assert steps.one("select sum(calls) from private.call_counts") == 3
+    steps.pass_time(2 * DAY_S)
+    steps.call("prune_call_jobs", retention_days=90)
+    assert steps.rows("select * from private.call_counts") == []
 
 
 # --- the pause, at the same moment ------------------------------------------------------------------------------------

@@ -34,7 +34,15 @@ from tests.sandbox.postgres import Postgres
 from tests.sandbox.scheduler import Scheduler
 from tests.sandbox.serve import Server
 from tests.sandbox.supabase.auth import Auth
-from tests.sandbox.supabase.database import bootstrap, drain_webhooks, empty, install_clock, migrate, set_clock
+from tests.sandbox.supabase.database import (
+    bootstrap,
+    drain_webhooks,
+    empty,
+    install_clock,
+    lift_rule_of_keys,
+    migrate,
+    set_clock,
+)
 from tests.sandbox.supabase.gateway import Gateway, anon_key, service_key
 from tests.sandbox.supabase.pg_net import PgNetWorker
 from tests.sandbox.twilio.server import Twilio
@@ -189,6 +197,7 @@ class Sandbox:
         bootstrap(self.postgres)
         migrate(self.postgres)
         install_clock(self.postgres)
+        lift_rule_of_keys(self.postgres)
 
         self.gateway = Gateway(self.postgres.url("authenticator"), jwt_secret=self.jwt_secret, pool_size=20)
         supabase = self._serve(self._supabase_app)

@@ -13,7 +13,7 @@
 --
 --   Files, in the order of a job's life. A test holds this list to the database; triggers are marked (t), views (v).
 --     tables      outbound_call_jobs  outbound_call_attempts  outbound_call_answers  call_opt_outs
---                 missed_signups  deleted_calls  deleted_users  call_settings
+--                 missed_signups  deleted_calls  deleted_users  call_settings  call_counts
 --                 complete_call_job (t)  set_dedupe_window (t)  keep_open_call_job (t)  apply_rights
 --     numbers     calling_codes
 --     signup      on_auth_user_created_onboarding (t)  on_auth_user_phone_changed_onboarding (t)
@@ -255,9 +255,12 @@ create table private.call_settings (
   confirmed_id text,                        -- database_id() at the last confirm_restore()
   lost_seen    bigint not null default 1,   -- the value of lost_signups at the last look through auth.users
   lost_after   uuid,                        -- during such a look: the last user that was looked at
+  calls_without_key    int not null default 7 check (calls_without_key > 0),
   constraint a_pause_has_a_cause check ((paused_until is null) = (paused_by is null))
 );
 insert into private.call_settings default values;
+comment on column private.call_settings.calls_without_key is
+  'A number at which nobody has ever pressed a key is called at most so often in 7 days, over all jobs.';
 comment on table private.call_settings is
   'Call dispatcher: one row with the facts that SQL must know on its own: the pause, the next slot of'
   ' CALLS_PER_SECOND, verified phones only. Every claim updates it last, so a pause holds from the moment it commits.';
@@ -266,6 +269,14 @@ create sequence private.lost_signups owned by private.call_settings.lost_seen;
 comment on sequence private.lost_signups is
   'Call dispatcher: when a sign-up was last neither queued nor noted, in seconds since 1970. Both tables were locked'
   ' then, and a sequence can still be written.';
+
+create table private.call_counts (
+  began timestamptz primary key,
+  calls int not null
+) with (fillfactor = 50);
+comment on table private.call_counts is
+  'Call dispatcher: calls by five minutes, for CALLS_PER_DAY. Each claim adds one; a release and a refusal take it'
+  ' back. Kept two days.';
 
 -- ---------------------------------------------------------------------------------------------- guards of the jobs
 

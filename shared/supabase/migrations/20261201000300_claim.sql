@@ -7,6 +7,7 @@ create function private.cap_reached(
   p_calls_per_number_per_day  int,
   p_calls_per_prefix_per_hour int,
   p_calls_per_day             int,
+  p_calls_without_key         int,
   out code  text,
   out until timestamptz
 )
@@ -24,6 +25,18 @@ begin
     return;
   end if;
 
+  select started_at + interval '7 days' into until from public.outbound_call_attempts
+  where state not in ('refused', 'absent') and put_off_until is null
+    and phone_e164 = p_phone_e164 and started_at > p_now - interval '7 days' and id <> p_attempt
+  order by started_at desc offset p_calls_without_key - 1 limit 1;
+  if found and not exists (
+    select from public.outbound_call_attempts a join public.outbound_call_answers q on q.job_id = a.job_id
+    where a.state not in ('refused', 'absent') and a.put_off_until is null
+      and a.phone_e164 = p_phone_e164 and a.started_at <= p_now and q.attempt_id = a.id) then
+    code := 'calls_without_key';
+    return;
+  end if;
+
   -- Many numbers that differ in their last four digits only are the mark of toll fraud. They are held for an hour.
   if p_calls_per_prefix_per_hour > 0 then
     select count(distinct phone_e164), max(started_at) + interval '1 hour' into v_numbers, until
@@ -37,10 +50,11 @@ begin
   end if;
 
   if p_calls_per_day is not null then
-    select started_at + interval '24 hours' into until from public.outbound_call_attempts
-    where state not in ('refused', 'absent') and put_off_until is null
-      and started_at > p_now - interval '24 hours' and id <> p_attempt
-    order by started_at desc offset p_calls_per_day - 1 limit 1;
+    -- From the newest count to the oldest: the one that reaches the ceiling, and when it is a day old.
+    select c.began + interval '24 hours 5 minutes' into until
+    from (select began, sum(calls) over (order by began desc) as calls from private.call_counts
+          where began > p_now - interval '24 hours 5 minutes') c
+    where c.calls >= p_calls_per_day order by c.began desc limit 1;
     if found then
       code := 'calls_per_day';
     end if;
@@ -52,10 +66,51 @@ comment on function private.cap_reached is
   ' locked, so the count holds over all instances. A null cap, and a prefix cap of 0, is none; p_attempt itself is not'
   ' counted. -> code null: no cap · calls_per_day: all calls wait until "until" · else this job waits until "until"';
 
-create function private.readable(p_metadata jsonb) returns jsonb
+create function private.count_call(p_started_at timestamptz, p_calls int) returns void
+language plpgsql set search_path = '' as $$
+declare
+  v_began constant timestamptz := date_bin('5 minutes', p_started_at, '2000-01-01Z');
+begin
+  update private.call_counts set calls = calls + p_calls where began = v_began;
+  if not found and p_calls > 0 then
+    insert into private.call_counts (began, calls) values (v_began, p_calls);
+  end if;
+end
+$$;
+comment on function private.count_call is
+  'Call dispatcher: count a call (1) for CALLS_PER_DAY, or take one back (-1) that was not made. It locks its row of'
+  ' call_counts, and comes after any lock on call_settings.';
+
+create function private.gate_closed(p_gate private.call_settings, p_now timestamptz, p_early interval) returns jsonb
+language plpgsql immutable set search_path = '' as $$
+declare
+  v_until constant timestamptz := greatest(p_gate.paused_until, case when p_gate.halts > 0 then p_gate.probe_until end);
+begin
+  return case
+    when v_until > p_now then jsonb_build_object('outcome', 'paused', 'until', v_until, 'reason', p_gate.pause_reason)
+    when p_gate.next_call_at > p_now + p_early then jsonb_build_object(
+      'outcome', 'wait', 'wait_s', greatest(extract(epoch from p_gate.next_call_at - p_early - p_now), 0.01)) end;
+end
+$$;
+comment on function private.gate_closed is
+  'Call dispatcher: the answer of a claim that a pause, a probe or the rate denies; null while the gate is open.';
+
+create function private.put_off_reason(p_code text) returns text
 language sql immutable set search_path = '' as $$
-  select coalesce(jsonb_object_agg(key, value), '{}') from jsonb_each(p_metadata)
-  where jsonb_typeof(value) in ('string', 'number', 'boolean') and length(value #>> '{}') <= 1000
+  select case p_code
+    when 'number_in_use' then 'another call to this number is under way, or is tried again first'
+    when 'calls_per_number_per_day' then 'this number reached CALLS_PER_NUMBER_PER_DAY'
+    when 'calls_without_key' then 'too many calls within 7 days to a number at which nobody has ever pressed a key'
+    when 'calls_per_prefix_per_hour' then 'held: too many numbers with this prefix within an hour' end
+$$;
+comment on function private.put_off_reason is 'Call dispatcher: why claim_call_job put a job off, in words.';
+
+create function private.readable(p_metadata jsonb) returns jsonb
+language plpgsql immutable set search_path = '' as $$
+begin
+  return (select coalesce(jsonb_object_agg(key, value), '{}') from jsonb_each(p_metadata)
+          where jsonb_typeof(value) in ('string', 'number', 'boolean') and length(value #>> '{}') <= 1000);
+end
 $$;
 comment on function private.readable is
   'Call dispatcher: the part of the metadata that the dispatcher gets: texts and numbers that a script can say or that'
@@ -67,6 +122,7 @@ language sql immutable set search_path = '' as $$
   select case p_cancel_code when 'opted_out' then 'the number has opted out of calls'
                             when 'user_deleted' then 'the user was deleted'
                             when 'user_banned' then 'the user is banned'
+                            when 'number_reached' then 'this number was reached within the hour, for another user'
                             when 'paused' then 'answered while all calls were paused, and ended'
                             else 'canceled by hand' end
 $$;
@@ -124,25 +180,44 @@ create function public.claim_call_job(
   p_calls_per_day             int default null,
   p_from                      text default null
 ) returns jsonb
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = '' set lock_timeout = '1s' as $$
 declare
+  v_slot  constant interval := make_interval(secs => 1 / p_calls_per_second);
   -- A claim may come a little early. That keeps the average: a claim that waited for a lock has an older clock and
   -- would come too early by it. At most one call's worth, because an early call waits in Twilio's queue.
-  v_early constant interval := make_interval(secs => greatest(0.1, least(0.5, 1 / p_calls_per_second)));
+  v_early constant interval := greatest(interval '0.1 s', least(interval '0.5 s', v_slot));
   -- Ten thousand jobs for one busy number must not hold this transaction until it is canceled and rolled back.
   c_at_most constant int := 100;
-  v_now   constant timestamptz := private.clock();
-  v_here  constant text := private.database_id();
-  v_confirmed constant text := (select confirmed_id from private.call_settings);
-  v_job   public.outbound_call_jobs;
-  v_gate  private.call_settings;
-  v_cap   record;
-  v_code  text;
-  v_until timestamptz;
+  v_now    constant timestamptz := private.clock();
+  v_here   constant text := private.database_id();
+  v_job    public.outbound_call_jobs;
+  v_gate   private.call_settings;
+  v_closed jsonb;
+  v_code   text;
+  v_reached boolean;
+  v_until  timestamptz;
 begin
   for i in 1 .. c_at_most loop
-    -- 1. Lock the job. A job that another claim holds is skipped.
-    if p_job_id is null then
+    -- 1. Look at the gate, without a lock: a claim that it denies writes nothing. If it has one slot left, one claim
+    -- goes on, and the others are told the next slot.
+    select * into v_gate from private.call_settings;
+    v_closed := private.gate_closed(v_gate, v_now, v_early);
+    if v_closed is null and greatest(v_gate.next_call_at, v_now) + v_slot > v_now + v_early then
+      if pg_try_advisory_xact_lock('pg_class'::regclass::int, 'private.call_settings'::regclass::int) then
+        select * into v_gate from private.call_settings;  -- the claim before this one may have taken the slot
+      else
+        v_gate.next_call_at := greatest(v_gate.next_call_at, v_now) + v_slot;
+      end if;
+      v_closed := private.gate_closed(v_gate, v_now, v_early);
+    end if;
+
+    -- 2. Lock the job. A job that another claim holds is skipped.
+    if v_closed is not null then
+      select * into v_job from public.outbound_call_jobs
+      where status = 'queued' and due_at <= v_now
+        and id = coalesce(p_job_id, (select j.id from public.outbound_call_jobs j
+                                     where j.status = 'queued' and j.due_at <= v_now order by j.due_at, j.id limit 1));
+    elsif p_job_id is null then
       select * into v_job from public.outbound_call_jobs
       where status = 'queued' and due_at <= v_now
       order by due_at, id limit 1
@@ -154,17 +229,32 @@ begin
     end if;
     if not found then
       select * into v_job from public.outbound_call_jobs where id = p_job_id;
-      return jsonb_build_object('outcome', 'none', 'status', v_job.status, 'due_at', v_job.due_at,
-                                'reason_code', v_job.reason_code);
+      return jsonb_build_object(
+        'outcome', 'none', 'status', v_job.status, 'reason_code', v_job.reason_code,
+        'due_at', case when v_job.status <> 'queued' or v_job.due_at > v_now then v_job.due_at end);
     end if;
     if v_job.phone_e164 is null then
       return jsonb_build_object('outcome', 'unparsed', 'job_id', v_job.id, 'phone_number', v_job.phone_number);
     end if;
+    if v_closed is not null then
+      return v_closed;
+    end if;
+
+    -- 3. Another user's job for this number goes first, once it was dialed. Of two such jobs, the older one.
+    select bool_or(k.status = 'completed' and k.finished_at > v_now - interval '1 hour'),
+           max(case when k.status = 'queued' then k.due_at else v_now end)
+             filter (where k.finished_at is null and (v_job.attempts = 0 or k.id < v_job.id))
+    into v_reached, v_until
+    from public.outbound_call_attempts a join public.outbound_call_jobs k on k.id = a.job_id
+    where a.phone_e164 = v_job.phone_e164 and a.state not in ('refused', 'absent') and a.put_off_until is null
+      and a.started_at > v_now - interval '7 days' and k.user_id <> v_job.user_id;
     v_code := case
       when exists (select from public.call_opt_outs o where o.phone_e164 = v_job.phone_e164) then 'opted_out'
       when exists (select from auth.users u where u.id = v_job.user_id and u.banned_until > v_now) then 'user_banned'
-    end;
-    if v_code is not null then
+      when v_job.reason_code = 'retried' then null
+      when v_reached then 'number_reached'
+      when v_until is not null then 'number_in_use' end;
+    if v_code in ('opted_out', 'user_banned', 'number_reached') then
       update public.outbound_call_jobs
       set status = 'canceled', due_at = null, finished_at = v_now,
           reason_code = v_code, reason = private.why_canceled(v_code)
@@ -172,107 +262,100 @@ begin
       continue;
     end if;
     if v_job.database_id <> v_here then
-      if v_confirmed is distinct from v_here then
+      if v_gate.confirmed_id is distinct from v_here then
         return private.pause_for_restore();
       end if;
       perform private.ask_before_dialing(v_job, p_from, p_busy_s);
       continue;
     end if;
 
-    begin
-      -- 2. Insert the attempt. A number that has an open attempt puts the job off, and the next job is tried.
-      insert into public.outbound_call_attempts (id, job_id, number, phone_e164, from_e164, started_at)
-      select p_attempt, v_job.id, v_job.attempts + 1, v_job.phone_e164, p_from, v_now
-      where not exists (select from public.outbound_call_attempts a
-                        where a.phone_e164 = v_job.phone_e164 and a.state = 'duplicate' and a.closed_at is null)
-      on conflict (phone_e164) where state in ('started', 'in_doubt', 'accepted') do nothing;
-      if not found then
-        update public.outbound_call_jobs
-        set due_at = v_now + make_interval(secs => p_busy_s), reason_code = 'number_in_use',
-            reason = 'another call to this number is under way'
-        where id = v_job.id;
-        continue;
-      end if;
-
-      update public.outbound_call_jobs
-      set status = 'dialing', due_at = v_now + make_interval(secs => p_lease_s), attempts = attempts + 1,
-          reason_code = null, reason = null
-      where id = v_job.id
-      returning * into v_job;
-
-      -- 3. Take a slot of the rate. The row lock makes it exact: once a pause has committed, no claim passes. When it
-      -- is denied, steps 2 and 3 are undone and due_at stays as it was.
-      update private.call_settings
-      set next_call_at = greatest(next_call_at, v_now) + make_interval(secs => 1 / p_calls_per_second),
-          probe_until = case when halts > 0 then v_job.due_at end
-      where only_row
-        and next_call_at <= v_now + v_early
-        and (paused_until is null or paused_until <= v_now)
-        and (halts = 0 or probe_until is null or probe_until <= v_now);
-      if not found then
-        raise exception sqlstate 'CD001';  -- undoes this block, and nothing else
-      end if;
-
-      -- 4. Count the caps, under that lock. A cap that is reached undoes all that and puts the job off.
-      v_cap := private.cap_reached(p_attempt, v_job.phone_e164, v_now,
-                                   p_calls_per_number_per_day, p_calls_per_prefix_per_hour, p_calls_per_day);
-      if v_cap.code is not null then
-        raise exception sqlstate 'CD002';
-      end if;
-      return jsonb_build_object(
-        'outcome', 'claimed',
-        'now', v_now,
-        'attempt', jsonb_build_object('id', p_attempt, 'number', v_job.attempts),
-        'job', jsonb_build_object(
-          'id', v_job.id, 'user_id', v_job.user_id, 'phone_number', v_job.phone_number, 'phone_e164', v_job.phone_e164,
-          'first_name', v_job.first_name, 'signup_mode', v_job.signup_mode,
-          'metadata', private.readable(v_job.metadata)));
-    exception when sqlstate 'CD001' then
-      select * into v_gate from private.call_settings;
-    when sqlstate 'CD002' then
-      if v_cap.code = 'calls_per_day' then
-        -- A job about to be dialed counts, and may yet be released (hours): only dialed calls pause everybody.
-        perform from public.outbound_call_attempts
-        where state not in ('refused', 'absent') and put_off_until is null  -- the index's own condition
-          and state = 'started' and started_at > v_now - make_interval(secs => p_lease_s)
-        order by started_at desc limit 1;
+    v_until := greatest(v_until, v_now) + make_interval(secs => p_busy_s);
+    if v_code is null then
+      begin
+        -- 4. Insert the attempt. A number that has an open attempt puts the job off, and the next job is tried.
+        insert into public.outbound_call_attempts (id, job_id, number, phone_e164, from_e164, started_at)
+        select p_attempt, v_job.id, v_job.attempts + 1, v_job.phone_e164, p_from, v_now
+        where not exists (select from public.outbound_call_attempts a
+                          where a.phone_e164 = v_job.phone_e164 and a.state = 'duplicate' and a.closed_at is null)
+        on conflict (phone_e164) where state in ('started', 'in_doubt', 'accepted') do nothing;
         if found then
-          return jsonb_build_object('outcome', 'wait', 'wait_s', 1.0);
-        end if;
-        update private.call_settings
-        set paused_until = v_cap.until, paused_by = 'calls_per_day', pause_reason = 'CALLS_PER_DAY is reached'
-        where only_row and (paused_until is null or paused_until <= v_now);
-        return jsonb_build_object('outcome', 'paused', 'until', v_cap.until, 'reason', 'CALLS_PER_DAY is reached',
-                                  'just_now', found);
-      end if;
-      update public.outbound_call_jobs
-      set due_at = v_cap.until, reason_code = v_cap.code,
-          reason = case v_cap.code
-                     when 'calls_per_number_per_day' then 'this number reached CALLS_PER_NUMBER_PER_DAY'
-                     else 'held: too many numbers with this prefix within an hour' end
-      where id = v_job.id;
-      continue;
-    end;
+          update public.outbound_call_jobs
+          set status = 'dialing', due_at = v_now + make_interval(secs => p_lease_s), attempts = attempts + 1,
+              reason_code = null, reason = null
+          where id = v_job.id
+          returning * into v_job;
 
-    v_until := greatest(v_gate.paused_until, case when v_gate.halts > 0 then v_gate.probe_until end);
-    if v_until > v_now then
-      return jsonb_build_object('outcome', 'paused', 'until', v_until, 'reason', v_gate.pause_reason);
+          -- 5. Take a slot of the rate. The row lock makes it exact: once a pause has committed, no claim passes.
+          update private.call_settings
+          set next_call_at = greatest(next_call_at, v_now) + v_slot,
+              probe_until = case when halts > 0 then v_job.due_at end
+          where only_row
+            and next_call_at <= v_now + v_early
+            and (paused_until is null or paused_until <= v_now)
+            and (halts = 0 or probe_until is null or probe_until <= v_now);
+          if not found then
+            raise exception sqlstate 'CD001';  -- undoes this block, and nothing else
+          end if;
+
+          -- 6. Count the caps, under that lock.
+          select c.code, c.until into v_code, v_until
+          from private.cap_reached(p_attempt, v_job.phone_e164, v_now, p_calls_per_number_per_day,
+                                   p_calls_per_prefix_per_hour, p_calls_per_day, v_gate.calls_without_key) c;
+          if v_code is not null then
+            raise exception sqlstate 'CD001';
+          end if;
+          perform private.count_call(v_now, 1);
+          return jsonb_build_object(
+            'outcome', 'claimed',
+            'now', v_now,
+            'attempt', jsonb_build_object('id', p_attempt, 'number', v_job.attempts),
+            'job', jsonb_build_object(
+              'id', v_job.id, 'user_id', v_job.user_id, 'phone_number', v_job.phone_number,
+              'phone_e164', v_job.phone_e164, 'first_name', v_job.first_name, 'signup_mode', v_job.signup_mode,
+              'metadata', private.readable(v_job.metadata)));
+        end if;
+        v_code := 'number_in_use';
+      exception when sqlstate 'CD001' then
+        if v_code is null then
+          continue;  -- the gate has just closed: look again, and answer
+        end if;
+      end;
     end if;
-    return jsonb_build_object('outcome', 'wait',
-      'wait_s', greatest(extract(epoch from v_gate.next_call_at - v_early - v_now), 0.01));
+
+    if v_code = 'calls_per_day' then
+      -- A job about to be dialed counts, and may yet be released (hours): only dialed calls pause everybody.
+      perform from public.outbound_call_attempts
+      where state not in ('refused', 'absent') and put_off_until is null  -- the index's own condition
+        and state = 'started' and started_at > v_now - make_interval(secs => p_lease_s)
+      order by started_at desc limit 1;
+      if found then
+        return jsonb_build_object('outcome', 'wait', 'wait_s', 1.0);
+      end if;
+      update private.call_settings
+      set paused_until = v_until, paused_by = 'calls_per_day', pause_reason = 'CALLS_PER_DAY is reached'
+      where only_row and (paused_until is null or paused_until <= v_now);
+      return jsonb_build_object('outcome', 'paused', 'until', v_until, 'reason', 'CALLS_PER_DAY is reached',
+                                'just_now', found);
+    end if;
+    update public.outbound_call_jobs
+    set due_at = v_until, reason_code = v_code, reason = private.put_off_reason(v_code)
+    where id = v_job.id;
   end loop;
   return jsonb_build_object('outcome', 'wait', 'wait_s', 0.01);
+exception when lock_not_available then  -- after lock_timeout; everything is undone, and the sweep comes back to the job
+  return jsonb_build_object('outcome', 'wait', 'wait_s', 5.0, 'reason', 'a lock in the database is held');
 end
 $$;
 comment on function public.claim_call_job is
   'Call dispatcher: for the webhook (with p_job_id) and the sweep (without): take one due job, alone, and write its'
   ' attempt before Twilio is asked. p_attempt is a random uuid made by the caller, p_from our number; p_lease_s, in'
   ' which nobody else looks at the job, must outlast the request. Claimed by hand, a job waits for the end of its'
-  ' lease. -> {"outcome": "claimed", "job", "attempt": {"id", "number"}, "now"} | {"outcome": "wait", "wait_s"}: the'
-  ' rate, and nothing was changed; or 100 jobs were put off, and there may be more | {"outcome": "paused", "until",'
-  ' "reason", "just_now"}: calls are paused; just_now: by p_calls_per_day, in this claim | {"outcome": "unparsed",'
-  ' "job_id", "phone_number"}: parse it, call set_call_number, claim again | {"outcome": "none", "status", "due_at",'
-  ' "reason_code"}: nothing is due; for p_job_id: its status instead';
+  ' lease. -> {"outcome": "claimed", "job", "attempt": {"id", "number"}, "now"} | {"outcome": "wait", "wait_s",'
+  ' "reason"}: the rate, or a lock that is held (reason), and nothing was changed; or 100 jobs were put off, and there'
+  ' may be more | {"outcome": "paused", "until", "reason", "just_now"}: calls are paused; just_now: by'
+  ' p_calls_per_day, in this claim | {"outcome": "unparsed", "job_id", "phone_number"}: parse it, call'
+  ' set_call_number, claim again | {"outcome": "none", "status", "due_at", "reason_code"}: nothing is due; for'
+  ' p_job_id: its status instead';
 
 create function public.set_call_number(
   p_job_id       bigint,
@@ -318,10 +401,14 @@ comment on function private.lock_attempt is
   'Call dispatcher: an attempt and its job, locked in that order: job first. Null fields when there is no such'
   ' attempt. Every function that writes an outcome begins with it.';
 
-create function private.give_back_slot(p_slot_s double precision) returns void
-language sql set search_path = '' as $$
-  update private.call_settings set next_call_at = next_call_at - make_interval(secs => p_slot_s)
-  where only_row and p_slot_s > 0
+create function private.give_back_slot(p_slot_s double precision, p_started_at timestamptz) returns void
+language plpgsql set search_path = '' as $$
+begin
+  if p_slot_s > 0 then
+    update private.call_settings set next_call_at = next_call_at - make_interval(secs => p_slot_s) where only_row;
+  end if;
+  perform private.count_call(p_started_at, -1);
+end
 $$;
 comment on function private.give_back_slot is
   'Call dispatcher: a claim ended before Twilio was asked, so the next one need not wait for it. Called with the job'
@@ -381,7 +468,7 @@ begin
         probe_until  = null
     where only_row and (paused_until is null or paused_until <= v_now);
   end if;
-  perform private.give_back_slot(p_slot_s);
+  perform private.give_back_slot(p_slot_s, v_attempt.started_at);
   return true;
 end
 $$;

@@ -2,17 +2,21 @@
 -- sweeps, callbacks and polls may come in any order and any number of times.
 
 create function private.call_rank(p_status text) returns int
-language sql immutable set search_path = '' as $$
-  select case p_status when 'queued' then 0 when 'initiated' then 1 when 'ringing' then 2 when 'in-progress' then 3
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case p_status when 'queued' then 0 when 'initiated' then 1 when 'ringing' then 2 when 'in-progress' then 3
                        when 'completed' then 4 when 'busy' then 4 when 'no-answer' then 4 when 'failed' then 4
-                       when 'canceled' then 4 end
+                       when 'canceled' then 4 end;
+end
 $$;
 comment on function private.call_rank is
   'Call dispatcher: how far a call is. It moves only forward, and the first final status (rank 4) wins.';
 
 create function private.is_stopped() returns boolean
-language sql stable set search_path = '' as $$
-  select paused_by = 'hand' and paused_until > private.clock() from private.call_settings
+language plpgsql stable set search_path = '' as $$
+begin
+  return (select paused_by = 'hand' and paused_until > private.clock() from private.call_settings);
+end
 $$;
 comment on function private.is_stopped is
   'Call dispatcher: whether calls are paused by hand. Then calls in Twilio''s queue are canceled, too.';
@@ -167,7 +171,7 @@ begin
   where id = p_attempt;
   perform private.retry_or_fail(v_job, '{}', p_code, p_reason);
   update private.call_settings set probe_until = null where only_row and probe_until = v_job.due_at;  -- of a probe
-  perform private.give_back_slot(p_slot_s);
+  perform private.give_back_slot(p_slot_s, v_attempt.started_at);
   return true;
 end
 $$;

@@ -96,6 +96,8 @@ begin
     end;
   end loop;
 
+  delete from private.call_counts
+  where began in (select began from private.call_counts where began < v_now - interval '2 days' for update skip locked);
   with old as (
     delete from public.outbound_call_jobs
     where id in (select id from public.outbound_call_jobs

@@ -105,6 +105,13 @@ def set_clock(url: str, offset_s: float) -> None:
         connection.execute("update sandbox.clock set offset_by = make_interval(secs => %s) where only_row", (offset_s,))
 
 
+def lift_rule_of_keys(server: Postgres, database: str = "postgres") -> None:
+    """Let a number be called any number of times without a key pressed: a sandbox calls the same few again and again."""
+    with psycopg.connect(server.url(database=database)) as connection:
+        connection.execute("alter table private.call_settings alter column calls_without_key set default 1000000")
+        connection.execute("update private.call_settings set calls_without_key = default")
+
+
 def empty(url: str) -> None:
     """Delete every row, and set settings and clock, to what `migrate` and `install_clock` left. Sequences go on."""
     with psycopg.connect(url) as connection:

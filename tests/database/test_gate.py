@@ -1,0 +1,229 @@
+"""A claim that the gate denies costs next to nothing, and no lock of another holds a claim up for long."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+
+import psycopg
+import pytest
+
+from tests.database.sql_api import PACE, Row, Steps, a_number, a_sid, all_at_once, in_background
+
+Another = Callable[[], Steps]
+
+
+def claim_and_look(steps: Steps, job: int | None = None, **more: float) -> tuple[Row, object]:
+    """-> what the claim said, and its transaction's id: null if it wrote nothing, not even a lock on a row."""
+    with steps.service.transaction():
+        answer = steps.claim(job, **more)  # type: ignore[arg-type]
+        row = steps.service.execute("select pg_current_xact_id_if_assigned()").fetchone()
+        assert row is not None
+        return answer, row[0]
+
+
+# --- claims in vain ---------------------------------------------------------------------------------------------------
+
+
+def test_a_claim_that_succeeds_has_a_transaction_id(steps: Steps) -> None:
+    steps.queue()
+    answer, xid = claim_and_look(steps)
+    assert answer["outcome"] == "claimed"
+    assert xid is not None
+
+
+@pytest.mark.parametrize("by_id", [True, False], ids=["webhook", "sweep"])
+@pytest.mark.parametrize("denied_by", ["rate", "pause", "probe"])
+def test_a_denied_claim_writes_nothing(steps: Steps, denied_by: str, by_id: bool) -> None:
+    if denied_by == "rate":
+        steps.queue()
+        assert steps.claim(pace=0.1)["outcome"] == "claimed"
+    elif denied_by == "pause":
+        steps.call("pause_calls", reason="lunch")
+    else:
+        steps.release(steps.start(steps.queue(due_at=steps.now())), halt_s=60.0)
+        steps.pass_time(61)
+        assert steps.claim()["outcome"] == "claimed"
+    job = steps.queue()
+    answer, xid = claim_and_look(steps, job if by_id else None, pace=0.1)
+    assert answer["outcome"] == ("wait" if denied_by == "rate" else "paused")
+    assert xid is None
+
+
+def test_nothing_due_is_told_as_such_during_a_pause(steps: Steps) -> None:
+    steps.call("pause_calls", reason="lunch")
+    job, _ = steps.queue(due_at=steps.now().replace(year=2099)), steps.queue("(415) 555-0100")
+    assert steps.claim(job)["outcome"] == "none"
+    assert steps.claim()["outcome"] == "unparsed"
+
+
+def test_claims_at_once_for_one_slot_take_it_once_and_the_others_wait_for_the_next(
+    steps: Steps, another: Another
+) -> None:
+    for _ in range(60):
+        steps.queue()
+    callers = [another() for _ in range(50)]
+    answers = all_at_once(lambda caller: caller.claim(pace=0.1), callers)
+    assert Counter(answer["outcome"] for answer in answers) == {"claimed": 1, "wait": 49}
+    assert {round(answer["wait_s"]) for answer in answers if answer["outcome"] == "wait"} <= {9, 10}
+
+
+def test_a_claim_that_meets_another_at_the_last_slot_writes_nothing_and_waits_for_no_lock(
+    steps: Steps, another: Another
+) -> None:
+    first, second, claimer = steps.queue(), steps.queue(), another()
+    with claimer.service.transaction():
+        assert claimer.claim(first, pace=0.1)["outcome"] == "claimed"
+        began = time.monotonic()
+        answer, xid = claim_and_look(steps, second, pace=0.1)
+        assert time.monotonic() - began < 0.5
+    assert (answer["outcome"], xid) == ("wait", None)
+    assert 9 < answer["wait_s"] <= 10
+
+
+def test_a_slot_that_was_given_back_is_taken_by_the_next_claim(steps: Steps, another: Another) -> None:
+    first, second, claimer = steps.queue(), steps.queue(), another()
+    with claimer.service.transaction(force_rollback=True):
+        claimer.claim(first, pace=0.1)
+    assert steps.claim(second, pace=0.1)["outcome"] == "claimed"
+
+
+# --- the database's own locks -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pace", [1.0, PACE])
+def test_a_claim_waits_a_second_for_the_row_of_settings_and_leaves_the_job(
+    steps: Steps, another: Another, pace: float
+) -> None:
+    job, owner = steps.queue(), another()
+    before = steps.everything()
+    with owner.service.transaction(force_rollback=True):
+        owner.call("require_verified_phones", required=True)
+        began = time.monotonic()
+        answer = steps.claim(job, pace=pace)
+        assert 0.9 < time.monotonic() - began < 3
+    assert answer == {"outcome": "wait", "wait_s": 5.0, "reason": "a lock in the database is held"}
+    assert steps.everything() == before
+    assert steps.claim(job, pace=pace)["outcome"] == "claimed"
+
+
+def test_many_claims_at_an_ordinary_rate_wait_for_a_held_lock_by_one(steps: Steps, another: Another) -> None:
+    """41 webhooks and one open transaction: one waits a second, the others are told at once."""
+    for _ in range(41):
+        steps.queue()
+    callers, owner = [another() for _ in range(41)], another()
+    with owner.service.transaction(force_rollback=True):
+        owner.call("require_verified_phones", required=True)
+
+        def timed(caller: Steps) -> float:
+            began = time.monotonic()
+            assert caller.claim(pace=1.0)["outcome"] == "wait"
+            return time.monotonic() - began
+
+        took = sorted(all_at_once(timed, callers))
+    assert sum(seconds > 0.9 for seconds in took) == 1
+
+
+def test_a_claim_by_id_that_another_holds_is_not_said_to_be_due_in_the_past(steps: Steps, another: Another) -> None:
+    job, claimer = steps.queue(), another()
+    with claimer.service.transaction():
+        claimer.start(job)
+        assert steps.claim(job) == {"outcome": "none", "status": "queued", "due_at": None, "reason_code": None}
+    later = steps.queue(due_at=steps.now().replace(year=2099))
+    assert steps.claim(later)["due_at"].startswith("2099")
+
+
+# --- two users with one number ----------------------------------------------------------------------------------------
+
+
+def two_users(steps: Steps, **second: object) -> tuple[int, int]:
+    number = a_number()
+    return steps.queue(number, user_id=uuid.uuid4()), steps.queue(number, user_id=uuid.uuid4(), **second)
+
+
+def call(steps: Steps, job: int, status: str, delays_s: tuple[float, ...] = (900.0, 900.0)) -> None:
+    steps.status(steps.start(job), a_sid(), status, delays_s=delays_s)
+
+
+def test_the_second_user_of_a_number_waits_until_the_first_ones_job_has_ended(steps: Steps) -> None:
+    first, second = two_users(steps)
+    call(steps, first, "busy")
+    assert steps.claim(second)["reason_code"] == "number_in_use"
+    assert steps.job(second)["due_at"] > steps.job(first)["due_at"]  # no look each minute
+    steps.make_due(first)
+    call(steps, first, "no-answer", delays_s=())
+    steps.make_due(second)
+    assert steps.claim(second)["outcome"] == "claimed"
+
+
+def test_the_second_user_is_not_called_if_the_number_was_reached_within_the_hour(steps: Steps) -> None:
+    first, second = two_users(steps)
+    call(steps, first, "completed")
+    assert steps.claim(second)["outcome"] == "none"
+    job = steps.job(second)
+    assert (job["status"], job["reason_code"]) == ("canceled", "number_reached")
+    assert job["reason"] == "this number was reached within the hour, for another user"
+    assert steps.call("retry_call_job", job_id=second) == "queued"
+    assert steps.claim(second)["outcome"] == "claimed", "a retry by hand is meant"
+
+
+def test_the_second_user_is_called_after_that_hour(steps: Steps) -> None:
+    first, second = two_users(steps)
+    call(steps, first, "completed")
+    steps.pass_time(3601)
+    assert steps.claim(second)["outcome"] == "claimed"
+
+
+def test_another_job_of_the_same_user_does_not_wait(steps: Steps) -> None:
+    number = a_number()
+    first, second = steps.queue(number), steps.queue(number)
+    call(steps, first, "busy")
+    assert steps.claim(second)["outcome"] == "claimed"
+
+
+def test_a_job_for_next_week_does_not_hold_up_another_user(steps: Steps) -> None:
+    number = a_number()
+    steps.queue(number, user_id=uuid.uuid4(), due_at=steps.now().replace(year=2099))
+    assert steps.claim(steps.queue(number, user_id=uuid.uuid4()))["outcome"] == "claimed"
+
+
+def test_of_two_dialed_jobs_the_older_goes_first_and_none_waits_for_ever(steps: Steps) -> None:
+    first, second = two_users(steps)
+    call(steps, first, "busy")
+    steps.rows("update public.outbound_call_jobs set attempts = 0 where id = %s", first)
+    steps.make_due(second)
+    steps.rows("update public.outbound_call_jobs set attempts = 1 where id = %s", second)
+    steps.rows("update public.outbound_call_jobs set attempts = 1 where id = %s", first)
+    steps.make_due(first)
+    assert steps.claim(second)["reason_code"] == "number_in_use"
+    assert steps.claim(first)["outcome"] == "claimed"
+
+
+def test_claims_at_once_for_users_of_one_number_dial_one(steps: Steps, another: Another) -> None:
+    number = a_number()
+    jobs = [steps.queue(number, user_id=uuid.uuid4()) for _ in range(30)]
+    callers = [another() for _ in jobs]
+    todo = dict(zip(map(id, callers), jobs, strict=True))
+    answers = all_at_once(lambda caller: caller.claim(todo[id(caller)]), callers)
+    (claimed,) = (answer for answer in answers if answer["outcome"] == "claimed")
+    steps.status(uuid.UUID(claimed["attempt"]["id"]), a_sid(), "completed")
+    steps.rows("update public.outbound_call_jobs set due_at = private.clock() where status = 'queued'")
+    again = all_at_once(lambda caller: caller.claim(), callers)
+    assert {answer["outcome"] for answer in again} == {"none"}
+    query = "select status, reason_code, count(*) as n from public.outbound_call_jobs group by 1, 2 order by n"
+    assert [(row["reason_code"], row["n"]) for row in steps.rows(query)] == [(None, 1), ("number_reached", 29)]
+
+
+def test_a_claim_that_waited_for_another_of_its_number_sees_it(
+    steps: Steps, another: Another, connection: psycopg.Connection[tuple[object, ...]]
+) -> None:
+    first, second = two_users(steps)
+    claimer = another()
+    with in_background(connection) as start, claimer.service.transaction():
+        assert claimer.claim(first)["outcome"] == "claimed"
+        future = start(steps, lambda: steps.claim(second))
+        claimer.service.execute("commit")
+        assert future.result(10)["reason_code"] == "number_in_use"
+        claimer.service.execute("begin")
