@@ -178,6 +178,7 @@ insert into public.outbound_call_answers values (5, 'topic', 'sales', '1', gen_r
 insert into public.call_opt_outs values ('+14155550199', now(), 'by hand');
 insert into private.missed_signups values (gen_random_uuid(), 'x', now());
 insert into private.deleted_calls values ('CAgone', now());
+insert into private.call_counts values (now(), 1);
 insert into private.deleted_users values (gen_random_uuid(), now(), true);
 update private.call_settings set paused_until = 'infinity', paused_by = 'hand', pause_reason = 'dinner time', halts = 2;
 """

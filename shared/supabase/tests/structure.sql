@@ -70,6 +70,7 @@ select set_eq($$ select conrelid::regclass::text, conname::text, contype::text f
   ('private.call_settings',  'call_settings_pkey',                 'p'),
   ('private.call_settings',  'a_pause_has_a_cause',                'c'),
   ('private.missed_signups', 'missed_signups_pkey',                'p'),
+  ('private.call_counts',    'call_counts_pkey',                   'p'),
   ('private.deleted_calls',  'deleted_calls_pkey',                 'p'),
   ('private.deleted_users',  'deleted_users_pkey',                 'p') $$,
   'these are our constraints');
