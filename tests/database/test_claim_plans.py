@@ -37,8 +37,10 @@ update pg_index set indisready = false
 where indrelid in ('public.outbound_call_jobs'::regclass, 'public.outbound_call_attempts'::regclass);
 
 insert into public.outbound_call_jobs
-  (user_id, phone_number, phone_e164, status, attempts, due_at, finished_at, created_at, dedupe_key, dedupe_window)
-select gen_random_uuid(), '+1' || n, '+1' || n, status, attempts, due_at, finished_at, now(), 'k' || n, 'empty'
+  (user_id, phone_number, phone_e164, status, attempts, due_at, finished_at, created_at, dedupe_key, dedupe_window,
+   database_id)
+select gen_random_uuid(), '+1' || n, '+1' || n, status, attempts, due_at, finished_at, now(), 'k' || n, 'empty',
+       private.database_id()
 from (
   select 1000000000 + n as n, (array['completed', 'failed', 'canceled'])[1 + n % 3] as status, 1 as attempts,
          null::timestamptz as due_at, now() - n * interval '1 day' / {finished_a_day} as finished_at

@@ -127,9 +127,17 @@ def test_a_pause_by_hand_outlives_the_restore(steps: Steps, copied: Copy) -> Non
     steps.queue()
     steps.call("pause_calls", reason="the script is wrong")
     restored = copied()
-    assert "confirm_restore()" in restored.claim()["reason"]
+    assert restored.claim()["reason"] == "the script is wrong"
     restored.call("confirm_restore")
     assert restored.call("call_job_stats")["paused_by"] == "hand"
+
+
+def test_a_restore_is_noticed_when_a_pause_by_hand_ends(steps: Steps, copied: Copy) -> None:
+    steps.queue()
+    steps.call("pause_calls", reason="the script is wrong")
+    restored = copied()
+    restored.call("resume_calls")
+    assert "confirm_restore()" in restored.claim()["reason"]
 
 
 def test_where_nothing_was_restored_there_is_nothing_to_confirm(steps: Steps) -> None:
