@@ -101,7 +101,8 @@ language sql stable set search_path = '' as $$
     select 'function ' || p.oid::regprocedure, true, coalesce(jsonb_agg(role || ': execute'), '[]')
     from pg_catalog.pg_proc p
     join unnest(array['anon', 'authenticated']) role on has_function_privilege(role, p.oid, 'execute')
-    where p.pronamespace = 'public'::regnamespace and pg_catalog.obj_description(p.oid, 'pg_proc') ~ '^Call dispatcher[^:]*: '
+    where p.pronamespace = 'public'::regnamespace
+      and pg_catalog.obj_description(p.oid, 'pg_proc') ~ '^Call dispatcher[^:]*: '
     group by p.oid
   )
   select coalesce(jsonb_agg(jsonb_build_object('name', name, 'ours', ours, 'roles', roles) order by name), '[]')
