@@ -48,13 +48,12 @@ def examine(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]
     yield from _settings(settings, environ)
     yield from _scripts()
     yield _area_codes()
-    yield from _all_at_once(
-        {
-            "database": lambda: _database(settings, clocks),
-            "Twilio": lambda: check_twilio(settings, clocks),
-            "public address": lambda: check_public_url(settings, clocks),
-        }
-    )
+    parts: dict[str, Callable[[], Iterable[Finding]]] = {
+        "database": lambda: _database(settings, clocks),
+        "Twilio": lambda: check_twilio(settings, clocks),
+        "public address": lambda: check_public_url(settings, clocks),
+    }
+    yield from _all_at_once(parts)
     yield _clock(clocks)
 
 

@@ -14,7 +14,7 @@ from shared.doctor.connection import KEY, PROJECT, PUSH, explain_silence
 from shared.doctor.findings import Clocks, Finding, note_clock, ok, skipped, warning, wrong
 from shared.jobs import RPCS, Jobs, JobsUnavailable, connect
 from shared.settings import Settings
-from shared.setup_facts import SetupFacts
+from shared.setup_facts import SetupFacts, WebhookAnswer
 
 QUEUE_LOOK_SECONDS: Final = 2.5
 """Between two looks at pg_net's queue. Its worker takes a batch each second."""
@@ -28,8 +28,8 @@ CHECKS: Final = (
 PAUSES: Final = {
     "hand": ("by hand", "see to the reason; then: select resume_calls();"),
     "halt": (
-        "by a halt, because Twilio refused a call for a reason of ours",
-        "mend that; then: select resume_calls();",
+        "by a halt: Twilio refused a call for a reason of ours",
+        "mend it; then: select resume_calls();",
     ),
     "calls_per_day": ("by CALLS_PER_DAY", "wait; or raise CALLS_PER_DAY everywhere, then: select resume_calls();"),
     "restore": ("by a restore or a copy", "follow shared/docs/restore.md; then: select confirm_restore();"),
@@ -125,28 +125,29 @@ def _pg_net(settings: Settings, facts: SetupFacts, jobs: Jobs) -> Iterator[Findi
     elif net.error or not net.installed:
         why = "pg_net cannot be used"
         found = f"cannot be read: {net.error}" if net.error else "is not installed: jobs wait for the sweep"
-        yield wrong(
-            "pg_net", found, "Supabase dashboard: Database, Extensions, enable pg_net; or: create extension pg_net;"
-        )
+        yield wrong("pg_net", found, "Supabase: Database, Extensions, enable pg_net; or: create extension pg_net;")
     elif net.waiting and _is_stuck(net.oldest_waiting, jobs):
-        found = f"its worker does not work: {net.waiting} requests wait, and none left in {QUEUE_LOOK_SECONDS:g} s"
-        yield wrong(
-            "pg_net", found, "select net.worker_restart(); if that does not help: Project Settings, Restart project"
-        )
+        found = f"its worker is stuck: {net.waiting} requests wait, and none left in {QUEUE_LOOK_SECONDS:g} s"
+        yield wrong("pg_net", found, "select net.worker_restart(); or: Project Settings, Restart project")
     else:
         yield ok("pg_net", "installed, and its queue is " + ("moving" if net.waiting else "empty"))
-    # The newest come first. Failures before the last success are over.
-    is_good = [answer.status is not None and answer.status < 300 for answer in net.answers]
-    failed = net.answers[: is_good.index(True)] if True in is_good else net.answers
-    if why:
-        yield skipped("webhook answers", why)
-    elif failed:
-        kinds = sorted({f"HTTP {a.status}" if a.status else a.error or "no answer" for a in failed})
-        found = f"the last {len(failed)} within the hour failed ({', '.join(kinds)}), {failed[0].age_s:.0f} s ago"
-        other = "if Vault and the signed webhook are ok, they are older, or another webhook's of this project"
-        yield warning("webhook answers", found, f"{other}: table net._http_response;")
-    else:
-        yield ok("webhook answers", "the newest succeeded" if net.answers else "none within the hour")
+    yield skipped("webhook answers", why) if why else _webhook_answers(net.answers)
+
+
+def _webhook_answers(answers: list[WebhookAnswer]) -> Finding:
+    """The newest come first. Failures before the last success are over."""
+    check, failed = "webhook answers", []
+    for answer in answers:
+        if answer.status is not None and answer.status < 300:
+            break
+        failed.append(f"HTTP {answer.status}" if answer.status else answer.error or "no answer")
+    if not failed:
+        return ok(check, "the newest succeeded" if answers else "none within the hour")
+    found = (
+        f"the last {len(failed)} within the hour failed ({', '.join(sorted({*failed}))}), {answers[0].age_s:.0f} s ago"
+    )
+    other = "if Vault and the signed webhook are ok, they are older, or another webhook's of this project"
+    return warning(check, found, f"{other}: table net._http_response;")
 
 
 def _is_stuck(oldest: int | None, jobs: Jobs) -> bool:
@@ -158,27 +159,26 @@ def _is_stuck(oldest: int | None, jobs: Jobs) -> bool:
 
 
 def _secret(settings: Settings, facts: SetupFacts, nonce: str) -> Finding:
-    check, vault = "Vault's secret", facts.vault
+    check, vault, row = (
+        "Vault's secret",
+        facts.vault,
+        "(select id from vault.secrets where name = 'call_dispatcher_secret')",
+    )
     if not settings.dispatch_secrets:
         return skipped(check, "there is no DISPATCH_SECRET here to compare it with")
     if vault.error:
-        extension = "Supabase dashboard: Database, Extensions, enable supabase_vault"
-        return wrong(check, f"Vault cannot be read: {vault.error}", extension)
+        return wrong(check, f"cannot be read: {vault.error}", "Supabase: Database, Extensions, enable supabase_vault")
     if vault.form == "missing":
         return wrong(check, "is missing", "select vault.create_secret('<DISPATCH_SECRET>', 'call_dispatcher_secret');")
     keys = [base64.b64decode(secret.removeprefix("whsec_")) for secret in settings.dispatch_secrets]
     proofs = [hmac.new(key, f"doctor:{nonce}".encode(), hashlib.sha256).hexdigest() for key in keys]
-    if vault.form == "no prefix":
-        found = "does not begin with whsec_: every webhook gets a wrong signature"
-    elif vault.form == "not base64" or vault.hmac is None:
-        found = "is not whsec_ and base64: no webhook is sent"
-    elif vault.hmac not in proofs:
-        found = "is not DISPATCH_SECRET: every webhook is refused with 401"
-    else:
-        return ok(
-            check, "is DISPATCH_SECRET" if vault.hmac == proofs[0] else "is the second of the two in DISPATCH_SECRET"
-        )
-    row = "(select id from vault.secrets where name = 'call_dispatcher_secret')"
+    if vault.form == "ok" and vault.hmac in proofs:
+        return ok(check, "is DISPATCH_SECRET" if vault.hmac == proofs[0] else "is the second of two in DISPATCH_SECRET")
+    malformed = {
+        "no prefix": "does not begin with whsec_: every webhook gets a wrong signature",
+        "not base64": "is not whsec_ and base64: no webhook is sent",
+    }
+    found = malformed.get(vault.form, "is not DISPATCH_SECRET: every webhook is refused with 401")
     return wrong(check, found, f"select vault.update_secret({row}, '<DISPATCH_SECRET>');")
 
 

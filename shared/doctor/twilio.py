@@ -82,9 +82,7 @@ def _account(settings: Settings, account: Any) -> Finding:
     if status != "active":
         return wrong(check, f"the account is {status}", "Twilio console: its banner says why (funds, terms, review)")
     if account.type == "Trial":
-        return warning(
-            check, "a trial account calls only verified numbers in its own country", "Twilio console: Upgrade"
-        )
+        return warning(check, "a trial account calls only verified numbers", "Twilio console: Upgrade")
     sub = account.owner_account_sid not in (None, account.sid)
     kind = ", a subaccount: it has its own numbers and permissions" if sub else ""
     return ok(check, f"active{kind}{'; a stand-in (TWILIO_API_BASE_URL)' if settings.twilio_api_base_url else ''}")

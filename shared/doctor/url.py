@@ -98,9 +98,7 @@ def check_vault_url(settings: Settings, facts: SetupFacts) -> Finding:
     check, url, base = "Vault's URL", facts.vault.url, f"{settings.api_base_url}/"
     is_ours = settings.api_base_url_is_this_function
     if facts.vault.error or not settings.dispatch_secrets:
-        return skipped(
-            check, "Vault cannot be read" if facts.vault.error else "without DISPATCH_SECRET no webhooks are served"
-        )
+        return skipped(check, "Vault cannot be read" if facts.vault.error else "no DISPATCH_SECRET, no webhooks")
     if url and is_ours and _same(url, base):
         return ok(check, f"is {shown_url(url)}")
     with httpx.Client(timeout=TIMEOUT) as http:
