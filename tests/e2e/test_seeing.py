@@ -74,6 +74,16 @@ def test_while_calls_are_paused_no_job_is_late(quiet: World) -> None:
     assert (entries[-1]["severity"], entries[-1]["jsonPayload"]["stats"]["pause_reason"]) == ("WARNING", "lunch")
 
 
+def test_a_restored_database_is_counted_at_each_sweep(quiet: World) -> None:
+    paused = (
+        "update private.call_settings set paused_until = 'infinity', paused_by = 'restore', pause_reason = 'a copy'"
+    )
+    quiet.database.execute(paused.encode())
+    entries = said(quiet, lambda: sweep(quiet))
+    assert counted(entries) == {"sweeps": 1, "oldest_doubt_s": 1, "restores": 1}
+    assert entries[-1]["severity"] == "ERROR"
+
+
 def test_a_job_that_is_due_too_long_is_seen(quiet: World) -> None:
     """Calls wait for the probe of a halt, which never comes back."""
     job = quiet.insert_job(quiet.number())
