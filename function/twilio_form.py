@@ -8,11 +8,15 @@ from uuid import UUID
 
 import structlog
 
+from shared.conversation.hearing import LEAST_CONFIDENCE
 from shared.conversation.turns import Place
 from shared.models import CallEvent, CallStatus
 from shared.telephony import CALL_SID
 
 log = structlog.get_logger()
+
+MOST_HEARD: Final = 500
+"""Longest spoken answer, in characters. Longer speech is a conversation with somebody else in the room."""
 
 _WORD: Final = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 _KEYS: Final = re.compile(r"[0-9*#A-D]{1,32}")
@@ -42,6 +46,16 @@ def read_digits(form: Mapping[str, str], query: Mapping[str, str]) -> str:
     """The keys pressed in a Gather, or, after a wait, in the URL; "" for silence."""
     keys = form.get("Digits") or query.get("keys", "")
     return keys if _KEYS.fullmatch(keys) else ""
+
+
+def read_heard(form: Mapping[str, str]) -> str:
+    """The words spoken in a Gather; "" for silence, and for words of which Twilio is too unsure."""
+    words = " ".join("".join(c if c.isprintable() else " " for c in form.get("SpeechResult", "")).split())
+    try:
+        sure = float(form.get("Confidence", "1")) >= LEAST_CONFIDENCE
+    except ValueError:
+        sure = False
+    return words if sure and len(words) <= MOST_HEARD else ""
 
 
 def read_attempt(text: str | None) -> UUID | None:

@@ -29,7 +29,11 @@ def handle(
     place: Place | None,
     event: CallEvent,
     digits: str,
+<<<<<<< HEAD
     waits: Waits,
+=======
+    heard: str,
+>>>>>>> fce4059 (Spoken answers: words that count as keys, and a spoken opt-out with its confirmation)
     action: str,
     dispatcher: Dispatcher,
     scripts: Scripts,
@@ -45,8 +49,13 @@ def handle(
     script = scripts.named(place.script) if place else scripts.default
     patience = Patience(script, place, digits, action, waits if waits.since else Waits(since=int(time.time())))
     if place is None:
+<<<<<<< HEAD
         return _begin(attempt, event, action, dispatcher, scripts, patience)
     return _go_on(attempt, place, event, digits, action, dispatcher, script, patience)
+=======
+        return _begin(attempt, event, action, dispatcher, scripts)
+    return _go_on(attempt, place, event, digits, heard, action, dispatcher, scripts.named(place.script))
+>>>>>>> fce4059 (Spoken answers: words that count as keys, and a spoken opt-out with its confirmation)
 
 
 @dataclass(frozen=True)
@@ -87,15 +96,24 @@ def _go_on(
     place: Place,
     event: CallEvent,
     digits: str,
+<<<<<<< HEAD
     action: str,
     dispatcher: Dispatcher,
     script: Script,
     patience: Patience,
+=======
+    heard: str,
+    action: str,
+    dispatcher: Dispatcher,
+    script: Script,
+>>>>>>> fce4059 (Spoken answers: words that count as keys, and a spoken opt-out with its confirmation)
 ) -> str:
-    turn = next_turn(script, place, digits)
-    answer = Answer(digits, opt_out=turn.opts_out)
+    turn = next_turn(script, place, digits, heard)
+    spoken = heard if heard and not digits and (turn.learned or turn.opts_out) else None
+    answer = Answer(digits, opt_out=turn.opts_out, heard=spoken)
     if turn.learned is not None:
-        answer = replace(answer, question=turn.learned.question, meaning=turn.learned.meaning)
+        learned = turn.learned
+        answer = replace(answer, digits=learned.key, question=learned.question, meaning=learned.meaning)
     try:
         call = dispatcher.record_answer(attempt, event.call_sid, answer)
     except JobsUnavailable as error:

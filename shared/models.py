@@ -3,7 +3,7 @@
 Each value is checked once, where it enters the program. All of them are frozen.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -232,12 +232,16 @@ class CallEvent:
 
 @dataclass(frozen=True)
 class Answer:
-    """A key press in a conversation, "" for silence. The fields are the arguments of record_call_answer."""
+    """A key press in a conversation, "" for silence. The fields are the arguments of record_call_answer.
+
+    `heard`: the words that were said in place of the key. They are personal, and never logged.
+    """
 
     digits: str
     question: str | None = None
     meaning: str | None = None
     opt_out: bool = False
+    heard: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Any, Final, Literal
 
 from pydantic import ValidationError
 
-from shared.conversation.numerals import keys_told
+from shared.conversation.hearing import Phrase, phrase
+from shared.conversation.numerals import keys_told, spoken_digits
 from shared.conversation.script import (
     GOODBYE,
     PLACEHOLDER,
@@ -44,6 +45,7 @@ _MUST_BE: Final = {
     "opt_out": "a table [opt_out] with key, say and confirm",
     "answers": "a table [questions.answers.1] with means, and one more for each other key",
     "kind": "one of name, words, number",
+    "listen": "one of keys, speech, both",
 }
 
 
@@ -62,7 +64,7 @@ def check(raw: dict[str, Any], name: str) -> Script | list[str]:
             place = found["loc"]
             message = describe_problem(place, found["type"], found["msg"], found.get("ctx", {}))
             problems.append((_key_path(raw, place), message))
-    problems += [*check_structure(raw), *_check_language(raw, name), *_check_spelled(raw)]
+    problems += [*check_structure(raw), *_check_language(raw, name), *_check_spelled(raw), *_check_heard(raw)]
     voice, language = str(raw.get("voice")), str(raw.get("language"))
     if voice_problem(voice) is None and is_language(language) and not fits_language(voice, language):
         problems.append(("voice", f"{voice} does not speak {language}: choose a voice of that language"))
@@ -107,6 +109,31 @@ def _check_spelled(raw: Table) -> Iterator[Problem]:
         problem = length_problem(spelled) or (inline_problem(spelled) if place == "machine" else None)
         if spelled != text and problem:
             yield place, f"{problem}; say_as makes it longer"
+
+
+def _check_heard(raw: Table) -> Iterator[Problem]:
+    """Each phrase means one key. Spoken words need a script that listens, and a spoken opt-out its question."""
+    opt_out = _table(raw.get("opt_out"))
+    lists = {"opt_out.hear": _phrases(opt_out.get("hear")), "opt_out.yes": _phrases(opt_out.get("yes"))}
+    if lists["opt_out.hear"] and not (opt_out.get("ask") and lists["opt_out.yes"]):
+        yield "opt_out.hear", 'needs ask, the question that confirms it, and yes, such as ["yes"]'
+    digits = {phrase(word): digit for word, digit in spoken_digits(str(raw.get("language"))).items()}
+    for number, question in enumerate(_list(raw.get("questions")), 1):
+        meant: dict[Phrase, str] = {**digits, **dict.fromkeys(lists["opt_out.hear"], "the opt-out")}
+        for key, answer in _answers(question).items():
+            place = f"questions.{_question_name(number, question)}.answers.{key}.hear"
+            lists[place] = _phrases(answer.get("hear"))
+            for each in lists[place]:
+                if meant.setdefault(each, key) != key:
+                    yield place, f"{' '.join(each)!r} already means {meant[each]}: each phrase means one key"
+    if raw.get("listen", "keys") == "keys":
+        yield from (
+            (place, 'needs listen = "speech" at the top of the file') for place, heard in lists.items() if heard
+        )
+
+
+def _phrases(value: object) -> list[Phrase]:
+    return [phrase(each) for each in value if isinstance(each, str)] if isinstance(value, list) else []
 
 
 def _check_placeholders(raw: Table) -> Iterator[Problem]:
@@ -166,7 +193,7 @@ def _check_told_keys(raw: Table) -> Iterator[Problem]:
         if parts[0] == "questions":
             allowed = by_question[parts[1]] | opt_out if parts[-1] == "say" and "answers" not in parts else anywhere
         else:
-            allowed = anywhere if place in ("greeting", "opt_out.say", "again") else set()
+            allowed = anywhere if place in ("greeting", "opt_out.say", "again", "opt_out.ask") else set()
         for key, words in keys_told(text, str(raw.get("language"))).items():
             if key not in allowed:
                 known = ", ".join(sorted(allowed - {""})) or "none"
@@ -214,7 +241,7 @@ def _texts(raw: Table) -> Iterator[tuple[str, str]]:
     texts: list[tuple[str, Any]] = [
         (key, raw.get(key)) for key in ("greeting", "goodbye", "apology", "again", "machine")
     ]
-    texts += [(f"opt_out.{key}", _table(raw.get("opt_out")).get(key)) for key in ("say", "confirm")]
+    texts += [(f"opt_out.{key}", _table(raw.get("opt_out")).get(key)) for key in ("say", "confirm", "ask")]
     for number, question in enumerate(_list(raw.get("questions")), 1):
         place = f"questions.{_question_name(number, question)}"
         texts += [(f"{place}.{key}", question.get(key)) for key in ("say", "no_answer")]
@@ -262,7 +289,7 @@ def describe_problem(place: tuple[int | str, ...], kind: str, message: str, cont
         case "list_type":
             return (
                 'must be a list: ["one", "two"]'
-                if place[-1] == "aliases"
+                if place[-1] in ("aliases", "hear", "yes")
                 else "must be written as [[questions]], each time"
             )
         case "dict_type" | "model_type":
@@ -271,6 +298,8 @@ def describe_problem(place: tuple[int | str, ...], kind: str, message: str, cont
             return "must be a table of its own, with keys and values"
         case "too_short":
             return "must hold one answer at least: [questions.answers.1] with means = ..."
+        case "too_long":
+            return f"holds too many: at most {context['max_length']}"
         case "string_too_long":
             return f"is too long: at most {context['max_length']} characters"
     return message

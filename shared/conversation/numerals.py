@@ -49,6 +49,13 @@ def digit_words(language: str) -> dict[str, str]:
     return {word: str(digit) for digit, form in enumerate(forms) for word in form.split("/")}
 
 
+def spoken_digits(language: str) -> dict[str, str]:
+    """word -> digit, 1 to 9, for speech: numerals, and words that are no article ("eins", not "eine")."""
+    forms = _DIGITS.get(_base(language), "").split()
+    words = {form.split("/")[0]: str(digit) for digit, form in enumerate(forms) if digit}
+    return {str(digit): str(digit) for digit in range(1, 10)} | words
+
+
 NUMBER_WORDS: Final = frozenset({word for language in _DIGITS for word in digit_words(language)} | set(_TENS.split()))
 """The digits in every listed language, and the words that join them to longer numbers."""
 

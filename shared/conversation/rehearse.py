@@ -31,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
 def rehearse(script: Script) -> Iterator[str]:
     """The whole script, line by line, as a person hears it whose name and company are unknown."""
     yield f"{script.name}.toml   {', '.join([script.language, script.voice])}"
+    if script.listen != "keys":
+        yield "  hears the digits one to nine, and the words behind each answer"
     if script.aliases:
         yield f"  also for {', '.join(script.aliases)}"
     turn = first_turn(script)
@@ -45,6 +47,10 @@ def rehearse(script: Script) -> Iterator[str]:
         yield from _answers(script, question)
     yield f"  {script.opt_out.key}, at any time: never called again"
     yield from quoted(script, (script.opt_out.confirm,))
+    if script.opt_out.ask is not None:
+        yield f"  on a spoken opt-out{_heard(script.opt_out.hear)}"
+        yield from quoted(script, (script.opt_out.ask,))
+        yield f"    then never called again{_heard(script.opt_out.yes)}"
     yield "  on an answering machine" + ("" if script.machine else ": hangs up")
     yield from quoted(script, voicemail_turn(script).says)
     yield "  when our database is down"
@@ -54,13 +60,17 @@ def rehearse(script: Script) -> Iterator[str]:
 def _answers(script: Script, question: Question) -> Iterator[str]:
     for key, answer in question.answers.items():
         turn = next_turn(script, Place(script.name, question.id), key)
-        yield f"    {key} = {answer.means}, then {_following(turn)}"
+        yield f"    {key} = {answer.means}, then {_following(turn)}{_heard(answer.hear)}"
         yield from quoted(script, turn.says)
     times = {0: "not asked again", 1: "asked once more"}.get(question.repeat, f"asked {question.repeat} times more")
     yield f"    silence, or another key: {times}, then goodbye"
     if question.repeat:
         yield from quoted(script, next_turn(script, Place(script.name, question.id), "").says)
     yield from quoted(script, next_turn(script, Place(script.name, question.id, question.repeat + 1), "").says)
+
+
+def _heard(phrases: list[str]) -> str:
+    return f"   when it hears {', '.join(map(repr, phrases))}" if phrases else ""
 
 
 def _following(turn: Turn) -> str:

@@ -4,7 +4,7 @@ shared/docs/scripts.md, the order of a conversation is decided in turns.py."""
 import re
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
@@ -140,6 +140,8 @@ QuestionId = Annotated[
     ),
 ]
 Meaning = Annotated[str, Field(max_length=100), AfterValidator(_words)]
+Heard = Annotated[str, Field(max_length=100), AfterValidator(_words)]
+HearList = Annotated[list[Heard], Field(max_length=40)]
 Alias = Annotated[str, Field(max_length=64), AfterValidator(_words)]
 
 
@@ -182,9 +184,11 @@ class _Saying(Part):
 
 
 class Answer(_Saying):
-    """One key of a question. `next`: a question's id or "goodbye"; by default the question's `next`, or the question below."""
+    """One key of a question. `hear`: the words that count as this key. `next`: a question's id or "goodbye"; by default
+    the question's `next`, or the question below."""
 
     means: Meaning
+    hear: HearList = []
     say: Text | None = None
     next: str | None = None
 
@@ -201,20 +205,26 @@ class Question(_Saying):
 
 
 class OptOut(_Saying):
-    """The key that works everywhere. `say` tells of it; `confirm` is said after it was pressed, before the call ends."""
+    """The key that works everywhere. `say` tells of it; `confirm` is said after it was pressed, before the call ends.
+    `hear`: words that mean the same. `ask` is asked after them, and only `yes` or the key confirms them."""
 
     key: Key
     say: Text
     confirm: Text
+    hear: HearList = []
+    ask: Text | None = None
+    yes: HearList = []
 
 
 class Script(Part):
     """`name`: the file's name without .toml, <mode> or <mode>.<language>. `aliases`: other signup_modes that it serves.
     `again`: said before a repeated question. `machine`: left on an answering machine; without it the call hangs up.
-    `say_as`: words that the voice gets wrong, each with a spelling that it gets right."""
+    `say_as`: words that the voice gets wrong, each with a spelling that it gets right. `listen`: "speech" and "both" accept
+    spoken words beside keys."""
 
     name: str
     aliases: list[Alias] = []
+    listen: Literal["keys", "speech", "both"] = "keys"
     language: Annotated[str, AfterValidator(_language)]
     voice: Annotated[str, AfterValidator(_voice)]
     greeting: Text

@@ -1,4 +1,4 @@
-"""The next words: a pure function of the script, the place in it and the pressed key.
+"""The next words: a pure function of the script, the place in it and the pressed key or the spoken words.
 
     first_turn -> asks at a place -> next_turn(place, key) -> asks at the next place -> ... -> the goodbye
 
@@ -8,7 +8,11 @@ yields the same turn.
 
 from dataclasses import dataclass
 
+from shared.conversation.hearing import confirms_opt_out, match, spoken_choices
 from shared.conversation.script import GOODBYE, Question, Recording, Script
+
+_OPT_OUT = "opt_out."
+"""Before the id of a question: the place where a spoken opt-out waits for its confirmation."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +27,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Learned:
-    """An answer: the meaning of the pressed key in this question."""
+    """An answer: the key that was pressed or spoken, and its meaning in this question."""
 
     question: str
     meaning: str
+    key: str
 
 
 @dataclass(frozen=True)
@@ -52,23 +57,39 @@ def first_turn(script: Script) -> Turn:
     return Turn(asks=(*opening, first.say), place=Place(script.name, first.id))
 
 
-def next_turn(script: Script, place: Place, key: str) -> Turn:
-    """The turn after `key` was pressed at `place`; "" is silence. A place that the script does not have leads to the
-    goodbye: the scripts may have changed since the question was asked."""
+def next_turn(script: Script, place: Place, key: str, heard: str = "") -> Turn:
+    """The turn after `key` was pressed, or `heard` was said, at `place`; both are "" for silence. A place that the script
+    does not have leads to the goodbye: the scripts may have changed since the question was asked."""
     if key == script.opt_out.key:
         return Turn(says=(script.opt_out.confirm,), opts_out=True)
-    question = script.question(place.at) if place.script == script.name else None
+    at = place.at.removeprefix(_OPT_OUT)
+    question = script.question(at) if place.script == script.name else None
+    if place.at.startswith(_OPT_OUT):
+        return _after_opt_out_question(script, question, place, "" if key else heard)
+    if heard and not key and script.listen != "keys":
+        key = match(heard, spoken_choices(script, question)) or ""
+        if key == script.opt_out.key and script.opt_out.ask is not None:
+            return Turn(asks=(script.opt_out.ask,), place=Place(script.name, f"{_OPT_OUT}{at}", place.tries))
     if question is None:
         return Turn(says=(script.goodbye,))
     answer = question.answers.get(key)
     if answer is None:
         return _ask_again(script, question, place.tries)
     says = (answer.say,) if answer.say else ()
-    learned = Learned(question.id, answer.means)
+    learned = Learned(question.id, answer.means, key)
     following = script.following_question(question, key)
     if following is None:
         return Turn(says=(*says, script.goodbye), learned=learned)
     return Turn(says=says, asks=(following.say,), place=Place(script.name, following.id), learned=learned)
+
+
+def _after_opt_out_question(script: Script, question: Question | None, place: Place, heard: str) -> Turn:
+    """Only a clear yes confirms a spoken opt-out. After anything else the conversation goes on where it was."""
+    if heard and confirms_opt_out(script, heard):
+        return Turn(says=(script.opt_out.confirm,), opts_out=True)
+    if question is None:
+        return Turn(says=(script.goodbye,))
+    return Turn(asks=(question.say,), place=Place(script.name, question.id, place.tries))
 
 
 def _ask_again(script: Script, question: Question, tries: int) -> Turn:

@@ -8,12 +8,15 @@ from urllib.parse import urlencode
 
 from twilio.twiml.voice_response import Gather, VoiceResponse
 
+from shared.conversation.hearing import hints
 from shared.conversation.script import Recording, Script
 from shared.conversation.turns import Turn
 from shared.models import Person
 
 SILENCE_SECONDS = 6
-"""How long the call waits for a key after the question."""
+"""How long the call waits for a key or a word after the question."""
+SPEECH_END_SECONDS = 2
+"""Silence that ends a spoken answer. "auto" is refused with Twilio's default model (warning 13335)."""
 
 
 def render_twiml(turn: Turn, script: Script, person: Person | None, voice_url: str = "") -> str:
@@ -25,14 +28,19 @@ def render_twiml(turn: Turn, script: Script, person: Person | None, voice_url: s
         twiml.hangup()
         return str(twiml)
     place = urlencode({"script": turn.place.script, "at": turn.place.at, "try": turn.place.tries})
+    speech = {}
+    if script.listen != "keys":
+        known = hints(script, script.question(turn.place.at))
+        speech = {"language": script.language, "speech_timeout": SPEECH_END_SECONDS, "hints": known or None}
     gather = twiml.gather(
-        input="dtmf",
+        input="dtmf speech" if speech else "dtmf",
         num_digits=1,
         finish_on_key="#",
         timeout=SILENCE_SECONDS,
         action=f"{voice_url}&{place}",
         method="POST",
         action_on_empty_result=True,  # by default Twilio does not report silence
+        **speech,
     )
     for text in turn.asks:
         add_text(gather, script, text, person)

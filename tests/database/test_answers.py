@@ -69,7 +69,15 @@ def test_an_answer_is_kept_with_its_key_its_meaning_and_when(steps: Steps) -> No
     assert (answer["then"], answer["job"]["id"]) == ("keep", job)
     (row,) = steps.rows("select * from public.outbound_call_answers")
     assert row.pop("answered_at") <= steps.now()
-    assert row == {"job_id": job, "question": "size", "meaning": "just me", "digits": "1", "attempt_id": attempt}
+    expected = {"job_id": job, "question": "size", "meaning": "just me", "digits": "1", "attempt_id": attempt}
+    assert row == {**expected, "heard": None}
+    spoken = {"question": "size", "meaning": "many", "digits": "2", "heard": "Many, please."}
+    steps.call("record_call_answer", attempt=attempt, call_sid=sid, ask_s=ASK_S, **spoken)
+    (row,) = steps.rows("select meaning, digits, heard from public.outbound_call_answers")
+    assert row == {"meaning": "many", "digits": "2", "heard": "Many, please."}
+    press(steps, attempt, sid, "size", "just me", "1")
+    (row,) = steps.rows("select heard from public.outbound_call_answers")
+    assert row == {"heard": None}
 
 
 def test_the_last_answer_wins_and_one_told_twice_is_one(steps: Steps) -> None:

@@ -50,7 +50,7 @@ def talk(world: World, mode: str, *digits: str, **behaviour: Any) -> tuple[int, 
 def transcript(world: World, number: str) -> list[str]:
     lines = [line for call in world.calls(number) for line in call["transcript"]]
     assert [call["errors"] for call in world.calls(number)] == [[] for _ in world.calls(number)]
-    return [line.get("text") or f"[{line['digits']}]" for line in lines]
+    return [line.get("text") or f"[{line.get('digits') or line['said']}]" for line in lines]
 
 
 def plain(text: str | Recording | None) -> str:
@@ -160,7 +160,6 @@ def test_unfit_values_are_replaced_by_their_fallbacks(quiet: World) -> None:
     quiet.until_status(job, "completed")
     greeting = transcript(quiet, number)[0]
     assert greeting == words(DEMO, DEMO.greeting, first_name="there", company="your team")[0]
-    assert quiet.job(job)["signup_mode"] == " DEMO"
 
 
 def test_each_turn_costs_one_rpc(quiet: World) -> None:
@@ -172,6 +171,41 @@ def test_each_turn_costs_one_rpc(quiet: World) -> None:
     press(quiet, attempt, "demo", "team_size", "1")
     assert dict(rpcs) == {"record_call_answer": 1}
     quiet.rows("select public.cancel_call_job(%s)", job)
+
+
+# --- speech -------------------------------------------------------------------------------------------------------------
+
+
+def test_spoken_answer_is_stored_with_its_words(quiet: World) -> None:
+    patience = WAITLIST.questions[0]
+    job, said = talk(quiet, "waitlist", speech=["Next month, zanzibar!"])
+    assert said[-3:] == ["[Next month, zanzibar!]", *words(WAITLIST, patience.answers["2"].say, WAITLIST.goodbye)]
+    rows = quiet.rows("select meaning, digits, heard from public.outbound_call_answers where job_id = %s", job)
+    assert rows == [{"meaning": "next_month", "digits": "2", "heard": "Next month, zanzibar!"}]
+    assert "zanzibar" not in quiet.sandbox.function_log.read_text()
+
+
+def test_unsure_speech_is_asked_again_and_keys_still_work(quiet: World) -> None:
+    unsure = {"text": "next month", "confidence": 0.3}
+    job, said = talk(quiet, "waitlist", "", "1", speech=[unsure])
+    assert said[len(opening(WAITLIST)) :][:3] == [
+        "[next month]",
+        *words(WAITLIST, WAITLIST.again, WAITLIST.questions[0].say),
+    ]
+    rows = quiet.rows("select meaning, digits, heard from public.outbound_call_answers where job_id = %s", job)
+    assert rows == [{"meaning": "now", "digits": "1", "heard": None}]
+
+
+def test_spoken_opt_out_holds_after_its_confirmation(quiet: World) -> None:
+    number = quiet.number()
+    _, said = talk(quiet, "waitlist", number=number, speech=["please stop calling me", "yes"])
+    out = words(WAITLIST, WAITLIST.opt_out.ask, WAITLIST.opt_out.confirm)
+    assert said[-4:] == ["[please stop calling me]", out[0], "[yes]", out[1]]
+    assert quiet.rows("select how from public.call_opt_outs where phone_e164 = %s", number) == [{"how": "spoken"}]
+    another = quiet.number()
+    job, said = talk(quiet, "waitlist", number=another, speech=["stop calling", "no", "now"])
+    assert answers(quiet, job) == {"patience": "now"}
+    assert quiet.rows("select how from public.call_opt_outs where phone_e164 = %s", another) == []
 
 
 # --- the way out --------------------------------------------------------------------------------------------------------

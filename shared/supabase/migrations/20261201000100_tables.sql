@@ -199,12 +199,15 @@ create table public.outbound_call_answers (
   digits      text not null check (digits ~ '^[0-9*#A-D]{1,32}$'),
   attempt_id  uuid not null,  -- no reference: each release of an attempt would have to look here
   answered_at timestamptz not null,
+  heard       text check (length(heard) between 1 and 500),
   primary key (job_id, question)
 );
 comment on table public.outbound_call_answers is
   'Call dispatcher: a person''s answers by question; the last answer wins. Written by record_call_answer.';
 comment on column public.outbound_call_answers.meaning is
   'The key''s meaning in the script ("means"); digits is the key.';
+comment on column public.outbound_call_answers.heard is
+  'The words that were said in place of the key; null for a pressed key.';
 
 create table public.call_opt_outs (
   phone_e164   text primary key check (phone_e164 ~ '^\+[1-9][0-9]{6,14}$'),

@@ -61,11 +61,13 @@ create function public.record_call_answer(
   p_question text default null,
   p_meaning  text default null,
   p_digits   text default null,
-  p_opt_out  boolean default false
+  p_opt_out  boolean default false,
+  p_heard    text default null
 ) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
   v_now     constant timestamptz := private.clock();
+  v_how     constant text := case when p_heard is null then 'key press' else 'spoken' end;
   v_attempt public.outbound_call_attempts;
   v_answer  jsonb;
 begin
@@ -73,7 +75,7 @@ begin
   -- A call whose SID is still unknown is bound first: if its number opted out earlier, the call must end.
   select * into v_attempt from public.outbound_call_attempts where call_sid = p_call_sid;
   if p_opt_out and v_attempt.phone_e164 is not null then
-    perform private.stop_calls_to(v_attempt.phone_e164, 'key press',
+    perform private.stop_calls_to(v_attempt.phone_e164, v_how,
                            case when v_attempt.state <> 'duplicate' then v_attempt.id end);
   end if;
   v_answer := public.record_call_status(p_attempt, p_call_sid, 'in-progress', p_ask_s, '{}');
@@ -82,7 +84,7 @@ begin
   end if;
   if p_opt_out and v_attempt.id is null then
     select * into v_attempt from public.outbound_call_attempts where call_sid = p_call_sid;
-    perform private.stop_calls_to(v_attempt.phone_e164, 'key press',
+    perform private.stop_calls_to(v_attempt.phone_e164, v_how,
                            case when v_attempt.state <> 'duplicate' then v_attempt.id end)
     where v_attempt.phone_e164 is not null;
   end if;
@@ -92,11 +94,11 @@ begin
      and v_attempt.state in ('accepted', 'ended') and not private.is_by_machine(v_attempt)
      and exists (select from public.outbound_call_jobs j
                  where j.id = v_attempt.job_id and j.phone_number <> 'erased') then
-    insert into public.outbound_call_answers (job_id, question, meaning, digits, attempt_id, answered_at)
-    values (v_attempt.job_id, p_question, p_meaning, p_digits, v_attempt.id, v_now)
+    insert into public.outbound_call_answers (job_id, question, meaning, digits, heard, attempt_id, answered_at)
+    values (v_attempt.job_id, p_question, p_meaning, p_digits, p_heard, v_attempt.id, v_now)
     on conflict (job_id, question) do update
-    set meaning = excluded.meaning, digits = excluded.digits, attempt_id = excluded.attempt_id,
-        answered_at = excluded.answered_at;
+    set meaning = excluded.meaning, digits = excluded.digits, heard = excluded.heard,
+        attempt_id = excluded.attempt_id, answered_at = excluded.answered_at;
   end if;
   -- The final status may have come first.
   update public.outbound_call_jobs set qualification = private.qualification(id)
@@ -105,10 +107,11 @@ begin
 end
 $$;
 comment on function public.record_call_answer is
-  'Call dispatcher: for /voice after each Gather: record the key, if it has a meaning (p_question, p_meaning), or that'
-  ' this number is never to be called again (p_opt_out). Binds and answers as record_call_status does with'
-  ' "in-progress". Idempotent. No answer is written for a call that is not wanted or that a machine took. An opt-out'
-  ' is always written, and holds before this answers; the call goes on to confirm it, and its job counts as reached.'
+  'Call dispatcher: for /voice after each Gather: record the key, or the words in its place (p_heard), if it has a'
+  ' meaning (p_question, p_meaning), or that this number is never to be called again (p_opt_out). Binds and answers'
+  ' as record_call_status does with "in-progress". Idempotent. No answer is written for a call that is not wanted or'
+  ' that a machine took. An opt-out is always written, and holds before this answers; the call goes on to confirm'
+  ' it, and its job counts as reached.'
   ' -> as record_call_status';
 
 select private.apply_rights();

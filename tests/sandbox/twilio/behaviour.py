@@ -27,6 +27,13 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Speech(_Strict):
+    """What a person says, and how sure the recognition is of it."""
+
+    text: str
+    confidence: Annotated[float, Field(ge=0, le=1)] = 0.9
+
+
 class Conduct(_Strict):
     """How the stand-in treats one create request and the call it makes; the defaults are a polite world.
 
@@ -40,6 +47,7 @@ class Conduct(_Strict):
     callbacks: `none` sends none; `twice` repeats each; `late` holds each back for `callback_delay_s`; `shuffled` holds all
         until the call is over and sends them in another order than they arose.
     outcome, sip_code: what becomes of the ringing, and the SIP code reported for it.
+    speech: the words spoken at each Gather in turn, as text or as {"text", "confidence"}; keys pressed there come first.
     digits: what is pressed at each Gather in turn; "" and the end of the list are silence.
     hangup_after: so many Gathers and they hang up (0: at once). talk_s: the line stays up so long at least.
     """
@@ -54,6 +62,7 @@ class Conduct(_Strict):
     outcome: Literal["answered", "busy", "no-answer", "failed", "machine"] = "answered"
     sip_code: Annotated[int, Field(ge=100, le=699)] | None = None
     digits: tuple[Annotated[str, Field(pattern=r"^[0-9*#A-D]*$")], ...] = ()
+    speech: tuple[str | Speech, ...] = ()
     hangup_after: Annotated[int, Field(ge=0)] | None = None
     talk_s: Seconds = 0.0
 

@@ -28,7 +28,7 @@ from typing import Literal
 from urllib.parse import urljoin
 
 from tests.sandbox.twilio import twiml
-from tests.sandbox.twilio.behaviour import Conduct
+from tests.sandbox.twilio.behaviour import Conduct, Speech
 from tests.sandbox.twilio.create_call_validation import Event, Order, Refusal
 from tests.sandbox.twilio.twiml import ApplicationError, Document, Gather, Hangup, Pause, Play, Redirect, Say
 from tests.sandbox.twilio.webhooks import Hook, Webhooks, snake
@@ -405,9 +405,14 @@ class Exchange:
                 await asyncio.sleep(verb.length * self._pace)
         presses = call.conduct.digits if call.picked_up_by == "human" else ()
         pressed = presses[call.gathers] if call.gathers < len(presses) else ""
+        spoken = self._speech(call, gather)
         call.gathers += 1
         if pressed:
             self._transcribe(call, "person", digits=pressed)
+        if spoken and not pressed:
+            self._transcribe(call, "person", said=spoken.text)
+            fields = {"SpeechResult": spoken.text, "Confidence": str(spoken.confidence)}
+            return gather.method, gather.action or "", fields
         digits, finish = "", ""
         for key in pressed:
             if key == gather.finish_on_key:
@@ -422,6 +427,13 @@ class Exchange:
             return None
         fields = {"Digits": digits, "FinishedOnKey": finish}
         return gather.method, gather.action or "", fields
+
+    def _speech(self, call: Call, gather: Gather) -> Speech | None:
+        speech = call.conduct.speech if call.picked_up_by == "human" and gather.listens else ()
+        given = speech[call.gathers] if call.gathers < len(speech) else ""
+        if isinstance(given, Speech):
+            return given
+        return Speech(text=given) if given else None
 
     async def _say(self, call: Call, say: Say) -> None:
         for _ in range(say.times):

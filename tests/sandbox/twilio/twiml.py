@@ -58,6 +58,7 @@ class Gather:
     num_digits: int | None = None
     finish_on_key: str = "#"
     on_empty_result: bool = False
+    listens: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,8 +177,18 @@ def _gather(element: ET.Element, document: Document) -> Gather:
         verb = _verb(inner, document)
         assert isinstance(verb, Say | Play | Pause)
         prompt.append(verb)
-    if "dtmf" not in element.get("input", "dtmf").split():
-        raise ApplicationError(12200, "the stand-in gathers keys (input dtmf), not speech")
+    inputs = element.get("input", "dtmf").split()
+    if "dtmf" not in inputs or not set(inputs) <= {"dtmf", "speech"}:
+        raise ApplicationError(12200, "the stand-in gathers keys, or keys and speech (input dtmf, dtmf speech)")
+    hints = element.get("hints", "").split(",")
+    if len(hints) > 500 or max(map(len, hints)) > 101:
+        document.warnings.append(ApplicationError(13330, "Gather: Invalid hints value"))
+    if not re.fullmatch(
+        r"[1-9][0-9]*", element.get("speechTimeout", "1")
+    ):  # "auto" needs a model, which is not done here
+        document.warnings.append(ApplicationError(13327, "Gather: Invalid speechTimeout value"))
+    if not LANGUAGE.fullmatch(language := element.get("language", "en-US")):
+        document.warnings.append(ApplicationError(12200, f"Schema validation: Gather: {language!r} is no language"))
     finish = element.get("finishOnKey", "#")
     if len(action := element.get("action", "")) > MAX_URL or re.search(r"\s", action):
         raise ApplicationError(13310, f"Gather: Invalid action URL {action!r}")
@@ -194,6 +205,7 @@ def _gather(element: ET.Element, document: Document) -> Gather:
         num_digits=_integer(element, "numDigits", None, 1, 13314) if "numDigits" in element.attrib else None,
         finish_on_key=finish,
         on_empty_result=empty == "true",
+        listens="speech" in inputs,
     )
 
 

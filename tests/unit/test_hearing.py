@@ -1,0 +1,185 @@
+"""Spoken words are matched to answers: 200 phrases in three languages, and the words of an opt-out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from function.twilio_form import read_heard
+from shared.conversation.checks import check
+from shared.conversation.hearing import hints, match, phrase, spoken_choices
+from shared.conversation.script import Script
+from shared.conversation.turns import Learned, Place, Turn, first_turn, next_turn
+from shared.conversation.twiml import render_twiml
+from tests.sandbox.twilio import twiml
+
+LANGUAGES: dict[str, dict[str, Any]] = {
+    "en-US": {
+        "voice": "Polly.Joanna", "1": ["yes", "yeah", "sure", "of course"], "2": ["no", "nope", "not now", "not sure"],
+        "3": ["call me later", "later"], "9": ["stop calling", "do not call", "don't call"], "yes": ["yes", "I am"],
+    },
+    "es-MX": {
+        "voice": "Polly.Mia", "1": ["sí", "claro", "por supuesto"], "2": ["no", "ahora no", "no estoy seguro"],
+        "3": ["más tarde", "luego"], "9": ["no me llamen", "dejen de llamar"], "yes": ["sí"],
+    },
+    "de-DE": {
+        "voice": "Polly.Vicki", "1": ["ja", "klar", "gern", "natürlich"], "2": ["nein", "nö", "nicht jetzt", "nicht sicher"],
+        "3": ["später"], "9": ["nicht mehr anrufen", "hört auf"], "yes": ["ja"],
+    },
+}  # fmt: skip
+
+# key: phrases that count as it; "": asked again.
+PHRASES = {
+    "en-US": {
+        "1": """yes | Yes. | YES! | yeah | Yeah, sure | sure | Sure thing | of course | Of course! | oh yes please
+            well yes | yes yes yes | one | One. | 1 | number one | the first, so one | uh yeah | yes I would
+            that would be yes | okay sure | hmm, yes | Yés""",
+        "2": """no | No. | nope | NOPE | no thanks | no thank you | not now | not now please | I'm not sure | not sure
+            I am not sure yes | two | 2 | Two! | number two please | oh no | hell no | sorry, not now | well, no""",
+        "3": """later | call me later | please call me later | could you call me later today | three | 3 | much later
+            Call me, later""",
+        "9": """stop calling | stop calling me | Stop calling me! | please stop calling | do not call
+            do not call me again | don't call me | Don’t call | dont call me ever | nine | 9 | yes stop calling
+            no, stop calling me | you must stop calling this number""",
+        "": """ | maybe | yesterday | nobody | know | yes no | no yes | yes or no | surely | one two | two or three
+            four | 7 | eleven | none | noon | hello | who is this | what | yes, later | yes two | I want a pizza
+            call | stop | calling stop | oneself | stopcalling | no one | ...""",
+    },
+    "es-MX": {
+        "1": """sí | Sí. | si | SI | sí señor | claro | claro que sí | ¡Claro! | por supuesto | uno | el uno | 1
+            bueno, sí | ay sí""",
+        "2": """no | No, gracias | ahora no | ahora no puedo | no estoy seguro | dos | 2 | pues no | no no no
+            el dos por favor | No estoy seguro, sí""",
+        "3": "más tarde | mas tarde | MÁS TARDE | luego | tres | 3 | mejor más tarde | hasta luego",
+        "9": """no me llamen | no me llamen más | ya no me llamen por favor | dejen de llamar
+            Dejen de llamarme, dejen de llamar | nueve | 9""",
+        "": """ | tal vez | sí o no | nosotros | sino | unos | un | una | cuatro | quién habla | bueno | llamen | no sí
+            asi | doscientos | luego no | qué""",
+    },
+    "de-DE": {
+        "1": """ja | Ja. | JA | ja bitte | klar | na klar | gern | natürlich | naturlich | NATÜRLICH | eins | 1
+            die eins | ach ja | ja ja""",
+        "2": """nein | Nein danke | nö | no | nicht jetzt | jetzt nicht, nicht jetzt | bin nicht sicher | zwei | 2
+            die Zwei bitte | nein nein | Nicht sicher, ja""",
+        "3": "später | spater | vielleicht später | drei | 3 | etwas später bitte | SPÄTER",
+        "9": """nicht mehr anrufen | bitte nicht mehr anrufen | mich nicht mehr anrufen! | hört auf | hort auf damit
+            neun | 9""",
+        "": """ | vielleicht | jaja | ja oder nein | eine | ein Moment | anrufen | nicht | kein | vier | hallo
+            wer ist da | jahr | einsam | nein später | zweite""",
+    },
+}
+
+
+def script(language: str = "en-US", **changes: Any) -> Script:
+    words = LANGUAGES[language]
+    answers = {key: {"means": f"means {key}", "hear": words[key]} for key in "123"}
+    raw = {
+        "language": language, "voice": words["voice"], "listen": "speech", "greeting": "Hello.",
+        "goodbye": "Bye.", "apology": "Sorry.",
+        "opt_out": {"key": "9", "say": "Out.", "confirm": "Never.", "hear": words["9"], "ask": "Really?", "yes": words["yes"]},
+        "questions": [{"id": "q", "say": "Well?", "answers": answers}],
+    }  # fmt: skip
+    made = check(raw | changes, "spoken")
+    assert isinstance(made, Script), made
+    return made
+
+
+def test_spoken_phrases_count_as_their_keys_in_three_languages() -> None:
+    wrong, count = [], 0
+    for language, keys in PHRASES.items():
+        made = script(language)
+        choices = spoken_choices(made, made.questions[0])
+        for key, text in keys.items():
+            for said in (each.strip() for line in text.split("\n") for each in line.split("|")):
+                count += 1
+                if (match(said, choices) or "") != key:
+                    wrong.append((language, said, key, match(said, choices)))
+    assert wrong == []
+    assert count >= 200
+
+
+def test_an_answer_is_learned_from_spoken_words() -> None:
+    made, place = script(), Place("spoken", "q")
+    assert next_turn(made, place, "", "Sure!") == Turn(says=("Bye.",), learned=Learned("q", "means 1", "1"))
+    assert next_turn(made, place, "2", "Sure!").learned == Learned("q", "means 2", "2")
+    assert next_turn(made, place, "", "maybe") == next_turn(made, place, "")
+    deaf = script().model_copy(update={"listen": "keys"})
+    assert next_turn(deaf, place, "", "Sure!") == next_turn(deaf, place, "")
+
+
+def test_a_spoken_opt_out_is_confirmed_once() -> None:
+    made, place, asking = script(), Place("spoken", "q", 2), Place("spoken", "opt_out.q", 2)
+    assert next_turn(made, place, "", "stop calling me") == Turn(asks=("Really?",), place=asking)
+    out = Turn(says=("Never.",), opts_out=True)
+    assert [
+        next_turn(made, asking, key, heard)
+        for key, heard in (("9", ""), ("", "yes"), ("", "I am!"), ("", "stop calling"))
+    ] == [out] * 4
+    back = Turn(asks=("Well?",), place=place)
+    assert [
+        next_turn(made, asking, key, heard)
+        for key, heard in (("", ""), ("1", ""), ("", "no"), ("", "maybe"), ("2", "yes"))
+    ] == [back] * 5
+    silent = script(questions=[])
+    opening = first_turn(silent).place
+    assert opening is not None
+    asked = next_turn(silent, opening, "", "do not call")
+    assert asked.place is not None
+    assert next_turn(silent, asked.place, "", "yes") == out
+    assert next_turn(silent, asked.place, "", "no") == Turn(says=("Bye.",))
+    gone = Place("gone", "opt_out.q")
+    assert next_turn(made, gone, "", "no") == Turn(says=("Bye.",))
+
+
+def test_a_spoken_opt_out_key_needs_its_question() -> None:
+    opt_out = {"key": "9", "say": "Out.", "confirm": "Never."}
+    assert next_turn(script(opt_out=opt_out), Place("spoken", "q"), "", "nine").opts_out is False
+    assert next_turn(script(), Place("spoken", "q"), "", "nine").asks == ("Really?",)
+
+
+def test_unsure_and_odd_speech_counts_as_silence() -> None:
+    table: dict[str, tuple[dict[str, str], str]] = {
+        "sure": ({"SpeechResult": "Yes.", "Confidence": "0.9"}, "Yes."),
+        "just sure": ({"SpeechResult": "Yes.", "Confidence": "0.4"}, "Yes."),
+        "unsure": ({"SpeechResult": "Yes.", "Confidence": "0.39"}, ""),
+        "no confidence": ({"SpeechResult": " two\twords\x00 "}, "two words"),
+        "odd confidence": ({"SpeechResult": "Yes.", "Confidence": "high"}, ""),
+        "not a number": ({"SpeechResult": "Yes.", "Confidence": "nan"}, ""),
+        "empty confidence": ({"SpeechResult": "Yes.", "Confidence": ""}, ""),
+        "nothing": ({}, ""),
+        "a speech": ({"SpeechResult": "word " * 101}, ""),
+    }
+    assert {name: read_heard(form) for name, (form, _) in table.items()} == {
+        name: said for name, (_, said) in table.items()
+    }
+
+
+def test_a_listening_gather_takes_keys_and_speech() -> None:
+    made = script("es-MX")
+    turn = first_turn(made)
+    parsed = twiml.parse(render_twiml(turn, made, None, "https://x.example/voice?attempt=1").encode(), "text/xml")
+    (gather,) = parsed.verbs
+    assert parsed.warnings == []
+    assert isinstance(gather, twiml.Gather)
+    assert gather.listens
+    text = render_twiml(turn, made, None, "")
+    assert 'input="dtmf speech"' in text
+    assert 'language="es-MX"' in text
+    assert hints(made, made.questions[0]).startswith("sí, claro, por supuesto, no, ahora no, ")
+    deaf = made.model_copy(update={"listen": "keys"})
+    assert 'input="dtmf"' in render_twiml(turn, deaf, None, "")
+
+
+@given(st.text(st.characters(exclude_categories=()), max_size=80), st.sampled_from([*LANGUAGES]))
+def test_any_speech_leads_to_a_turn_and_one_meaning(heard: str, language: str) -> None:
+    made = script(language)
+    choices = spoken_choices(made, made.questions[0])
+    assert match(heard, choices) in {None, "1", "2", "3", "9"}
+    assert match(heard.upper(), choices) == match(heard.lower(), choices) or phrase(heard.upper()) != phrase(
+        heard.lower()
+    )
+    for at in ("q", "opt_out.q", "goodbye", "gone"):
+        turn = next_turn(made, Place("spoken", at), "", heard)
+        assert turn.place or turn.says
