@@ -40,11 +40,7 @@ from function.auth import (
     own_path,
 )
 from function.sweep import sweep_once
-<<<<<<< HEAD
-from function.twilio_form import read_attempt, read_digits, read_event, read_place, read_waits
-=======
-from function.twilio_form import read_attempt, read_digits, read_event, read_heard, read_place
->>>>>>> fce4059 (Spoken answers: words that count as keys, and a spoken opt-out with its confirmation)
+from function.twilio_form import read_attempt, read_digits, read_event, read_heard, read_place, read_waits
 from function.worker import READ_SECONDS, SWEEPS
 from shared.conversation.library import ScriptError, Scripts
 from shared.conversation.turns import apology_turn
@@ -148,20 +144,12 @@ def on_sweep(request: flask.Request) -> flask.Response:
 
 def on_voice(request: flask.Request) -> flask.Response:
     authenticate_form(request)
-<<<<<<< HEAD
-    attempt, place, digits = attempt_id(request), read_place(request.args), read_digits(request.form, request.args)
+    attempt, place, waits = attempt_id(request), read_place(request.args), read_waits(request.args)
+    digits, heard = read_digits(request.form, request.args), read_heard(request.form)
     action = f"{settings.api_base_url}/voice?attempt={attempt}"
     try:
-        twiml = voice.handle(
-            attempt, place, read_event(request.form), digits, read_waits(request.args), action, parts()[1], scripts
-        )
-=======
-    attempt, place = attempt_id(request), read_place(request.args)
-    digits, heard = read_digits(request.form), read_heard(request.form)
-    action = f"{settings.api_base_url}/voice?attempt={attempt}"
-    try:
-        twiml = voice.handle(attempt, place, read_event(request.form), digits, heard, action, parts()[1], scripts)
->>>>>>> fce4059 (Spoken answers: words that count as keys, and a spoken opt-out with its confirmation)
+        event = read_event(request.form)
+        twiml = voice.handle(attempt, place, event, digits, heard, waits, action, parts()[1], scripts)
     except Exception:
         # A person is on the line. For an error page Twilio would read out its own apology, in English.
         log.exception("internal error: the person hears the apology", attempt=str(attempt), place=place, digits=digits)

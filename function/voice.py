@@ -29,11 +29,8 @@ def handle(
     place: Place | None,
     event: CallEvent,
     digits: str,
-<<<<<<< HEAD
-    waits: Waits,
-=======
     heard: str,
->>>>>>> fce4059 (Spoken answers: words that count as keys, and a spoken opt-out with its confirmation)
+    waits: Waits,
     action: str,
     dispatcher: Dispatcher,
     scripts: Scripts,
@@ -49,13 +46,8 @@ def handle(
     script = scripts.named(place.script) if place else scripts.default
     patience = Patience(script, place, digits, action, waits if waits.since else Waits(since=int(time.time())))
     if place is None:
-<<<<<<< HEAD
         return _begin(attempt, event, action, dispatcher, scripts, patience)
-    return _go_on(attempt, place, event, digits, action, dispatcher, script, patience)
-=======
-        return _begin(attempt, event, action, dispatcher, scripts)
-    return _go_on(attempt, place, event, digits, heard, action, dispatcher, scripts.named(place.script))
->>>>>>> fce4059 (Spoken answers: words that count as keys, and a spoken opt-out with its confirmation)
+    return _go_on(attempt, place, event, digits, heard, action, dispatcher, script, patience)
 
 
 @dataclass(frozen=True)
@@ -96,21 +88,15 @@ def _go_on(
     place: Place,
     event: CallEvent,
     digits: str,
-<<<<<<< HEAD
-    action: str,
-    dispatcher: Dispatcher,
-    script: Script,
-    patience: Patience,
-=======
     heard: str,
     action: str,
     dispatcher: Dispatcher,
     script: Script,
->>>>>>> fce4059 (Spoken answers: words that count as keys, and a spoken opt-out with its confirmation)
+    patience: Patience,
 ) -> str:
     turn = next_turn(script, place, digits, heard)
     spoken = heard if heard and not digits and (turn.learned or turn.opts_out) else None
-    answer = Answer(digits, opt_out=turn.opts_out, heard=spoken)
+    answer = Answer(script.opt_out.key if turn.opts_out else digits, opt_out=turn.opts_out, heard=spoken)
     if turn.learned is not None:
         learned = turn.learned
         answer = replace(answer, digits=learned.key, question=learned.question, meaning=learned.meaning)
@@ -118,7 +104,7 @@ def _go_on(
         call = dispatcher.record_answer(attempt, event.call_sid, answer)
     except JobsUnavailable as error:
         _log_unstored(attempt, place, event, answer, error)
-        return patience.twiml()
+        return replace(patience, digits=answer.digits).twiml()  # spoken words travel in no URL, only their key
     return _render(turn, script, call, event, action)
 
 

@@ -239,7 +239,7 @@ def _closure(start: set[str], edges: Mapping[str, set[str]]) -> set[str]:
 def _texts(raw: Table) -> Iterator[tuple[str, str]]:
     """Each spoken text of the file, with its key."""
     texts: list[tuple[str, Any]] = [
-        (key, raw.get(key)) for key in ("greeting", "goodbye", "apology", "again", "machine")
+        (key, raw.get(key)) for key in ("greeting", "goodbye", "apology", "again", "please_wait", "machine")
     ]
     texts += [(f"opt_out.{key}", _table(raw.get("opt_out")).get(key)) for key in ("say", "confirm", "ask")]
     for number, question in enumerate(_list(raw.get("questions")), 1):

@@ -54,6 +54,7 @@ def rehearse(script: Script) -> Iterator[str]:
     yield "  on an answering machine" + ("" if script.machine else ": hangs up")
     yield from quoted(script, voicemail_turn(script).says)
     yield "  when our database is down"
+    yield from quoted(script, (script.please_wait,) if script.please_wait else ())
     yield from quoted(script, apology_turn(script).says)
 
 

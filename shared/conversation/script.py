@@ -218,9 +218,11 @@ class OptOut(_Saying):
 
 class Script(Part):
     """`name`: the file's name without .toml, <mode> or <mode>.<language>. `aliases`: other signup_modes that it serves.
-    `again`: said before a repeated question. `machine`: left on an answering machine; without it the call hangs up.
-    `say_as`: words that the voice gets wrong, each with a spelling that it gets right. `listen`: "speech" and "both" accept
-    spoken words beside keys."""
+
+    `listen`: "speech" and "both" accept spoken words beside keys. `again`: said before a repeated question.
+    `please_wait`: said while the database does not answer. `machine`: left on an answering machine; without it the call
+    hangs up. `say_as`: words that the voice gets wrong, each with a spelling that it gets right.
+    """
 
     name: str
     aliases: list[Alias] = []
@@ -231,6 +233,7 @@ class Script(Part):
     goodbye: Text
     apology: Text
     again: Text | None = None
+    please_wait: Text | None = None
     machine: Annotated[Text, AfterValidator(_inline)] | None = None
     placeholders: Annotated[dict[Name, Placeholder], BeforeValidator(_placeholders)] = {}
     say_as: dict[Fallback, Fallback] = {}

@@ -62,7 +62,7 @@ PLEASE_WAIT = {
 def render_wait(script: Script, seconds: int, voice_url: str) -> str:
     """Ask for patience, and have Twilio request `voice_url` after `seconds`."""
     twiml = VoiceResponse()
-    words = getattr(script, "please_wait", None) or PLEASE_WAIT.get(script.language.partition("-")[0])
+    words = script.please_wait or PLEASE_WAIT.get(script.language.partition("-")[0])
     if words:
         add_text(twiml, script, words, None)
     twiml.pause(length=seconds)
