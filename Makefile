@@ -34,7 +34,7 @@ database-check: setup ## the Supabase CLI pushes, advises and lints, pgTAP tests
 	@tests/database_check/tools.sh
 	$(BIN)/python -m pytest -rs tests/database_check $(ARGS)
 
-scripts: setup ## check what the calls say, and read it out
+scripts: setup ## check the scripts of the calls, and read them out
 	@$(BIN)/python -m shared.conversation.rehearse check
 
 RUNS ?= 1000

@@ -135,7 +135,7 @@ def _clock(clocks: Mapping[str, float]) -> Finding:
 
 
 def _hide(finding: Finding, settings: Settings | None) -> Finding:
-    """On one line, without secrets and whole numbers, whatever a host said."""
+    """One line, without secrets and whole numbers. Hosts may answer with any text."""
 
     def clean(text: str) -> str:
         text = " ".join(text.split())

@@ -1,4 +1,4 @@
-"""Where the doctor is tried: a sandbox whose function is reached through a proxy, and hosts that say what a test wants."""
+"""The doctor's test bench: a sandbox behind a proxy, and hosts with prepared answers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Passing:
 
 
 class Proxy:
-    """In front of `target`. `spoil` changes what passes; `answer`, if set, answers in its place."""
+    """In front of `target`. `spoil` changes requests; `answer`, if set, answers them instead."""
 
     def __init__(self) -> None:
         self.target = ""
@@ -114,7 +114,7 @@ def tls_server() -> Iterator[str]:
 
 @dataclass
 class Visit:
-    """What the doctor said. `trouble` is what was neither ok nor skipped."""
+    """One report. `trouble`: the lines that are neither ok nor skipped, by check."""
 
     exit_code: int
     findings: list[dict[str, str]]
@@ -135,7 +135,7 @@ class Clinic:
     capsys: pytest.CaptureFixture[str]
 
     def visit(self, **changed: str) -> Visit:
-        """The doctor, in the sandbox's environment with these changes. Nothing secret may come out, whatever is wrong."""
+        """Run the doctor in the sandbox's environment with these changes. No secret may appear in the report."""
         environ = {**self.sandbox.settings, **changed}
         self.capsys.readouterr()
         code = main(["--json"], environ)
@@ -143,7 +143,7 @@ class Clinic:
         settings = load_settings(http=False, environ=environ)
         for secret in (*settings.secrets, settings.twilio_phone_number, self.sandbox.dispatch_secret):
             assert secret.removeprefix("whsec_") not in said
-        assert "+14155550100" not in said  # what tests write into the database
+        assert "+14155550100" not in said  # the number of the tests' jobs
         visit = Visit(code, json.loads(said))
         assert all(bool(found["advice"]) == (found["state"] in ("warning", "wrong")) for found in visit.findings)
         assert code == any(found["state"] == "wrong" for found in visit.findings)

@@ -1,4 +1,4 @@
-"""The doctor finds what is broken, names exactly that, and says what to do; a healthy system is ok from top to bottom."""
+"""The doctor names each fault by one line, with advice. A healthy system is ok from top to bottom."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ JOB = (
 )
 VAULT = "update vault.secrets set {} where name = 'call_dispatcher_secret'"
 BREAKS = {
-    # what is done, what undoes it, the line that is not ok, what it advises
+    # by fault: the SQL that makes it, the SQL that mends it, the line that is not ok and words of its advice
     "older than the doctor": (
         "alter function public.check_call_setup rename to gone",
         "alter function public.gone rename to check_call_setup",
@@ -231,7 +231,7 @@ BREAKS = {
         "revoke execute on function public.opt_out from public",
         ("rights", "revoke all on function public.opt_out("),
     ),
-    "a table open to who signed in": (
+    "a table open to signed-in users": (
         "grant select on public.outbound_call_jobs to authenticated",
         "revoke select on public.outbound_call_jobs from authenticated",
         ("rights", "revoke all on public.outbound_call_jobs"),

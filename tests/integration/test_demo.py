@@ -72,9 +72,14 @@ def read_until(process: subprocess.Popen[str], pattern: str) -> str:
 
 
 def end(process: subprocess.Popen[str]) -> str:
-    process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=30)
-    return rest
+    """Ctrl-C, again and again, as an impatient person does. -> the rest of the output"""
+    until = time.monotonic() + 30
+    while True:
+        process.send_signal(signal.SIGINT)
+        try:
+            return process.communicate(timeout=0.1)[0]
+        except subprocess.TimeoutExpired:
+            assert time.monotonic() < until
 
 
 def test_demo_ignores_the_environment_and_can_be_played_with(tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ from tests.sandbox.serve import join
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 30.0
-STOP_SECONDS = 10.0  # what Cloud Run leaves between SIGTERM and SIGKILL
+STOP_SECONDS = 10.0  # as on Cloud Run, between SIGTERM and SIGKILL
 
 
 class FunctionFailed(Exception):
-    """The function did not come up; the message holds the end of what it printed."""
+    """The function did not start. The message holds the end of its output."""
 
 
 class FunctionProcess:
@@ -65,7 +65,7 @@ class FunctionProcess:
         self._supervisor.start()
 
     def stop(self) -> None:
-        """SIGTERM, then SIGKILL to whatever is left of the group."""
+        """SIGTERM, then SIGKILL to the rest of the group."""
         self._stopping.set()
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):

@@ -156,7 +156,7 @@ class Sandbox:
         self.stop()
 
     def start(self) -> Sandbox:
-        """Returns when all of it answers; stops what it had started when something does not."""
+        """Returns when every part answers. If one fails, the parts started before it are stopped."""
         try:
             self._start()
         except BaseException:
@@ -177,7 +177,7 @@ class Sandbox:
 
         The function goes on; nothing is asked of it meanwhile.
         """
-        self.twilio.rules.clear()  # so that what is under way is not kept waiting
+        self.twilio.rules.clear()  # so that no call under way is delayed
         self.gateway.reset()
         with self.scheduler.held if self.scheduler else contextlib.nullcontext():
             drain_webhooks(self.ready.database_url)
