@@ -114,6 +114,14 @@ def test_a_number_that_was_refused_is_corrected(steps: Steps) -> None:
     assert (steps.job(job)["status"], dialed(steps, job)) == ("queued", new)
 
 
+def test_a_number_that_twilio_refused_is_corrected(steps: Steps) -> None:
+    user = sign_up(steps, a_number())
+    job = only_job(steps, user)["id"]
+    assert steps.call("refuse_call", attempt=steps.start(job), code="21211", reason="no such number")
+    change(steps, user, phone=(new := a_number())[1:])
+    assert (dialed(steps, job), steps.job(job)["attempts"]) == (new, 2)
+
+
 def test_nobody_is_called_anew_for_another_number(steps: Steps) -> None:
     """Reached, canceled by hand, opted out, or a phone that may have rung: it is over."""
     changed = []
@@ -193,6 +201,9 @@ def test_a_deleted_users_new_phone_is_nothing(steps: Steps) -> None:
     steps.rows("update auth.users set phone = '1234567890124', raw_user_meta_data = '{}' where id = %s", user)
     job = only_job(steps, user)
     assert (job["status"], job["phone_number"]) == ("canceled", "erased")
+    nobody = sign_up(steps)
+    steps.rows("update auth.users set deleted_at = now(), phone = '1234567890125' where id = %s", nobody)
+    assert jobs(steps, nobody) == []
 
 
 # --- it never fails and never waits -------------------------------------------------------------------------------------
