@@ -54,8 +54,8 @@ MUTATIONS = {
     "a lease that ran out returns the job to the queue": Mutation(
         2,
         "public.claim_open_call",
-        "if v_lapsed then",
-        """if v_lapsed then
+        "if v_expired then",
+        """if v_expired then
              delete from public.outbound_call_attempts where id = v_attempt.id;
              update public.outbound_call_jobs
              set status = 'queued', cancel_requested = false, due_at = v_now, attempts = attempts - 1
@@ -131,8 +131,9 @@ MUTATIONS = {
     "a call that was put off is spent": Mutation(
         5,
         "public.record_call_status",
-        "attempts    = attempts - 1",
-        "attempts    = attempts",
+        "perform private.give_back_job(v_job, v_put_off_until, v_job.reason_code, v_job.reason);",
+        """perform private.give_back_job(v_job, v_put_off_until, v_job.reason_code, v_job.reason);
+           update public.outbound_call_jobs set attempts = attempts + 1 where id = v_job.id;""",
         frozenset({"every attempt is counted once"}),
     ),
 }
