@@ -34,7 +34,7 @@ MOST_RUNS = 250  # far more than any of them needs
 
 @dataclass(frozen=True)
 class Mutation:
-    """In `function`, `old` becomes `new`; then `also` is run."""
+    """In `function`, `old` becomes `new`, and so in the function of `and_in`; then `also` is run."""
 
     seed: int
     """Of a first run in which a history breaks; without it one does later."""
@@ -44,6 +44,7 @@ class Mutation:
     trips: frozenset[str]
     """One of these invariants alone must find it: the others are not looked at."""
     also: str = ""
+    and_in: tuple[str, str, str] | None = None
     may: Collection[str] = ALSO
     """What may happen besides the main story: less, where it only takes time to find."""
 
@@ -117,16 +118,17 @@ MUTATIONS = {
     "an opt-out is looked at by opt_out alone": Mutation(
         10,
         "public.claim_call_job",
-        "if exists (select from public.call_opt_outs",
-        "if false and exists (select from public.call_opt_outs",
+        "when exists (select from public.call_opt_outs o where o.phone_e164 = v_job.phone_e164)",
+        "when false",
         frozenset({"who opted out is not dialed"}),
     ),
     "a pause is no more than a wish": Mutation(
         11,
         "public.claim_call_job",
-        "and (paused_until is null or paused_until <= v_now)\n        and (halts",
-        "and (halts",
+        "and (paused_until is null or paused_until <= v_now)",
+        "",
         frozenset({"a pause holds"}),
+        and_in=("private.gate_closed", "greatest(p_gate.paused_until, ", "greatest("),
     ),
     "a call that was put off is spent": Mutation(
         5,
@@ -161,7 +163,9 @@ def look_for_a_break(machine: Callable[[], Dispatching], first_seed: int) -> Non
 
 def mutate(url: str, mutation: Mutation) -> None:
     with psycopg.connect(url, row_factory=scalar_row) as connection:
-        source = connection.execute("select pg_get_functiondef(%s::regproc)", (mutation.function,)).fetchone()
-        assert isinstance(source, str)
-        assert source.count(mutation.old) == 1, f"{mutation.function} does not have this once: {mutation.old}"
-        connection.execute(f"{source.replace(mutation.old, mutation.new)};\n{mutation.also}".encode())
+        for function, old, new in filter(None, [(mutation.function, mutation.old, mutation.new), mutation.and_in]):
+            source = connection.execute("select pg_get_functiondef(%s::regproc)", (function,)).fetchone()
+            assert isinstance(source, str)
+            assert source.count(old) == 1, f"{function} does not have this once: {old}"
+            connection.execute(source.replace(old, new).encode())
+        connection.execute(mutation.also.encode())
