@@ -34,6 +34,9 @@ database-check: setup ## the Supabase CLI pushes, advises and lints, pgTAP tests
 	@tests/database_check/tools.sh
 	$(BIN)/python -m pytest -rs tests/database_check $(ARGS)
 
+hours: setup ## say when calls may ring, rule by rule, and now (HOURS=strict)
+	@$(BIN)/python -m shared.screening.print_hours $(HOURS)
+
 scripts: setup ## check the scripts of the calls, and read them out
 	@$(BIN)/python -m shared.conversation.rehearse check
 
@@ -70,4 +73,4 @@ size: setup ## lines and imports, beside their goals
 clean: ## remove the files that these commands made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
-.PHONY: help setup demo play test scripts database-check image-check chaos check format size sandbox lock clean
+.PHONY: help setup demo play test hours scripts database-check image-check chaos check format size sandbox lock clean

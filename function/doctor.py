@@ -48,6 +48,7 @@ def examine(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]
     yield from _settings(settings, environ)
     yield from _scripts()
     yield _area_codes()
+    yield from _hours(settings)
     parts: dict[str, Callable[[], Iterable[Finding]]] = {
         "database": lambda: _database(settings, clocks),
         "Twilio": lambda: check_twilio(settings, clocks),
@@ -120,6 +121,16 @@ def _area_codes() -> Finding:
     if datetime.now(UTC).date() - table_date() > AREA_CODES_AGE:
         return warning("area codes", found, "upgrade: jobs with a newer area code fail (area_code_unknown)")
     return ok("area codes", found)
+
+
+def _hours(settings: Settings) -> Iterator[Finding]:
+    """Rules by place get old: laws change."""
+    hours = settings.calling_hours
+    if hours and hours.review_after and datetime.now(UTC).date() > hours.review_after:
+        found = f"the rules of {settings.call_hours} were read on {hours.read}, and were to be reviewed by {hours.review_after}"
+        yield warning(
+            "CALL_HOURS", found, "read the sources in shared/hours again, correct the rules, and set a new date"
+        )
 
 
 def _database(settings: Settings, clocks: Clocks) -> Iterator[Finding]:

@@ -11,9 +11,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_core import PydanticCustomError
 from pydantic_settings import NoDecode
 
+from shared.opening_hours import calling_hours
+
 ALWAYS: Final = "always"
 _E164: Final = re.compile(r"\+[1-9][0-9]{7,14}")
-_HOURS: Final = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])-([01][0-9]|2[0-3]):([0-5][0-9])")
 
 
 def refusal(allowed: str) -> PydanticCustomError:
@@ -83,9 +84,14 @@ def _region(value: str) -> str:
 
 
 def _hours(value: str) -> str:
-    match = _HOURS.fullmatch(value)
-    if value != ALWAYS and not (match and value[:5] < value[6:]):
-        raise refusal("must be HH:MM-HH:MM, with the end after the start and at most 23:59; or always")
+    if value != ALWAYS:
+        try:
+            calling_hours(value)
+        except ValueError as error:
+            form = (
+                "must be HH:MM-HH:MM, opening hours (Mo-Fr 09:00-20:00; Su,PH off), a file of shared/hours, or always"
+            )
+            raise refusal(f"{form}: {error}") from None
     return value
 
 

@@ -11,13 +11,13 @@ because secrets are often stored with a newline at the end.
 import difflib
 import os
 from collections.abc import Mapping
-from datetime import time
 from typing import Any, Final, Literal, cast
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from shared.opening_hours import CallingHours, calling_hours
 from shared.setting_types import (
     ALWAYS,
     E164,
@@ -217,12 +217,9 @@ class Settings(BaseSettings):
         return (self.supabase_service_key.get_secret_value(), *self.twilio_auth_tokens, *self.dispatch_secrets)
 
     @property
-    def calling_hours(self) -> tuple[time, time] | None:
-        """Start and end, by the clock where the phone is; None means any hour."""
-        if self.call_hours == ALWAYS:
-            return None
-        start, end = self.call_hours.split("-")
-        return time.fromisoformat(start), time.fromisoformat(end)
+    def calling_hours(self) -> CallingHours | None:
+        """By the clock where the phone is; None means any hour."""
+        return None if self.call_hours == ALWAYS else calling_hours(self.call_hours)
 
 
 def load_settings(*, http: bool = True, environ: Mapping[str, str] | None = None) -> Settings:

@@ -5,14 +5,16 @@ statement of place: private browsers report UTC, and applications store UTC or E
 zones of the number, unless it is a zone of the number's own country that agrees with one of them.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
+from shared.opening_hours import CallingHours, Schedule, parse_schedule
 from shared.screening.numbers import PhoneNumber, Refusal
+from shared.screening.places import is_holiday, states_of_area, states_with_clock
 from shared.screening.zones import ZONE_NAMES, clock, country_of_zone
 from shared.settings import Settings
 
@@ -28,13 +30,10 @@ class PutOff:
 
 _TRUSTED_KEY: Final = "app_timezone"
 _ZONE_KEYS: Final = ("timezone", "time_zone", "tz")
-# A guess may be an hour off: Kentucky's +1 270 is listed as New York's, and half of it lives by Chicago's time.
-_GUESSED_FROM: Final = time(9)
-_GUESSED_TO: Final = time(20)
 _DAY: Final = timedelta(days=1)
 _SECOND: Final = timedelta(seconds=1)
 _NOTHING: Final = timedelta(0)
-_SEARCH_DAYS: Final = 8
+_SEARCH_DAYS: Final = 15  # a week of holidays, with the weekends around it
 
 _NO_ZONE: Final = Refusal("time_zone_unknown", "the local time of this phone is not known")
 _NEVER: Final = Refusal(
@@ -51,37 +50,88 @@ def check_hours(
 ) -> Refusal | PutOff | None:
     """The hours alone; None: the phone may ring at `now` (aware), and `ring` later.
 
-    A call may ring from the first minute of the window up to, and not including, its end: 08:00-21:00 where the phone
-    is, by US law (47 CFR 64.1200(c)(1)).
+    A call may ring from the first minute of a span up to, and not including, its end. The default is 08:00-21:00 where the
+    phone is, by US law (47 CFR 64.1200(c)(1)). Rules by place narrow it, and all that may apply hold together.
     """
     if now.tzinfo is None:
         raise ValueError("now has no time zone: it would be read as this machine's")
     if settings.calling_hours is None:
         return None
-    rule = _rule(number, metadata, *settings.calling_hours)
+    now = now.astimezone(UTC)
+    rule = _rule(number, metadata, settings.calling_hours, now)
     if rule is None:
         return _NO_ZONE
-    moment = rule.first_right_moment(now.astimezone(UTC), ring)
+    moment = rule.first_right_moment(now, ring)
     if moment is None:
         return _NEVER
     if moment > now:
-        return PutOff(moment, "outside_calling_hours", "it is too early or too late where this phone is, or may be")
+        return PutOff(moment, "outside_calling_hours", rule.reason(now, ring, moment))
     return None
 
 
-def _rule(number: PhoneNumber, metadata: Mapping[str, Any], start: time, end: time) -> "_Rule | None":
-    """The zones that count, and how; None: no zone is known."""
-    full, narrow = (start, end), (max(start, _GUESSED_FROM), min(end, _GUESSED_TO))
-    if trusted := _stored_zone(metadata, [_TRUSTED_KEY]):
-        return _Rule(((clock(trusted), full),))
-    if not number.zones or not ZONE_NAMES.issuperset(number.zones):
+@dataclass(frozen=True)
+class Hours:
+    """A schedule, the places whose public holidays count for it, and the name of its place (None: the default)."""
+
+    schedule: Schedule
+    places: tuple[str, ...] = ()
+    name: str | None = None
+
+    def is_open(self, local: datetime) -> bool:
+        return self.schedule.is_open(local, self._is_holiday)
+
+    def why_closed(self, local: datetime) -> str:
+        if self.schedule.names_holidays and self._is_holiday(local.date()):
+            return "a public holiday"
+        closed = not self.schedule.spans(local.date(), lambda _: False)
+        return f"{local:%A}" if closed else "too early or too late"
+
+    def _is_holiday(self, day: date) -> bool:
+        return any(is_holiday(place, day) for place in self.places)
+
+
+_NARROW: Final = Hours(parse_schedule("09:00-20:00"))
+"""A guess may be an hour off: Kentucky's +1 270 is listed as New York's, and half of it lives by Chicago's time."""
+
+_Clock = tuple[ZoneInfo, tuple[Hours, ...]]
+
+
+def _rule(number: PhoneNumber, metadata: Mapping[str, Any], given: CallingHours, now: datetime) -> "_Rule | None":
+    """The zones that count, and the hours in each; None: no zone is known."""
+    trusted = _stored_zone(metadata, [_TRUSTED_KEY])
+    stored = trusted or _stored_zone(metadata, _ZONE_KEYS)
+    own_country = stored is not None and country_of_zone(stored) == number.region
+    if not trusted and not (number.zones and ZONE_NAMES.issuperset(number.zones)):
         return None
-    guessed = tuple((clock(name), narrow) for name in number.zones)
-    stored = _stored_zone(metadata, _ZONE_KEYS)
-    if stored is None:
-        return _Rule(guessed)
-    own_country = country_of_zone(stored) == number.region
-    return _Rule(guessed, (clock(stored), full), own_country)
+    hours = _all_hours(number, given, stored if trusted or own_country else None, now)
+    if trusted:
+        return _Rule(((clock(trusted), hours),))
+    guessed = tuple((clock(name), (*hours, _NARROW)) for name in number.zones)
+    return _Rule(guessed, (clock(stored), hours) if stored else None, own_country)
+
+
+def _all_hours(number: PhoneNumber, given: CallingHours, lives_in: str | None, now: datetime) -> tuple[Hours, ...]:
+    """The default, and the rule of each place where the phone may be. `lives_in`: a zone that may say otherwise."""
+    states = _states(number, lives_in, now)
+    countries = {number.region} | ({country_of_zone(lives_in)} if lives_in else set())
+    hours = [Hours(given.schedule, states or tuple(sorted(filter(None, countries))))]
+    for rule in given.rules:
+        country = rule.place.partition("-")[0]
+        may_apply = rule.place in (*countries, *states) or (rule.place != country in countries and not states)
+        if may_apply:
+            hours.append(Hours(rule.schedule, (rule.place,), rule.name))
+    return tuple(hours)
+
+
+def _states(number: PhoneNumber, lives_in: str | None, now: datetime) -> tuple[str, ...]:
+    """The state of the area code; and, where clocks in none of its zones show the person's time, all with that time."""
+    states = states_of_area(number.area_code or "")
+    if lives_in is None:
+        return states
+    offset = now.astimezone(clock(lives_in)).utcoffset()
+    if any(now.astimezone(clock(name)).utcoffset() == offset for name in number.zones if name in ZONE_NAMES):
+        return states
+    return (*states, *(state for state in states_with_clock(lives_in, now.date()) if state not in states))
 
 
 def _stored_zone(metadata: Mapping[str, Any], keys: Iterable[str]) -> str | None:
@@ -91,28 +141,25 @@ def _stored_zone(metadata: Mapping[str, Any], keys: Iterable[str]) -> str | None
     return next((name for name in names if name in ZONE_NAMES), None)
 
 
-_Window = tuple[time, time]
-
-
 @dataclass(frozen=True)
 class _Rule:
-    """`zones` must all be inside their windows, and so must `stored`.
+    """`zones` must all be inside their hours, and so must `stored`.
 
     With `own_country`, the stored zone decides alone while one of `zones` shows the same time.
     """
 
-    zones: tuple[tuple[ZoneInfo, _Window], ...]
-    stored: tuple[ZoneInfo, _Window] | None = None
+    zones: tuple[_Clock, ...]
+    stored: _Clock | None = None
     own_country: bool = False
 
     def first_right_moment(self, now: datetime, ring: timedelta) -> datetime | None:
-        """The first moment from `now` (UTC) at which the phone may ring, and `ring` later; None: not within eight days.
+        """The first moment from `now` (UTC) at which the phone may ring, and `ring` later; None: not within 15 days.
 
-        A moment becomes right only when a clock reaches the start of its window, or is changed.
+        A moment becomes right only when a clock reaches the start of a span, or is changed.
         """
 
         def right(moment: datetime) -> bool:
-            return self._is_right(moment) and (not ring or self._is_right(moment + ring))
+            return self._closed_at(moment) is None and (not ring or self._closed_at(moment + ring) is None)
 
         if right(now):
             return now
@@ -122,27 +169,35 @@ class _Rule:
                     return turn
         return None
 
-    def _is_right(self, moment: datetime) -> bool:
+    def reason(self, now: datetime, ring: timedelta, until: datetime) -> str:
+        """Which rule holds the call back, in words."""
+        closed = self._closed_at(now) or self._closed_at(now + ring)
+        if closed is None:
+            return "the calling hours end while the phone would ring"
+        zone, hours, moment = closed
+        where = f"in {hours.name}" if hours.name else "where this phone is, or may be"
+        return f"it is {hours.why_closed(moment.astimezone(zone))} {where}: not before {until.astimezone(zone):%A %H:%M} there"
+
+    def _closed_at(self, moment: datetime) -> tuple[ZoneInfo, Hours, datetime] | None:
+        """The first zone and hours that are closed at the moment; None: the phone may ring."""
+        zones = self.zones
         if self.stored is not None:
-            if not _is_inside(moment, *self.stored):
-                return False
+            zones = (self.stored, *zones)
             if self.own_country:
                 offset = moment.astimezone(self.stored[0]).utcoffset()
                 if any(moment.astimezone(zone).utcoffset() == offset for zone, _ in self.zones):
-                    return True
-        return all(_is_inside(moment, zone, window) for zone, window in self.zones)
+                    zones = (self.stored,)
+        for zone, all_hours in zones:
+            local = moment.astimezone(zone)
+            for hours in all_hours:
+                if not hours.is_open(local):
+                    return zone, hours, moment
+        return None
 
     def _turns(self, day: date) -> set[datetime]:
-        return {turn for zone, (start, _) in self._all() for turn in _turns(zone, start, day)}
-
-    def _all(self) -> Iterator[tuple[ZoneInfo, _Window]]:
-        yield from self.zones
-        if self.stored is not None:
-            yield self.stored
-
-
-def _is_inside(moment: datetime, zone: ZoneInfo, window: _Window) -> bool:
-    return window[0] <= moment.astimezone(zone).time() < window[1]
+        clocks = self.zones if self.stored is None else (*self.zones, self.stored)
+        starts = ((zone, start) for zone, all_hours in clocks for hours in all_hours for start in hours.schedule.starts)
+        return {turn for zone, start in starts for turn in _turns(zone, start, day)}
 
 
 @lru_cache(10_000)

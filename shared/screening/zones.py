@@ -69,6 +69,10 @@ def _zone_tab() -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
     return country, zones
 
 
+def zones_of_country(country: str) -> tuple[str, ...]:
+    return _zone_tab()[1].get(country, ())
+
+
 @cache
 def _links() -> dict[str, str]:
     """Old name -> new name."""
@@ -96,7 +100,7 @@ def possible_zones(e164: str, region: str | None, kind: int) -> tuple[str, ...]:
 
     `region` is the ISO 3166 code of the number's country, `kind` its phonenumbers.PhoneNumberType.
     """
-    own = _zone_tab()[1].get(region or "", ())
+    own = zones_of_country(region or "")
     if len(own) == 1:
         return own
     code = _country_code(e164[1:])

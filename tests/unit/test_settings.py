@@ -115,7 +115,7 @@ WRONG = {
         f"{SECRET} {SECRET} {SECRET}",
     ],
     "SWEEP_SERVICE_ACCOUNT": ["scheduler"],
-    "CALL_HOURS": ["8-21", "21:00-08:00", "08:00-08:00", "08:00-24:00", "never"],
+    "CALL_HOURS": ["8-21", "21:00-08:00", "08:00-08:00", "08:00-24:00", "never", "Mo-Fr sunrise-sunset", "Su off"],
     "CALL_COUNTRIES": ["US, Canada", "XX", ","],
     "CALL_ONLY_TO": ["+14155550123 4155550124"],
     "CALL_IN_DOUBT": ["retry"],
@@ -301,7 +301,9 @@ def test_doubt_settles_more_slowly_where_another_service_answers() -> None:
 
 
 def test_calling_hours_and_day_limit_can_be_lifted() -> None:
-    assert settings().calling_hours == (time(8), time(21))
+    hours = settings().calling_hours
+    assert hours is not None
+    assert hours.schedule.starts == {time(8)}
     assert settings(CALL_HOURS="always").calling_hours is None
     assert (settings().calls_per_day, settings(CALLS_PER_DAY="off").calls_per_day) == (500, None)
 
