@@ -345,6 +345,18 @@ def test_short_fault_of_the_database_costs_a_moment(quiet: World) -> None:
     assert answers(quiet, job) == {"uso": "escuela"}
 
 
+def test_spoken_answer_survives_a_short_fault_as_its_key(quiet: World) -> None:
+    gateway = quiet.sandbox.gateway
+    gateway.fault, gateway.fault_on, gateway.fault_times = "503", {"record_call_answer"}, 1
+    try:
+        job, _ = talk(quiet, "waitlist", speech=["no hurry, quagga"])
+    finally:
+        gateway.fault = gateway.fault_on = gateway.fault_times = None
+    rows = quiet.rows("select meaning, digits, heard from public.outbound_call_answers where job_id = %s", job)
+    assert rows == [{"meaning": "next_month", "digits": "2", "heard": None}]
+    assert "quagga" not in quiet.sandbox.function_log.read_text()
+
+
 def test_unstored_opt_out_is_critical_and_not_confirmed(quiet: World) -> None:
     gateway = quiet.sandbox.gateway
     gateway.fault, gateway.fault_on = "503", {"record_call_answer"}
