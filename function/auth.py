@@ -1,63 +1,67 @@
-"""Who is calling, and the proof. Each `prove_` returns nothing, or raises before any other work has been done.
+"""Authenticate the caller of each route, before any other work. Each function returns nothing, or raises:
 
-AuthenticationError            401: no proof, or a wrong one
-KeysUnavailable    503: Google's keys could not be fetched, so nobody can tell
+    AuthenticationError   401  missing or wrong authentication
+    KeysUnavailable       503  Google's keys could not be fetched, so a token cannot be judged
 
-Everything that a stranger can send ends in one of the two, however odd. Secrets and signatures are compared in a time
-that does not depend on where they differ.
+Every input, however malformed, ends in one of these. Secrets and signatures are compared in constant time. `jwt` is
+imported where a token is judged: it costs 30 ms of each cold start (measured), and only a sweep may need it.
 """
 
 import functools
 import hmac
 from collections.abc import Iterable
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import urlsplit
 
-import jwt
 from standardwebhooks import Webhook, WebhookVerificationError
 from twilio.request_validator import RequestValidator
 from werkzeug.datastructures import MultiDict
 
 from shared.settings import Settings
 
+if TYPE_CHECKING:
+    import jwt
+
 GOOGLE_KEYS: Final = "https://www.googleapis.com/oauth2/v3/certs"
 GOOGLE_ISSUERS: Final = ("accounts.google.com", "https://accounts.google.com")
 LEEWAY_SECONDS: Final = 10
 LONGEST_TOKEN: Final = 8192
-"""Characters; a token of Google's has about 1,000."""
+"""In characters. Google's tokens have about 1,000."""
 
 
 class AuthenticationError(Exception):
-    """The caller has not proved who they are. The message is for the log and holds nothing that they sent."""
+    """The caller is not authenticated. The message is for the log; it holds nothing that the caller sent."""
 
 
 class KeysUnavailable(Exception):
-    """What is needed to judge the proof could not be fetched."""
+    """Google's signing keys could not be fetched."""
 
 
 class Headers(Protocol):
-    """A dict or werkzeug's headers: names are compared without regard to case."""
+    """A dict or werkzeug's headers. Names are case-insensitive here."""
 
     def items(self) -> Iterable[tuple[str, str]]: ...
 
 
 class SigningKeys(Protocol):
-    """Of `jwt.PyJWKClient`, what is used here."""
+    """The used part of `jwt.PyJWKClient`."""
 
-    def get_signing_key(self, kid: str) -> jwt.PyJWK: ...
+    def get_signing_key(self, kid: str) -> "jwt.PyJWK": ...
 
 
 @functools.cache
-def google_keys() -> jwt.PyJWKClient:
-    """One a process: it keeps Google's keys for an hour, and asks at most every 30 s for one that it does not know.
+def google_keys() -> "jwt.PyJWKClient":
+    """One per process. It caches Google's keys for an hour, and asks for an unknown key at most every 30 s.
 
     google-auth would fetch them for each token, also for a junk one.
     """
+    import jwt
+
     return jwt.PyJWKClient(GOOGLE_KEYS, lifespan=3600, timeout=3)
 
 
 def authenticate_webhook(settings: Settings, headers: Headers, body: bytes) -> None:
-    """Supabase: a signature over the body that is at most 5 minutes old, or the bearer secret of a dashboard's webhook.
+    """Supabase: a signature over the body, at most 5 minutes old; or the bearer secret, from a dashboard webhook.
 
     https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
     """
@@ -70,8 +74,8 @@ def authenticate_webhook(settings: Settings, headers: Headers, body: bytes) -> N
         raise AuthenticationError("the webhook's signature is wrong, or too old")
 
 
-def authenticate_sweep(settings: Settings, headers: Headers, keys: SigningKeys) -> None:
-    """Cloud Scheduler: a Google ID token for our audience, of the configured account; or pg_cron: the bearer secret.
+def authenticate_sweep(settings: Settings, headers: Headers, keys: SigningKeys | None = None) -> None:
+    """Cloud Scheduler: a Google ID token of the configured account, for our audience. pg_cron: the bearer secret.
 
     https://developers.google.com/identity/openid-connect/openid-connect#validatinganidtoken
     """
@@ -84,14 +88,16 @@ def authenticate_sweep(settings: Settings, headers: Headers, keys: SigningKeys) 
         raise AuthenticationError("the bearer secret is wrong, and no service account may sweep")
     if token.count(".") != 2 or len(token) > LONGEST_TOKEN:
         raise AuthenticationError("neither the bearer secret nor an ID token")
+    import jwt
+
     try:
-        # A look without trust comes first: Google is not asked for the key of a token that could not pass anyway.
+        # The claims are checked before the signature: Google is not asked for the key of a token that fails anyway.
         head = jwt.get_unverified_header(token)
         if head.get("alg") != "RS256" or not isinstance(head.get("kid"), str):
             raise AuthenticationError("the ID token is not signed as Google signs")
         _check_claims(settings, token, None)
-        _check_claims(settings, token, _signing_key(keys, head["kid"]))
-    except (jwt.PyJWTError, ValueError) as error:  # the latter for text that is not Unicode
+        _check_claims(settings, token, _signing_key(keys or google_keys(), head["kid"]))
+    except (jwt.PyJWTError, ValueError) as error:  # ValueError: text that is not Unicode
         raise AuthenticationError(f"the ID token is not valid: {type(error).__name__}") from None
 
 
@@ -100,9 +106,9 @@ def authenticate_twilio(
 ) -> None:
     """Twilio: X-Twilio-Signature over the URL that we gave it and the form, blank fields included.
 
-    The URL is put together from API_BASE_URL, never from Host or X-Forwarded-*, which anyone can write. `path` is the
-    request's, `query_string` its raw query. Signatures with a shared key (X-Twilio-Webhooks-Signature-Settings) are
-    not ours: calls made with the auth token are signed with it.
+    The URL starts with API_BASE_URL, never with Host or X-Forwarded-*, which anyone can write. `path` and `query_string`
+    are the request's, the latter raw. Twilio signs calls made with the auth token with that token, so a signature with a
+    shared key (X-Twilio-Webhooks-Signature-Settings) is refused.
 
     https://www.twilio.com/docs/usage/security#validating-requests
     """
@@ -114,17 +120,17 @@ def authenticate_twilio(
     url = settings.api_base_url + own_path(settings, path) + (f"?{query}" if query else "")
     try:
         proofs = [RequestValidator(token).validate(url, form, signature) for token in settings.twilio_auth_tokens]
-    except ValueError:  # a URL that is none, or text that is not Unicode
+    except ValueError:  # an invalid URL, or text that is not Unicode
         proofs = []
     if not any(proofs):
         raise AuthenticationError("X-Twilio-Signature is wrong")
 
 
 def own_path(settings: Settings, path: str) -> str:
-    """The path within this function, when API_BASE_URL has one of its own (`https://x.example/calls`).
+    """The path without the path of API_BASE_URL (`https://x.example/calls`).
 
-    A proxy in front may take its `/calls` away or leave it; both `/voice` and `/calls/voice` are `/voice` here, and
-    `/calls/voice` under API_BASE_URL, which is what Twilio signed.
+    A proxy may remove its `/calls` or keep it: `/voice` and `/calls/voice` are both `/voice` here. Twilio signs
+    `/calls/voice`.
     """
     prefix = urlsplit(settings.api_base_url).path
     return path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path
@@ -140,7 +146,7 @@ def _bearer(given: dict[str, str]) -> str:
 
 
 def _is_dispatch_secret(settings: Settings, token: str) -> bool:
-    # Compared with every secret, whichever it is: the time tells nothing. As bytes, because text must be ASCII.
+    # Compare with every secret, so the time tells nothing. As bytes, because compare_digest wants ASCII text.
     sent = token.encode("utf-8", "surrogatepass")
     equal = [hmac.compare_digest(sent, secret.encode()) for secret in settings.dispatch_secrets]
     return any(equal)
@@ -148,15 +154,17 @@ def _is_dispatch_secret(settings: Settings, token: str) -> bool:
 
 def _is_signed(secret: str, given: dict[str, str], body: bytes) -> bool:
     try:
-        # json_parse=False: a signed body that is no JSON is proved, and is the next room's to refuse.
+        # json_parse=False: verify the signature only. `webhook.handle` rejects invalid JSON.
         Webhook(secret).verify(body, given, json_parse=False)
-    except (WebhookVerificationError, ValueError):  # the latter for odd base64, odd text and a missing comma
+    except (WebhookVerificationError, ValueError):  # ValueError: invalid base64 or text, a missing comma
         return False
     return True
 
 
-def _check_claims(settings: Settings, token: str, key: jwt.PyJWK | None) -> None:
-    """Everything that is asked of a token; without a key, all but the signature."""
+def _check_claims(settings: Settings, token: str, key: "jwt.PyJWK | None") -> None:
+    """Check every claim of a token and, given a key, its signature."""
+    import jwt
+
     required: list[str] = ["exp", "iat", "aud", "iss"]
     claims: dict[str, Any] = jwt.decode(
         token,
@@ -168,7 +176,7 @@ def _check_claims(settings: Settings, token: str, key: jwt.PyJWK | None) -> None
         options={
             "require": required,
             "verify_signature": key is not None,
-            # PyJWT leaves these out with the signature, unless told otherwise.
+            # Without the signature PyJWT skips these by default.
             **{"verify_exp": True, "verify_iat": True, "verify_nbf": True, "verify_aud": True, "verify_iss": True},
         },
     )
@@ -176,8 +184,10 @@ def _check_claims(settings: Settings, token: str, key: jwt.PyJWK | None) -> None
         raise AuthenticationError("the ID token belongs to another account")
 
 
-def _signing_key(keys: SigningKeys, kid: str) -> jwt.PyJWK:
-    """Raises KeysUnavailable when the keys cannot be fetched or read, PyJWTError when none has this name."""
+def _signing_key(keys: SigningKeys, kid: str) -> "jwt.PyJWK":
+    """Raises KeysUnavailable if the keys cannot be fetched or read, PyJWTError if none has this id."""
+    import jwt
+
     try:
         return keys.get_signing_key(kid)
     except (jwt.PyJWKClientConnectionError, OSError, ValueError) as error:

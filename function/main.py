@@ -36,7 +36,6 @@ from function.auth import (
     authenticate_sweep,
     authenticate_twilio,
     authenticate_webhook,
-    google_keys,
     own_path,
 )
 from function.sweep import sweep_once
@@ -133,7 +132,7 @@ def on_webhook(request: flask.Request) -> flask.Response:
 
 
 def on_sweep(request: flask.Request) -> flask.Response:
-    authenticate_sweep(settings, request.headers, google_keys())
+    authenticate_sweep(settings, request.headers)
     if not SWEEPS.acquire(blocking=False):
         return reply({"ignored": "enough sweeps are running"})
     try:

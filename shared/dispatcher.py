@@ -17,7 +17,7 @@ from uuid import UUID, uuid4
 import structlog
 
 from shared import backoff
-from shared.jobs import Jobs, connect
+from shared.jobs import Jobs
 from shared.models import (
     FINAL_CALL_STATUSES,
     Absent,
@@ -386,5 +386,7 @@ def _why_not(claim: NothingDue) -> str:
 
 def wire(settings: Settings) -> tuple[Jobs, Dispatcher]:
     """Make the parts. Call it after the fork: processes must not share its connections."""
+    from shared.database import connect  # with the first request, not while an instance starts
+
     jobs = Jobs(connect(settings))
     return jobs, Dispatcher(settings, jobs, Telephony(settings))

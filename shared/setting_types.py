@@ -9,7 +9,6 @@ from urllib.parse import SplitResult, urlsplit
 import phonenumbers
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_core import PydanticCustomError
-from pydantic_settings import NoDecode
 
 from shared.opening_hours import calling_hours
 
@@ -147,8 +146,8 @@ BaseUrl = Annotated[str, AfterValidator(_base_url)]
 PublicUrl = Annotated[BaseUrl, AfterValidator(_public_url)]
 LoopbackUrl = Annotated[BaseUrl, AfterValidator(_loopback_url)]
 E164 = Annotated[str, AfterValidator(_e164)]
-Numbers = Annotated[tuple[E164, ...], NoDecode, BeforeValidator(_words)]
-Countries = Annotated[tuple[Annotated[str, AfterValidator(_region)], ...], NoDecode, BeforeValidator(_words)]
+Numbers = Annotated[tuple[E164, ...], BeforeValidator(_words)]
+Countries = Annotated[tuple[Annotated[str, AfterValidator(_region)], ...], BeforeValidator(_words)]
 Hours = Annotated[str, AfterValidator(_hours)]
 DispatchSecrets = Annotated[SecretStr, AfterValidator(_dispatch_secrets)]
 AuthTokens = Annotated[SecretStr, AfterValidator(_auth_tokens)]

@@ -13,9 +13,8 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final, Literal, cast
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shared.opening_hours import CallingHours, calling_hours
 from shared.setting_types import (
@@ -59,10 +58,10 @@ class SettingsError(Exception):
         super().__init__("Settings are missing or wrong:\n  " + "\n  ".join(self.problems))
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Each field is the environment variable of the same name in capitals."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
     # The database.
     supabase_url: BaseUrl
@@ -144,17 +143,6 @@ class Settings(BaseSettings):
         description="ignore: no detection; else Twilio charges for it, and a call that a machine answered counts as this",
     )
     call_retention_days: int = Field(default=90, ge=1, le=3650, description="then a finished job is deleted")
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings
 
     @model_validator(mode="before")
     @classmethod

@@ -16,9 +16,6 @@ from uuid import UUID
 
 import urllib3
 from twilio.base.exceptions import TwilioException, TwilioRestException
-from twilio.http import HttpClient
-from twilio.http.response import Response
-from twilio.rest import Client
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NameResolutionError, NewConnectionError, ReadTimeoutError
 
 from shared.http import Http
@@ -118,8 +115,8 @@ class DeadlineBody:
         yield self._body
 
 
-class _TwilioHttp(HttpClient):
-    """twilio-python's transport: ours, with a deadline."""
+class _TwilioHttp:
+    """A transport for twilio-python, with a deadline."""
 
     def __init__(self, settings: Settings, http: Http, in_time: Callable[[], bool] | None = None) -> None:
         self._http = http
@@ -138,7 +135,9 @@ class _TwilioHttp(HttpClient):
         auth: tuple[str, str] | None = None,
         timeout: float | None = None,
         allow_redirects: bool = False,
-    ) -> Response:
+    ) -> Any:
+        from twilio.http.response import Response
+
         given = dict(headers or {})
         if auth:
             given |= urllib3.make_headers(basic_auth=":".join(auth))
@@ -169,7 +168,10 @@ class Telephony:
     def _base_url(self) -> str:
         return self._settings.twilio_api_base_url or TWILIO
 
-    def _connect(self, http: HttpClient) -> Client:
+    def _connect(self, http: _TwilioHttp) -> Any:
+        """`twilio.rest` is imported with the first request: it brings `requests`."""
+        from twilio.rest import Client
+
         settings = self._settings
         # Settings refuse TWILIO_REGION and TWILIO_EDGE. twilio-python would read them from os.environ.
         environment = {"TWILIO_REGION": "", "TWILIO_EDGE": ""}

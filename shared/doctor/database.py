@@ -10,9 +10,10 @@ from typing import Final
 
 import httpx
 
+from shared.database import connect
 from shared.doctor.connection import KEY, PROJECT, PUSH, explain_silence
 from shared.doctor.findings import Clocks, Finding, note_clock, ok, skipped, warning, wrong
-from shared.jobs import RPCS, Jobs, JobsUnavailable, connect
+from shared.jobs import RPCS, Jobs, JobsUnavailable
 from shared.settings import Settings
 from shared.setup_facts import SetupFacts, WebhookAnswer
 

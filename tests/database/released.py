@@ -24,7 +24,8 @@ import psycopg
 from postgrest import SyncPostgrestClient
 from pydantic import TypeAdapter
 
-from shared.jobs import Jobs, connect
+from shared.database import connect
+from shared.jobs import Jobs
 from shared.models import CallEvent, Claim, ClaimPolicy, NextOpenCall, OpenCall, SettlePolicy, TwilioCall
 from shared.settings import load_settings
 from tests.sandbox.postgres import Postgres

@@ -618,7 +618,7 @@ def test_door_that_stands_open_is_wrong(clinic: Clinic) -> None:
 
 
 def test_hosts_that_hang_are_named_and_soon(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("shared.database.ANSWER_SECONDS", 0.2)
     monkeypatch.setattr(doctor_twilio, "READ_SECONDS", 0.2)
     monkeypatch.setattr(doctor_url, "TIMEOUT", 0.2)
     gone = asyncio.Event

@@ -21,8 +21,9 @@ import trustme
 from urllib3.exceptions import DecodeError, ReadTimeoutError
 
 from shared import http
+from shared.database import FIRST_TRY_SECONDS, connect
 from shared.http import MAX_ANSWER_BYTES, Http
-from shared.jobs import FIRST_TRY_SECONDS, Jobs, JobsUnavailable, connect
+from shared.jobs import Jobs, JobsUnavailable
 from shared.models import CallEvent, LiveCall
 from shared.telephony import CLOCK_SKEW, CallNotPlaced, Telephony, TwilioUnavailable
 from tests.unit.examples import settings
@@ -216,7 +217,7 @@ def record(jobs: Jobs) -> LiveCall:
 
 
 def test_a_dead_kept_connection_costs_a_second_try(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.jobs.FIRST_TRY_SECONDS", DEADLINE_SECONDS)
+    monkeypatch.setattr("shared.database.FIRST_TRY_SECONDS", DEADLINE_SECONDS)
     asked = []
 
     def once(connection: socket.socket) -> None:

@@ -31,7 +31,7 @@ def signed_headers(secret: str) -> dict[str, str]:
 
 def accepts_webhooks_of(function: Settings, vault: str) -> None:
     authenticate_webhook(function, signed_headers(vault), BODY)
-    authenticate_sweep(function, {"Authorization": f"Bearer {vault.split()[0]}"}, keys=None)  # type: ignore[arg-type]
+    authenticate_sweep(function, {"Authorization": f"Bearer {vault.split()[0]}"}, keys=None)
 
 
 def test_dispatch_secret_changes_without_a_gap() -> None:

@@ -16,7 +16,7 @@ import pytest
 import structlog
 from twilio.request_validator import RequestValidator
 
-from shared import jobs
+from shared import database
 from shared.logs import configure_logs
 from tests.sandbox.twilio import twiml
 from tests.unit.examples import ENVIRON
@@ -85,5 +85,5 @@ def test_unsigned_voice_request_is_refused(main: ModuleType) -> None:
 
 
 def test_database_timeouts_sum_below_twilio_limit() -> None:
-    assert jobs.FIRST_TRY_SECONDS + jobs.SECOND_TRY_SECONDS < LONGEST_SECONDS
-    assert jobs.ANSWER_SECONDS < LONGEST_SECONDS
+    assert database.FIRST_TRY_SECONDS + database.SECOND_TRY_SECONDS < LONGEST_SECONDS
+    assert database.ANSWER_SECONDS < LONGEST_SECONDS
