@@ -3,6 +3,7 @@
 Twilio sends them in any order, any number of times.
 """
 
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import structlog
@@ -11,13 +12,15 @@ from function.worker import TWILIO_WAITERS
 from shared.conversation.library import Scripts
 from shared.conversation.turns import voicemail_turn
 from shared.conversation.twiml import render_twiml
-from shared.dispatcher import Dispatcher
 from shared.models import FINAL_CALL_STATUSES, CallEvent, LiveCall
+
+if TYPE_CHECKING:
+    from shared.dispatcher import Dispatcher
 
 log = structlog.get_logger()
 
 
-def handle(attempt: UUID | None, event: CallEvent, dispatcher: Dispatcher, scripts: Scripts) -> None:
+def handle(attempt: UUID | None, event: CallEvent, dispatcher: "Dispatcher", scripts: Scripts) -> None:
     """Record the event, end the call if it is unwanted, and play a machine its message.
 
     Raises JobsUnavailable; Twilio then sends the callback again.
@@ -37,7 +40,7 @@ def handle(attempt: UUID | None, event: CallEvent, dispatcher: Dispatcher, scrip
         TWILIO_WAITERS.release()
 
 
-def _act_on(call: LiveCall, event: CallEvent, dispatcher: Dispatcher, scripts: Scripts) -> None:
+def _act_on(call: LiveCall, event: CallEvent, dispatcher: "Dispatcher", scripts: Scripts) -> None:
     if call.machine_now and call.is_wanted and call.job is not None:
         script = scripts.for_person(call.job)
         dispatcher.play_twiml(event.call_sid, render_twiml(voicemail_turn(script), script, call.job))

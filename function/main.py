@@ -21,7 +21,7 @@ import io
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import flask
@@ -44,10 +44,12 @@ from function.worker import READ_SECONDS, SWEEPS
 from shared.conversation.library import ScriptError, Scripts
 from shared.conversation.turns import apology_turn
 from shared.conversation.twiml import render_twiml
-from shared.dispatcher import Dispatcher, wire
 from shared.jobs import Jobs, JobsUnavailable
 from shared.logs import bind_trace, clear, configure_logs
 from shared.settings import SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from shared.dispatcher import Dispatcher
 
 MAX_BODY_BYTES = 64 * 1024
 UNREAD = (404, 405, 408, 413)  # answered before the body is read
@@ -61,14 +63,16 @@ except (SettingsError, ScriptError) as error:
     raise SystemExit(str(error)) from None
 configure_logs(secrets=settings.secrets)
 
-_parts: tuple[Jobs, Dispatcher] | None = None
+_parts: "tuple[Jobs, Dispatcher] | None" = None
 _wiring = threading.Lock()
 
 
-def parts() -> tuple[Jobs, Dispatcher]:
+def parts() -> "tuple[Jobs, Dispatcher]":
     """Wired at the first request: gunicorn imports this module in its master process and forks its workers afterwards."""
     global _parts
     with _wiring:
+        from shared.dispatcher import wire  # with all that dials: listening does not wait for it
+
         _parts = _parts or wire(settings)
         return _parts
 

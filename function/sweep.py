@@ -15,15 +15,17 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from shared.dispatcher import Dispatcher, Step, finished, wire
 from shared.jobs import Jobs, JobsUnavailable
 from shared.logs import configure_logs
-from shared.models import Stats, StepResult
+from shared.models import Stats, Step, StepResult, finished
 from shared.settings import DIAL_WITHIN_SECONDS, Settings, SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from shared.dispatcher import Dispatcher
 
 log = structlog.get_logger()
 
@@ -38,7 +40,7 @@ NEAR_THE_CEILING = 0.8
 
 
 def sweep_once(
-    settings: Settings, jobs: Jobs, dispatcher: Dispatcher, stop: threading.Event | None = None
+    settings: Settings, jobs: Jobs, dispatcher: "Dispatcher", stop: threading.Event | None = None
 ) -> dict[str, Any]:
     """Run one sweep, shorter than REQUEST_TIMEOUT_SECONDS, and return its counts. Raises JobsUnavailable."""
     stop = stop or threading.Event()
@@ -182,6 +184,8 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         # A signal may interrupt this thread inside stop.wait(), which holds the lock that set() needs.
         signal.signal(number, lambda *_: threading.Thread(target=stop.set).start())
+    from shared.dispatcher import wire
+
     sweep = functools.partial(sweep_once, settings, *wire(settings), stop)
     if options.every is not None:
         work(sweep, options.every, stop)

@@ -10,8 +10,7 @@ import structlog
 
 from shared.conversation.hearing import LEAST_CONFIDENCE
 from shared.conversation.turns import Place
-from shared.models import CallEvent, CallStatus
-from shared.telephony import CALL_SID
+from shared.models import CALL_SID, CallEvent, CallStatus
 
 log = structlog.get_logger()
 

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -12,9 +13,11 @@ from shared.conversation.library import Scripts
 from shared.conversation.script import Script
 from shared.conversation.turns import Place, Turn, apology_turn, first_turn, next_turn, voicemail_turn
 from shared.conversation.twiml import hang_up, render_twiml, render_wait
-from shared.dispatcher import Dispatcher
 from shared.jobs import JobsUnavailable
 from shared.models import Answer, CallEvent, LiveCall
+
+if TYPE_CHECKING:
+    from shared.dispatcher import Dispatcher
 
 log = structlog.get_logger()
 
@@ -32,7 +35,7 @@ def handle(
     heard: str,
     waits: Waits,
     action: str,
-    dispatcher: Dispatcher,
+    dispatcher: "Dispatcher",
     scripts: Scripts,
 ) -> str:
     """Return the TwiML for this attempt's person; a hang-up for an unwanted call. Costs one RPC.
@@ -72,7 +75,7 @@ class Patience:
 
 
 def _begin(
-    attempt: UUID, event: CallEvent, action: str, dispatcher: Dispatcher, scripts: Scripts, patience: Patience
+    attempt: UUID, event: CallEvent, action: str, dispatcher: "Dispatcher", scripts: Scripts, patience: Patience
 ) -> str:
     try:
         call = dispatcher.record_status(attempt, replace(event, call_status=event.call_status or "in-progress"))
@@ -90,7 +93,7 @@ def _go_on(
     digits: str,
     heard: str,
     action: str,
-    dispatcher: Dispatcher,
+    dispatcher: "Dispatcher",
     script: Script,
     patience: Patience,
 ) -> str:

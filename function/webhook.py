@@ -2,13 +2,15 @@
 
 import threading
 import time
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from function.worker import TWILIO_WAITERS
-from shared.dispatcher import Dispatcher
 from shared.models import StepResult
+
+if TYPE_CHECKING:
+    from shared.dispatcher import Dispatcher
 
 TABLE = "outbound_call_jobs"
 # Longest wait for a rate-limit slot. pg_net times out after 10 s, and the Twilio request still has to fit.
@@ -38,7 +40,7 @@ class _Event(BaseModel):
     record: dict[str, Any] | None = None
 
 
-def handle(body: bytes, dispatcher: Dispatcher) -> dict[str, Any]:
+def handle(body: bytes, dispatcher: "Dispatcher") -> dict[str, Any]:
     """Dial the webhook's job and return the outcome. Raises BadPayload, JobsUnavailable."""
     try:
         event = _Event.model_validate_json(body)
@@ -52,7 +54,7 @@ def handle(body: bytes, dispatcher: Dispatcher) -> dict[str, Any]:
     return answer(_dial(job_id, dispatcher))
 
 
-def _dial(job_id: int, dispatcher: Dispatcher) -> StepResult:
+def _dial(job_id: int, dispatcher: "Dispatcher") -> StepResult:
     until = time.monotonic() + MAX_WAIT_SECONDS
     if not TWILIO_WAITERS.acquire(blocking=False):
         return StepResult("waiting", job_id)
@@ -68,7 +70,7 @@ def _dial(job_id: int, dispatcher: Dispatcher) -> StepResult:
         TWILIO_WAITERS.release()
 
 
-def _wait_and_dial(step: StepResult, job_id: int, dispatcher: Dispatcher, until: float) -> StepResult:
+def _wait_and_dial(step: StepResult, job_id: int, dispatcher: "Dispatcher", until: float) -> StepResult:
     while step.outcome == "waiting" and time.monotonic() + step.wait_s < until:
         time.sleep(step.wait_s)
         step = dispatcher.dial_one(job_id)

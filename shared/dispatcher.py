@@ -35,10 +35,12 @@ from shared.models import (
     Paused,
     Settled,
     SettlePolicy,
+    Step,
     StepResult,
     Unparsed,
     Verdict,
     Wait,
+    finished,
 )
 from shared.screening import PhoneNumber, PutOff, Refusal, check_hours, parse_number, screen
 from shared.settings import DIAL_WITHIN_SECONDS, Settings
@@ -56,14 +58,6 @@ ASKS_PER_SETTLING = 4  # Twilio is asked this often before an absent call counts
 
 def no_fault(_point: str) -> None:
     """The fault point of production: nothing happens. Tests stop the process, or time, at one."""
-
-
-Step = StepResult | Callable[[], StepResult]
-"""A claim's step: its result, or the work that is still to do."""
-
-
-def finished(step: Step) -> StepResult:
-    return step if isinstance(step, StepResult) else step()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 Each value is checked once, where it enters the program. All of them are frozen.
 """
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -16,13 +18,14 @@ CallStatus = Literal[
 JobStatus = Literal["queued", "dialing", "in_doubt", "calling", "completed", "failed", "canceled"]
 AttemptState = Literal["started", "in_doubt", "accepted", "ended", "refused", "absent", "duplicate"]
 
+CALL_SID = re.compile(r"CA[0-9a-f]{32}")
 FINAL_CALL_STATUSES: frozenset[CallStatus] = frozenset({"completed", "busy", "no-answer", "failed", "canceled"})
 
 
 class _Answer(BaseModel):
     """The answer of an SQL function. Unknown keys are ignored, so newer SQL can serve older code."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
 class Person(_Answer):
@@ -301,3 +304,11 @@ class StepResult:
     job_id: int | None = None
     detail: str | None = None
     wait_s: float = 0.0
+
+
+Step = StepResult | Callable[[], StepResult]
+"""A claim's step: its result, or the work that is still to do."""
+
+
+def finished(step: Step) -> StepResult:
+    return step if isinstance(step, StepResult) else step()

@@ -5,7 +5,6 @@ twilio-python (its async client repeats on 5xx and is not used), not by a pool. 
 a kept connection that died, a request looks like a call in doubt. Requests that only ask, or end a call, share a pool.
 """
 
-import re
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from twilio.base.exceptions import TwilioException, TwilioRestException
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NameResolutionError, NewConnectionError, ReadTimeoutError
 
 from shared.http import Http
-from shared.models import CallStatus, Placed, TwilioCall, Verdict
+from shared.models import CALL_SID, CallStatus, Placed, TwilioCall, Verdict
 from shared.settings import Settings
 
 TWILIO: Final = "https://api.twilio.com"
@@ -29,7 +28,6 @@ STATUS_EVENTS = ["initiated", "ringing", "answered", "completed"]
 # The fragment is for Twilio alone. It is neither sent nor signed.
 CALLBACK_RETRIES = "#rc=5&rp=all"
 
-CALL_SID = re.compile(r"CA[0-9a-f]{32}")
 
 # Twilio's clock and the database's clock differ, and date_created has whole seconds.
 CLOCK_SKEW = timedelta(seconds=5)

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from function.sweep import DIALING_THREADS, WorkerPool
-from shared.dispatcher import Step
-from shared.models import StepResult
+from shared.models import Step, StepResult
 
 JOBS = 20
 CALL_SECONDS = 0.05
