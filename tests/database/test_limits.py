@@ -398,6 +398,13 @@ def test_no_24_hours_hold_more_calls_than_the_ceiling_and_none_waits_much_longer
     assert all(later - earlier >= DAY_S for earlier, later in zip(called_at, called_at[3:], strict=False))
 
 
+def test_a_call_late_in_its_five_minutes_counts_for_the_whole_day(steps: Steps) -> None:
+    steps.pass_time((240 - steps.now().timestamp()) % BUCKET_S)
+    call_and_end(steps, a_number(), per_day=1)
+    steps.pass_time(DAY_S - 5)
+    assert steps.claim(steps.queue(), per_day=1)["outcome"] == "paused"
+
+
 def test_the_counts_are_the_calls_that_were_made_and_old_ones_go(steps: Steps) -> None:
     for _ in range(3):
         call_and_end(steps, a_number())
