@@ -49,7 +49,7 @@ def test_a_number_typed_without_its_country_is_called(world: World) -> None:
 def test_a_malformed_number_ends_with_a_reason_a_person_understands(world: World) -> None:
     done = world.until_status(world.insert_job("call me maybe"), "completed", "failed")
     assert (done["status"], done["reason_code"]) == ("failed", "number_invalid")
-    assert done["reason"] == "what was typed as a phone number is not one"
+    assert done["reason"] == "the phone number has letters or signs that are no part of a number"
 
 
 @pytest.mark.parametrize("outcome", ["busy", "no-answer", "failed"])
@@ -120,9 +120,10 @@ def test_twenty_enqueues_at_once_make_one_job(world: World) -> None:
 
 
 @pytest.mark.parametrize(("minutes", "jobs"), [(59, 1), (61, 2)])
-def test_the_hour_slides(quiet: World, minutes: int, jobs: int) -> None:
+def test_the_hour_counts_from_the_end_of_the_job(quiet: World, minutes: int, jobs: int) -> None:
     user = uuid.uuid4()
-    quiet.rows("select enqueue_call_job(%s, %s)", user, quiet.number())
+    (queued,) = quiet.rows("select enqueue_call_job(%s, %s) ->> 'job_id' as id", user, quiet.number())
+    quiet.rows("select cancel_call_job(%s)", int(queued["id"]))
     quiet.set_clock(minutes * 60)
     quiet.rows("select enqueue_call_job(%s, %s)", user, quiet.number())
     assert len(quiet.rows("select from public.outbound_call_jobs where user_id = %s", user)) == jobs
