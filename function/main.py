@@ -1,6 +1,6 @@
 """HTTP entry point. Each request is authenticated, parsed once and passed to its handler. No other module depends on HTTP.
 
-    functions-framework --target=dispatch
+    cd function && functions-framework --target=dispatch
 
 The program's errors, and the status that each becomes:
 

@@ -117,7 +117,7 @@ class Dispatcher:
         """Claim one job. Returns the step that dials it, or the result if no job was claimed."""
         attempt = uuid4()
         since = ClaimClock.now()  # before the claim, so never later than the start of the lease
-        busy_s = backoff.jittered(self._settings.call_retry_seconds)
+        busy_s = backoff.jittered(self._settings.call_retry_seconds[0])
         claim = self._jobs.claim(attempt, job_id, self._claim_policy, busy_s=busy_s)
         match claim:
             case Claimed():
@@ -203,14 +203,14 @@ class Dispatcher:
                 log.error("call refused permanently", kind="call_refused", code=code, reason=reason)
                 return StepResult("refused", job_id, code)
             case "later":
-                delay_s = backoff.jittered(self._settings.call_retry_seconds)
+                delay_s = backoff.jittered(self._settings.call_retry_seconds[0])
                 # A request that never reached Twilio gives its rate-limit slot back.
                 slot_s = 0.0 if code.startswith("twilio_") else self._slot_s
                 self._jobs.release(attempt, delay_s=delay_s, code=code, reason=reason, slot_s=slot_s)
                 log.warning("call put off", code=code, reason=reason, delay_s=round(delay_s))
                 return StepResult("put_off", job_id, code)
             case "halt":
-                halt_s = min(HALT_SECONDS, self._settings.call_retry_seconds)
+                halt_s = min(HALT_SECONDS, self._settings.call_retry_seconds[0])
                 self._jobs.release(attempt, code=code, reason=reason, halt_s=halt_s)
                 log.critical(
                     "all calls are paused: our account or configuration is broken",

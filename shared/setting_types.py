@@ -157,3 +157,4 @@ AccountSid = Annotated[str, AfterValidator(_account_sid)]
 DayLimit = Annotated[int | None, BeforeValidator(_none_when_off)]
 # pydantic reads "inf" and "nan" as floats.
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+Delays = Annotated[tuple[Seconds, ...], BeforeValidator(_words)]

@@ -25,6 +25,7 @@ from shared.setting_types import (
     BaseUrl,
     Countries,
     DayLimit,
+    Delays,
     DispatchSecrets,
     Hours,
     Key,
@@ -108,11 +109,12 @@ class Settings(BaseModel):
 
     # How often one person.
     call_max_attempts: int = Field(default=3, ge=1, le=10)
-    call_retry_seconds: Seconds = Field(
-        default=60, description="backoff base when a call could not be placed; such trouble passes in minutes"
+    call_retry_seconds: Delays = Field(
+        default=(60,),
+        description="when a call could not be placed: the base of the backoff, or the delays: 600,3600",
     )
-    call_redial_seconds: Seconds = Field(
-        default=900, description="backoff base when nobody picked up; to ring again at once is a nuisance"
+    call_redial_seconds: Delays = Field(
+        default=(900,), description="when nobody picked up: the base of the backoff, or the delays: 600,3600"
     )
 
     # Never twice.
@@ -165,6 +167,17 @@ class Settings(BaseModel):
                 f" {answer:g} (TWILIO_TIMEOUT_SECONDS) and a margin of {LEASE_MARGIN_SECONDS:g}"
             )
         return timeout
+
+    @field_validator("call_retry_seconds", "call_redial_seconds")
+    @classmethod
+    def _delays_fit_the_attempts(cls, delays: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        attempts = info.data.get("call_max_attempts", 1)
+        if 1 < len(delays) < attempts - 1:
+            raise refusal(
+                f"must be one number, or at least {attempts - 1} delays:"
+                f" one after each attempt but the last (CALL_MAX_ATTEMPTS: {attempts})"
+            )
+        return delays
 
     @field_validator("call_settling_seconds", mode="before")
     @classmethod

@@ -65,3 +65,9 @@ def test_settings_named_by_the_guide_exist() -> None:
     assert len(named) > 20
     # Refused, refused, and an example of a mistyped one.
     assert named - {"TWILIO_REGION", "TWILIO_EDGE", "CALL_HOUR"} <= ours
+
+
+def test_upgrade_names_the_newest_migration_as_version() -> None:
+    newest = max(file.name for file in (ROOT / "shared" / "supabase" / "migrations").glob("*.sql"))
+    text = (ROOT / "shared" / "docs" / "upgrade.md").read_text()
+    assert re.findall(r"VERSION=(\d+)", text) == [newest.partition("_")[0]]

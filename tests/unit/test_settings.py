@@ -35,9 +35,9 @@ def problems(**changed: str) -> tuple[str, ...]:
     return refused.value.problems
 
 
-def problems_or_none(name: str, value: str) -> tuple[str, ...]:
+def problems_or_none(name: str, value: str, **more: str) -> tuple[str, ...]:
     try:
-        settings(**{name: value})
+        settings(**{name: value}, **more)
     except SettingsError as error:
         return error.problems
     return ()
@@ -96,6 +96,7 @@ NO_URLS = [
     "https://bücher.example",
 ]
 NO_TIMES = ["0", "-1", "86401", "nan", "inf", "a minute"]
+NO_DELAYS = [*NO_TIMES, ",", "60;120", "60,0", "60,-1", "60,86401", "60,nan", "60,soon"]
 WRONG = {
     "SUPABASE_URL": NO_URLS,
     "API_BASE_URL": [*NO_URLS, "http://calls.example.com", "https://my_calls.example.com"],
@@ -132,8 +133,8 @@ WRONG = {
     "CALL_RETENTION_DAYS": ["0"],
     "TWILIO_TIMEOUT_SECONDS": NO_TIMES,
     "REQUEST_TIMEOUT_SECONDS": NO_TIMES,
-    "CALL_RETRY_SECONDS": NO_TIMES,
-    "CALL_REDIAL_SECONDS": NO_TIMES,
+    "CALL_RETRY_SECONDS": NO_DELAYS,
+    "CALL_REDIAL_SECONDS": NO_DELAYS,
     "CALL_SETTLING_SECONDS": NO_TIMES,
     "CALL_ASK_SECONDS": NO_TIMES,
 }
@@ -312,6 +313,34 @@ def test_lists_take_commas_and_spaces() -> None:
     listed = settings(CALL_COUNTRIES="us, CA gb", CALL_ONLY_TO=" +14155550123,+14155550124 ")
     assert listed.call_countries == ("US", "CA", "GB")
     assert listed.call_only_to == ("+14155550123", "+14155550124")
+
+
+def test_delays_fit_the_attempts_or_are_refused() -> None:
+    """attempts and delays -> what is wrong; nothing when they fit."""
+    few = "must be one number, or at least 4 delays: one after each attempt but the last (CALL_MAX_ATTEMPTS: 5)"
+    cases = {
+        ("5", "600,3600,21600,86400"): None,
+        ("5", "600, 3600 21600, 86400, 86400"): None,
+        ("5", "600"): None,
+        ("5", "600,3600,21600"): few,
+        ("5", "600,3600"): few,
+        ("3", "600,3600"): None,
+        ("2", "600,3600"): None,
+        ("1", "600,3600"): None,
+    }
+    told = {
+        (name, case): problems_or_none("CALL_MAX_ATTEMPTS", case[0], **{name: case[1]})
+        for name in ("CALL_REDIAL_SECONDS", "CALL_RETRY_SECONDS")
+        for case in cases
+    }
+    wrong = {
+        (name, case): said
+        for (name, case), said in told.items()
+        if (said[0].split(" (when")[0] if said else None) != (f"{name} {cases[case]}" if cases[case] else None)
+    }
+    assert wrong == {}
+    assert settings(CALL_REDIAL_SECONDS="600,3600.5").call_redial_seconds == (600, 3600.5)
+    assert problems(CALL_MAX_ATTEMPTS="eleven", CALL_REDIAL_SECONDS="1,2") == problems(CALL_MAX_ATTEMPTS="eleven")
 
 
 # --- .env.example ---------------------------------------------------------------------------------------------------------
