@@ -11,9 +11,7 @@ import argparse
 import json
 import os
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -22,17 +20,14 @@ from urllib.parse import quote
 import phonenumbers
 
 from shared.conversation.library import ScriptError, Scripts
-from shared.doctor.database import look
-from shared.doctor.findings import Clocks, Finding, ok, skipped, warning, wrong
+from shared.doctor.database import check_database
+from shared.doctor.findings import Finding, ok, skipped, warning, wrong
 from shared.doctor.twilio import check_twilio
-from shared.doctor.url import check_public_url, check_vault_url
+from shared.doctor.url import check_public_url
 from shared.logs import mask_phone
 from shared.screening import Refusal, library_date, parse_number, screen, table_date
 from shared.settings import Settings, SettingsError, load_settings, unknown_settings
-from shared.setup_facts import SetupFacts
 
-MAX_WAIT_SECONDS: Final = 20.0
-"""For all hosts together. Each request has timeouts, but resolving a name has none."""
 SKEW_SECONDS: Final = 60.0
 """Signatures are accepted for 5 minutes, and our own clock limits a dial to 2 s."""
 AREA_CODES_AGE: Final = timedelta(days=270)
@@ -49,37 +44,13 @@ def examine(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]
     yield from _scripts()
     yield _area_codes()
     yield from _hours(settings)
-    parts: dict[str, Callable[[], Iterable[Finding]]] = {
-        "database": lambda: _database(settings, clocks),
-        "Twilio": lambda: check_twilio(settings, clocks),
-        "public address": lambda: check_public_url(settings, clocks),
-    }
-    yield from _all_at_once(parts)
-    yield _clock(clocks)
-
-
-def _all_at_once(parts: Mapping[str, Callable[[], Iterable[Finding]]]) -> Iterator[Finding]:
-    """The findings of each part, in order. A part that hangs is abandoned; its findings so far are kept."""
-    until = time.monotonic() + MAX_WAIT_SECONDS
-    found: dict[str, list[Finding]] = {name: [] for name in parts}
-
-    def work(name: str) -> None:
+    for name, check in (("database", check_database), ("Twilio", check_twilio), ("public address", check_public_url)):
         try:
-            for finding in parts[name]():
-                found[name].append(finding)
+            yield from check(settings, clocks)
         except Exception as error:  # noqa: BLE001 - the other parts go on
             failure = f"the doctor failed: {type(error).__name__}: {error}"
-            found[name].append(wrong(name, failure, "this is a fault of the doctor's: please report it"))
-
-    threads = {name: threading.Thread(target=work, args=(name,), daemon=True) for name in parts}
-    for thread in threads.values():
-        thread.start()
-    for name, thread in threads.items():
-        thread.join(max(0.0, until - time.monotonic()))
-        yield from list(found[name])
-        if thread.is_alive():
-            late = f"no end within {MAX_WAIT_SECONDS:g} s"
-            yield wrong(name, late, "a host hangs, or its name does not resolve: look at DNS and egress rules")
+            yield wrong(name, failure, "this is a fault of the doctor's: please report it")
+    yield _clock(clocks)
 
 
 def _settings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
@@ -94,8 +65,7 @@ def _settings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Findin
         return
     numbers = [parse_number(number, settings) for number in settings.call_only_to]
     screened = [screen(number, {}, settings, datetime.now(UTC)) for number in numbers]
-    refused = [answer for answer in screened if isinstance(answer, Refusal)]
-    if refused:
+    if refused := [answer for answer in screened if isinstance(answer, Refusal)]:
         found = f"{len(refused)} of its {len(screened)} numbers would be refused: {refused[0].reason}"
         yield wrong("CALL_ONLY_TO", found, "name their countries in CALL_COUNTRIES; only ordinary phones are called")
     else:
@@ -127,15 +97,9 @@ def _hours(settings: Settings) -> Iterator[Finding]:
     """Rules by place get old: laws change."""
     hours = settings.calling_hours
     if hours and hours.review_after and datetime.now(UTC).date() > hours.review_after:
-        found = f"the rules of {settings.call_hours} were read on {hours.read}, and were to be reviewed by {hours.review_after}"
-        yield warning(
-            "CALL_HOURS", found, "read the sources in shared/hours again, correct the rules, and set a new date"
-        )
-
-
-def _database(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
-    for found in look(settings, clocks):
-        yield check_vault_url(settings, found) if isinstance(found, SetupFacts) else found
+        found = f"the rules of {settings.call_hours} were read on {hours.read}; their review was due by {hours.review_after}"
+        advice = "read the sources in shared/hours again, correct the rules, and set a new date"
+        yield warning("CALL_HOURS", found, advice)
 
 
 def _clock(clocks: Mapping[str, float]) -> Finding:

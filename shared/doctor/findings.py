@@ -3,7 +3,7 @@
 import socket
 import ssl
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Literal
@@ -13,6 +13,16 @@ import httpx
 
 Clocks = MutableMapping[str, float]
 """Seconds by which the clock of each host is ahead of ours."""
+
+_CAUSES: dict[type[BaseException], str] = {
+    ssl.SSLCertVerificationError: "its TLS certificate is not valid for us",
+    socket.gaierror: "its host name does not resolve",
+    ssl.SSLError: "TLS failed: the listener does not speak it",
+    httpx.ConnectTimeout: "it cannot be connected to in time",
+    httpx.TimeoutException: "it did not answer in time",
+    TimeoutError: "it did not answer in time",
+    ConnectionRefusedError: "it refuses connections",
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,7 @@ def ok(check: str, found: str) -> Finding:
 
 
 def skipped(check: str, why: str) -> Finding:
-    """The check does not apply here, or something that another line calls wrong prevents it."""
+    """The check does not apply here, or another line names the failure that prevents it."""
     return Finding(check, "skipped", why)
 
 
@@ -51,33 +61,21 @@ def note_clock(clocks: Clocks, host: str, date: str | None) -> None:
 
 
 def why_no_answer(error: BaseException) -> str:
-    """Why a host gave no HTTP answer."""
-    causes = list(_causes(error))
-    for cause in causes:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"its TLS certificate is not valid for us: {cause.verify_message}"
-    words: dict[str, type[BaseException] | tuple[type[BaseException], ...]] = {
-        "its host name does not resolve": socket.gaierror,
-        "TLS failed: the listener does not speak it": ssl.SSLError,
-        "it cannot be connected to in time": httpx.ConnectTimeout,
-        "it did not answer in time": (httpx.TimeoutException, TimeoutError),
-        "it refuses connections": ConnectionRefusedError,
-    }
-    said = (said for said, kind in words.items() if any(isinstance(cause, kind) for cause in causes))
-    return next(said, f"the connection failed ({type(error).__name__})")
+    """Why a host gave no HTTP answer: the most telling error of the chain."""
+    chain = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    for kind, said in _CAUSES.items():
+        for cause in chain:
+            if isinstance(cause, kind):
+                return f"{said}: {cause.verify_message}" if isinstance(cause, ssl.SSLCertVerificationError) else said
+    return f"the connection failed ({type(error).__name__})"
 
 
 def shown_url(url: str) -> str:
     """Without user, query and fragment, which may hold a secret."""
     try:
         parts = urlsplit(url.strip())
-        port = f":{parts.port}" if parts.port else ""
-        return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     except ValueError:
         return "an invalid URL"
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

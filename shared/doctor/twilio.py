@@ -42,14 +42,13 @@ def check_twilio(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
         return
     yield _account(settings, account)
     yield _auth_token(settings, account)
-    try:
-        yield _number(settings, twilio)
-    except Exception as error:  # noqa: BLE001 - as above
-        yield _unreadable("Twilio number", error)
-    try:
-        yield _countries(settings, twilio)
-    except Exception as error:  # noqa: BLE001 - as above; some accounts may not read dialing permissions
-        yield warning("Twilio countries", _unreadable("", error).found, f"look yourself: {_GEO}")
+    for check, look in (("Twilio number", _number), ("Twilio countries", _countries)):
+        try:
+            yield look(check, settings, twilio)
+        except Exception as error:  # noqa: BLE001 - as above
+            # Some accounts may not read the permissions, and still may call.
+            found = _unreadable(check, error)
+            yield warning(check, found.found, f"look yourself: {_GEO}") if look is _countries else found
 
 
 class _Http(TwilioHttpClient):  # type: ignore[misc]  # twilio has no types
@@ -97,9 +96,8 @@ def _auth_token(settings: Settings, account: Any) -> Finding:
     return wrong(check, found, f"{_KEYS}; both tokens, separated by a space, while you rotate")
 
 
-def _number(settings: Settings, twilio: Client) -> Finding:
-    check, ours = "Twilio number", settings.twilio_phone_number
-    shown = mask_phone(ours)
+def _number(check: str, settings: Settings, twilio: Client) -> Finding:
+    ours, shown = settings.twilio_phone_number, mask_phone(settings.twilio_phone_number)
     for number in twilio.incoming_phone_numbers.list(phone_number=ours):
         if number.phone_number == ours and number.capabilities["voice"]:
             return ok(check, f"{shown} belongs to the account and can make calls")
@@ -112,11 +110,9 @@ def _number(settings: Settings, twilio: Client) -> Finding:
     return wrong(check, f"{shown} is not a number of this account (each call would be refused with 21210)", active)
 
 
-def _countries(settings: Settings, twilio: Client) -> Finding:
-    check, called = "Twilio countries", called_countries(settings)
-    permissions = {
-        country.iso_code: country for country in twilio.voice.v1.dialing_permissions.countries.list(page_size=1000)
-    }
+def _countries(check: str, settings: Settings, twilio: Client) -> Finding:
+    called, listed = called_countries(settings), twilio.voice.v1.dialing_permissions.countries.list(page_size=1000)
+    permissions = {country.iso_code: country for country in listed}
     known = [region for region in called if region in permissions]
     closed = [region for region in known if not permissions[region].low_risk_numbers_enabled]
     fraud = ("high_risk_special_numbers_enabled", "high_risk_tollfraud_numbers_enabled")

@@ -39,22 +39,16 @@ _PROXY: Final = "a proxy or firewall treats this path or method differently from
 
 
 class _Answer:
-    """A response, or the reason why there was none."""
+    """A response, or the reason why there was none. `is_*`: the answer is this function's."""
 
     def __init__(self, response: httpx.Response | None, no_answer: str = "") -> None:
         self.no_answer = no_answer
         self.status = response.status_code if response else 0
-        self.type = response.headers.get("content-type", "no type") if response else ""
-        self.location = response.headers.get("location", "") if response else ""
-        try:
-            body = json.loads(response.text[:4000]) if response else {}
-        except ValueError:
-            body = {}
-        self.json: dict[str, Any] = body if isinstance(body, dict) else {}
-        error = self.json.get("error")
-        self.error = error.get("code") if isinstance(error, dict) else None
-        self.is_our_401 = self.status == 401 and self.error == "unauthorized"
-        self.is_ignored = self.status == 200 and self.json.get("ignored") == IGNORED
+        self.headers = response.headers if response else httpx.Headers()
+        body = response.text[:4000] if response else ""
+        self.is_health = self.status == 200 and '"ok"' in body
+        self.is_unauthorized = self.status == 401 and '"unauthorized"' in body
+        self.is_ignored = self.status == 200 and IGNORED in body
 
 
 def check_public_url(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
@@ -73,24 +67,21 @@ def check_public_url(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
             why = "the public address does not reach this function" if is_ours else "another service answers there"
             yield from (skipped(check, why) for check in CHECKS[1:])
             return
-        for path in ("/", "/sweep"):
-            said = "a webhook and a sweep without a proof are refused"
-            answer = _send(http, "POST", f"{base}{path}", clocks, content=HARMLESS)
-            unproved = _judge("unproved requests", answer, answer.is_our_401, said)
-            if unproved.state != "ok":
-                break
-        yield unproved
+        answers = [_send(http, "POST", f"{base}{path}", clocks, content=HARMLESS) for path in ("/", "/sweep")]
+        answer = next((answer for answer in answers if not answer.is_unauthorized), answers[0])
+        said = "a webhook and a sweep without a proof are refused"
+        yield _judge("unproved requests", answer, answer.is_unauthorized, said)
         if settings.dispatch_secrets:
             yield _signed_webhook("signed webhook", http, settings, f"{base}/", clocks)
         else:
             yield skipped("signed webhook", "there is no DISPATCH_SECRET here to sign with")
         answer = _post_callback(http, settings, clocks)
-        silent = "/status refuses Twilio's signature: so would /voice, and nobody would hear a word"
+        silent = "/status refuses Twilio's signature: so would /voice, and the person would hear an error"
         said = "/status accepts Twilio's signature"
         yield _judge("Twilio's callbacks", answer, answer.status == 204, said, (silent, _UNHEARD))
         answer = _send(http, "POST", f"{base}/voice?attempt={uuid.uuid4()}", clocks, data={"CallSid": "none"})
         said = "/voice is reached, and refuses a request without Twilio's signature"
-        yield _judge("Twilio's questions", answer, answer.is_our_401, said)
+        yield _judge("Twilio's questions", answer, answer.is_unauthorized, said)
 
 
 def check_vault_url(settings: Settings, facts: SetupFacts) -> Finding:
@@ -99,24 +90,20 @@ def check_vault_url(settings: Settings, facts: SetupFacts) -> Finding:
     is_ours = settings.api_base_url_is_this_function
     if facts.vault.error or not settings.dispatch_secrets:
         return skipped(check, "Vault cannot be read" if facts.vault.error else "no DISPATCH_SECRET, no webhooks")
-    if url and is_ours and _same(url, base):
+    if url and is_ours and url.rstrip("/") == settings.api_base_url:
         return ok(check, f"is {shown_url(url)}")
     with httpx.Client(timeout=TIMEOUT) as http:
         reached = is_ours and _signed_webhook(check, http, settings, base, {}).state == "ok"
         right = base if reached else "https://<this function>/"
-        row = "(select id from vault.secrets where name = 'call_dispatcher_url')"
-        advice = f"select vault.update_secret({row}, '{right}');"
         if not url:
             create = f"select vault.create_secret('{right}', 'call_dispatcher_url');"
             return wrong(check, "is missing: no webhook is sent", create)
-        if url != url.strip():
-            return wrong(check, "begins or ends with white space", advice)
-        parts = urlsplit(url)
-        if parts.scheme != "https" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
-            return wrong(check, f"is {shown_url(url)}, which is not https", advice)
         found = _signed_webhook(check, http, settings, url, {})
-    if found.state != "ok":
-        return wrong(check, f"is {shown_url(url)}, and a webhook to it fails: {found.found}", advice)
+    row = "(select id from vault.secrets where name = 'call_dispatcher_url')"
+    advice = f"select vault.update_secret({row}, '{right}');"
+    if found.state != "ok" or url != url.strip():
+        failure = found.found if found.state != "ok" else "it begins or ends with white space"
+        return wrong(check, f"is {shown_url(url)}, and a webhook to it fails: {failure}", advice)
     if not is_ours:
         return ok(check, f"is {shown_url(url)}, which accepts a signed webhook")
     odd = f"is {shown_url(url)}, which accepts signed webhooks and is not API_BASE_URL: an old revision?"
@@ -151,49 +138,47 @@ def _post_callback(http: httpx.Client, settings: Settings, clocks: Clocks) -> _A
 
 def _health(check: str, base: str, answer: _Answer) -> Finding:
     where, status = shown_url(base), answer.status
-    if status == 200 and answer.json.get("status") == "ok":
+    if answer.is_health:
         return ok(check, f"{where} reaches this function")
     if answer.no_answer:
         found, advice = answer.no_answer, f"{_BASE}; its service must run, and this container must reach it"
-    elif answer.error in ("not_found", "method_not_allowed"):
-        found, advice = "/health has another path in the service", "a proxy changes paths: forward them unchanged"
     elif 300 <= status < 400:
-        found = f"redirects to {shown_url(answer.location)}: Twilio would turn each POST into a GET"
+        found = f"redirects to {shown_url(answer.headers.get('location', ''))}: Twilio would turn each POST into a GET"
         advice = f"{_BASE}; the final address, without a redirect"
     elif status in (401, 403):
         found, advice = "an IAM check or a firewall demands a login", f"{_IAM}; elsewhere: exempt our paths"
-    elif status == 404:
+    elif status in (404, 405):
         found = "another service, or a proxy that changes the path"
-        advice = f"{_BASE}, with the path before /health, if any; on Cloud Run: --ingress all"
+        advice = f"{_BASE}, with the path before /health, if any; forward paths unchanged; on Cloud Run: --ingress all"
     elif status == 429 or status >= 500:
         found, advice = "fails", f"{_LOGS}; on Cloud Run, 429 and 503 also mean that no instance could start"
     else:
-        found, advice = f"something else answers ({answer.type})", f"deploy this image there, or {_BASE}"
+        found, advice = "something else answers", f"deploy this image there, or {_BASE}"
     return wrong(check, f"{where}: {found}" + (f" (HTTP {status})" if status else ""), advice)
 
 
 def _other_service(check: str, base: str, answer: _Answer) -> Finding:
     where = shown_url(base)
-    if answer.no_answer:
-        advice = "set API_BASE_URL to the web service that answers /voice and /status"
-        return wrong(check, f"{where}: {answer.no_answer}", advice)
-    if answer.status >= 500:
-        return warning(check, f"{where} fails (HTTP {answer.status})", "see to the web service that answers there")
-    return ok(check, f"{where} answers (HTTP {answer.status}); a first call shows whether its /voice and /status do")
+    if 0 < answer.status < 500:
+        said = f"{where} answers (HTTP {answer.status}); a first call shows whether its /voice and /status do"
+        return ok(check, said)
+    advice = "set API_BASE_URL to the web service that answers /voice and /status, and see to it there"
+    found = answer.no_answer or f"fails (HTTP {answer.status})"
+    return (warning if answer.status else wrong)(check, f"{where}: {found}", advice)
 
 
 def _judge(check: str, answer: _Answer, is_right: bool, said: str, refused: tuple[str, str] | None = None) -> Finding:
     """`said` when the answer is right, `refused` (found, advice) when it is our 401."""
     if is_right:
         return ok(check, said)
-    if answer.is_our_401 and refused:
+    if answer.is_unauthorized and refused:
         return wrong(check, *refused)
     if 0 < answer.status < 300:
         found = f"a request without a valid proof was accepted (HTTP {answer.status}): anybody could have people called"
         return wrong(check, found, "something in front answers for the function, or signs for others: take it away")
     if answer.no_answer:
         return wrong(check, answer.no_answer, f"/health was reached before: {_LOGS}")
-    return wrong(check, f"HTTP {answer.status}, {answer.type}", f"{_PROXY}; {_LOGS}")
+    return wrong(check, f"HTTP {answer.status}, {answer.headers.get('content-type', 'no type')}", f"{_PROXY}; {_LOGS}")
 
 
 def _is_private(url: str) -> bool:
@@ -202,11 +187,3 @@ def _is_private(url: str) -> bool:
         return not ipaddress.ip_address(host).is_global
     except ValueError:
         return host == "localhost" or "." not in host
-
-
-def _same(url: str, other: str) -> bool:
-    """The same address. Without a path, the last slash makes no difference."""
-    try:
-        return httpx.URL(url) == httpx.URL(other)
-    except httpx.InvalidURL:
-        return False
