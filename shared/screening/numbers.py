@@ -11,10 +11,10 @@ from functools import cache
 from typing import Final
 
 import phonenumbers
-from phonenumbers import PhoneNumberType, shortnumberinfo
+from phonenumbers import PhoneMetadata, PhoneNumberType, shortnumberinfo
 
 from shared.screening.area_codes import AREA_CODES
-from shared.screening.zones import possible_zones
+from shared.screening.zones import country_names, possible_zones
 from shared.settings import Settings
 
 
@@ -63,6 +63,8 @@ _US_TERRITORIES: Final = frozenset({"AS", "GU", "MP", "PR", "VI"})
 _PLUS_ONE: Final = re.compile(r"\+1(?P<area>[2-9][0-8][0-9])(?P<exchange>[2-9][0-9]{2})(?P<line>[0-9]{4})")
 _NO_AREA: Final = re.compile(r".([0-9])\1|37.|96.|88.|710")
 
+_FIXED: Final = (PhoneNumberType.FIXED_LINE, PhoneNumberType.FIXED_LINE_OR_MOBILE)
+
 # A type that the library learns tomorrow is refused until it is listed here.
 _CALLABLE: Final = frozenset(
     {
@@ -97,20 +99,27 @@ _EXTENSION: Final = Refusal("number_invalid", "the phone number has an extension
 _TOO_LONG: Final = Refusal("number_invalid", "the text is too long for a phone number")
 _SEVERAL: Final = Refusal("number_invalid", "this may be several phone numbers, or a number with an extension")
 _NO_NUMBER: Final = Refusal("number_invalid", "the text is not a phone number")
+_OTHER_COUNTRY: Final = Refusal("number_invalid", "the number is of another country than the one beside it")
+_NO_AREA_CODE: Final = Refusal(
+    "number_invalid", "the area code may be missing: write the number with + and the country code"
+)
 _NOT_ASSIGNED: Final = Refusal("number_invalid", "no phone in its country has such a number")
 
 # --- what was typed -----------------------------------------------------------------------------------------------------
 
 _PLACE_WORDS: Final = (
-    "tel|telephone|t[eé]l[eé]fono?|t[eé]l[eé]phone|telefone|telefoon|phone|ph|fon|mobile|mobil|m[oó]vil|mob|cellphone|cellular"
-    "|celular|cell|cel|handy|gsm|home|house|work|office|business|landline|main|primary|personal|private|direct|whatsapp"
-    "|sms|text|voice|day|daytime|evening|ext|extn|extension"
+    "t[eé]l|telephone|t[eé]l[eé]fono?|t[eé]l[eé]phone|telefone|telefoon|phone|ph|fon|mobile|mobil|m[oó]vil|mob|cellphone|cellular"
+    "|celular|cell|cel|cellulare|telefonino|portable|handy|mobiltelefon|gsm|home|house|work|office|business|landline|fixe|fisso"
+    "|festnetz|main|primary|preferred|personal|privado|privat|private|geschäftlich|dienstlich|büro|bureau|domicile|casa|ufficio"
+    "|oficina|trabajo|direct|whatsapp|sms|text|voice|day|daytime|evening|my|ext|extn|extension"
 )
 _WORD_IN_FRONT: Final = re.compile(
-    rf"[(\[]?(?:(?:{_PLACE_WORDS}|call|contact|me|my|number|num|no|nr|is|at)(?![^\W\d_])[)\]]?[\s.:=-]*"
-    r"|[tpmcwh]\s*[.:)\]]\s*)",
+    rf"[(\[]?(?:(?:{_PLACE_WORDS}|call|contact|me|number|num|no|nr|n[º°]?|n[uú]m[eé]ro|de|is|at"
+    r"|(?:telefon|handy|mobil|ruf)?nummer)(?![^\W\d_])[)\]]?[\s.:=#-]*|[tpmcwh]\s*[.:)\]]\s*|#\s*)",
     re.IGNORECASE,
 )
+_COUNTRY_IN_FRONT: Final = re.compile(r"[(\[]?(?P<name>[^\W\d_][^\d+()\[\]:]*?)[)\]]?[\s:,-]*(?=[+(\d])")
+_COUNTRY_BEHIND: Final = re.compile(r"[\s,-]*[(\[](?P<name>[^\W\d_][^\d()\[\]]*)[)\]]$")
 _WORD_BEHIND: Final = re.compile(rf"[\s,;:/-]*(?<![^\W\d_])(?:{_PLACE_WORDS})\.?$", re.IGNORECASE)
 _IN_BRACKETS_BEHIND: Final = re.compile(
     rf"[\s,;:/-]*[(\[]\s*(?:(?:{_PLACE_WORDS})[\s./,]*)+[)\]]$|\s*[(\[]\s*[tpmcwh]\s*[)\]]$", re.IGNORECASE
@@ -120,6 +129,12 @@ _EXTENSION_BEHIND: Final = re.compile(
     re.IGNORECASE,
 )
 _NUMBER: Final = re.compile(r"[(\[ ]*\+?[0-9()\[\] ._,/-]*")
+_NOT_A_PHONE: Final = re.compile(
+    r"(?:19|20)\d\d([./-])[01]?\d\1[0-3]?\d|[0-3]?\d([./-])[0-3]?\d\2(?:19|20)\d\d"  # a date
+    r"|\+?[\d ]{7,}\.0{1,2}|\d{1,3}(?:\.\d{3})+,\d\d|\d{1,3}(?:,\d{3})+\.\d\d"  # an amount, or written as one
+    r"|(?!\d\d\.)(?:(?:0|[1-9]\d?|1\d\d|2[0-4]\d|25[0-5])(?:\.(?!$)|$)){4}"  # an IP address
+)
+_PICTURES: Final = "☎☏✆📞📱\ufe0f"
 _KEYPAD: Final = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "22233344455566677778889999")
 
 
@@ -130,7 +145,10 @@ def parse_number(typed: str, settings: Settings) -> PhoneNumber | Refusal:
     home = home_region(settings.twilio_phone_number)
     text = _plain(typed)
     extension = _EXTENSION_BEHIND.fullmatch(text)
-    text = _without_words(extension["number"] if extension else text, home)
+    text, country = _without_country(_without_words(extension["number"] if extension else text, home))
+    text = _without_words(text, home)
+    if _NOT_A_PHONE.fullmatch(text):
+        return _NO_NUMBER
     if not _NUMBER.fullmatch(text):
         return _LETTERS if any(letter.isalpha() for letter in text) else _NO_NUMBER
     digits = re.sub(r"[^0-9]", "", text)
@@ -142,7 +160,10 @@ def parse_number(typed: str, settings: Settings) -> PhoneNumber | Refusal:
         return _EXTENSION
     if _has_several(text, home):
         return _SEVERAL
-    return _first_number(text, home)
+    number = _first_number(text, home)
+    if country and isinstance(number, PhoneNumber) and not number.e164.startswith(f"+{_calling_code(country)}"):
+        return _OTHER_COUNTRY
+    return number
 
 
 def _plain(typed: str) -> str:
@@ -152,11 +173,15 @@ def _plain(typed: str) -> str:
         category = unicodedata.category(sign)
         if category == "Cf" and sign != "\u202e":  # U+202E shows the digits in reverse: it stays, and is refused
             return ""
+        if sign in _PICTURES:
+            return ""
+        if "\U0001f1e6" <= sign <= "\U0001f1ff":  # a flag is two of these
+            return chr(ord(sign) - 0x1F1E6 + ord("A"))
         if category == "Pd" or sign in "\u2212\u30fc":
             return "-"
         if category == "Zs" or sign == "\t":
             return " "
-        if sign in "\u00b7\u2022\u2219\u30fb":
+        if sign in "\u00b7\u2022\u2027\u2219\u30fb":
             return "."
         return sign if category[0] in "LNM" else unicodedata.normalize("NFKC", sign)
 
@@ -176,6 +201,27 @@ def _without_words(text: str, home: str) -> str:
     return text.rstrip(" .,;:-")
 
 
+def _without_country(text: str) -> tuple[str, str | None]:
+    """The text without `UK`, `Germany` or a flag in front, or in brackets behind; and the region that these name."""
+    for pattern in (_COUNTRY_IN_FRONT, _COUNTRY_BEHIND):
+        match = pattern.match(text) if pattern is _COUNTRY_IN_FRONT else pattern.search(text)
+        if match and (region := country_names().get(match["name"].strip(" .,-").replace(".", "").casefold())):
+            return text[: match.start()] + text[match.end() :], region
+    return text, None
+
+
+def _calling_code(region: str) -> int:
+    return phonenumbers.country_code_for_region(region)
+
+
+@cache
+def _needs_trunk_0(region: str) -> bool:
+    """Whether a fixed line without its area code may look like another with one: Germany's have 5 to 15 digits."""
+    plan = PhoneMetadata.metadata_for_region(region, None)
+    lengths = plan.fixed_line.possible_length if plan and plan.national_prefix and plan.fixed_line else ()
+    return bool(lengths) and max(lengths) - min(lengths) >= 4
+
+
 def _has_several(text: str, home: str) -> bool:
     """Whether `/` or a comma parts two numbers, or a number and an extension, and not the groups of one number."""
     for match in re.finditer(r"[/,]", text):
@@ -186,17 +232,21 @@ def _has_several(text: str, home: str) -> bool:
     return False
 
 
-def _readings(text: str) -> Iterator[str]:
+def _readings(text: str, home: str) -> Iterator[str]:
     """Ways to read the text, the likeliest first. 00 and 011 are the prefixes of international calls."""
     for shape in (text, re.sub(r"\(\s*0\s*\)", "", text, count=1)):
         digits = re.sub(r"[^0-9]", "", shape)
         if "+" in shape:
             yield f"+{digits}"
+            yield f"+{digits.removeprefix('00')}"
             continue
         yield digits
         for prefix in ("00", "011"):
             if digits.startswith(prefix):
                 yield f"+{digits.removeprefix(prefix)}"
+        # People leave out the + more often than the 0 of their own country.
+        if _needs_trunk_0(home) and digits.startswith(code := str(_calling_code(home))) and len(digits) > len(code) + 6:
+            yield f"+{digits}"
 
 
 def _readable(text: str, home: str) -> bool:
@@ -206,12 +256,12 @@ def _readable(text: str, home: str) -> bool:
 def _first_number(text: str, home: str) -> PhoneNumber | Refusal:
     """The first reading that is a number; else the first refusal that says more than "invalid"."""
     refusals = []
-    for reading in dict.fromkeys(_readings(text)):
+    for reading in dict.fromkeys(_readings(text, home)):
         number = _assigned(reading, home)
         if isinstance(number, PhoneNumber):
             return number
         refusals.append(number)
-    return max(refusals, key=(_NO_NUMBER, _NOT_ASSIGNED, _UNKNOWN_AREA).index)
+    return max(refusals, key=(_NO_NUMBER, _NOT_ASSIGNED, _NO_AREA_CODE, _UNKNOWN_AREA).index)
 
 
 def _assigned(reading: str, home: str) -> PhoneNumber | Refusal:
@@ -225,6 +275,8 @@ def _assigned(reading: str, home: str) -> PhoneNumber | Refusal:
     if phonenumbers.is_valid_number(number):
         region = phonenumbers.region_code_for_number(number) or NO_COUNTRY
         kind = phonenumbers.number_type(number)
+        if kind in _FIXED and reading == e164.removeprefix(f"+{number.country_code}") and _needs_trunk_0(home):
+            return _NO_AREA_CODE
         return PhoneNumber(e164, region, kind, possible_zones(e164, region, kind))
     parts = _PLUS_ONE.fullmatch(e164)
     if not parts or parts["exchange"][1:] == "11" or _NO_AREA.fullmatch(parts["area"]):

@@ -36,6 +36,14 @@ _RENAMED: Final = {
     "Pacific/Yap": "Pacific/Chuuk",
 }
 
+_MORE_NAMES: Final = {
+    **dict.fromkeys(("uk", "united kingdom", "great britain", "england", "scotland", "wales"), "GB"),
+    **dict.fromkeys(("usa", "united states of america"), "US"),
+    **dict.fromkeys(("deutschland", "allemagne"), "DE"),
+    **dict.fromkeys(("italia", "italie"), "IT"),
+    **dict.fromkeys(("españa", "espagne"), "ES"),
+    **{"österreich": "AT", "schweiz": "CH", "suisse": "CH", "méxico": "MX", "brasil": "BR", "uae": "AE"},
+}
 # +1 867 is Yukon, Northwest Territories and Nunavut. Coral Harbour has Atikokan's clocks, Yellowknife has Edmonton's.
 _NORTH: Final = (
     "America/Whitehorse",
@@ -67,6 +75,15 @@ def _zone_tab() -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
     for name, code in country.items():
         zones[code] = (*zones.get(code, ()), name)
     return country, zones
+
+
+@cache
+def country_names() -> dict[str, str]:
+    """Name, in lower case -> ISO 3166 code: the codes, their English names by iso3166.tab, and what people write instead."""
+    lines = _TZDATA.joinpath("zoneinfo", "iso3166.tab").read_text("utf-8").splitlines()
+    rows = [line.split("\t") for line in lines if not line.startswith("#")]
+    english = {name.casefold(): code for code, name in rows} | {code.casefold(): code for code, _ in rows}
+    return english | _MORE_NAMES
 
 
 def zones_of_country(country: str) -> tuple[str, ...]:
