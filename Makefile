@@ -21,8 +21,8 @@ $(READY): pyproject.toml tests/requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: setup ## a sign-up makes a phone ring, in the sandbox (ONCE=1: then end)
-	@$(BIN)/python -m tests.sandbox.demo $(if $(ONCE),--once) $(ARGS)
+demo: setup ## a phone rings on a page in your browser (TEXT=1: in the terminal; ONCE=1: there, and then end)
+	@$(BIN)/python -m tests.sandbox.demo $(if $(TEXT),--text) $(if $(ONCE),--once) $(ARGS)
 
 play: setup ## try things in the demo that runs in another terminal (DO=person, jobs, calls, fail, pause, resume, kill, sql)
 	@$(BIN)/python -m tests.sandbox.play "$(DO)" "$(or $(Q),$(TO))"

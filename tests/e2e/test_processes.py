@@ -69,6 +69,7 @@ def test_the_sandbox_writes_its_ready_file_and_leaves_nothing_behind(tmp_path: P
         assert set(ready) == {
             "function_url", "function_pid", "supabase_url", "supabase_anon_key", "supabase_service_key", "database_url",
             "twilio_url", "twilio_account_sid", "twilio_auth_token", "twilio_phone_number", "dispatch_secret",
+            "page_url",
         }  # fmt: skip
         assert _answers(f"{ready['function_url']}/health")
         first = ready["function_pid"]

@@ -94,7 +94,7 @@ def test_demo_ignores_the_environment_and_can_be_played_with(tmp_path: Path) -> 
         )  # fmt: skip
         return done.stdout
 
-    with demo(environ) as process:
+    with demo(environ, "--text") as process:
         shown = read_until(process, "^Ctrl-C ends it")
         assert shown.count("job completed") == 2
         assert "from your environment" not in shown
@@ -119,9 +119,10 @@ def test_demo_ignores_the_environment_and_can_be_played_with(tmp_path: Path) -> 
     assert (nobody.returncode, nobody.stderr.count("\n")) == (1, 1)
 
 
-@pytest.mark.parametrize("line", ["^Starting", "^1. Ada"])
+@pytest.mark.parametrize("line", ["^Starting", "^1. Ada", "^the page +http"])
 def test_interrupted_demo_ends_in_one_line(tmp_path: Path, line: str) -> None:
-    with demo({"SANDBOX_READY_FILE": str(tmp_path / "ready.json"), "TMPDIR": str(tmp_path)}) as process:
+    environ = {"SANDBOX_READY_FILE": str(tmp_path / "ready.json"), "TMPDIR": str(tmp_path)}
+    with demo(environ, *([] if "page" in line else ["--text"])) as process:
         read_until(process, line)
         rest = end(process)
     assert "Traceback" not in rest

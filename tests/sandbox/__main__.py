@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("--no-scheduler", action="store_true", help="no sweeps but your own")
     parser.add_argument("--no-webhooks", action="store_true", help="requests of net.http_post are never sent")
     parser.add_argument("--port", type=int, default=0, help="of the function")
+    parser.add_argument("--write", action="store_true", help="let the page write the scripts that are edited there")
     options = parser.parse_args()
 
     parent = os.getppid()
@@ -42,6 +43,8 @@ def main() -> int:
             webhooks=not options.no_webhooks,
             port=options.port,
             ready_file=options.ready_file,
+            page=True,
+            write=options.write,
         ) as sandbox:
             print(describe(sandbox), flush=True)
             while not stop.wait(PARENT_POLL_S) and os.getppid() == parent:
@@ -55,7 +58,9 @@ def main() -> int:
 def describe(sandbox: Sandbox) -> str:
     ready, given = sandbox.ready, sandbox.honoured
     easy = {name: sandbox.settings[name] for name in EASY_SETTINGS if name not in given}
+    page = [f"the page      {ready.page_url}  (see it ring, pick it up, break it)"] if ready.page_url else []
     lines = [
+        *page,
         f"Postgres {sandbox.postgres.version}   {ready.database_url}",
         f"Supabase      {ready.supabase_url}  (stand-in)",
         f"Twilio        {ready.twilio_url}  (stand-in; calls: {ready.twilio_url}/_sandbox/calls)",

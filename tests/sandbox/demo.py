@@ -1,4 +1,5 @@
-"""make demo: two sign-ups, each shown as a timeline from the trigger to the end of the call. Then it stays up to try by hand."""
+"""make demo: the sandbox with its page, where a phone rings. TEXT=1: two sign-ups in the terminal instead, each a timeline
+from the trigger to the end of the call; then it stays up to try by hand. ONCE=1: the two sign-ups, then it ends."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import argparse
 import json
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -49,18 +51,26 @@ class Timeline:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sandbox.demo")
-    parser.add_argument("--once", action="store_true", help="end after the two sign-ups")
+    parser.add_argument("--text", action="store_true", help="two sign-ups in the terminal, and no page")
+    parser.add_argument("--once", action="store_true", help="the same, and end after the two sign-ups")
+    parser.add_argument("--write", action="store_true", help="let the page write the scripts that are edited there")
     parser.add_argument("--port", type=int, default=0, help="of the function")
     options = parser.parse_args()
     assert hasattr(sys.stdout, "reconfigure")
     sys.stdout.reconfigure(line_buffering=True, encoding="utf-8")
     signal.signal(signal.SIGINT, interrupt)
-    started = time.monotonic()
+    started, text = time.monotonic(), options.text or options.once
     print("Starting Postgres, the stand-ins and the function ...")
     try:
         # Nothing of the environment: the demo shows the same wherever it runs.
-        with Sandbox(environ={}, port=options.port, ready_file=READY_FILE) as sandbox:
+        with Sandbox(
+            environ={}, port=options.port, ready_file=READY_FILE, page=not text, write=options.write
+        ) as sandbox:
             print(f"ready after {time.monotonic() - started:.1f} s\n")
+            if not text:
+                print(f"Open this page in a browser, and sign up there: a phone rings.\n\n  {sandbox.ready.page_url}\n")
+                print(f"In another terminal:\n{hints()}\n\n{describe(sandbox)}")
+                threading.Event().wait()
             with psycopg.connect(sandbox.ready.database_url, autocommit=True, row_factory=dict_row) as database:
                 show(sandbox, database)
                 if not options.once:

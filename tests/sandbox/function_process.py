@@ -76,6 +76,12 @@ class FunctionProcess:
         if self._supervisor is not None:
             join(self._supervisor)
 
+    def restart(self, settings: Mapping[str, str]) -> None:
+        """Kill it; the supervisor starts it again, with these settings replaced."""
+        self._env |= settings
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
     def _launch(self) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(

@@ -29,7 +29,9 @@ from aiohttp import web
 
 from shared.settings import load_settings
 from tests.sandbox.environment import honoured
+from tests.sandbox.events import Events
 from tests.sandbox.function_process import FunctionProcess
+from tests.sandbox.page.server import Page
 from tests.sandbox.postgres import Postgres
 from tests.sandbox.scheduler import Scheduler
 from tests.sandbox.serve import Server
@@ -43,7 +45,7 @@ from tests.sandbox.supabase.database import (
     migrate,
     set_clock,
 )
-from tests.sandbox.supabase.gateway import Gateway, anon_key, service_key
+from tests.sandbox.supabase.gateway import Gateway, anon_key, service_key, tell_steps
 from tests.sandbox.supabase.pg_net import PgNetWorker
 from tests.sandbox.twilio.server import Twilio
 
@@ -66,11 +68,13 @@ EASY_SETTINGS: Mapping[str, str] = {
     "CALL_TIME_LIMIT_SECONDS": "60",
 }
 SWEEP_EVERY_S = 1.0
+# With the page, people pick up, listen and press keys.
+PEOPLE_SETTINGS: Mapping[str, str] = {"CALL_RING_SECONDS": "25", "CALL_TIME_LIMIT_SECONDS": "600"}
 
 
 @dataclass(frozen=True)
 class Ready:
-    """What the ready file holds. `function_pid` leads a process group; None with --no-function."""
+    """What the ready file holds. `function_pid` leads a process group; None with --no-function. `page_url`: with its token."""
 
     function_url: str
     function_pid: int | None
@@ -83,6 +87,7 @@ class Ready:
     twilio_auth_token: str
     twilio_phone_number: str
     dispatch_secret: str
+    page_url: str | None
 
 
 class PortTaken(Exception):
@@ -98,7 +103,8 @@ class Part(Protocol):
 class Sandbox:
     """Started and stopped as a whole; a context manager. `honoured`: the settings of `environ`, which replace EASY_SETTINGS.
 
-    `tls`: the Twilio stand-in speaks https, and the function alone trusts its certificate.
+    `tls`: the Twilio stand-in speaks https, and the function alone trusts its certificate. `page`: the telephone page is
+    served, and phones ring as long as people need. `write`: the page may write scripts to disk.
     """
 
     def __init__(
@@ -113,6 +119,8 @@ class Sandbox:
         twilio_calls_per_second: float = 100.0,
         words_per_second: float = 2000.0,
         tls: bool = False,
+        page: bool = False,
+        write: bool = False,
     ) -> None:
         self._with_function, self._with_scheduler, self._with_webhooks = function, scheduler, webhooks
         self._ready_file = ready_file
@@ -132,6 +140,10 @@ class Sandbox:
         self.dispatch_secret = self._dispatch_secrets.split()[0]
         self._phone_number = self.honoured.get("TWILIO_PHONE_NUMBER") or OUR_NUMBER
         self._tls = tls
+        self._with_page, self._write = page, write
+        self._page: Page | None = None
+        self.events = Events()
+        self.webhooks: PgNetWorker | None = None
         self.settings: dict[str, str] = {}
         self.postgres = Postgres()
         self.twilio = Twilio(
@@ -141,6 +153,7 @@ class Sandbox:
             calls_per_second=twilio_calls_per_second,
             words_per_second=words_per_second,
             on_clock=self._set_clock,
+            events=self.events,
         )
         self.function: FunctionProcess | None = None
         self.scheduler: Scheduler | None = None
@@ -185,6 +198,9 @@ class Sandbox:
             empty(self.ready.database_url)
             self._fill_vault()
             self.gateway.reset()
+            self.events.clear()
+            if self._page:
+                self._page.reset()
             if self.function_log.exists():
                 os.truncate(self.function_log, 0)
 
@@ -217,6 +233,7 @@ class Sandbox:
             twilio_auth_token=self._auth_token,
             twilio_phone_number=self._phone_number,
             dispatch_secret=self.dispatch_secret,
+            page_url=None,
         )
         self.settings = self._settings()
         load_settings(environ=self.settings)
@@ -226,13 +243,18 @@ class Sandbox:
             self._parts.append(self.function)
             self.function.start()
         if self._with_webhooks:
-            worker = PgNetWorker(self.postgres.url())
-            worker.start()
-            self._parts.append(worker)
+            self.webhooks = PgNetWorker(self.postgres.url(), self.events)
+            self.webhooks.start()
+            self._parts.append(self.webhooks)
         if self._with_scheduler:
             self.scheduler = Scheduler(function_url, self.dispatch_secret, SWEEP_EVERY_S)
             self.scheduler.start()
             self._parts.append(self.scheduler)
+        if self._with_page:
+            self._page = Page(self, write=self._write)
+            server = self._serve(self._page.app)
+            self._page.origin = server.url
+            self.ready = replace(self.ready, page_url=f"{server.url}/?token={self._page.token}")
         self._write_ready_file()
 
     def _serve(self, app: Callable[[], web.Application], tls: ssl.SSLContext | None = None) -> Server:
@@ -250,6 +272,7 @@ class Sandbox:
 
     def _supabase_app(self) -> web.Application:
         app = self.gateway.app()
+        app.middlewares.append(tell_steps(self.events))
         Auth(self.postgres.url("supabase_auth_admin"), jwt_secret=self.jwt_secret).routes(app)
         return app
 
@@ -259,6 +282,7 @@ class Sandbox:
         trusted = dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"), str(self._authority_file)) if self._tls else {}
         return {
             **EASY_SETTINGS,
+            **(PEOPLE_SETTINGS if self._with_page else {}),
             **trusted,
             "TWILIO_PHONE_NUMBER": self._phone_number,
             "API_BASE_URL": self.ready.function_url,

@@ -16,15 +16,18 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import psycopg
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 from psycopg import AsyncConnection, sql
 
+from tests.sandbox.events import Events
 from tests.sandbox.supabase.errors import (
     ANON,
     JSON,
@@ -69,6 +72,42 @@ RESERVED = frozenset({"select", "order", "offset", "columns", "on_conflict", "an
 LOOKS_LIKE_A_FILTER = re.compile(r"(not\.)?[a-z]+(\([a-z]+\))?\.")
 
 Fault = Literal["503", "html", "lose_response"]
+
+
+def tell_steps(events: Events) -> Middleware:
+    """Tells `events` of each SQL function that did something for one job or attempt; a claim that found nothing is left out."""
+
+    @web.middleware
+    async def tell(request: web.Request, handler: Handler) -> web.StreamResponse:
+        began = time.monotonic()
+        response = await handler(request)
+        name = request.path.removeprefix("/rest/v1/rpc/")
+        if name != request.path and request.method == "POST" and isinstance(response, web.Response):
+            asked, said = _json(await request.read()), _json(response.body)
+            attempt, job = said.get("attempt"), said.get("job")
+            found = {
+                "attempt": attempt.get("id") if isinstance(attempt, dict) else attempt or asked.get("p_attempt"),
+                "job": said.get("job_id") or (job.get("id") if isinstance(job, dict) else job) or asked.get("p_job_id"),
+            }
+            if any(found.values()) and said.get("outcome") != "none":
+                ms = round((time.monotonic() - began) * 1000)
+                told: dict[str, Any] = {
+                    key: said[key] for key in ("outcome", "reason", "next", "wait_s") if key in said
+                }
+                told |= {key: asked[f"p_{key}"] for key in ("code", "call_status", "meaning") if asked.get(f"p_{key}")}
+                events.tell("step", name=name, **found, answer=response.status, ms=ms, **told)
+        return response
+
+    return tell
+
+
+def _json(body: object) -> dict[str, Any]:
+    """An object's keys; of anything else none."""
+    try:
+        read = json.loads(body) if isinstance(body, bytes) else None
+    except ValueError:
+        read = None
+    return read if isinstance(read, dict) else {}
 
 
 def _content_range(rows: int, total: int | None) -> str:

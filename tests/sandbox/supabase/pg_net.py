@@ -9,11 +9,13 @@ import asyncio
 import contextlib
 import json
 import threading
+import time
 
 import aiohttp
 import psycopg
 from psycopg.rows import TupleRow
 
+from tests.sandbox.events import Events
 from tests.sandbox.serve import join
 
 BATCH = 200
@@ -32,10 +34,15 @@ values (%s, %s, %s, %s, %s, %s, %s)
 
 
 class PgNetWorker:
-    """Runs in a thread of its own from start() to stop(); survives a database that goes away."""
+    """Runs in a thread of its own from start() to stop(); survives a database that goes away.
 
-    def __init__(self, database_url: str) -> None:
+    `loses`: from now on requests are taken from the queue and never sent, as pg_net does when it is restarted.
+    """
+
+    def __init__(self, database_url: str, events: Events | None = None) -> None:
+        self.loses = False
         self._database_url = database_url
+        self._events = events or Events()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="pg_net", daemon=True)
 
@@ -75,6 +82,24 @@ class PgNetWorker:
         body: bytes,
         timeout_ms: int,
     ) -> tuple[object, ...]:
+        began = time.monotonic()
+        if self.loses:
+            answer: tuple[object, ...] = (number, None, None, None, None, False, "lost")
+        else:
+            answer = await self._send(session, number, url, headers, body, timeout_ms)
+        ms = round((time.monotonic() - began) * 1000)
+        self._events.tell("webhook", job=_job_of(body), answer=answer[1], error=answer[6], ms=ms)
+        return answer
+
+    async def _send(
+        self,
+        session: aiohttp.ClientSession,
+        number: int,
+        url: str,
+        headers: dict[str, str],
+        body: bytes,
+        timeout_ms: int,
+    ) -> tuple[object, ...]:
         timeout = aiohttp.ClientTimeout(total=timeout_ms / 1000)
         try:
             async with session.post(url, data=bytes(body), headers=headers, timeout=timeout) as answer:
@@ -85,3 +110,10 @@ class PgNetWorker:
             return (number, None, None, None, None, True, f"Timeout of {timeout_ms} ms reached.")
         except aiohttp.ClientError as error:
             return (number, None, None, None, None, False, str(error) or type(error).__name__)
+
+
+def _job_of(body: bytes) -> int | None:
+    """The id of the row that a Database Webhook is about."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return int(json.loads(bytes(body))["record"]["id"])
+    return None

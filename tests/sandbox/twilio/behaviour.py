@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tests.sandbox.twilio.create_call_validation import Refusal
+
 if TYPE_CHECKING:
     from tests.sandbox.twilio.server import Twilio
 
@@ -46,7 +48,9 @@ class Conduct(_Strict):
     list: `error` answers lists and fetches with 503, while the rule applies.
     callbacks: `none` sends none; `twice` repeats each; `late` holds each back for `callback_delay_s`; `shuffled` holds all
         until the call is over and sends them in another order than they arose.
-    outcome, sip_code: what becomes of the ringing, and the SIP code reported for it.
+    outcome, sip_code: what becomes of the ringing, and the SIP code reported for it. `person`: somebody holds the phone, and
+        acts through `/_sandbox/phones`; it rings until they do, or to the end of the ring time.
+    words_per_second: how fast this call speaks; by default as fast as the stand-in was told, to a `person` as people speak.
     speech: the words spoken at each Gather in turn, as text or as {"text", "confidence"}; keys pressed there come first.
     digits: what is pressed at each Gather in turn; "" and the end of the list are silence.
     hangup_after: so many Gathers and they hang up (0: at once). talk_s: the line stays up so long at least.
@@ -59,7 +63,8 @@ class Conduct(_Strict):
     list: Literal["ok", "error"] = "ok"
     callbacks: Literal["ok", "none", "twice", "shuffled", "late"] = "ok"
     callback_delay_s: Seconds = 2.0
-    outcome: Literal["answered", "busy", "no-answer", "failed", "machine"] = "answered"
+    outcome: Literal["answered", "busy", "no-answer", "failed", "machine", "person"] = "answered"
+    words_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     sip_code: Annotated[int, Field(ge=100, le=699)] | None = None
     digits: tuple[Annotated[str, Field(pattern=r"^[0-9*#A-D]*$")], ...] = ()
     speech: tuple[str | Speech, ...] = ()
@@ -75,6 +80,16 @@ class Rule(Conduct):
 
     def says(self) -> dict[str, object]:
         return self.model_dump(include=self.model_fields_set & Conduct.model_fields.keys())
+
+
+Do = Literal["answer", "let-ring", "decline", "busy", "voice-mail", "press", "hang-up"]
+
+
+class Act(_Strict):
+    """Something that a person does with the phone that rings, or is in a call. keys: of `press`."""
+
+    do: Do
+    keys: Annotated[str, Field(pattern=r"^[0-9*#]{0,32}$")] = ""
 
 
 class Clock(_Strict):
@@ -93,6 +108,11 @@ class Rules:
     def add(self, rule: Rule) -> None:
         with self._lock:
             self._stack.append((rule, [rule.times]))
+
+    def remove(self, rule: Rule) -> None:
+        """This very rule; nothing happens when it is gone."""
+        with self._lock:
+            self._stack = [entry for entry in self._stack if entry[0] is not rule]
 
     def clear(self) -> None:
         with self._lock:
@@ -138,6 +158,17 @@ def control(twilio: Twilio) -> list[web.RouteDef]:
         twilio.rules.clear()
         return web.json_response({"ok": True})
 
+    async def phones(_: web.Request) -> web.Response:
+        return web.json_response(twilio.phones())
+
+    async def act(request: web.Request) -> web.Response:
+        asked = await _body(request, Act)
+        try:
+            twilio.act(request.match_info["number"], asked)
+        except Refusal as refusal:
+            return web.json_response(refusal.body(), status=refusal.status)
+        return web.json_response({"ok": True})
+
     async def set_clock(request: web.Request) -> web.Response:
         clock = await _body(request, Clock)
         await twilio.set_clock(clock.offset_s)
@@ -147,6 +178,8 @@ def control(twilio: Twilio) -> list[web.RouteDef]:
         web.get("/_sandbox/calls", calls),
         web.put("/_sandbox/behaviour", behave),
         web.delete("/_sandbox/behaviour", be_polite),
+        web.get("/_sandbox/phones", phones),
+        web.post("/_sandbox/phones/{number}", act),
         web.put("/_sandbox/clock", set_clock),
     ]
 

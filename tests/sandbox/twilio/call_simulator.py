@@ -24,11 +24,12 @@ import uuid
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal
-from urllib.parse import urljoin
+from typing import Any, Literal
+from urllib.parse import parse_qsl, urljoin, urlsplit
 
+from tests.sandbox.events import Events
 from tests.sandbox.twilio import twiml
-from tests.sandbox.twilio.behaviour import Conduct, Speech
+from tests.sandbox.twilio.behaviour import Act, Conduct, Speech
 from tests.sandbox.twilio.create_call_validation import Event, Order, Refusal
 from tests.sandbox.twilio.twiml import ApplicationError, Document, Gather, Hangup, Pause, Play, Redirect, Say
 from tests.sandbox.twilio.webhooks import Hook, Webhooks, snake
@@ -36,6 +37,11 @@ from tests.sandbox.twilio.webhooks import Hook, Webhooks, snake
 API = "2010-04-01"
 Status = Literal["queued", "ringing", "in-progress", "completed", "busy", "failed", "no-answer", "canceled"]
 LIVE = {"queued", "ringing", "in-progress"}
+Picked = Literal["answered", "busy", "no-answer", "failed", "machine"]
+DECISIONS: dict[str, Picked] = {
+    **{"answer": "answered", "decline": "busy", "busy": "busy", "let-ring": "no-answer", "voice-mail": "machine"}
+}
+DECLINED = 603  # the SIP code of a phone that declines; its line is busy, says Twilio
 SIP = {"completed": 200, "busy": 486, "no-answer": 487, "failed": 404, "canceled": 487}
 
 HUMAN_WORDS_PER_SECOND = 2.5
@@ -86,6 +92,8 @@ class Call:
     diversions: asyncio.Queue[Document] = field(
         default_factory=asyncio.Queue
     )  # documents that interrupt the conversation
+    decisions: asyncio.Queue[Picked] = field(default_factory=asyncio.Queue)  # of a person, about the ringing phone
+    keys: asyncio.Queue[str] = field(default_factory=asyncio.Queue)  # that a person pressed
 
     @property
     def to(self) -> str:
@@ -98,6 +106,11 @@ class Call:
     @property
     def url(self) -> str | None:
         return self.order.url
+
+    @property
+    def in_hand(self) -> bool:
+        """Whether a person holds the phone, and decides."""
+        return self.conduct.outcome == "person"
 
     @property
     def answered_by(self) -> str | None:
@@ -191,13 +204,14 @@ class Exchange:
         ring_s: float,
         words_per_second: float,
         now: Callable[[], datetime],
+        events: Events,
     ) -> None:
         self.calls: dict[str, Call] = {}
+        self._events = events
         self._webhooks = webhooks
         self._between_calls = 1 / calls_per_second
         self._ring_s = ring_s
         self._words_per_second = words_per_second
-        self._pace = HUMAN_WORDS_PER_SECOND / words_per_second
         self._now = now
         self._next_slot = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -211,6 +225,7 @@ class Exchange:
         self._next_slot = slot + self._between_calls
         call = Call(account_sid, order, conduct, accepted=now, accepted_at=self._now(), slot=slot)
         self.calls[call.sid] = call
+        self._tell(call, "call", status="queued")
         self.spawn(self._live(call))
         return call
 
@@ -225,6 +240,23 @@ class Exchange:
         if call.status != "in-progress":
             raise Refusal(21220, f"call is {call.status}")
         call.diversions.put_nowait(document)
+
+    def act(self, call: Call, act: Act) -> None:
+        """What the person does who holds the phone. Raises Refusal 21220 where the call is not in that state."""
+        wanted = "in-progress" if act.do in ("press", "hang-up") else "ringing"
+        if call.status != wanted or not call.in_hand:
+            raise Refusal(21220, f"{act.do}: the call is {call.status}")
+        self._tell(call, "person", do=act.do, keys=act.keys)
+        match act.do:
+            case "press":
+                for key in act.keys:
+                    call.keys.put_nowait(key)
+            case "hang-up":
+                self._finish(call, "completed")
+            case decision:
+                if decision == "decline":
+                    call.sip_code = DECLINED
+                call.decisions.put_nowait(DECISIONS[decision])
 
     def spawn(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -255,11 +287,10 @@ class Exchange:
         self._notify(call, "initiated", "initiated")
         self._become(call, "ringing")
         self._notify(call, "ringing", "ringing")
-        if await _ends(call, min(self._ring_s, call.order.ring_limit)):
-            return
-        outcome = call.conduct.outcome if self._ring_s <= call.order.ring_limit else "no-answer"
-        match outcome:
-            case "busy" | "no-answer" | "failed":
+        match await self._picked(call):
+            case None:
+                return
+            case "busy" | "no-answer" | "failed" as outcome:
                 self._finish(call, outcome)
                 return
             case "machine":
@@ -292,16 +323,47 @@ class Exchange:
             await asyncio.gather(conversation, over, diverted, return_exceptions=True)
         self._finish(call, "completed")
 
+    async def _picked(self, call: Call) -> Picked | None:
+        """What becomes of the ringing; None where the call ended meanwhile."""
+        limit = call.order.ring_limit
+        if call.conduct.outcome != "person":
+            over = await _ends(call, min(self._ring_s, limit))
+            return None if over else call.conduct.outcome if self._ring_s <= limit else "no-answer"
+        decision = asyncio.ensure_future(call.decisions.get())
+        over_ = asyncio.ensure_future(call.over.wait())
+        until = time.monotonic() + limit
+        await asyncio.wait({decision, over_}, timeout=limit, return_when="FIRST_COMPLETED")
+        over_.cancel()
+        decision.cancel()
+        if call.over.is_set():
+            return None
+        picked = decision.result() if decision.done() and not decision.cancelled() else "no-answer"
+        if picked == "no-answer" and await _ends(call, until - time.monotonic()):
+            return None
+        return picked
+
+    def _tell(self, call: Call, kind: str, **facts: Any) -> None:
+        self._events.tell(kind, sid=call.sid, to=call.to, attempt=attempt_of(call.url), in_hand=call.in_hand, **facts)
+
+    def _pace(self, call: Call) -> float:
+        """How much slower than a human voice; silence shrinks with it."""
+        return HUMAN_WORDS_PER_SECOND / self._rate(call)
+
+    def _rate(self, call: Call) -> float:
+        own = HUMAN_WORDS_PER_SECOND if call.in_hand else self._words_per_second
+        return call.conduct.words_per_second or own
+
     def _become(self, call: Call, status: Status) -> None:
         call.status = status
         call.updated_at = self._now()
         call.history.append({"status": status, "at": iso(call.updated_at)})
+        self._tell(call, "call", status=status)
 
     def _finish(self, call: Call, status: Status) -> None:
         if call.status not in LIVE:
             return
         call.duration_s = math.ceil(time.monotonic() - call.answered) if call.answered is not None else None
-        call.sip_code = call.conduct.sip_code or SIP[status]
+        call.sip_code = call.conduct.sip_code or call.sip_code or SIP[status]
         call.ended_at = self._now()
         self._become(call, status)
         call.over.set()
@@ -383,7 +445,7 @@ class Exchange:
                 case Play():
                     await self._play(call, verb)
                 case Pause():
-                    await asyncio.sleep(verb.length * self._pace)
+                    await asyncio.sleep(verb.length * self._pace(call))
                 case Gather():
                     step = await self._gather(call, verb)
                     if step is not None:
@@ -396,13 +458,9 @@ class Exchange:
 
     async def _gather(self, call: Call, gather: Gather) -> tuple[str, str, dict[str, str]] | None:
         """The request that its input leads to; None: go on with the next verb."""
-        for verb in gather.prompt:
-            if isinstance(verb, Say):
-                await self._say(call, verb)
-            elif isinstance(verb, Play):
-                await self._play(call, verb)
-            else:
-                await asyncio.sleep(verb.length * self._pace)
+        if call.in_hand and call.picked_up_by == "human":
+            return await self._gather_keys(call, gather)
+        await self._prompt(call, gather)
         presses = call.conduct.digits if call.picked_up_by == "human" else ()
         pressed = presses[call.gathers] if call.gathers < len(presses) else ""
         spoken = self._speech(call, gather)
@@ -422,11 +480,46 @@ class Exchange:
             if len(digits) == gather.num_digits:
                 break
         else:
-            await asyncio.sleep(gather.timeout * self._pace)
+            await asyncio.sleep(gather.timeout * self._pace(call))
+        return self._gathered(gather, digits, finish)
+
+    @staticmethod
+    def _gathered(gather: Gather, digits: str, finish: str) -> tuple[str, str, dict[str, str]] | None:
         if not digits and not gather.on_empty_result:
             return None
-        fields = {"Digits": digits, "FinishedOnKey": finish}
-        return gather.method, gather.action or "", fields
+        return gather.method, gather.action or "", {"Digits": digits, "FinishedOnKey": finish}
+
+    async def _prompt(self, call: Call, gather: Gather) -> None:
+        for verb in gather.prompt:
+            if isinstance(verb, Say):
+                await self._say(call, verb)
+            elif isinstance(verb, Play):
+                await self._play(call, verb)
+            else:
+                await asyncio.sleep(verb.length * self._pace(call))
+
+    async def _gather_keys(self, call: Call, gather: Gather) -> tuple[str, str, dict[str, str]] | None:
+        """From a person's hand. The first key cuts the prompt short. Silence lasts its real seconds, however fast the voice."""
+        call.keys = asyncio.Queue()
+        digits, finish = "", ""
+        self._tell(call, "gather", listens=True)
+        prompt = asyncio.ensure_future(self._prompt(call, gather))
+        try:
+            while len(digits) != gather.num_digits and not finish:
+                key = await _key(call, prompt, gather.timeout)
+                if not key:
+                    break
+                prompt.cancel()
+                finish = key if key == gather.finish_on_key else ""
+                digits += "" if finish else key
+        finally:
+            prompt.cancel()
+            await asyncio.gather(prompt, return_exceptions=True)
+        call.gathers += 1
+        self._tell(call, "gather", listens=False, digits=digits)
+        if digits:
+            self._transcribe(call, "person", digits=digits)
+        return self._gathered(gather, digits, finish)
 
     def _speech(self, call: Call, gather: Gather) -> Speech | None:
         speech = call.conduct.speech if call.picked_up_by == "human" and gather.listens else ()
@@ -437,7 +530,7 @@ class Exchange:
 
     async def _say(self, call: Call, say: Say) -> None:
         for _ in range(say.times):
-            await self._speak(call, say.text)
+            await self._speak(call, say.text, say.language)
             call.reached = call.reached or call.picked_up_by == "human"
 
     async def _play(self, call: Call, play: Play) -> None:
@@ -446,8 +539,9 @@ class Exchange:
             await self._speak(call, play.url)
             call.reached = call.reached or call.picked_up_by == "human"
 
-    async def _speak(self, call: Call, text: str) -> None:
-        await asyncio.sleep(len(text.split()) / self._words_per_second)
+    async def _speak(self, call: Call, text: str, language: str = "en-US") -> None:
+        self._tell(call, "say", text=text, language=language)
+        await asyncio.sleep(len(text.split()) / self._rate(call))
         self._transcribe(call, "call", text=text)
 
     def _transcribe(self, call: Call, who: str, **what: str) -> None:
@@ -459,7 +553,7 @@ class Exchange:
     async def _detect(self, call: Call) -> None:
         """Answering machine detection: sets AnsweredBy, and reports it where it runs beside the call."""
         order, by = call.order, call.picked_up_by or "human"
-        listened = DETECTION_SECONDS[by] * self._pace
+        listened = DETECTION_SECONDS[by] * self._pace(call)
         if await _ends(call, listened):
             return
         at_end = order.machine_detection == "DetectMessageEnd"
@@ -487,7 +581,15 @@ class Exchange:
         }
         call.events.append(event)
         began = self._now()
-        reply = await self._webhooks.send(hook)
+        sequence = hook.fields.get("SequenceNumber")
+        facts = {"path": urlsplit(hook.url).path, "sequence": sequence, "status": hook.fields.get("CallStatus")}
+        facts = {name: fact for name, fact in facts.items() if fact is not None}
+        try:
+            reply = await self._webhooks.send(hook)
+        except ApplicationError as error:
+            self._tell(call, "callback", **facts, answer=None, error=error.message)
+            raise
+        self._tell(call, "callback", **facts, answer=reply.status, ms=round(reply.seconds * 1000))
         event["response"] = {
             "response_code": reply.status,
             "request_duration": round(reply.seconds * 1000),
@@ -515,7 +617,8 @@ class Exchange:
     def _post(self, call: Call, hook: Hook) -> None:
         match call.conduct.callbacks:
             case "none":
-                return
+                facts = {"sequence": hook.fields.get("SequenceNumber"), "status": hook.fields.get("CallStatus")}
+                self._tell(call, "callback", path=urlsplit(hook.url).path, **facts, answer=None, error="lost")
             case "shuffled":
                 call.held.append(hook)
             case "twice":
@@ -543,6 +646,23 @@ async def _ends(call: Call, within_s: float) -> bool:
     except TimeoutError:
         return call.over.is_set()
     return True
+
+
+async def _key(call: Call, prompt: asyncio.Future[Any], silence_s: float) -> str:
+    """The next key; "" after so much silence when the prompt is over."""
+    key: asyncio.Future[Any] = asyncio.ensure_future(call.keys.get())
+    try:
+        await asyncio.wait([prompt, key], return_when="FIRST_COMPLETED")
+        if not key.done():
+            await asyncio.wait({key}, timeout=silence_s)
+        return str(key.result()) if key.done() else ""
+    finally:
+        key.cancel()
+
+
+def attempt_of(url: str | None) -> str | None:
+    """The `attempt` in the query of a call's Url: by it a page tells which job the call belongs to."""
+    return dict(parse_qsl(urlsplit(url or "").query)).get("attempt")
 
 
 def _has_hung_up(call: Call) -> bool:

@@ -1,8 +1,8 @@
 """A Twilio for one machine: the Calls API as twilio-python speaks it, held to Twilio's own description, stateful.
 
-Beside it stands `/_sandbox` (behaviour.py), where tests order what goes wrong. Calls live in telephone.py; what a create
-request may say is in twilio_orders.py, what the account has in twilio_account.py, requests to the application in
-twilio_webhooks.py, TwiML in twiml.py. State is in memory and survives nothing. It answers loopback only, and dials nobody.
+Beside it stands `/_sandbox` (behaviour.py), where tests order what goes wrong. Calls live in call_simulator.py; what a create
+request may say is in create_call_validation.py, what the account has in account.py, requests to the application in
+webhooks.py, TwiML in twiml.py. State is in memory and survives nothing. It answers loopback only, and dials nobody.
 
 Not done, and refused rather than pretended: SIP and client addresses, Applications, recordings, redirecting a live call to
 another URL, deleting calls, TwiML verbs other than Say, Play, Pause, Gather, Redirect and Hangup.
@@ -20,14 +20,15 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlencode
 
 from aiohttp import web
 
+from tests.sandbox.events import Events
 from tests.sandbox.twilio.account import Account
-from tests.sandbox.twilio.behaviour import Conduct, Rule, Rules, control
-from tests.sandbox.twilio.call_simulator import API, Call, Exchange, Status, create_event
+from tests.sandbox.twilio.behaviour import Act, Conduct, Rule, Rules, control
+from tests.sandbox.twilio.call_simulator import API, LIVE, Call, Exchange, Status, attempt_of, create_event
 from tests.sandbox.twilio.create_call_validation import PARAMETERS, Order, Refusal, read, read_twiml
 from tests.sandbox.twilio.webhooks import Webhooks
 
@@ -64,7 +65,9 @@ class Twilio:
         words_per_second: float = 2000.0,
         on_clock: Callable[[float], Awaitable[None]] | None = None,
         now: Callable[[], datetime] | None = None,
+        events: Events | None = None,
     ) -> None:
+        self.events = events or Events()
         self.account_sid = account_sid
         self.phone_number = phone_number
         self.rules = Rules()
@@ -82,6 +85,7 @@ class Twilio:
             ring_s=ring_s,
             words_per_second=words_per_second,
             now=self.now,
+            events=self.events,
         )
         self._under_way = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -97,6 +101,17 @@ class Twilio:
     def behave(self, **rule: object) -> None:
         """Adds a rule, spelled as for `PUT /_sandbox/behaviour`. Raises pydantic.ValidationError."""
         self.rules.add(Rule.model_validate(rule))
+
+    def phones(self) -> list[dict[str, object]]:
+        """The live calls to phones that a person holds."""
+        return [call.report() for call in self.calls if call.in_hand and call.status in LIVE]
+
+    def act(self, number: str, act: Act) -> None:
+        """A person does this with the phone of this number. In the event loop's own thread. Raises Refusal 20404 or 21220."""
+        for call in reversed(self.calls):
+            if call.to == number and call.status in LIVE:
+                return self._exchange.act(call, act)
+        raise Refusal(20404, f"no call to {number}")
 
     def reset(self) -> None:
         """As freshly started. Calls under way end without a word, but for requests already sent, which are awaited."""
@@ -162,11 +177,12 @@ class Twilio:
         if request.path.startswith("/_sandbox"):
             return await handler(request)
         self._under_way += 1
+        began, code = time.monotonic(), None
         try:
             self._authenticate(request)
             response = await handler(request)
         except Refusal as refusal:
-            response = _refused(refusal)
+            response, code = _refused(refusal), refusal.code
         except web.HTTPNotFound:
             response = _refused(Refusal(20404, request.path))
         except web.HTTPMethodNotAllowed:
@@ -174,10 +190,30 @@ class Twilio:
         finally:
             concurrent = self._under_way
             self._under_way -= 1
+        self._tell_request(request, response, began, code)
         response.headers["Date"] = format_datetime(self.now(), usegmt=True)
         response.headers["Twilio-Request-Id"] = "RQ" + uuid.uuid4().hex
         response.headers["Twilio-Concurrent-Requests"] = str(concurrent)
         return response
+
+    def _tell_request(self, request: web.Request, response: web.StreamResponse, began: float, code: int | None) -> None:
+        """answer: None where the client got none. The form of a POST was read by its handler, or is of no interest."""
+        form: Mapping[str, Any] = request._post or {}
+        sid = request.match_info.get("sid")
+        call = self._exchange.calls.get(sid or "")
+        gone = request.transport is None or request.transport.is_closing()
+        url = form.get("Url")
+        self.events.tell(
+            "request",
+            method=request.method,
+            path=request.path.split("/Accounts/")[-1].partition("/")[2] or request.path,
+            to=call.to if call else form.get("To") or request.query.get("To"),
+            attempt=attempt_of(call.url if call else url if isinstance(url, str) else None),
+            sid=sid,
+            answer=None if gone else response.status,
+            ms=round((time.monotonic() - began) * 1000),
+            code=code,
+        )
 
     def _authenticate(self, request: web.Request) -> None:
         given = request.headers.get("Authorization", "")

@@ -32,6 +32,7 @@ class ApplicationError(Exception):
 class Say:
     text: str
     times: int = 1
+    language: str = "en-US"
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,8 @@ def _say(element: ET.Element, document: Document) -> Say:
     text = " ".join("".join(element.itertext()).split())
     if not text or len(text) > MAX_SAY_CHARACTERS:
         raise ApplicationError(13520, "Say: Invalid text")
-    return Say(text, _integer(element, "loop", 1, 0, 13510) or 1000)  # loop="0" is for ever, which Twilio ends at 1000
+    times = _integer(element, "loop", 1, 0, 13510) or 1000  # loop="0" is for ever, which Twilio ends at 1000
+    return Say(text, times, language)
 
 
 def _play(element: ET.Element) -> Play:

@@ -1,0 +1,200 @@
+"""The telephone page without a browser: who may ask it, what it tells, and that the phone on it is the one at Twilio."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.sandbox.page import author
+from tests.sandbox.sandbox import Sandbox
+
+ADA = "+14155550100"
+SIGN_UP = {"phone": ADA, "password": "correct horse", "data": {"first_name": "Ada", "signup_mode": "demo"}}
+Event = dict[str, Any]
+
+
+class Browser:
+    """What the page's script does: it asks with the token, and hears the events."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        assert sandbox.ready.page_url is not None
+        self.url, self.token = sandbox.ready.page_url.split("/?token=")
+        self.http = httpx.Client(base_url=self.url, headers={"X-Sandbox-Token": self.token}, timeout=30)
+
+    def ask(self, path: str, **body: Any) -> httpx.Response:
+        return self.http.post(path, json=body)
+
+    @contextmanager
+    def events(self) -> Iterator[Iterator[Event]]:
+        """`hello` first, as an event of that kind."""
+        with self.http.stream("GET", "/api/events", timeout=30) as answer:
+            yield (
+                json.loads(line.removeprefix("data: ")) | ({"kind": "hello"} if "anon_key" in line[:100_000] else {})
+                for line in answer.iter_lines()
+                if line.startswith("data: ")
+            )
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(environ={}, page=True) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def page(sandbox: Sandbox) -> Iterator[Browser]:
+    sandbox.reset()
+    browser = Browser(sandbox)
+    with browser.http:
+        yield browser
+
+
+def until(events: Iterator[Event], **facts: Any) -> Event:
+    return next(event for event in events if facts.items() <= event.items())
+
+
+def test_page_answers_its_own_address_origin_and_token_only(page: Browser) -> None:
+    own, port = page.url, page.url.rpartition(":")[2]
+    token = {"X-Sandbox-Token": page.token}
+    expected = {
+        ("GET", "/", ()): 200,
+        ("GET", "/page.js", ()): 200,
+        ("GET", "/", (("Host", f"localhost:{port}"),)): 200,
+        ("GET", "/", (("Host", "rebound.example.com"),)): 403,
+        ("GET", "/", (("Host", f"rebound.example.com:{port}"),)): 403,
+        ("GET", "/", (("Host", "127.0.0.1:1"),)): 403,
+        ("GET", "/server.py", ()): 404,
+        ("GET", "/..%2fserver.py", ()): 404,
+        ("GET", "/api/scripts", ()): 403,
+        ("GET", "/api/scripts", (("X-Sandbox-Token", "wrong"),)): 403,
+        ("GET", "/api/scripts", (("X-Sandbox-Token", "\u00e9"),)): 403,
+        ("GET", "/api/scripts", tuple(token.items())): 200,
+        ("GET", f"/api/scripts?token={page.token}", ()): 200,
+        ("GET", "/api/events", ()): 403,
+        ("POST", "/api/act", ()): 403,
+        ("POST", "/api/switch", ()): 403,
+        ("POST", "/api/phone", ()): 403,
+        ("PUT", "/api/scripts", ()): 403,
+        ("POST", "/auth/v1/signup", ()): 403,
+        ("DELETE", "/auth/v1/admin/users/x", ()): 403,
+        ("POST", "/api/act", (*token.items(), ("Origin", "https://evil.example.com"))): 403,
+        ("POST", "/api/act", (*token.items(), ("Origin", "null"))): 403,
+        ("POST", "/api/act", (*token.items(), ("Origin", own), ("Host", "rebound.example.com"))): 403,
+        ("POST", "/api/act", (*token.items(), ("Origin", own))): 400,  # it passed, and lacks its body
+        ("OPTIONS", "/api/act", (("Origin", "https://evil.example.com"),)): 403,
+    }
+    stranger = httpx.Client()
+    answers = {
+        asked: stranger.request(
+            asked[0], own + asked[1], headers=[(n.encode(), v.encode("latin-1")) for n, v in asked[2]]
+        )
+        for asked in expected
+    }
+    assert {asked: answer.status_code for asked, answer in answers.items()} == expected
+    assert not [a for a in answers.values() if any("access-control" in name for name in a.headers)]
+    policies = {answer.headers.get("content-security-policy", "") for answer in answers.values()}
+    assert [re.findall(r"default-src 'none'|unsafe|\*|https?:", policy) for policy in policies] == [
+        ["default-src 'none'"]
+    ]
+
+
+def test_page_listens_on_loopback_only(page: Browser) -> None:
+    port = int(page.url.rpartition(":")[2])
+    addresses = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), port, socket.AF_INET)}
+    for address in addresses - {"127.0.0.1", "127.0.1.1"}:
+        with socket.socket() as client:
+            client.settimeout(2)
+            assert client.connect_ex((str(address), port)) != 0
+
+
+def test_phone_on_the_page_rings_is_answered_and_opts_out(page: Browser) -> None:
+    with page.events() as events:
+        hello = until(events, kind="hello")
+        assert (hello["counts"].get("twice"), hello["counts"].get("lost")) == (0, 0)
+        said = page.http.post("/auth/v1/signup", json=SIGN_UP, headers={"X-Words-Per-Second": "1000"})
+        assert said.json()["user"]["phone"] == ADA.removeprefix("+")
+        assert page.ask("/api/phone", number=ADA, do="press", keys="2").status_code >= 400
+        until(events, kind="call", to=ADA, status="ringing")
+        assert page.ask("/api/phone", number=ADA, do="answer").status_code == 200
+        until(events, kind="gather", listens=True)
+        assert "thanks for asking for a demo" in until(events, kind="say", to=ADA)["text"]
+        page.ask("/api/phone", number=ADA, do="press", keys="2")
+        until(events, kind="gather", listens=True)
+        page.ask("/api/phone", number=ADA, do="press", keys="9")
+        assert until(events, kind="opt-out")["row"]["phone_e164"] == ADA
+        job = next(e for e in events if e["kind"] == "job" and e["row"]["finished_at"])
+        assert job["row"]["qualification"] == {
+            "answers": {"team_size": "2_to_10"},
+            "opted_out": True,
+            "answered_by": None,
+        }
+
+
+@pytest.mark.parametrize(
+    ("do", "status"), [("decline", "busy"), ("busy", "busy"), ("voice-mail", "completed"), ("hang-up", "completed")]
+)
+def test_person_ends_the_ringing_as_the_button_says(page: Browser, do: str, status: str) -> None:
+    with page.events() as events:
+        page.http.post("/auth/v1/signup", json=SIGN_UP, headers={"X-Words-Per-Second": "1000"})
+        until(events, kind="call", status="ringing")
+        if do == "hang-up":
+            page.ask("/api/phone", number=ADA, do="answer")
+            until(events, kind="call", status="in-progress")
+        page.ask("/api/phone", number=ADA, do=do)
+        assert (
+            next(e for e in events if e["kind"] == "call" and e["status"] not in ("ringing", "in-progress"))["status"]
+            == status
+        )
+
+
+def test_broken_answer_and_lost_webhook_end_with_one_call(page: Browser, sandbox: Sandbox) -> None:
+    for name in ("answer_lost", "webhooks_lost", "callbacks_lost"):
+        assert page.ask("/api/switch", name=name, on=True).status_code == 200
+    with page.events() as events:
+        page.http.post("/auth/v1/signup", json=SIGN_UP, headers={"X-Words-Per-Second": "1000"})
+        assert until(events, kind="webhook")["error"] == "lost"
+        assert until(events, kind="request", path="Calls.json", method="POST")["answer"] is None
+        until(events, kind="call", status="ringing")
+        page.ask("/api/phone", number=ADA, do="answer")
+        until(events, kind="call", status="in-progress")
+        page.ask("/api/phone", number=ADA, do="hang-up")
+        assert next(e for e in events if e["kind"] == "job" and e["row"]["finished_at"])["row"]["status"] == "completed"
+        counts = next(e for e in events if e["kind"] == "counts" and e["counts"]["ended"])["counts"]
+        assert (counts["twice"], counts["lost"], counts["calls"]) == (0, 0, 1)
+    for name in ("answer_lost", "webhooks_lost", "callbacks_lost"):
+        page.ask("/api/switch", name=name, on=False)
+    assert len(sandbox.twilio.calls) == 1
+
+
+def test_unknown_switch_and_action_are_refused_by_name(page: Browser) -> None:
+    for path in ("/api/switch", "/api/act"):
+        answer = page.ask(path, name="nonsense", on=True)
+        assert (answer.status_code, "nonsense" in answer.json()["error"]["message"]) == (409, True)
+
+
+def test_script_checks_by_key_and_walks_without_touching_the_disk(page: Browser) -> None:
+    before = author.files()
+    text = next(file["text"] for file in before if file["name"] == "demo")
+    fine = page.ask("/api/scripts/check", name="demo", text=text, keys=["2", "1", "1"], first_name="Ada").json()
+    assert (fine["problems"], [turn["learned"] for turn in fine["turns"]]) == (
+        [],
+        [None, "team_size = 2_to_10", "single_sign_on = yes", "timeline = this_month"],
+    )
+    assert fine["turns"][0]["says"][0].startswith("Hi Ada")
+    bad = page.ask("/api/scripts/check", name="demo", text=text.replace('key = "9"', 'key = "#"')).json()
+    assert [problem["key"] for problem in bad["problems"]][:1] == ["opt_out.key"]
+    assert (
+        "cannot be read"
+        in page.ask("/api/scripts/check", name="demo", text="greeting = ").json()["problems"][0]["message"]
+    )
+    assert page.ask("/api/scripts/check", name="../demo", text=text).json()["problems"][0]["key"] == ""
+    refused = page.http.put("/api/scripts", json={"name": "demo", "text": text})
+    assert (refused.status_code, "--write" in refused.json()["error"]["message"]) == (409, True)
+    assert author.files() == before

@@ -1,0 +1,132 @@
+"""What happens in the tables, told as it is committed; and the counts, which Twilio's own record decides."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg.rows import scalar_row
+
+from tests.sandbox.events import Events
+from tests.sandbox.twilio.call_simulator import Call, attempt_of
+from tests.sandbox.twilio.server import Twilio
+
+Row = dict[str, Any]
+
+TRIGGERS = Path(__file__).with_name("watch.sql")
+KINDS = {
+    "outbound_call_jobs": "job",
+    "outbound_call_attempts": "attempt",
+    "outbound_call_answers": "answer",
+    "call_opt_outs": "opt-out",
+    "call_settings": "pause",
+}
+FINAL = ("completed", "failed", "canceled")
+COUNT_S = 0.2
+RECONNECT_S = 0.2
+MAX_ATTEMPTS = 3
+IN_VAIN = ("busy", "no-answer", "failed")
+
+
+class Watch:
+    """`jobs` and `attempts`: their rows by id. They outlive a restart of Postgres, and what is deleted stays among the attempts."""
+
+    def __init__(self, database_url: str, events: Events, twilio: Twilio) -> None:
+        self._database_url, self._events, self._twilio = database_url, events, twilio
+        self.jobs: dict[int, Row] = {}
+        self.attempts: dict[str, Row] = {}
+        self.counts: dict[str, int] = {}
+        self.ready = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until cancelled; a database that goes away is waited for."""
+        counting = asyncio.ensure_future(self._count())
+        try:
+            while True:
+                try:
+                    await self._listen()
+                except psycopg.OperationalError:
+                    await asyncio.sleep(RECONNECT_S)
+        finally:
+            counting.cancel()
+
+    async def _listen(self) -> None:
+        connection = await psycopg.AsyncConnection.connect(self._database_url, autocommit=True)
+        async with connection:
+            await connection.execute("listen sandbox")
+            async with connection.cursor(row_factory=scalar_row) as cursor:
+                for table in ("outbound_call_jobs", "outbound_call_attempts"):
+                    await cursor.execute(f"select to_jsonb(t) from public.{table} t order by 1".encode())
+                    for row in await cursor.fetchall():
+                        self._take(table, row, False, time.time() * 1000)
+            self.ready.set()
+            async for notice in connection.notifies():
+                told = json.loads(notice.payload)
+                self._take(told["table"], told["row"], told["gone"], told["at"])
+
+    def _take(self, table: str, row: Row, gone: bool, at: float) -> None:
+        kind = KINDS[table]
+        kept: dict[Any, Row] = self.jobs if kind == "job" else self.attempts if kind == "attempt" else {}
+        if not gone and kept.get(row.get("id"), {}).items() >= row.items():
+            return
+        if kind == "job" and gone:
+            kept.pop(row["id"], None)
+        elif kind in ("job", "attempt"):
+            kept[row["id"]] = row
+        job = row.get("job_id") or (row["id"] if kind == "job" else None)
+        attempt = row.get("attempt_id") or (row["id"] if kind == "attempt" else None)
+        to = row["phone_e164"] if kind == "opt-out" else None
+        self._events.tell(kind, at=at, job=job, attempt=attempt, to=to, row=row, gone=gone)
+
+    # -- the counts ---------------------------------------------------------------------------------------------------
+
+    async def _count(self) -> None:
+        while True:
+            counts = self._judge()
+            if counts != self.counts:
+                self.counts = counts
+                self._events.tell("counts", counts=counts)
+            await asyncio.sleep(COUNT_S)
+
+    def _judge(self) -> dict[str, int]:
+        """twice: calls that a person picked up beyond the first of their sign-up. lost: people whom nobody called, and whose
+        job is over although no rule allows that."""
+        calls: dict[int | None, list[Call]] = defaultdict(list)
+        attempts: dict[int, list[Row]] = defaultdict(list)
+        for attempt in self.attempts.values():
+            attempts[attempt["job_id"]].append(attempt)
+        for call in self._twilio.calls:
+            calls[self.attempts.get(attempt_of(call.url) or "", {}).get("job_id")].append(call)
+        picked_up = {job: sum(call.picked_up_by == "human" for call in theirs) for job, theirs in calls.items()}
+        statuses = Counter(job["status"] for job in self.jobs.values())
+        lost = sum(_is_lost(job, attempts[job["id"]], calls[job["id"]]) for job in self.jobs.values())
+        return {
+            **{name: statuses[name] for name in ("queued", "dialing", "in_doubt", "calling", *FINAL)},
+            "ended": sum(statuses[name] for name in FINAL),
+            "jobs": len(self.jobs),
+            "calls": len(self._twilio.calls),
+            "twice": sum(count - 1 for job, count in picked_up.items() if job is not None and count > 1),
+            "lost": lost,
+        }
+
+
+def _is_lost(job: Row, attempts: list[Row], calls: list[Call]) -> bool:
+    if job["status"] == "completed":
+        return not any(call.status in ("completed", "in-progress") for call in calls)
+    if job["status"] != "failed":
+        return False  # open, or canceled by somebody
+    if not job["attempts"] or any(attempt["state"] == "refused" for attempt in attempts):
+        return False  # screening or Twilio refused the number
+    at_twilio = {attempt_of(call.url) for call in calls}
+    in_vain = [
+        attempt
+        for attempt in attempts
+        if (attempt["state"] == "absent" and attempt["id"] not in at_twilio)
+        or (attempt["state"] == "ended" and attempt["call_status"] in IN_VAIN)
+    ]
+    return len(in_vain) < MAX_ATTEMPTS
