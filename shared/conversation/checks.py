@@ -5,48 +5,20 @@ The checks of structure read the file's plain tables, not the models, so that th
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from pydantic import ValidationError
 
 from shared.conversation.hearing import Phrase, phrase
 from shared.conversation.numerals import keys_told, spoken_digits
-from shared.conversation.script import (
-    GOODBYE,
-    PLACEHOLDER,
-    Answer,
-    OptOut,
-    Part,
-    Placeholder,
-    Question,
-    Recording,
-    Script,
-    inline_problem,
-    length_problem,
-    spell,
-)
+from shared.conversation.problems import describe_problem, key_path
+from shared.conversation.script import GOODBYE, PLACEHOLDER, Script, inline_problem, length_problem, spell
 from shared.conversation.voices import fits_language, is_language, voice_problem
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}(\.[a-z]{2,3}(-[a-z0-9]{2,8})*)?")
 
 Problem = tuple[str, str]
 Table = Mapping[str, Any]
-PartName = Literal["script", "opt_out", "question", "answer", "placeholder", "recording"]
-
-_PARTS: Final[dict[PartName, type[Part]]] = {
-    "script": Script,
-    "opt_out": OptOut,
-    "question": Question,
-    "answer": Answer,
-    "placeholder": Placeholder,
-    "recording": Recording,
-}
-_MUST_BE: Final = {
-    "opt_out": "a table [opt_out] with key, say and confirm",
-    "answers": "a table [questions.answers.1] with means, and one more for each other key",
-    "kind": "one of name, words, number",
-    "listen": "one of keys, speech, both",
-}
 
 
 def check(raw: dict[str, Any], name: str) -> Script | list[str]:
@@ -61,9 +33,8 @@ def check(raw: dict[str, Any], name: str) -> Script | list[str]:
         script = Script.model_validate({**raw, "name": name})
     except ValidationError as error:
         for found in error.errors():
-            place = found["loc"]
-            message = describe_problem(place, found["type"], found["msg"], found.get("ctx", {}))
-            problems.append((_key_path(raw, place), message))
+            message = describe_problem(found["loc"], found["type"], found["msg"], found.get("ctx", {}))
+            problems.append((key_path(raw, found["loc"]), message))
     problems += [*check_structure(raw), *_check_language(raw, name), *_check_spelled(raw), *_check_heard(raw)]
     voice, language = str(raw.get("voice")), str(raw.get("language"))
     if voice_problem(voice) is None and is_language(language) and not fits_language(voice, language):
@@ -86,7 +57,7 @@ def check_structure(raw: Table) -> list[Problem]:
         *_check_next(questions),
         *_check_told_keys(raw),
     ]
-    if questions and not [problem for problem in problems if problem[0].startswith("questions")]:
+    if questions and not any(key.startswith("questions") for key, _ in problems):
         problems += check_reachable(questions)
     return problems
 
@@ -118,18 +89,17 @@ def _check_heard(raw: Table) -> Iterator[Problem]:
     if lists["opt_out.hear"] and not (opt_out.get("ask") and lists["opt_out.yes"]):
         yield "opt_out.hear", 'needs ask, the question that confirms it, and yes, such as ["yes"]'
     digits = {phrase(word): digit for word, digit in spoken_digits(str(raw.get("language"))).items()}
-    for number, question in enumerate(_list(raw.get("questions")), 1):
+    for name, question in _named_questions(raw):
         meant: dict[Phrase, str] = {**digits, **dict.fromkeys(lists["opt_out.hear"], "the opt-out")}
         for key, answer in _answers(question).items():
-            place = f"questions.{_question_name(number, question)}.answers.{key}.hear"
+            place = f"{name}.answers.{key}.hear"
             lists[place] = _phrases(answer.get("hear"))
             for each in lists[place]:
                 if meant.setdefault(each, key) != key:
                     yield place, f"{' '.join(each)!r} already means {meant[each]}: each phrase means one key"
     if raw.get("listen", "keys") == "keys":
-        yield from (
-            (place, 'needs listen = "speech" at the top of the file') for place, heard in lists.items() if heard
-        )
+        missing = 'needs listen = "speech" at the top of the file'
+        yield from ((place, missing) for place, heard in lists.items() if heard)
 
 
 def _phrases(value: object) -> list[Phrase]:
@@ -161,10 +131,8 @@ def _check_opt_out_key(raw: Table, questions: list[Table]) -> Iterator[Problem]:
     key = _text(_table(raw.get("opt_out")), "key")
     for question in questions:
         if key in _answers(question):
-            yield (
-                f"questions.{question['id']}.answers.{key}",
-                f"{key} is the opt-out key in every question: choose another",
-            )
+            place = f"questions.{question['id']}.answers.{key}"
+            yield place, f"{key} is the opt-out key in every question: choose another"
 
 
 def _check_next(questions: list[Table]) -> Iterator[Problem]:
@@ -174,33 +142,28 @@ def _check_next(questions: list[Table]) -> Iterator[Problem]:
         for place, table in places.items():
             following = _text(table, "next")
             if following is not None and following not in allowed:
-                yield (
-                    f"questions.{question['id']}{place}.next",
-                    f"{following!r} is not a question; allowed: {', '.join(allowed)}",
-                )
+                key = f"questions.{question['id']}{place}.next"
+                yield key, f"{following!r} is not a question; allowed: {', '.join(allowed)}"
 
 
 def _check_told_keys(raw: Table) -> Iterator[Problem]:
     """A text that says "press 4" is followed by a place where key 4 does something."""
     opt_out = {_text(_table(raw.get("opt_out")), "key") or ""}
-    questions = _list(raw.get("questions"))
-    by_question = {_question_name(number, each): {*_answers(each)} for number, each in enumerate(questions, 1)}
+    by_question = {f"{name}.say": {*_answers(question)} for name, question in _named_questions(raw)}
     anywhere = opt_out.union(*by_question.values())
     for place, text in _texts(raw):
-        parts = place.split(".")
         if place == "machine":
             continue  # its words may speak of the menu of another phone number
-        if parts[0] == "questions":
-            allowed = by_question[parts[1]] | opt_out if parts[-1] == "say" and "answers" not in parts else anywhere
+        if place in by_question:
+            allowed = by_question[place] | opt_out
         else:
-            allowed = anywhere if place in ("greeting", "opt_out.say", "again", "opt_out.ask") else set()
+            keys_work = place.startswith("questions.") or place in ("greeting", "opt_out.say", "again", "opt_out.ask")
+            allowed = anywhere if keys_work else set()
         for key, words in keys_told(text, str(raw.get("language"))).items():
             if key not in allowed:
                 known = ", ".join(sorted(allowed - {""})) or "none"
-                yield (
-                    place,
-                    f"says {words!r}, but key {key} does nothing there (keys: {known}): change the words, or add the key",
-                )
+                nothing = f"says {words!r}, but key {key} does nothing there (keys: {known})"
+                yield place, f"{nothing}: change the words, or add the key"
 
 
 def check_reachable(questions: list[Table]) -> Iterator[Problem]:
@@ -221,10 +184,8 @@ def check_reachable(questions: list[Table]) -> Iterator[Problem]:
         if question_id not in reached:
             yield f"questions.{question_id}", "is never asked: no answer leads to it"
         elif question_id not in ending:
-            yield (
-                f"questions.{question_id}",
-                "never ends: none of its answers leads to goodbye, however often it is asked",
-            )
+            endless = "never ends: none of its answers leads to goodbye, however often it is asked"
+            yield f"questions.{question_id}", endless
 
 
 def _closure(start: set[str], edges: Mapping[str, set[str]]) -> set[str]:
@@ -238,19 +199,23 @@ def _closure(start: set[str], edges: Mapping[str, set[str]]) -> set[str]:
 
 def _texts(raw: Table) -> Iterator[tuple[str, str]]:
     """Each spoken text of the file, with its key."""
-    texts: list[tuple[str, Any]] = [
-        (key, raw.get(key)) for key in ("greeting", "goodbye", "apology", "again", "please_wait", "machine")
+    tables: list[tuple[str, Table, tuple[str, ...]]] = [
+        ("", raw, ("greeting", "goodbye", "apology", "again", "please_wait", "machine")),
+        ("opt_out.", _table(raw.get("opt_out")), ("say", "confirm", "ask")),
     ]
-    texts += [(f"opt_out.{key}", _table(raw.get("opt_out")).get(key)) for key in ("say", "confirm", "ask")]
-    for number, question in enumerate(_list(raw.get("questions")), 1):
-        place = f"questions.{_question_name(number, question)}"
-        texts += [(f"{place}.{key}", question.get(key)) for key in ("say", "no_answer")]
-        texts += [(f"{place}.answers.{key}.say", answer.get("say")) for key, answer in _answers(question).items()]
-    return ((place, text) for place, text in texts if isinstance(text, str))
+    for name, question in _named_questions(raw):
+        tables.append((f"{name}.", question, ("say", "no_answer")))
+        tables += [(f"{name}.answers.{key}.", answer, ("say",)) for key, answer in _answers(question).items()]
+    for place, table, keys in tables:
+        for key in keys:
+            if (text := _text(table, key)) is not None:
+                yield f"{place}{key}", text
 
 
-def _question_name(number: int, question: Table) -> str:
-    return _text(question, "id") or f"(number {number})"
+def _named_questions(raw: Table) -> list[tuple[str, Table]]:
+    """Each question with its key: `questions.<id>`, or its number."""
+    questions = enumerate(_list(raw.get("questions")), 1)
+    return [(f"questions.{_text(each, 'id') or f'(number {number})'}", each) for number, each in questions]
 
 
 def _answers(question: Table) -> dict[str, Table]:
@@ -267,71 +232,3 @@ def _text(table: Table, key: str) -> str | None:
 
 def _list(value: object) -> list[Table]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
-# --- the words of a problem -------------------------------------------------------------------------------------------
-
-
-def describe_problem(place: tuple[int | str, ...], kind: str, message: str, context: Mapping[str, Any]) -> str:
-    """A problem that pydantic found, in words for a reader who does not know Python."""
-    match kind:
-        case "missing":
-            return f"is missing; it must be {_MUST_BE.get(str(place[-1]), 'text, in quotes')}"
-        case "extra_forbidden":
-            allowed = [key for key in _PARTS[_part(place)].model_fields if key != "name"]
-            return f"is not a key here; allowed: {', '.join([*allowed, *(['play'] if 'say' in allowed else [])])}"
-        case "string_type":
-            return "must be text, in quotes"
-        case "int_type" | "greater_than_equal" | "less_than_equal":
-            return "must be a whole number from 0 to 5, without quotes"
-        case "literal_error":
-            return f"must be {_MUST_BE[str(place[-1])]}"
-        case "list_type":
-            return (
-                'must be a list: ["one", "two"]'
-                if place[-1] in ("aliases", "hear", "yes")
-                else "must be written as [[questions]], each time"
-            )
-        case "dict_type" | "model_type":
-            if _part(place) == "placeholder":
-                return 'must be text, in quotes, or { kind = "name", fallback = "there" }'
-            return "must be a table of its own, with keys and values"
-        case "too_short":
-            return "must hold one answer at least: [questions.answers.1] with means = ..."
-        case "too_long":
-            return f"holds too many: at most {context['max_length']}"
-        case "string_too_long":
-            return f"is too long: at most {context['max_length']} characters"
-    return message
-
-
-def _part(place: tuple[int | str, ...]) -> PartName:
-    """The table of the file that holds this place."""
-    match place:
-        case (*_, "<recording>", _):
-            return "recording"
-        case ("opt_out", _, *_):
-            return "opt_out"
-        case ("placeholders", _, *_):
-            return "placeholder"
-        case ("questions", _, "answers", _, _, *_):
-            return "answer"
-        case ("questions", _, _, *_):
-            return "question"
-    return "script"
-
-
-def _key_path(raw: Table, place: tuple[int | str, ...]) -> str:
-    """`questions.team_size.answers.1.means`. A question without an id is named by its number."""
-    parts: list[str] = []
-    for index, part in enumerate(place):
-        if index == 1 and place[0] == "questions" and isinstance(part, int):
-            question = raw["questions"][part]
-            parts.append(_question_name(part + 1, question if isinstance(question, dict) else {}))
-        elif part not in ("[key]", "<words>", "<recording>"):
-            parts.append(str(part))
-    if "<recording>" in place and place[0] in ("opt_out", "questions") and parts[-2] == "say":
-        parts[-2:] = ["play"] if parts[-1] == "play" else ["say"]  # `play` stands beside `say`, or in its place
-    if place[0] == "placeholders" and len(place) > 2 and isinstance(raw["placeholders"].get(place[1]), str):
-        parts = parts[:2]  # the short form: a fallback without a table
-    return ".".join(parts)

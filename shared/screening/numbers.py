@@ -1,4 +1,4 @@
-"""Whom to call: reads the text that was typed as a phone number, and refuses all but ordinary phones in served countries.
+"""Phone numbers: parses the typed text, and refuses all but ordinary phones in served countries.
 
 Fraudsters type numbers that earn money for each call into sign-up forms. So each kind of number that may be called is listed.
 """
@@ -11,7 +11,8 @@ from functools import cache
 from typing import Final
 
 import phonenumbers
-from phonenumbers import PhoneMetadata, PhoneNumberType, shortnumberinfo
+from phonenumbers import PhoneMetadata, shortnumberinfo
+from phonenumbers import PhoneNumberType as Kind
 
 from shared.screening.area_codes import AREA_CODES
 from shared.screening.zones import country_names, possible_zones
@@ -63,30 +64,19 @@ _US_TERRITORIES: Final = frozenset({"AS", "GU", "MP", "PR", "VI"})
 _PLUS_ONE: Final = re.compile(r"\+1(?P<area>[2-9][0-8][0-9])(?P<exchange>[2-9][0-9]{2})(?P<line>[0-9]{4})")
 _NO_AREA: Final = re.compile(r".([0-9])\1|37.|96.|88.|710")
 
-_FIXED: Final = (PhoneNumberType.FIXED_LINE, PhoneNumberType.FIXED_LINE_OR_MOBILE)
+_FIXED: Final = (Kind.FIXED_LINE, Kind.FIXED_LINE_OR_MOBILE)
 
 # A type that the library learns tomorrow is refused until it is listed here.
-_CALLABLE: Final = frozenset(
-    {
-        PhoneNumberType.FIXED_LINE,
-        PhoneNumberType.MOBILE,
-        PhoneNumberType.FIXED_LINE_OR_MOBILE,
-        PhoneNumberType.VOIP,
-    }
-)
+_CALLABLE: Final = {Kind.FIXED_LINE, Kind.MOBILE, Kind.FIXED_LINE_OR_MOBILE, Kind.VOIP}
 _PREMIUM: Final = Refusal("premium_rate", "a premium rate number: its owner earns money from each call")
 _NOT_CALLABLE: Final[Mapping[int, Refusal]] = {
-    PhoneNumberType.PREMIUM_RATE: _PREMIUM,
-    PhoneNumberType.TOLL_FREE: Refusal("toll_free", "a toll-free number: it belongs to a company, not to a person"),
-    PhoneNumberType.SHARED_COST: Refusal(
-        "shared_cost", "a shared cost number: it belongs to a company, not to a person"
-    ),
-    PhoneNumberType.UAN: Refusal("uan", "a company's number for all its places, not a person's phone"),
-    PhoneNumberType.PAGER: Refusal("pager", "a pager: nobody can talk there"),
-    PhoneNumberType.VOICEMAIL: Refusal("voicemail", "a voice mailbox: nobody picks up there"),
-    PhoneNumberType.PERSONAL_NUMBER: Refusal(
-        "personal_number", "a number that follows its owner from phone to phone, at an unknown price"
-    ),
+    Kind.PREMIUM_RATE: _PREMIUM,
+    Kind.TOLL_FREE: Refusal("toll_free", "a toll-free number: it belongs to a company, not to a person"),
+    Kind.SHARED_COST: Refusal("shared_cost", "a shared cost number: it belongs to a company, not to a person"),
+    Kind.UAN: Refusal("uan", "a company's number for all its places, not a person's phone"),
+    Kind.PAGER: Refusal("pager", "a pager: nobody can talk there"),
+    Kind.VOICEMAIL: Refusal("voicemail", "a voice mailbox: nobody picks up there"),
+    Kind.PERSONAL_NUMBER: Refusal("personal_number", "a number that follows its owner, at an unknown price"),
 }
 _OTHER_TYPE: Final = Refusal("number_type_unknown", "a kind of number that is not known to be a phone")
 _SERVICE: Final = Refusal("service_number", "a number of the telephone network itself, not a person's phone")
@@ -105,7 +95,7 @@ _NO_AREA_CODE: Final = Refusal(
 )
 _NOT_ASSIGNED: Final = Refusal("number_invalid", "no phone in its country has such a number")
 
-# --- what was typed -----------------------------------------------------------------------------------------------------
+# --- the typed text ---------------------------------------------------------------------------------------------------
 
 _PLACE_WORDS: Final = (
     "t[eé]l|telephone|t[eé]l[eé]fono?|t[eé]l[eé]phone|telefone|telefoon|phone|ph|fon|mobile|mobil|m[oó]vil|mob|cellphone|cellular"
@@ -282,15 +272,16 @@ def _assigned(reading: str, home: str) -> PhoneNumber | Refusal:
     if not parts or parts["exchange"][1:] == "11" or _NO_AREA.fullmatch(parts["area"]):
         return _NOT_ASSIGNED
     if known := AREA_CODES.get(parts["area"]):
-        return PhoneNumber(e164, "US", PhoneNumberType.FIXED_LINE_OR_MOBILE, known.zones)
+        return PhoneNumber(e164, "US", Kind.FIXED_LINE_OR_MOBILE, known.zones)
     return _NOT_ASSIGNED if _knows_area(parts["area"]) else _UNKNOWN_AREA
 
 
 @cache
 def _knows_area(area: str) -> bool:
     """Whether the library knows any number of the area code."""
-    exchanges = (f"{exchange}" for exchange in range(200, 1000))
-    return any(phonenumbers.is_valid_number(phonenumbers.parse(f"+1{area}{exchange}5555")) for exchange in exchanges)
+    return any(
+        phonenumbers.is_valid_number(phonenumbers.parse(f"+1{area}{exchange}5555")) for exchange in range(200, 1000)
+    )
 
 
 def _is_short(text: str, home: str) -> bool:
@@ -302,7 +293,7 @@ def _is_short(text: str, home: str) -> bool:
     return shortnumberinfo.is_valid_short_number(number)
 
 
-# --- whom ---------------------------------------------------------------------------------------------------------------
+# --- the rules --------------------------------------------------------------------------------------------------------
 
 
 def check_number(number: PhoneNumber, settings: Settings) -> Refusal | None:
@@ -338,9 +329,8 @@ def _check_country(number: PhoneNumber, settings: Settings) -> Refusal | None:
     called = called_countries(settings)
     if number.region in called:
         return None
-    country = (
-        f"the country of this number ({number.region})" if number.region != NO_COUNTRY else "numbers of no country"
-    )
+    has_country = number.region != NO_COUNTRY
+    country = f"the country of this number ({number.region})" if has_country else "numbers of no country"
     reason = f"calls do not go to {country}: CALL_COUNTRIES does not name it"
     if number.region in _US_TERRITORIES and "US" in called:
         reason += "; Puerto Rico, Guam and the other territories are not part of US there"
