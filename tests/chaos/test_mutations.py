@@ -29,7 +29,7 @@ SETTINGS = settings(
     suppress_health_check=list(HealthCheck),
     print_blob=False,
 )
-MOST_RUNS = 250  # far more than any of them needs
+MOST_RUNS = 40  # far more than any of them needs
 
 
 @dataclass(frozen=True)

@@ -66,14 +66,11 @@ def service(server: Postgres, name: str) -> Iterator[tuple[SyncPostgrestClient, 
             settings = load_settings(
                 http=False,
                 environ={
-                    "SUPABASE_URL": http.url,
-                    "SUPABASE_SERVICE_KEY": service_key(SECRET),
-                    "TWILIO_ACCOUNT_SID": "AC" + "0" * 32,
-                    "TWILIO_AUTH_TOKEN": "0" * 32,
-                    "TWILIO_PHONE_NUMBER": "+15005550006",
-                    "API_BASE_URL": "http://127.0.0.1:8080",
+                    "SUPABASE_URL": http.url, "SUPABASE_SERVICE_KEY": service_key(SECRET),
+                    "TWILIO_ACCOUNT_SID": "AC" + "0" * 32, "TWILIO_AUTH_TOKEN": "0" * 32,
+                    "TWILIO_PHONE_NUMBER": "+15005550006", "API_BASE_URL": "http://127.0.0.1:8080",
                 },
-            )
+            )  # fmt: skip
             yield connect(settings), world
 
 

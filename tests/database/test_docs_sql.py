@@ -15,15 +15,10 @@ from tests.unit.test_docs import PAGES
 # polling-worker.md has a test and a database of its own; the sandbox has neither pg_cron nor a pg_net to install.
 ELSEWHERE = re.compile(r"create extension|\bcron\.|pg_terminate_backend|net\.worker_restart")
 EXAMPLES = {
-    "<user id>": str(uuid.uuid4()),
-    "<attempt>": str(uuid.uuid4()),
-    "<CallSid>": "CA" + "0" * 32,
-    "<call_sid>": "CA" + "0" * 32,
-    "<CallStatus>": "ringing",
-    "<To>": "+14155550100",
-    "+1<your own phone>": "+14155550100",
-    "+1<your number>": "+14155550100",
-}
+    "<user id>": str(uuid.uuid4()), "<attempt>": str(uuid.uuid4()), "<CallSid>": "CA" + "0" * 32,
+    "<call_sid>": "CA" + "0" * 32, "<CallStatus>": "ringing", "<To>": "+14155550100",
+    "+1<your own phone>": "+14155550100", "+1<your number>": "+14155550100",
+}  # fmt: skip
 
 
 def statements() -> list[str]:

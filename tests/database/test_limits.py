@@ -82,14 +82,10 @@ def test_the_cap_looks_back_24_hours_at_each_moment(steps: Steps) -> None:
 @pytest.mark.parametrize(
     ("state", "counts"),
     [
-        ("accepted", True),
-        ("in_doubt", True),
-        ("ended", True),
-        ("duplicate", True),
-        ("refused", False),
+        ("accepted", True), ("in_doubt", True), ("ended", True), ("duplicate", True), ("refused", False),
         ("absent", False),
     ],
-)
+)  # fmt: skip
 def test_what_rang_or_may_have_rung_counts_and_what_never_was_a_call_does_not(
     steps: Steps, state: str, counts: bool
 ) -> None:

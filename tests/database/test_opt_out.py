@@ -86,11 +86,8 @@ def test_the_call_in_which_it_was_said_ends_by_itself(steps: Steps) -> None:
     queued = steps.queue(number)
     sid = steps.attempt(attempt)["call_sid"]
     assert opt_out(steps, number, how="key press", attempt=attempt) == {
-        "canceled": 1,
-        "ending": 0,
-        "jobs": 2,
-        "calls": 1,
-    }
+        "canceled": 1, "ending": 0, "jobs": 2, "calls": 1,
+    }  # fmt: skip
     assert steps.job(queued)["status"] == "canceled"
     assert steps.status(attempt, sid, "in-progress")["then"] == "keep"
     steps.status(attempt, sid, "completed")

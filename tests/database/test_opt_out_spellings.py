@@ -146,13 +146,9 @@ def test_the_answer_tells_a_number_that_was_never_here(steps: Steps) -> None:
 
 def test_an_error_names_the_number_that_was_probably_meant(steps: Steps) -> None:
     meant = {
-        "+49 0171 1234567": "+491711234567",
-        "0049 171 1234567": "+491711234567",
-        "+44 (0)7400 123456": "+447400123456",
-        "+1 1 415 555 0100": "+14155550100",
-        "+14155550100 x5": "without letters",
-        "4155550100": "country code",
-    }
+        "+49 0171 1234567": "+491711234567", "0049 171 1234567": "+491711234567", "+44 (0)7400 123456": "+447400123456",
+        "+1 1 415 555 0100": "+14155550100", "+14155550100 x5": "without letters", "4155550100": "country code",
+    }  # fmt: skip
     hints = {}
     for typed in meant:
         with pytest.raises(psycopg.errors.RaiseException, match="p_phone_number cannot be read") as refused:
@@ -198,9 +194,7 @@ EXAMPLES = [
     if (example := phonenumbers.example_number_for_type(region, kind))
 ]
 SIGNS = st.one_of(
-    st.just(""),
-    st.text(" ()-./\u00a0\u200e\u2011", max_size=3),
-    st.text("0123456789+,;#x\t", min_size=1, max_size=2),
+    st.just(""), st.text(" ()-./\u00a0\u200e\u2011", max_size=3), st.text("0123456789+,;#x\t", min_size=1, max_size=2)
 )
 
 

@@ -94,14 +94,9 @@ def test_the_claim_hands_over_all_that_a_call_needs(steps: Steps) -> None:
     answer = steps.claim(job, attempt)
     assert answer["attempt"] == {"id": str(attempt), "number": 1}
     assert answer["job"] == {
-        "id": job,
-        "user_id": str(user),
-        "phone_number": number,
-        "phone_e164": number,
-        "first_name": "Ada",
-        "signup_mode": "demo",
-        "metadata": {},
-    }
+        "id": job, "user_id": str(user), "phone_number": number, "phone_e164": number, "first_name": "Ada",
+        "signup_mode": "demo", "metadata": {},
+    }  # fmt: skip
 
 
 def test_the_attempt_is_written_with_the_claim(steps: Steps) -> None:

@@ -165,11 +165,8 @@ def test_which_jobs_are_in_doubt(steps: Steps, studio: Studio) -> None:
     steps.attempt_in("accepted")
     (answer,) = studio.ask("Which jobs are in doubt?")
     assert (answer["id"], answer["phone_e164"], answer["attempt"], answer["reason"]) == (
-        job,
-        number,
-        attempt,
-        "no answer",
-    )
+        job, number, attempt, "no answer",
+    )  # fmt: skip
 
 
 def test_what_happened_to_this_call(steps: Steps, studio: Studio) -> None:
@@ -177,11 +174,8 @@ def test_what_happened_to_this_call(steps: Steps, studio: Studio) -> None:
     called(steps, a_number())
     (answer,) = studio.ask("What happened to this call SID?", sid=sid)
     assert (answer["job"], answer["phone_e164"], answer["from_e164"], answer["job_status"]) == (
-        job,
-        number,
-        OURS,
-        "completed",
-    )
+        job, number, OURS, "completed",
+    )  # fmt: skip
     steps.rows("delete from public.outbound_call_jobs where id = %s", job)
     assert [row["state"] for row in studio.ask("What happened to this call SID?", sid=sid)] == ["its job was deleted"]
     assert studio.ask("What happened to this call SID?", sid="CA" + uuid.uuid4().hex) == []

@@ -229,8 +229,7 @@ def test_the_answer_the_list_and_the_callback_come_in_any_order(
 
 
 @pytest.mark.parametrize(
-    ("first", "second"),
-    list(itertools.permutations(["accept", "doubt", "refuse", "release", "cancel", "ask"], 2)),
+    ("first", "second"), list(itertools.permutations(["accept", "doubt", "refuse", "release", "cancel", "ask"], 2))
 )
 def test_any_two_at_once_leave_a_state_that_can_be(
     steps: Steps, connection: Connection, another: Another, first: str, second: str
@@ -246,13 +245,9 @@ def test_any_two_at_once_leave_a_state_that_can_be(
             mine.call("cancel_call_job", job_id=job)
 
     crowd: dict[str, StepResult] = {
-        "accept": accepts(attempt, sid),
-        "doubt": lambda s: s.doubt(attempt),
-        "refuse": lambda s: s.refuse(attempt),
-        "release": lambda s: s.release(attempt),
-        "cancel": cancels,
-        "ask": lambda s: s.ask(),
-    }
+        "accept": accepts(attempt, sid), "doubt": lambda s: s.doubt(attempt), "refuse": lambda s: s.refuse(attempt),
+        "release": lambda s: s.release(attempt), "cancel": cancels, "ask": lambda s: s.ask(),
+    }  # fmt: skip
     if second == "ask":  # it never waits: what another holds, it passes over
         holder = another()
         holder.service.autocommit = False

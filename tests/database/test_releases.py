@@ -27,11 +27,8 @@ LATER = "20991231000000_later.sql"
 
 # What the code of a release decides by; times and texts may come out differently.
 DECISIVE = {"outcome", "then", "state", "call_status", "job_status", "status"} | {
-    "moved",
-    "end",
-    "put_off",
-    "lease_ran_out",
-}
+    "moved", "end", "put_off", "lease_ran_out",
+}  # fmt: skip
 RUNNING = """
 select distinct relation::regclass::text from pg_locks
 where pid = pg_backend_pid() and mode not in ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock')

@@ -222,28 +222,19 @@ def insert(project: Connection, role: str, **columns: object) -> list[Any]:
 def test_the_service_may_insert_a_job_plainly(project: Connection) -> None:
     assert insert(project, API) == ["queued"]
     everything = {
-        "first_name": "Ada",
-        "signup_mode": "demo",
-        "metadata": "{}",
-        "due_at": "2026-01-01",
+        "first_name": "Ada", "signup_mode": "demo", "metadata": "{}", "due_at": "2026-01-01",
         "dedupe_key": str(uuid.uuid4()),
-    }
+    }  # fmt: skip
     assert insert(project, API, **everything) == ["queued"]
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("status", "completed"),
-        ("attempts", 7),
-        ("phone_e164", "+14155550101"),
-        ("cancel_requested", True),
-        ("created_at", "2020-01-01"),
-        ("finished_at", "2020-01-01"),
-        ("dedupe_window", "empty"),
-        ("reason_code", "x"),
+        ("status", "completed"), ("attempts", 7), ("phone_e164", "+14155550101"), ("cancel_requested", True),
+        ("created_at", "2020-01-01"), ("finished_at", "2020-01-01"), ("dedupe_window", "empty"), ("reason_code", "x"),
     ],
-)
+)  # fmt: skip
 def test_the_service_may_not_set_a_jobs_state(project: Connection, name: str, value: object) -> None:
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         insert(project, API, **{name: value})

@@ -62,12 +62,8 @@ def test_a_job_sends_one_webhook_that_verifies_against_the_very_bytes(
 def test_the_body_has_the_shape_of_a_database_webhook(connection: Connection, steps: Steps, secret: str) -> None:
     job = steps.queue()
     assert json.loads(requests(connection)[0]["body"]) == {
-        "type": "INSERT",
-        "table": "outbound_call_jobs",
-        "schema": "public",
-        "record": {"id": job},
-        "old_record": None,
-    }
+        "type": "INSERT", "table": "outbound_call_jobs", "schema": "public", "record": {"id": job}, "old_record": None,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("spoil", ["body", "webhook-id", "webhook-timestamp", "secret"])
@@ -103,14 +99,8 @@ def test_nothing_personal_leaves_by_way_of_pg_net(connection: Connection, steps:
     (request,) = requests(connection)
     sent = f"{request['url']} {json.dumps(request['headers'])} {bytes(request['body']).decode()}"
     for personal in (
-        number,
-        number[1:],
-        "Adalbert",
-        "Lovelace",
-        str(row["user_id"]),
-        secret,
-        secret.removeprefix("whsec_"),
-    ):
+        number, number[1:], "Adalbert", "Lovelace", str(row["user_id"]), secret, secret.removeprefix("whsec_"),
+    ):  # fmt: skip
         assert personal not in sent
 
 
@@ -159,16 +149,10 @@ def test_only_the_insert_sends_one(connection: Connection, steps: Steps, secret:
 @pytest.mark.parametrize(
     ("url", "secret"),
     [
-        (None, SECRET),
-        (URL, None),
-        (None, None),
-        (URL, "whsec_%%% no base64 %%%"),
-        (URL, "whsec_abc"),
-        (URL, ""),
-        (URL, " "),
-        ("", SECRET),
+        (None, SECRET), (URL, None), (None, None), (URL, "whsec_%%% no base64 %%%"), (URL, "whsec_abc"), (URL, ""),
+        (URL, " "), ("", SECRET),
     ],
-)
+)  # fmt: skip
 def test_what_vault_lacks_costs_the_webhook_at_most(
     connection: Connection, steps: Steps, url: str | None, secret: str | None
 ) -> None:

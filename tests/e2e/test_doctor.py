@@ -106,7 +106,7 @@ def test_worker_without_dispatch_secret_skips_the_webhooks_lines(clinic: Clinic)
     assert list(visit.trouble) == ["webhook secret"]
     assert "worker" in visit.trouble["webhook secret"]["found"]
     assert {found["check"] for found in visit.findings if found["state"] == "skipped"} == {
-        *("pg_net", "webhook answers", "Vault's secret", "Vault's URL", "signed webhook"),
+        *("pg_net", "webhook answers", "Vault's secret", "Vault's URL", "signed webhook")
     }
 
 
@@ -352,11 +352,7 @@ BREAKS = {
         "insert into private.call_settings default values",
         ("calls", "insert into private.call_settings"),
     ),
-    "nobody sweeps": (
-        JOB,
-        "delete from public.outbound_call_jobs",
-        ("waiting calls", "look at the sweep"),
-    ),
+    "nobody sweeps": (JOB, "delete from public.outbound_call_jobs", ("waiting calls", "look at the sweep")),
     "sign-ups missed": (
         "insert into private.missed_signups values (gen_random_uuid(), 'x', now())",
         "delete from private.missed_signups",
@@ -463,13 +459,7 @@ SILENCES = [
     (540, "Project paused", "text/plain", "paused", "Restore project"),
     (502, "<html>Bad gateway</html>", "text/html", "a page", "Restore project"),
     (200, "<html>Supabase</html>", "text/html", "a page", "copy the project's URL"),
-    (
-        503,
-        '{"code": "PGRST001", "message": "no connection"}',
-        "application/json",
-        "its Postgres does not",
-        "paused",
-    ),
+    (503, '{"code": "PGRST001", "message": "no connection"}', "application/json", "its Postgres does not", "paused"),
     (401, '{"message": "Invalid API key"}', "application/json", "Invalid API key", "service_role key"),
     (406, '{"code": "PGRST106", "message": "no"}', "application/json", "public is not served", "expose public"),
     (404, '{"message": "no Route matched"}', "application/json", "404", "copy the project's URL"),

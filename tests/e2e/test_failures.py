@@ -17,12 +17,9 @@ from tests.sandbox.supabase.gateway import Fault
 
 def hook(job_id: int) -> dict[str, object]:
     return {
-        "type": "INSERT",
-        "table": "outbound_call_jobs",
-        "schema": "public",
-        "record": {"id": job_id},
+        "type": "INSERT", "table": "outbound_call_jobs", "schema": "public", "record": {"id": job_id},
         "old_record": None,
-    }
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -73,12 +73,9 @@ def test_fifty_identical_webhooks_make_one_call(quiet: World) -> None:
     number = quiet.number()
     job_id = quiet.insert_job(number)
     body = {
-        "type": "INSERT",
-        "table": "outbound_call_jobs",
-        "schema": "public",
-        "record": {"id": job_id},
+        "type": "INSERT", "table": "outbound_call_jobs", "schema": "public", "record": {"id": job_id},
         "old_record": None,
-    }
+    }  # fmt: skip
     with ThreadPoolExecutor(50) as pool:
         answers = list(pool.map(lambda _: quiet.webhook(body), range(50)))
     assert {answer.status_code for answer in answers} == {200}
@@ -146,17 +143,10 @@ def test_two_hundred_jobs_at_once_are_each_called_once(world: World) -> None:
 @pytest.mark.parametrize(
     "create",
     [
-        "accept_then_drop",
-        "accept_then_500",
-        "garbled",
-        "accept_late",
-        "hang",
-        "drop",
-        "error:503",
-        "error:html502",
+        "accept_then_drop", "accept_then_500", "garbled", "accept_late", "hang", "drop", "error:503", "error:html502",
         "error:429",
     ],
-)
+)  # fmt: skip
 def test_whatever_twilio_does_to_one_request_the_person_is_called_once(world: World, create: str) -> None:
     number = world.number()
     world.behave(to=number, create=create, times=1)

@@ -75,13 +75,8 @@ class Storage:
     def __call__(self, command: str, *arguments: str | Path) -> str:
         folder = CACHE / self.driver
         where: list[str | Path] = [
-            "--root",
-            folder / "root",
-            "--runroot",
-            folder / "run",
-            "--storage-driver",
-            self.driver,
-        ]
+            "--root", folder / "root", "--runroot", folder / "run", "--storage-driver", self.driver,
+        ]  # fmt: skip
         return run(["buildah", *where, command, *arguments]).strip()
 
     def base(self) -> str:

@@ -29,7 +29,7 @@ RECORDINGS: dict[str, Any] = (
     json.loads((RECORDED / "cases.json").read_text()) if RECORDED.exists() else {"meta": {}, "cases": []}
 )
 NOT_DONE = {
-    "prefer_timezone_bad": "answered 501: PostgREST 14 ignores Prefer: timezone, 16 honours it, nobody here sends it",
+    "prefer_timezone_bad": "answered 501: PostgREST 14 ignores Prefer: timezone, 16 honours it, nobody here sends it"
 }
 
 SCHEMA = """

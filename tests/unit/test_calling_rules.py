@@ -175,13 +175,8 @@ RULES: dict[str, tuple[str, str | None, tuple[str, ...], tuple[str, ...], tuple[
 }  # fmt: skip
 # Public holidays of 2026 in all of these places, and one that only Louisiana has; by hand.
 US_HOLIDAYS = {
-    date(2026, 1, 1),
-    date(2026, 1, 19),
-    date(2026, 5, 25),
-    date(2026, 6, 19),
-    date(2026, 7, 3),
-    date(2026, 12, 25),
-}
+    date(2026, 1, 1), date(2026, 1, 19), date(2026, 5, 25), date(2026, 6, 19), date(2026, 7, 3), date(2026, 12, 25),
+}  # fmt: skip
 HOLIDAYS = {
     "US-AL": US_HOLIDAYS, "US-LA": {*US_HOLIDAYS - {date(2026, 7, 3)}, date(2026, 2, 17), date(2026, 4, 3)}, "US-PA": US_HOLIDAYS,
     "US-RI": {*US_HOLIDAYS - {date(2026, 7, 3)}, date(2026, 8, 10)}, "US-UT": {*US_HOLIDAYS, date(2026, 7, 24)},

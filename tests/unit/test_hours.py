@@ -104,30 +104,10 @@ def test_a_known_zone_has_the_whole_window_without_its_end(zone: str, local: str
 
 
 JUNK: list[object] = [
-    None,
-    5,
-    True,
-    [],
-    ["Asia/Tokyo"],
-    {"name": "Asia/Tokyo"},
-    "",
-    "Mars/Olympus_Mons",
-    "asia/tokyo",
-    "Asia/Tokyo ,",
-    "Asia",
-    "Asia/",
-    "Factory",
-    "localtime",
-    "Etc/Unknown",
-    "posixrules",
-    "zone.tab",
-    "../../etc/passwd",
-    "/usr/share/zoneinfo/Asia/Tokyo",
-    "Asia/Tokyo\u0000",
-    "UTC+2",
-    "+09:00",
-    "x" * 100_000,
-]
+    None, 5, True, [], ["Asia/Tokyo"], {"name": "Asia/Tokyo"}, "", "Mars/Olympus_Mons", "asia/tokyo", "Asia/Tokyo ,",
+    "Asia", "Asia/", "Factory", "localtime", "Etc/Unknown", "posixrules", "zone.tab", "../../etc/passwd",
+    "/usr/share/zoneinfo/Asia/Tokyo", "Asia/Tokyo\u0000", "UTC+2", "+09:00", "x" * 100_000,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("junk", JUNK, ids=lambda junk: repr(junk)[:20])
@@ -228,13 +208,7 @@ def test_country_of_a_zone_is_that_of_zone_tab() -> None:
 
 # --- every zone where a number may be -----------------------------------------------------------------------------------
 
-MAY_BE_NORTH = (
-    "America/Whitehorse",
-    "America/Inuvik",
-    "America/Rankin_Inlet",
-    "America/Iqaluit",
-    "America/Atikokan",
-)
+MAY_BE_NORTH = ("America/Whitehorse", "America/Inuvik", "America/Rankin_Inlet", "America/Iqaluit", "America/Atikokan")
 MAY_BE: list[tuple[str, str]] = [
     # One clock of each: the zones with that clock are written by the first of them.
     ("+18672012345", "Whitehorse Dawson Inuvik Edmonton Cambridge_Bay Rankin_Inlet Resolute Iqaluit Atikokan"),
@@ -442,11 +416,7 @@ def test_the_wait_ends_to_the_second_when_clocks_are_changed(zone: str, call_hou
 
 
 @pytest.mark.parametrize(
-    ("now", "first"),
-    [
-        ("2026-03-08 04:00", "2026-03-08 16:00"),
-        ("2026-11-01 04:00", "2026-11-01 17:00"),
-    ],
+    ("now", "first"), [("2026-03-08 04:00", "2026-03-08 16:00"), ("2026-11-01 04:00", "2026-11-01 17:00")]
 )
 def test_a_guessed_zone_changes_its_clocks_too(now: str, first: str) -> None:
     assert when(SAN_FRANCISCO, utc(now)) == utc(first)
@@ -474,37 +444,17 @@ MAY_BE_IN = {
     JAMAICAN_MOBILE: ("America/Jamaica",),
     KAZAKH_MOBILE: ("Asia/Almaty", "Asia/Aqtobe"),
     RUSSIAN_MOBILE: (
-        "Europe/Kaliningrad",
-        "Europe/Moscow",
-        "Europe/Samara",
-        "Asia/Yekaterinburg",
-        "Asia/Omsk",
-        "Asia/Novosibirsk",
-        "Asia/Irkutsk",
-        "Asia/Yakutsk",
-        "Asia/Vladivostok",
-        "Asia/Magadan",
-        "Asia/Kamchatka",
+        "Europe/Kaliningrad", "Europe/Moscow", "Europe/Samara", "Asia/Yekaterinburg", "Asia/Omsk", "Asia/Novosibirsk",
+        "Asia/Irkutsk", "Asia/Yakutsk", "Asia/Vladivostok", "Asia/Magadan", "Asia/Kamchatka",
     ),
     AUSTRALIAN_MOBILE: tuple(timezone.time_zones_for_number(phonenumbers.parse(AUSTRALIAN_MOBILE))),
     INDIAN_MOBILE: ("Asia/Kolkata",),
-}
+}  # fmt: skip
 CLOCKS = [
-    "America/New_York",
-    "America/Havana",
-    "America/Santiago",
-    "America/Nuuk",
-    "Africa/Cairo",
-    "Africa/Casablanca",
-    "Antarctica/Troll",
-    "Asia/Beirut",
-    "Asia/Kathmandu",
-    "Atlantic/Azores",
-    "Australia/Lord_Howe",
-    "Australia/Sydney",
-    "Europe/Berlin",
-    "Pacific/Chatham",
-]
+    "America/New_York", "America/Havana", "America/Santiago", "America/Nuuk", "Africa/Cairo", "Africa/Casablanca",
+    "Antarctica/Troll", "Asia/Beirut", "Asia/Kathmandu", "Atlantic/Azores", "Australia/Lord_Howe", "Australia/Sydney",
+    "Europe/Berlin", "Pacific/Chatham",
+]  # fmt: skip
 HOURS_OF_2025 = [utc("2025-01-01") + timedelta(hours=hour) for hour in range(0, 24 * 365 * 2, 12)]
 CHANGES = [
     (zone, before)

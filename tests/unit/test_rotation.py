@@ -73,12 +73,9 @@ class Account:
 def test_twilio_auth_token_changes_without_a_gap() -> None:
     old, created, promoted = Account(OLD_TOKEN), Account(OLD_TOKEN, NEW_TOKEN), Account(NEW_TOKEN)
     steps = [
-        (OLD_TOKEN, old),
-        (OLD_TOKEN, created),
-        (f"{NEW_TOKEN} {OLD_TOKEN}", created),
-        (f"{NEW_TOKEN} {OLD_TOKEN}", promoted),
-        (NEW_TOKEN, promoted),
-    ]
+        (OLD_TOKEN, old), (OLD_TOKEN, created), (f"{NEW_TOKEN} {OLD_TOKEN}", created),
+        (f"{NEW_TOKEN} {OLD_TOKEN}", promoted), (NEW_TOKEN, promoted),
+    ]  # fmt: skip
     for (before, account_before), (after, account_after) in pairwise(steps):
         for function in (before, after):
             for account in (account_before, account_after):

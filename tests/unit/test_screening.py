@@ -28,14 +28,9 @@ PLUS_ONE = sorted(phonenumbers.region_codes_for_country_code(1))
 SANDBOX = {"TWILIO_API_BASE_URL": "http://127.0.0.1:4010", "TWILIO_PHONE_NUMBER": "+15005550006"}
 ORDINARY = ("FIXED_LINE", "MOBILE", "FIXED_LINE_OR_MOBILE", "VOIP")
 REFUSED_TYPES = {
-    "PREMIUM_RATE": "premium_rate",
-    "TOLL_FREE": "toll_free",
-    "SHARED_COST": "shared_cost",
-    "UAN": "uan",
-    "PAGER": "pager",
-    "VOICEMAIL": "voicemail",
-    "PERSONAL_NUMBER": "personal_number",
-}
+    "PREMIUM_RATE": "premium_rate", "TOLL_FREE": "toll_free", "SHARED_COST": "shared_cost", "UAN": "uan",
+    "PAGER": "pager", "VOICEMAIL": "voicemail", "PERSONAL_NUMBER": "personal_number",
+}  # fmt: skip
 TOO_SHORT = "+989601"  # an Iranian number that is shorter than the job table takes
 
 
@@ -259,12 +254,8 @@ def hostile(e164: str) -> Iterator[str]:
     digits = e164[1:]
     yield from (e164[:-1] + letter for letter in "OolISBZ\u041e\u03bf\u0661\uff11\u0967\u00b9")
     yield from (
-        f"+{digits[:-4]}HOME",
-        f"+{digits[:-3]} NOT MINE",
-        f"{e164} not mine",
-        f"{digits[:4]}O{digits[5:]}",
-        f"x{e164}",
-    )
+        f"+{digits[:-4]}HOME", f"+{digits[:-3]} NOT MINE", f"{e164} not mine", f"{digits[:4]}O{digits[5:]}", f"x{e164}",
+    )  # fmt: skip
     yield from (
         f"{e164} x7",
         f"{e164} ext 12",
@@ -277,14 +268,8 @@ def hostile(e164: str) -> Iterator[str]:
     )
     yield from (f"{e164} / {e164}", f"{e164} or {e164}", f"{e164}, {e164}", f"{e164}{e164}", f"{e164}\n{e164}")
     yield from (
-        e164.ljust(64),
-        e164.rjust(70),
-        f"\u202e{e164}",
-        f"*67{e164}",
-        f"+{e164}",
-        f"{e164}@example.com",
-        f"<{e164}>",
-    )
+        e164.ljust(64), e164.rjust(70), f"\u202e{e164}", f"*67{e164}", f"+{e164}", f"{e164}@example.com", f"<{e164}>",
+    )  # fmt: skip
 
 
 def test_hostile_texts_of_all_countries_are_never_dialed() -> None:
@@ -409,13 +394,8 @@ def test_types_that_are_not_listed_are_refused(monkeypatch: pytest.MonkeyPatch, 
 
 def test_numbers_of_no_country_are_refused() -> None:
     right = {
-        870: "satellite",
-        881: "satellite",
-        882: "satellite",
-        883: "satellite",
-        800: "toll_free",
-        808: "shared_cost",
-    }
+        870: "satellite", 881: "satellite", 882: "satellite", 883: "satellite", 800: "toll_free", 808: "shared_cost",
+    }  # fmt: skip
     right |= {878: "country_not_allowed", 888: "uan", 979: "premium_rate"}
     seen = {}
     for country_code in right:

@@ -111,13 +111,8 @@ def test_modes_are_compared_without_case_and_blanks(folder: Path) -> None:
 
 def test_an_alias_belongs_to_one_script_only(folder: Path) -> None:
     for name, aliases in {
-        "a": '["x", "B"]',
-        "b": '["X ", "b"]',
-        "c": '["y", "Y"]',
-        "d": "[1]",
-        "e": '"y"',
-        "f": '[" "]',
-    }.items():
+        "a": '["x", "B"]', "b": '["X ", "b"]', "c": '["y", "Y"]', "d": "[1]", "e": '"y"', "f": '[" "]',
+    }.items():  # fmt: skip
         (folder / f"{name}.toml").write_text(f"aliases = {aliases}\n{GOOD}")
     assert problems_of(folder) == [
         "d.toml: aliases.0: must be text, in quotes",
@@ -134,12 +129,9 @@ def test_an_alias_belongs_to_one_script_only(folder: Path) -> None:
 def test_a_language_has_a_script_of_its_own(folder: Path) -> None:
     spanish = GOOD.replace("en-US", "es-MX").replace("Joanna", "Mia")
     texts = {
-        "demo": f'aliases = ["trial"]\n{GOOD}',
-        "demo.es": spanish,
-        "demo.es-mx": spanish,
-        "default.es": spanish,
+        "demo": f'aliases = ["trial"]\n{GOOD}', "demo.es": spanish, "demo.es-mx": spanish, "default.es": spanish,
         "plain": GOOD,
-    }
+    }  # fmt: skip
     texts["demo.pt-br"] = GOOD.replace("en-US", "pt-BR").replace("Joanna", "Camila")
     texts["deutsch"] = GOOD.replace("en-US", "de-DE").replace("Joanna", "Vicki")
     texts["deutsch.en"] = GOOD
@@ -175,11 +167,8 @@ def test_a_language_has_a_script_of_its_own(folder: Path) -> None:
     ]
     assert found == []
     assert [scripts.named(name).name for name in ("demo.es", "gone.es", "", "Demo")] == [
-        "demo.es",
-        "default",
-        "default",
-        "default",
-    ]
+        "demo.es", "default", "default", "default",
+    ]  # fmt: skip
 
 
 def chosen(scripts: Scripts, mode: str, metadata: dict[str, object]) -> str:
@@ -239,22 +228,13 @@ def test_recordings_replace_words_everywhere(folder: Path) -> None:
 
 def test_a_recording_needs_an_https_url(folder: Path) -> None:
     bad = [
-        "http://x.example/a.mp3",
-        "ftp://x.example",
-        "a.mp3",
-        "https://",
-        "https://x",
-        "https://u:p@x.example/a",
-        "",
+        "http://x.example/a.mp3", "ftp://x.example", "a.mp3", "https://", "https://x", "https://u:p@x.example/a", "",
         "é",
-    ]
+    ]  # fmt: skip
     bad += [
-        "//x.example",
-        "https://x.example/a b",
-        "https://x.example/{x}",
-        "https://x.example/<a>",
+        "//x.example", "https://x.example/a b", "https://x.example/{x}", "https://x.example/<a>",
         f"https://x.example/{'a' * 600}",
-    ]
+    ]  # fmt: skip
     rule = "must be a URL that begins with https:// and has at most 600 characters, without blanks or a login"
     found = {url: problems(folder, GOOD.replace('say = "How many?"', f'play = "{url}"')) for url in bad}
     assert found == {url: [f"odd.toml: questions.size.play: {rule}"] for url in bad}
@@ -432,17 +412,9 @@ def test_a_message_that_would_not_fit_into_a_request_is_refused(folder: Path) ->
 
 def test_a_file_is_named_after_its_mode(folder: Path) -> None:
     names = [
-        "Demo.toml",
-        "my mode.toml",
-        "demo.TOML",
-        "_x.toml",
-        f"{'x' * 65}.toml",
-        "é.toml",
-        "demo..toml",
-        "demo.ES.toml",
-        "demo.es.mx.toml",
-        "demo.spanish.toml",
-    ]
+        "Demo.toml", "my mode.toml", "demo.TOML", "_x.toml", f"{'x' * 65}.toml", "é.toml", "demo..toml", "demo.ES.toml",
+        "demo.es.mx.toml", "demo.spanish.toml",
+    ]  # fmt: skip
     for name in names:
         (folder / name).write_text(GOOD)
     rule = (
@@ -457,14 +429,8 @@ def test_a_misnamed_script_is_not_left_out_silently(folder: Path) -> None:
         (folder / name).write_text("")
     assert len(list(Scripts(folder))) == 1
     misnamed = [
-        "demo.toml.txt",
-        "Demo.toml.TXT",
-        "demo.txt",
-        "demo.tml",
-        "demo.toml.rtf",
-        "demo.toml.docx",
-        "demo.toml (1)",
-    ]
+        "demo.toml.txt", "Demo.toml.TXT", "demo.txt", "demo.tml", "demo.toml.rtf", "demo.toml.docx", "demo.toml (1)",
+    ]  # fmt: skip
     for name in misnamed:
         (folder / name).write_text("")
     expected = [
@@ -519,11 +485,8 @@ def test_default_must_be_there(folder: Path) -> None:
 def test_voices_of_twilio_are_accepted(folder: Path) -> None:
     voices = ["man", "alice", "Polly.Joanna", "Polly.Ruth-Neural", "Polly.Ruth-Generative", "Polly.Danielle-Long-Form"]
     voices += [
-        "Google.en-US-Chirp3-HD-Aoede",
-        "Google.en-US-Wavenet-A",
-        "Google.en-US-Neural2-C",
-        "Google.en-US-Standard-B",
-    ]
+        "Google.en-US-Chirp3-HD-Aoede", "Google.en-US-Wavenet-A", "Google.en-US-Neural2-C", "Google.en-US-Standard-B",
+    ]  # fmt: skip
     assert [a_script(folder, **{"Polly.Joanna": voice}).voice for voice in voices] == voices
 
 
@@ -567,21 +530,8 @@ def leaves(table: dict[str, Any], path: tuple[Any, ...] = ()) -> list[tuple[Any,
 
 def test_any_value_in_any_place_is_reported_without_a_crash() -> None:
     wrongs: list[Any] = [
-        3,
-        1.5,
-        True,
-        "",
-        "x",
-        "\x00",
-        [],
-        [1],
-        [[]],
-        [{}],
-        {},
-        {"x": 1},
-        {"1": {"next": []}},
-        {"kind": []},
-    ]
+        3, 1.5, True, "", "x", "\x00", [], [1], [[]], [{}], {}, {"x": 1}, {"1": {"next": []}}, {"kind": []},
+    ]  # fmt: skip
     for place in leaves(tomllib.loads(GOOD)):
         for wrong in [None, *wrongs]:
             raw: Any = tomllib.loads(GOOD)

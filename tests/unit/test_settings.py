@@ -14,13 +14,9 @@ from shared.settings import Settings, SettingsError, load_settings, unknown_sett
 from tests.unit.examples import ENVIRON, SECRET, settings
 
 REQUIRED = [
-    "SUPABASE_URL",
-    "SUPABASE_SERVICE_KEY",
-    "TWILIO_ACCOUNT_SID",
-    "TWILIO_AUTH_TOKEN",
-    "TWILIO_PHONE_NUMBER",
+    "SUPABASE_URL", "SUPABASE_SERVICE_KEY", "TWILIO_ACCOUNT_SID", "TWILIO_AUTH_TOKEN", "TWILIO_PHONE_NUMBER",
     "API_BASE_URL",
-]
+]  # fmt: skip
 EXAMPLE = [
     line.partition("=")
     for line in (Path(__file__).parents[2] / ".env.example").read_text().splitlines()
@@ -186,14 +182,9 @@ def test_limits_are_part_of_the_message() -> None:
 
 def test_all_wrong_settings_are_told_at_once() -> None:
     wrong = {
-        "SUPABASE_URL": "example.com",
-        "TWILIO_ACCOUNT_SID": '"AC"',
-        "TWILIO_PHONE_NUMBER": "",
-        "TWILIO_REGION": "ie1",
-        "DISPATCH_SECRET": "hunter2",
-        "REQUEST_TIMEOUT_SECONDS": "5",
-        "CALL_RING_SECONDS": "soon",
-    }
+        "SUPABASE_URL": "example.com", "TWILIO_ACCOUNT_SID": '"AC"', "TWILIO_PHONE_NUMBER": "", "TWILIO_REGION": "ie1",
+        "DISPATCH_SECRET": "hunter2", "REQUEST_TIMEOUT_SECONDS": "5", "CALL_RING_SECONDS": "soon",
+    }  # fmt: skip
     assert {problem.split()[0] for problem in problems(**wrong)} == {*wrong}
 
 
@@ -220,20 +211,12 @@ def test_secret_values_are_never_part_of_the_error(name: str, value: str) -> Non
 
 def test_unknown_variables_are_named_with_the_nearest_setting() -> None:
     cases = {
-        "CALL_HOUR": "CALL_HOURS",
-        "call_hours": "CALL_HOURS",
-        "CALLS_PER_DAYS": "CALLS_PER_DAY",
-        "CALL_PER_DAY": "CALLS_PER_DAY",
-        "TWILIO_SID": "TWILIO_ACCOUNT_SID",
-        "TWILIO_NUMBER": "TWILIO_PHONE_NUMBER",
-        "TWILIO_TOKEN": "TWILIO_AUTH_TOKEN",
-        "SUPABASE_SERVICE_ROLE_KEY": "SUPABASE_SERVICE_KEY",
-        "DISPATCH_SECRETS": "DISPATCH_SECRET",
-        "SWEEP_ACCOUNT": "SWEEP_SERVICE_ACCOUNT",
-        "API_BASE_URI": "API_BASE_URL",
-        "REQUEST_TIMEOUT": "REQUEST_TIMEOUT_SECONDS",
-        "CALL_XYZZY": None,
-    }
+        "CALL_HOUR": "CALL_HOURS", "call_hours": "CALL_HOURS", "CALLS_PER_DAYS": "CALLS_PER_DAY",
+        "CALL_PER_DAY": "CALLS_PER_DAY", "TWILIO_SID": "TWILIO_ACCOUNT_SID", "TWILIO_NUMBER": "TWILIO_PHONE_NUMBER",
+        "TWILIO_TOKEN": "TWILIO_AUTH_TOKEN", "SUPABASE_SERVICE_ROLE_KEY": "SUPABASE_SERVICE_KEY",
+        "DISPATCH_SECRETS": "DISPATCH_SECRET", "SWEEP_ACCOUNT": "SWEEP_SERVICE_ACCOUNT", "API_BASE_URI": "API_BASE_URL",
+        "REQUEST_TIMEOUT": "REQUEST_TIMEOUT_SECONDS", "CALL_XYZZY": None,
+    }  # fmt: skip
     ours = dict.fromkeys(
         [*ENVIRON, *(name for name, _, _ in EXAMPLE), "TWILIO_REGION", "PATH", "PORT", "RECALL_HOURS"], "x"
     )

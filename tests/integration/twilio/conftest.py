@@ -98,12 +98,9 @@ class World:
 
     def call(self, **more: Any) -> CallInstance:
         order = {
-            "to": THEIRS,
-            "from_": OURS,
-            "url": f"{self.ours.url}/say/hello",
-            "status_callback": f"{self.ours.url}/status",
-            "status_callback_event": EVERY,
-        }
+            "to": THEIRS, "from_": OURS, "url": f"{self.ours.url}/say/hello",
+            "status_callback": f"{self.ours.url}/status", "status_callback_event": EVERY,
+        }  # fmt: skip
         return self.client.calls.create(**{k: v for k, v in (order | more).items() if v is not None})
 
     def finish(self, **more: Any) -> CallInstance:

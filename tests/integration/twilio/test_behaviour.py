@@ -11,16 +11,7 @@ from twilio.http.http_client import TwilioHttpClient
 from twilio.rest import Client
 from twilio.rest.api.v2010.account.call import CallInstance
 
-from tests.integration.twilio.conftest import (
-    HELLO,
-    OURS,
-    SID,
-    THEIRS,
-    TOKEN,
-    Application,
-    World,
-    a_world,
-)
+from tests.integration.twilio.conftest import HELLO, OURS, SID, THEIRS, TOKEN, Application, World, a_world
 
 
 def impatient(world: World) -> Client:
@@ -80,15 +71,9 @@ def test_slow_answer_comes_after_the_call_was_taken(world: World) -> None:
 
 
 REFUSALS = {
-    "error:20003": (401, 20003),
-    "error:20429": (429, 20429),
-    "error:20500": (500, 20500),
-    "error:20503": (503, 20503),
-    "error:21215": (400, 21215),
-    "error:10004": (400, 10004),
-    "error:429": (429, 429),
-    "error:html502": (502, 502),
-}
+    "error:20003": (401, 20003), "error:20429": (429, 20429), "error:20500": (500, 20500), "error:20503": (503, 20503),
+    "error:21215": (400, 21215), "error:10004": (400, 10004), "error:429": (429, 429), "error:html502": (502, 502),
+}  # fmt: skip
 
 
 def test_refusals_on_demand_bear_twilios_codes(world: World) -> None:
@@ -141,18 +126,10 @@ def test_control_shows_every_taken_call_in_order(world: World) -> None:
     assert [call["sid"] for call in calls] == sids
     assert [step["status"] for step in calls[0].pop("history")] == ["ringing", "in-progress", "completed"]
     assert calls[0] | {"accepted_at": "", "transcript": [], "duration_s": 1} == {
-        "sid": sids[0],
-        "to": THEIRS,
-        "from": OURS,
-        "status": "completed",
-        "accepted_at": "",
-        "url": f"{world.ours.url}/say/hello",
-        "answered_by": "human",
-        "duration_s": 1,
-        "reached": True,
-        "transcript": [],
-        "errors": [],
-    }
+        "sid": sids[0], "to": THEIRS, "from": OURS, "status": "completed", "accepted_at": "",
+        "url": f"{world.ours.url}/say/hello", "answered_by": "human", "duration_s": 1, "reached": True,
+        "transcript": [], "errors": [],
+    }  # fmt: skip
     assert datetime.fromisoformat(calls[0]["accepted_at"]).tzinfo == UTC
 
 

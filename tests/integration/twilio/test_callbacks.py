@@ -5,12 +5,7 @@ from __future__ import annotations
 import pytest
 from twilio.request_validator import RequestValidator
 
-from tests.integration.twilio.conftest import (
-    OURS,
-    THEIRS,
-    TOKEN,
-    World,
-)
+from tests.integration.twilio.conftest import OURS, THEIRS, TOKEN, World
 
 
 def test_callbacks_come_in_order_and_numbered(world: World) -> None:
@@ -20,13 +15,9 @@ def test_callbacks_come_in_order_and_numbered(world: World) -> None:
     last = world.ours.told[-1].fields
     assert last["CallSid"] == call.sid
     assert {name: last[name] for name in ("To", "Called", "From", "Caller", "Direction", "CallbackSource")} == {
-        "To": THEIRS,
-        "Called": THEIRS,
-        "From": OURS,
-        "Caller": OURS,
-        "Direction": "outbound-api",
+        "To": THEIRS, "Called": THEIRS, "From": OURS, "Caller": OURS, "Direction": "outbound-api",
         "CallbackSource": "call-progress-events",
-    }
+    }  # fmt: skip
     assert (int(last["CallDuration"]) >= 1, last["Duration"], last["SipResponseCode"]) == (True, "1", "200")
 
 

@@ -9,17 +9,7 @@ from typing import Any
 import pytest
 from twilio.base.exceptions import TwilioRestException
 
-from tests.integration.twilio.conftest import (
-    EVERY,
-    HELLO,
-    OURS,
-    SID,
-    THEIRS,
-    Application,
-    World,
-    a_world,
-    described,
-)
+from tests.integration.twilio.conftest import EVERY, HELLO, OURS, SID, THEIRS, Application, World, a_world, described
 from tests.sandbox.twilio.create_call_validation import PARAMETERS, description
 from tests.sandbox.twilio.server import UPDATES
 

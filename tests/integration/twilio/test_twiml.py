@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 from twilio.base.exceptions import TwilioRestException
 
-from tests.integration.twilio.conftest import (
-    World,
-)
+from tests.integration.twilio.conftest import World
 from tests.sandbox.twilio.call_simulator import APOLOGY
 
 HOLD = "<Response><Say>Please hold</Say><Pause length='600'/><Say>too late</Say></Response>"

@@ -194,13 +194,9 @@ class Auth:
             **{name: user[name] for name in ("aud", "email", "phone", "app_metadata", "user_metadata", "is_anonymous")},
         }
         return {
-            "access_token": mint(self._secret, claims),
-            "token_type": "bearer",
-            "expires_in": SESSION_SECONDS,
-            "expires_at": claims["exp"],
-            "refresh_token": "stand-in",
-            "user": user,
-        }
+            "access_token": mint(self._secret, claims), "token_type": "bearer", "expires_in": SESSION_SECONDS,
+            "expires_at": claims["exp"], "refresh_token": "stand-in", "user": user,
+        }  # fmt: skip
 
 
 def _answering(handler: Handler) -> Handler:

@@ -91,13 +91,9 @@ class Account:
 
     def _own(self, number: str) -> dict[str, Any]:
         return {
-            "sid": number_sid(number),
-            "account_sid": self._sid,
-            "phone_number": number,
-            "friendly_name": number,
-            "date_created": rfc2822(self._now()),
-            "date_updated": rfc2822(self._now()),
-        }
+            "sid": number_sid(number), "account_sid": self._sid, "phone_number": number, "friendly_name": number,
+            "date_created": rfc2822(self._now()), "date_updated": rfc2822(self._now()),
+        }  # fmt: skip
 
     @staticmethod
     def _page(request: web.Request, key: str, numbers: list[dict[str, Any]]) -> dict[str, Any]:

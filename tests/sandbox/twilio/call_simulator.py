@@ -120,19 +120,11 @@ class Call:
     def report(self) -> dict[str, object]:
         """As `/_sandbox/calls` shows it."""
         return {
-            "sid": self.sid,
-            "to": self.to,
-            "from": self.from_,
-            "status": self.status,
-            "accepted_at": iso(self.accepted_at),
-            "url": self.url,
-            "answered_by": self.answered_by,
-            "duration_s": self.duration_s,
-            "reached": self.reached,
-            "history": list(self.history),
-            "transcript": list(self.transcript),
-            "errors": list(self.errors),
-        }
+            "sid": self.sid, "to": self.to, "from": self.from_, "status": self.status,
+            "accepted_at": iso(self.accepted_at), "url": self.url, "answered_by": self.answered_by,
+            "duration_s": self.duration_s, "reached": self.reached, "history": list(self.history),
+            "transcript": list(self.transcript), "errors": list(self.errors),
+        }  # fmt: skip
 
     def resource(self) -> dict[str, object]:
         """As Twilio's API shows it."""
@@ -175,16 +167,10 @@ class Call:
     def fields(self, status: str | None = None) -> dict[str, str]:
         """What every webhook of this call says. Cities and such are often blank: so they are here."""
         fields = {
-            "CallSid": self.sid,
-            "AccountSid": self.account_sid,
-            "From": self.from_,
-            "To": self.to,
-            "Caller": self.from_,
-            "Called": self.to,
-            "CallStatus": status or self.status,
-            "Direction": "outbound-api",
+            "CallSid": self.sid, "AccountSid": self.account_sid, "From": self.from_, "To": self.to,
+            "Caller": self.from_, "Called": self.to, "CallStatus": status or self.status, "Direction": "outbound-api",
             "ApiVersion": API,
-        }
+        }  # fmt: skip
         for who, number in (("From", self.from_), ("Caller", self.from_), ("To", self.to), ("Called", self.to)):
             country = "US" if number.startswith("+1") else ""
             fields |= {f"{who}City": "", f"{who}State": "", f"{who}Zip": "", f"{who}Country": country}
@@ -698,10 +684,7 @@ def create_event(call: Call, body: dict[str, object]) -> dict[str, object]:
             "parameters": snake(call.order.asked),
         },
         "response": {
-            "response_code": 201,
-            "request_duration": 1,
-            "content_type": "application/json",
-            "response_body": json.dumps(body),
-            "date_created": rfc2822(call.accepted_at),
+            "response_code": 201, "request_duration": 1, "content_type": "application/json",
+            "response_body": json.dumps(body), "date_created": rfc2822(call.accepted_at),
         },
-    }
+    }  # fmt: skip

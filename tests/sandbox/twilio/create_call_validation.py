@@ -66,19 +66,14 @@ PARAMETERS = {
     *("To", "From", "Url", "Twiml", "ApplicationSid", "Method", "FallbackUrl", "FallbackMethod", "StatusCallback"),
     *("StatusCallbackMethod", "StatusCallbackEvent", "Timeout", "TimeLimit", "SendDigits", "CallerId", "CallReason"),
     *(
-        "CallToken",
-        "Byoc",
-        "SipAuthUsername",
-        "SipAuthPassword",
-        "ClientNotificationUrl",
-        "Record",
+        "CallToken", "Byoc", "SipAuthUsername", "SipAuthPassword", "ClientNotificationUrl", "Record",
         "RecordingChannels",
     ),
     *("RecordingTrack", "RecordingStatusCallback", "RecordingStatusCallbackMethod", "RecordingStatusCallbackEvent"),
     *("Trim", "MachineDetection", "MachineDetectionTimeout", "MachineDetectionSpeechThreshold"),
     *("MachineDetectionSpeechEndThreshold", "MachineDetectionSilenceTimeout", "AsyncAmd", "AsyncAmdStatusCallback"),
     "AsyncAmdStatusCallbackMethod",
-}
+}  # fmt: skip
 
 
 class Refusal(Exception):

@@ -89,14 +89,7 @@ ATTRIBUTES = {
     "Pause": {"length"},
     "Gather": {
         *(
-            "action",
-            "method",
-            "timeout",
-            "numDigits",
-            "finishOnKey",
-            "actionOnEmptyResult",
-            "input",
-            "language",
+            "action", "method", "timeout", "numDigits", "finishOnKey", "actionOnEmptyResult", "input", "language",
             "hints",
         ),
         *("speechTimeout", "profanityFilter", "speechModel", "enhanced", "bargeIn", "debug", "partialResultCallback"),
@@ -104,7 +97,7 @@ ATTRIBUTES = {
     },
     "Redirect": {"method"},
     "Hangup": set[str](),
-}
+}  # fmt: skip
 # The forms of www.twilio.com/docs/voice/twiml/say/text-speech; which names there are, Twilio alone knows.
 VOICE = re.compile(r"man|woman|alice|Polly\.[A-Z][A-Za-z]+(-[A-Z][A-Za-z-]+)?|Google\.[A-Za-z0-9-]+")
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*")
