@@ -154,7 +154,8 @@ class Dispatcher:
             reason = "the stored E.164 form was not the number's"
             self._jobs.release(attempt, code="number_corrected", reason=reason, slot_s=self._slot_s)
             return finished(self._parse_number(job.id, job.phone_number))
-        match screen(number, job.metadata, self._settings, claim.now, timedelta(seconds=LAST_CALL_SECONDS)):
+        ring = timedelta(seconds=LAST_CALL_SECONDS)
+        match screen(number, job.metadata, self._settings, claim.now, ring, claim.redial):
             case Refusal(code=code, reason=reason):
                 self._jobs.refuse(attempt, code=code, reason=reason, slot_s=self._slot_s)
                 log.warning("call refused", kind="call_refused", code=code, reason=reason)

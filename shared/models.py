@@ -48,11 +48,19 @@ class Attempt(_Answer):
     number: int = Field(ge=1)
 
 
+class Redial(_Answer):
+    """Nobody picked up the last call, which began at `missed_at`. This one was due at `due_at`."""
+
+    missed_at: datetime
+    due_at: datetime
+
+
 class Claimed(_Answer):
     outcome: Literal["claimed"]
     job: ClaimedJob
     attempt: Attempt
     now: datetime
+    redial: Redial | None = None
 
 
 class Wait(_Answer):
@@ -174,7 +182,10 @@ Settlement = Annotated[Found | Absent | NotYet | Ambiguous | Settled, Field(disc
 
 
 class Stats(_Answer):
-    """Counts of jobs and calls. `oldest_*_s` are ages in seconds, 0 if there are none; `*_1h`, `*_24h` count the last hours."""
+    """Counts of jobs and calls. `oldest_*_s` are ages in seconds, 0 if there are none; `*_1h`, `*_24h` count the last hours.
+
+    held_by_rule: jobs that wait for calling hours or another time of day, by the words of the rule.
+    """
 
     queued: int
     dialing: int
@@ -195,6 +206,7 @@ class Stats(_Answer):
     answered_24h: int
     opt_outs_24h: int
     held_by_prefix: int
+    held_by_rule: dict[str, int]
     missed_signups: int
     paused: bool
     paused_by: Literal["hand", "halt", "calls_per_day", "restore"] | None

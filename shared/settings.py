@@ -116,6 +116,9 @@ class Settings(BaseModel):
     call_redial_seconds: Delays = Field(
         default=(900,), description="when nobody picked up: the base of the backoff, or the delays: 600,3600"
     )
+    call_redial_spread: Literal["on", "off"] = Field(
+        default="off", description="on: a redial prefers another time of day than the one at which nobody picked up"
+    )
 
     # Never twice.
     call_settling_seconds: Seconds = Field(

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
+from shared.models import Redial
 from shared.screening.area_codes import library_date, table_date
 from shared.screening.hours import PutOff, check_hours
 from shared.screening.numbers import PhoneNumber, Refusal, called_countries, check_number, parse_number
+from shared.screening.spread import spread
 from shared.settings import Settings
 
 __all__ = [
@@ -29,11 +31,15 @@ def screen(
     settings: Settings,
     now: datetime,
     ring: timedelta = timedelta(0),
+    redial: Redial | None = None,
 ) -> Refusal | PutOff | None:
     """Every rule, checked just before each dial; None: call. `number` is what parse_number returned.
 
-    The phone may ring from `now` (aware) until `ring` later.
+    The phone may ring from `now` (aware) until `ring` later. `redial`: nobody picked up before.
     """
     if isinstance(number, Refusal):
         return number
-    return check_number(number, settings) or check_hours(number, metadata, settings, now, ring)
+    held = check_number(number, settings) or check_hours(number, metadata, settings, now, ring)
+    if isinstance(held, Refusal) or redial is None or settings.call_redial_spread == "off":
+        return held
+    return spread(number, metadata, settings, now, ring, redial, held)

@@ -5,8 +5,8 @@ statement of place: private browsers report UTC, and applications store UTC or E
 zones of the number, unless it is a zone of the number's own country that agrees with one of them.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
 from typing import Any, Final
@@ -58,7 +58,7 @@ def check_hours(
     if settings.calling_hours is None:
         return None
     now = now.astimezone(UTC)
-    rule = _rule(number, metadata, settings.calling_hours, now)
+    rule = rule_for(number, metadata, settings.calling_hours, now)
     if rule is None:
         return _NO_ZONE
     moment = rule.first_right_moment(now, ring)
@@ -96,7 +96,7 @@ _NARROW: Final = Hours(parse_schedule("09:00-20:00"))
 _Clock = tuple[ZoneInfo, tuple[Hours, ...]]
 
 
-def _rule(number: PhoneNumber, metadata: Mapping[str, Any], given: CallingHours, now: datetime) -> "_Rule | None":
+def rule_for(number: PhoneNumber, metadata: Mapping[str, Any], given: CallingHours, now: datetime) -> "Rule | None":
     """The zones that count, and the hours in each; None: no zone is known."""
     trusted = _stored_zone(metadata, [_TRUSTED_KEY])
     stored = trusted or _stored_zone(metadata, _ZONE_KEYS)
@@ -105,9 +105,9 @@ def _rule(number: PhoneNumber, metadata: Mapping[str, Any], given: CallingHours,
         return None
     hours = _all_hours(number, given, stored if trusted or own_country else None, now)
     if trusted:
-        return _Rule(((clock(trusted), hours),))
+        return Rule(((clock(trusted), hours),))
     guessed = tuple((clock(name), (*hours, _NARROW)) for name in number.zones)
-    return _Rule(guessed, (clock(stored), hours) if stored else None, own_country)
+    return Rule(guessed, (clock(stored), hours) if stored else None, own_country)
 
 
 def _all_hours(number: PhoneNumber, given: CallingHours, lives_in: str | None, now: datetime) -> tuple[Hours, ...]:
@@ -142,7 +142,7 @@ def _stored_zone(metadata: Mapping[str, Any], keys: Iterable[str]) -> str | None
 
 
 @dataclass(frozen=True)
-class _Rule:
+class Rule:
     """`zones` must all be inside their hours, and so must `stored`.
 
     With `own_country`, the stored zone decides alone while one of `zones` shows the same time.
@@ -158,16 +158,27 @@ class _Rule:
         A moment becomes right only when a clock reaches the start of a span, or is changed.
         """
 
-        def right(moment: datetime) -> bool:
-            return self._closed_at(moment) is None and (not ring or self._closed_at(moment + ring) is None)
-
-        if right(now):
+        if self.is_right(now, ring):
             return now
         for day in range(_SEARCH_DAYS + 1):
             for turn in sorted(self._turns(now.date() + day * _DAY)):
-                if now < turn <= now + _SEARCH_DAYS * _DAY and right(turn):
+                if now < turn <= now + _SEARCH_DAYS * _DAY and self.is_right(turn, ring):
                     return turn
         return None
+
+    def is_right(self, moment: datetime, ring: timedelta = _NOTHING) -> bool:
+        return self._closed_at(moment) is None and (not ring or self._closed_at(moment + ring) is None)
+
+    def narrowed(self, hours: Callable[[ZoneInfo], Hours]) -> "Rule":
+        """This rule, with more hours that must be right in each zone."""
+        zones = tuple((zone, (*all_hours, hours(zone))) for zone, all_hours in self.zones)
+        stored = self.stored and (self.stored[0], (*self.stored[1], hours(self.stored[0])))
+        return replace(self, zones=zones, stored=stored)
+
+    @property
+    def clock(self) -> ZoneInfo:
+        """The zone in which a reason names a time."""
+        return (self.stored or self.zones[0])[0]
 
     def reason(self, now: datetime, ring: timedelta, until: datetime) -> str:
         """Which rule holds the call back, in words."""
@@ -176,7 +187,9 @@ class _Rule:
             return "the calling hours end while the phone would ring"
         zone, hours, moment = closed
         where = f"in {hours.name}" if hours.name else "where this phone is, or may be"
-        return f"it is {hours.why_closed(moment.astimezone(zone))} {where}: not before {until.astimezone(zone):%A %H:%M} there"
+        return (
+            f"{hours.why_closed(moment.astimezone(zone))} {where}: not before {until.astimezone(zone):%A %H:%M} there"
+        )
 
     def _closed_at(self, moment: datetime) -> tuple[ZoneInfo, Hours, datetime] | None:
         """The first zone and hours that are closed at the moment; None: the phone may ring."""

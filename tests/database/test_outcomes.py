@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import uuid
+from typing import Any
 
 import pytest
 
+from shared.models import Redial
 from tests.database.sql_api import ASK_S, DELAYS_S, GIVE_UP_S, OPEN, Steps, a_number, a_sid
 
 STATES = ("started", "in_doubt", "accepted", "ended", "refused", "absent", "duplicate", "released")
@@ -382,3 +384,44 @@ def test_a_canceled_job_is_canceled_when_nothing_came_of_its_attempt(steps: Step
         steps.call("cancel_call_job", job_id=job)
         assert outcome(attempt)
         assert steps.job(job)["status"] == "canceled"
+
+
+# --- a redial ---------------------------------------------------------------------------------------------------------
+
+
+def test_claim_tells_the_miss_before_a_redial(steps: Steps) -> None:
+    """How the last call ended -> the claim names that call, and when the redial was due."""
+
+    def redial(ends: str | None, reason: str | None = None, **more: Any) -> str:
+        job = steps.queue()
+        missed = steps.start(job)
+        began = steps.attempt(missed)["started_at"]
+        if ends is None:
+            steps.release(missed)
+        else:
+            steps.status(missed, a_sid(), ends, **more)
+            steps.pass_time(300.0)
+        due = steps.now()
+        queued = "status = 'queued', due_at = %s, finished_at = null, reason_code = %s"
+        steps.rows(f"update public.outbound_call_jobs set {queued} where id = %s", due, reason, job)
+        told = steps.claim(job)["redial"]
+        if told is None:
+            return "none"
+        same = Redial.model_validate(told) == Redial(missed_at=began, due_at=due)
+        return "missed" if same else str(told)
+
+    cases: dict[str, tuple[str, str]] = {
+        "no answer": ("missed", redial("no-answer")),
+        "busy": ("missed", redial("busy")),
+        "a machine": ("missed", redial("completed", answered_by="machine_start", machine_counts_as="missed")),
+        "a person": ("none", redial("completed")),
+        "never rang": ("none", redial(None)),
+        "by hand": ("none", redial("no-answer", "retried")),
+        "later, please": ("none", redial("no-answer", "asked_for_later")),
+        "put off by its hours": ("missed", redial("no-answer", "outside_calling_hours")),
+    }
+    assert {case: got for case, (wanted, got) in cases.items() if got != wanted} == {}
+    job, _ = steps.attempt_in("ended")
+    steps.rows("update public.outbound_call_jobs set due_at = '-infinity' where id = %s", job)
+    told = steps.claim(job)["redial"]
+    assert told["due_at"] == told["missed_at"]

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from shared.models import Stats
+from shared.models import Redial, Stats
+from shared.screening import PutOff, parse_number, screen
 from tests.database.sql_api import BUSY_S, DELAYS_S, LEASE_S, OURS, Row, Steps, a_number, a_sid
+from tests.unit.examples import settings
 
 HOUR_S = 3600.0
 
 IDLE = {
     "queued": 0, "dialing": 0, "in_doubt": 0, "calling": 0, "completed_24h": 0, "failed_24h": 0, "canceled_24h": 0,
     "failures_24h": {}, "due": 0, "oldest_due_s": 0, "oldest_doubt_s": 0, "live_duplicates": 0, "duplicates_24h": 0,
-    "calls_1h": 0, "answered_1h": 0, "calls_24h": 0, "answered_24h": 0, "opt_outs_24h": 0, "held_by_prefix": 0,
+    "calls_1h": 0, "answered_1h": 0, "calls_24h": 0, "answered_24h": 0, "opt_outs_24h": 0, "held_by_prefix": 0, "held_by_rule": {},
     "missed_signups": 0, "paused": False, "paused_by": None, "paused_until": None, "pause_reason": None, "halts": 0,
 }  # fmt: skip
 
@@ -118,6 +120,37 @@ def test_calls_are_counted_as_the_ceiling_of_a_day_counts_them(steps: Steps) -> 
     assert steps.claim(job, per_day=counted)["outcome"] == "paused"
     steps.call("resume_calls")
     assert steps.claim(job, per_day=counted + 1)["outcome"] == "claimed"
+
+
+def test_jobs_are_counted_by_the_rule_that_holds_them(steps: Steps) -> None:
+    """The reasons are those of the screening, for the moment at which each job was claimed."""
+    ours = settings(CALL_HOURS="strict", CALL_REDIAL_SPREAD="on")
+    sunday, morning = datetime(2026, 6, 21, 17, tzinfo=UTC), datetime(2026, 6, 22, 14, tzinfo=UTC)
+    redial = Redial(missed_at=morning - timedelta(hours=1), due_at=morning)
+    chicago, new_york = {"timezone": "America/Chicago"}, {"timezone": "America/New_York"}
+    for typed, metadata, now, missed in [
+        ("+12055550100", chicago, sunday, None),
+        ("+12565550100", chicago, sunday, redial),
+        ("+12125550100", new_york, sunday - timedelta(hours=8), None),
+        ("+12125550101", new_york, morning, redial),
+        ("+12125550102", new_york, morning, redial),
+    ]:
+        held = screen(parse_number(typed, ours), metadata, ours, now, redial=missed)
+        assert isinstance(held, PutOff)
+        again = steps.now() + timedelta(hours=1)
+        release = {"attempt": steps.start(steps.queue(typed)), "delay_s": 0.0, "code": held.code, "not_before": again}
+        assert steps.call("release_call_job", reason=held.reason, **release)
+    by_rule = {
+        "Sunday in Alabama": 2,
+        "too early or too late where this phone is, or may be": 1,
+        "nobody picked up in the morning": 2,
+    }
+    assert told(steps) == {"queued": 5, "held_by_rule": by_rule}
+    assert steps.one("select held_by_rule from public.call_stats") == by_rule
+    assert Stats.model_validate(stats(steps)).held_by_rule == by_rule
+    steps.pass_time(HOUR_S)
+    assert told(steps)["due"] == 5
+    assert "held_by_rule" not in told(steps)
 
 
 def test_what_is_due_later_is_not_late(steps: Steps) -> None:

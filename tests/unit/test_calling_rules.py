@@ -241,10 +241,10 @@ def test_reason_names_the_rule_that_holds_the_job() -> None:
         reason("+33123456789", "2026-06-22 11:30", {}),
         reason("+12055550100", "2026-06-22 07:00", {}),
     ] == [
-        "it is Sunday in Alabama: not before Monday 08:00 there",
-        "it is a public holiday in Alabama: not before Monday 08:00 there",
-        "it is too early or too late in France: not before Monday 14:00 there",
-        "it is too early or too late where this phone is, or may be: not before Monday 09:00 there",
+        "Sunday in Alabama: not before Monday 08:00 there",
+        "a public holiday in Alabama: not before Monday 08:00 there",
+        "too early or too late in France: not before Monday 14:00 there",
+        "too early or too late where this phone is, or may be: not before Monday 09:00 there",
     ]
 
 

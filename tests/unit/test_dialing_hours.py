@@ -13,7 +13,7 @@ import pytest
 from shared import dispatcher
 from shared.dispatcher import ClaimClock, Dispatcher
 from shared.jobs import Jobs
-from shared.models import Attempt, Claimed, ClaimedJob, LiveCall, LiveJob, OpenCall, Placed, TwilioCall
+from shared.models import Attempt, Claimed, ClaimedJob, LiveCall, LiveJob, OpenCall, Placed, Redial, TwilioCall
 from shared.screening import Refusal
 from shared.telephony import Telephony
 from tests.unit.examples import settings
@@ -28,25 +28,32 @@ SECOND = timedelta(seconds=1)
 class World:
     """The dispatcher between a job table and a Twilio that do as they are told here; `now` is everybody's time."""
 
-    def __init__(self, now: datetime) -> None:
+    def __init__(self, now: datetime, **changed: str) -> None:
         self.now = now
         self.jobs = create_autospec(Jobs, instance=True)
         self.telephony = create_autospec(Telephony, instance=True)
-        self.dispatcher = Dispatcher(settings(), cast(Any, self.jobs), cast(Any, self.telephony))
+        self.dispatcher = Dispatcher(settings(**changed), cast(Any, self.jobs), cast(Any, self.telephony))
         self.jobs.accept.return_value = LiveCall(then="keep", state="accepted", call_status="queued", job=None)
         self.jobs.record_status.return_value = LiveCall(
             then="keep", state="accepted", call_status="queued",
             job=LiveJob(id=7, status="calling", first_name=None, signup_mode="default", metadata={}),
         )  # fmt: skip
 
-    def dial(self, queue_s: float = 0.0, answers_after_s: float = 0.0, number: str = SAN_FRANCISCO) -> str:
+    def dial(
+        self,
+        queue_s: float = 0.0,
+        answers_after_s: float = 0.0,
+        number: str = SAN_FRANCISCO,
+        redial: Redial | None = None,
+    ) -> str:
         job = ClaimedJob(
             id=7, user_id=uuid.uuid4(), phone_number=number, phone_e164=number,
             first_name=None, signup_mode="default", metadata={},
         )  # fmt: skip
 
         def claim(attempt: uuid.UUID, *_: object, **__: object) -> Claimed:
-            return Claimed(outcome="claimed", job=job, attempt=Attempt(id=attempt, number=1), now=self.now)
+            claimed = Attempt(id=attempt, number=1)
+            return Claimed(outcome="claimed", job=job, attempt=claimed, now=self.now, redial=redial)
 
         def place(*_: object) -> Placed:
             self.now += timedelta(seconds=answers_after_s)
@@ -97,6 +104,16 @@ def test_who_is_refused_before_twilio_is_asked_gives_the_slot_back(at: Callable[
     assert not world.telephony.place.called
     refused = world.jobs.refuse.call_args.kwargs
     assert (refused["code"], refused["slot_s"]) == ("premium_rate", 1.0)
+
+
+def test_redial_is_put_off_to_another_time_of_day(at: Callable[[datetime], World]) -> None:
+    now = OPENS + 600 * SECOND
+    redial = Redial(missed_at=OPENS, due_at=now)
+    world = World(at(now).now, CALL_REDIAL_SPREAD="on")
+    assert world.dial(redial=redial) == "put_off"
+    released = world.jobs.release.call_args.kwargs
+    assert (released["code"], released["not_before"]) == ("another_time_of_day", OPENS + 3 * 3600 * SECOND)
+    assert at(now).dial(redial=redial) == "called"
 
 
 def test_until_then_calls_are_begun(at: Callable[[datetime], World]) -> None:

@@ -189,6 +189,7 @@ declare
   -- Ten thousand jobs for one busy number must not hold this transaction until it is canceled and rolled back.
   c_at_most constant int := 100;
   v_now    constant timestamptz := private.clock();
+  v_lease_ends constant timestamptz := v_now + make_interval(secs => p_lease_s);
   v_here   constant text := private.database_id();
   v_job    public.outbound_call_jobs;
   v_gate   private.call_settings;
@@ -280,15 +281,13 @@ begin
         on conflict (phone_e164) where state in ('started', 'in_doubt', 'accepted') do nothing;
         if found then
           update public.outbound_call_jobs
-          set status = 'dialing', due_at = v_now + make_interval(secs => p_lease_s), attempts = attempts + 1,
-              reason_code = null, reason = null
-          where id = v_job.id
-          returning * into v_job;
+          set status = 'dialing', due_at = v_lease_ends, attempts = attempts + 1, reason_code = null, reason = null
+          where id = v_job.id;
 
           -- 5. Take a slot of the rate. The row lock makes it exact: once a pause has committed, no claim passes.
           update private.call_settings
           set next_call_at = greatest(next_call_at, v_now) + v_slot,
-              probe_until = case when halts > 0 then v_job.due_at end
+              probe_until = case when halts > 0 then v_lease_ends end
           where only_row
             and next_call_at <= v_now + v_early
             and (paused_until is null or paused_until <= v_now)
@@ -308,7 +307,14 @@ begin
           return jsonb_build_object(
             'outcome', 'claimed',
             'now', v_now,
-            'attempt', jsonb_build_object('id', p_attempt, 'number', v_job.attempts),
+            'attempt', jsonb_build_object('id', p_attempt, 'number', v_job.attempts + 1),
+            'redial', (
+              select case when a.call_status <> 'completed' or private.is_by_machine(a) then jsonb_build_object(
+                'missed_at', a.started_at, 'due_at', greatest(v_job.due_at, a.started_at)) end
+              from public.outbound_call_attempts a
+              where a.job_id = v_job.id and a.state = 'ended' and a.put_off_until is null
+                and coalesce(v_job.reason_code, '') not in ('retried', 'asked_for_later')  -- a person chose this time
+              order by a.number desc, a.started_at desc limit 1),
             'job', jsonb_build_object(
               'id', v_job.id, 'user_id', v_job.user_id, 'phone_number', v_job.phone_number,
               'phone_e164', v_job.phone_e164, 'first_name', v_job.first_name, 'signup_mode', v_job.signup_mode,
@@ -350,7 +356,8 @@ comment on function public.claim_call_job is
   'Call dispatcher: for the webhook (with p_job_id) and the sweep (without): take one due job, alone, and write its'
   ' attempt before Twilio is asked. p_attempt is a random uuid made by the caller, p_from our number; p_lease_s, in'
   ' which nobody else looks at the job, must outlast the request. Claimed by hand, a job waits for the end of its'
-  ' lease. -> {"outcome": "claimed", "job", "attempt": {"id", "number"}, "now"} | {"outcome": "wait", "wait_s",'
+  ' lease. -> {"outcome": "claimed", "job", "attempt": {"id", "number"}, "now", "redial": {"missed_at", "due_at"}}:'
+  ' missed_at: the last call, if nobody picked it up; due_at: when this one was due | {"outcome": "wait", "wait_s",'
   ' "reason"}: the rate, or a lock that is held (reason), and nothing was changed; or 100 jobs were put off, and there'
   ' may be more | {"outcome": "paused", "until", "reason", "just_now"}: calls are paused; just_now: by'
   ' p_calls_per_day, in this claim | {"outcome": "unparsed", "job_id", "phone_number"}: parse it, call'

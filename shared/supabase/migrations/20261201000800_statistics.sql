@@ -34,6 +34,13 @@ begin
     'opt_outs_24h',    (select count(*) from public.call_opt_outs where opted_out_at > v_now - interval '24 hours'),
     'held_by_prefix',  (select count(*) from public.outbound_call_jobs
                         where status = 'queued' and reason_code = 'calls_per_prefix_per_hour'),
+    'held_by_rule',    (select coalesce(jsonb_object_agg(r.rule, r.jobs), '{}')
+                        from (select coalesce(split_part(reason, ': not before', 1), reason_code) as rule,
+                                     count(*) as jobs
+                              from public.outbound_call_jobs
+                              where status = 'queued' and due_at > v_now
+                                and reason_code in ('outside_calling_hours', 'another_time_of_day')
+                              group by 1) r),
     'missed_signups',  (select count(*) from private.missed_signups),
     'paused',          coalesce(s.paused_until > v_now, false),
     'paused_by',       case when s.paused_until > v_now then s.paused_by end,
@@ -114,7 +121,8 @@ select s.* from jsonb_to_record(public.call_job_stats()) as s (
   queued int, due int, oldest_due_s int, dialing int, calling int, in_doubt int, oldest_doubt_s int,
   live_duplicates int, duplicates_24h int, paused boolean, paused_by text, paused_until text, pause_reason text,
   halts int, calls_1h int, answered_1h int, calls_24h int, answered_24h int, completed_24h int, failed_24h int,
-  failures_24h jsonb, canceled_24h int, opt_outs_24h int, held_by_prefix int, missed_signups int);
+  failures_24h jsonb, canceled_24h int, opt_outs_24h int, held_by_prefix int, held_by_rule jsonb,
+  missed_signups int);
 comment on view public.call_stats is 'Call dispatcher: what goes on now: call_job_stats() as one row.';
 
 create view public.call_stats_per_hour with (security_invoker = true) as
