@@ -32,7 +32,7 @@ _WORDS: Final = re.compile(r"[LMD '\-.,&+!?/():;\"#–—·]+")
 _REPEATED: Final = re.compile(r"(.)\1{3}")
 _NUMBER: Final = re.compile(r"[+-]?(?:\d{1,7}|\d{1,3}(?:,\d{3}){1,2})(?:[.]\d{1,4})?|[+-]?\d{1,7},\d{1,2}")
 _ADDRESS: Final = re.compile(
-    r"://|@|\bwww\b|\w\.[^\W\d_]{2,}|\d\.\d+\.\d|\b(?:dot|punto|punkt|point)\s+(?:com|net|org|io|info)\b"
+    r"://|@|\bwww\b|\w\.[^\W\d_]{2,}|\d\.\d+\.\d|\b(?:dot|punto|punkt|point)\s+(?:com|net|org|io|info|co|de|uk|app|xyz|ly)\b"
 )
 _PREMIUM: Final = re.compile(r"(?<!\d)[01]\W{0,3}[89]00(?!\d)")
 
@@ -40,7 +40,8 @@ _PREMIUM: Final = re.compile(r"(?<!\d)[01]\W{0,3}[89]00(?!\d)")
 _FILLERS: Final = _set(
     "null undefined none n/a nobody noname test tests testing tester prueba object string false default"
     " unknown anonymous user username guest admin name firstname lastname fullname surname customer tbd todo press asdf"
-    " qwerty unbekannt keine ninguno ninguna desconocido inconnu aucun"
+    " fname lname foo foobar root void xxx zzz hello provided applicable qwerty asdfgh"
+    " unbekannt keine ninguno ninguna desconocido inconnu aucun"
 )
 _FILLERS_UNLESS_CAPITALIZED: Final = _set("na nan nil true")  # Na, Nan, Nil and True are names
 # Words of a message, never of a name: one of them and the value is not spoken.
@@ -50,13 +51,18 @@ _MESSAGE_WORDS: Final = _set(
     " bloqueada bloqueado konto passwort dringend gesperrt anrufen votre compte appelez bloqué conta ligue bloqueada"
     " chiama bloccato"
 )
+# They belong to companies and products, but never to a name.
+_NO_NAME_WORDS: Final = _set(
+    "text stop pay money prize refund police security irs bank support agent department verify verification microsoft amazon"
+    " paypal america fuck fucking bitch asshole nigger hitler and und"
+)
 _TITLES: Final = _set(
     "mr mister mrs ms miss mx dr doctor prof professor sir madam dame rev reverend capt captain señor señora"
     " señorita senor senora srta sra dra herr frau dipl mme mlle monsieur madame mademoiselle signor signora"
     " signorina dott dottssa dhr mevr meneer mevrouw doutor doutora hr fru pani shri smt г-н г-жа господин госпожа"
     " السيد السيدة الدكتور الدكتورة دكتور أستاذ"
 )
-_TITLES_WITH_DOT: Final = _set("sr. m. hon. mag. ing. sig. pan. don. st. fr. д-р. د.")
+_TITLES_WITH_DOT: Final = _set("sr. m. hon. mag. med. jur. phil. rer. nat. ing. sig. pan. don. st. fr. д-р. د.")
 _TITLES_BEHIND: Final = re.compile(r"(?<=.)(?:さん|様|氏|님|씨|先生|女士|小姐)$")
 _SUFFIXES: Final = _set("jr sr ii iii iv phd md esq mba dds cpa msc bsc ma ba")
 _TWO_WORD_NAMES: Final = _set("abd abdul abdel abu عبد أبو ابو")
@@ -164,7 +170,7 @@ def _checked_name(text: str) -> str | None:
     if len(text) > LONGEST_NAME or not _NAME.fullmatch(_shape(text)) or _REPEATED.search(text.casefold()):
         return None
     words = _tokens(text)
-    if _is_message(text) or _is_filler(text) or any(word in _FILLERS for word in words):
+    if _is_message(text) or _is_filler(text) or any(word in _FILLERS | _NO_NAME_WORDS for word in words):
         return None
     if sum(word in NUMBER_WORDS for word in words) > 1:
         return None
@@ -194,5 +200,5 @@ def _is_message(text: str) -> bool:
 
 
 def _is_filler(text: str) -> bool:
-    plain = text.casefold().strip(" .-_")
+    plain = text.casefold().strip(" .-_()")
     return plain in _FILLERS or (plain in _FILLERS_UNLESS_CAPITALIZED and text != text.capitalize())

@@ -52,7 +52,9 @@ NO_NAMES = """
     rufen bitte dringend | bitcoin | one two | Ada Grace Mary Jane | a b c d | This is a long message
     I am four words long | Dr. | Dr | Mr | Mrs. | Miss | Prof. Dr. | Herr | Frau | Señora | Г-н | Lovelace, | , Ada,
     Lovelace, null | Lovelace, 4 | Your account is locked, call | Ada, Eve, Mary | AAAAA | aaaa | xxxx | Adaaaaaa
-    zzzzzz
+    zzzzzz | xxx | FNAME | foo | foobar | root | void | not provided | Not Applicable | hello world | Hello Ada
+    Text STOP | stop | free money | Pay now | Amazon refund | IRS agent | Bank of America | Social Security
+    Police Department | Microsoft | fuck you | Heil Hitler
 """
 FULL_NAMES = """
     Ada Lovelace > Ada | ada lovelace > Ada | ADA LOVELACE > Ada | Ada > Ada | Dr. Ada Lovelace > Ada
@@ -62,12 +64,12 @@ FULL_NAMES = """
     O'Brien Conan > O'Brien | Martin Luther King Jr. > Martin | Abdul Rahman > Abdul Rahman
     عبد الله أحمد > عبد الله | J. Robert Oppenheimer > Robert | Ada (she/her) > Ada | Ada Lovelace (Acme 1) > Ada
     John F. Kennedy > John | 李小龙 > 李小龙 | Владимир Иванов > Владимир | Ludwig van Beethoven > Ludwig
-    John Smith III > John | Ana Test > Ana
+    John Smith III > John | Ana Test > Ana | Dr. med. Hans Maier > Hans | Dr. rer. nat. Ada Lovelace > Ada
 """
 NO_FULL_NAMES = """
     Dr. | null | null null | undefined undefined | Your account is locked | call one nine hundred | Ada 2 Lovelace
     ada@example.com | Ada Lovelace http://x.com | Test User | [object Object] | a b c d e f g h | J. Smith | Ada <b>
-    Ada, Eve, Mary | , | () | Ada Lovelace call 911
+    Mr. and Mrs. Smith |    Ada, Eve, Mary | , | () | Ada Lovelace call 911
 """
 WORDS = """
     Acme | 3M | Acme & Sons | AT&T | H&M | 7-Eleven | Toys "R" Us | Yahoo! | L'Oréal | Société Générale
@@ -86,6 +88,7 @@ NO_WORDS = """
     urgent notice | congratulations winner | Acme 🎉 | Ac\u0007me | Acme\u202e | Acme\u0000 | Acme\ud800 | !!! | -
     & | Ac_me | Ac=me | $$$ | one word too many makes nine of them here
     AcmeAcmeAcmeAcmeAcmeAcmeAcmeAcmeAcmeAcmeAcmeAcmeAcmeAcmeAcmeA | dial star | llame ahora
+    (none) | (null) | acme dot co dot uk | evil punkt de
 """
 NUMBERS = "7 | 0 | -3 | +5 | 1.5 | 1,5 | 1,000 | 1,000,000 | 250000 | 9999999 | 0.25 | ٣ | 3.1415"
 NO_NUMBERS = """
