@@ -7,7 +7,8 @@ from typing import Any
 from shared.models import Redial
 from shared.screening.area_codes import library_date, table_date
 from shared.screening.hours import PutOff, check_hours
-from shared.screening.numbers import PhoneNumber, Refusal, called_countries, check_number, parse_number
+from shared.screening.number_rules import called_countries, check_number
+from shared.screening.numbers import PhoneNumber, Refusal, parse_number
 from shared.screening.spread import spread
 from shared.settings import Settings
 
@@ -33,7 +34,7 @@ def screen(
     ring: timedelta = timedelta(0),
     redial: Redial | None = None,
 ) -> Refusal | PutOff | None:
-    """Every rule, checked just before each dial; None: call. `number` is what parse_number returned.
+    """Every rule, checked just before each dial; None: call. `number`: the answer of parse_number.
 
     The phone may ring from `now` (aware) until `ring` later. `redial`: nobody picked up before.
     """

@@ -1,11 +1,8 @@
-"""Phone numbers: parses the typed text, and refuses all but ordinary phones in served countries.
-
-Fraudsters type numbers that earn money for each call into sign-up forms. So each kind of number that may be called is listed.
-"""
+"""Phone numbers: parse the text that a person typed, or refuse it."""
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -54,32 +51,14 @@ TYPED_LENGTH: Final = 64
 
 # The form of the column phone_e164. Some countries have numbers that are longer than E.164 allows, or shorter.
 _E164: Final = re.compile(r"\+[1-9][0-9]{6,14}")
-# https://www.twilio.com/docs/iam/test-credentials
-_TWILIO_TEST_NUMBER: Final = re.compile(r"\+1500555[0-9]{4}")
-_SATELLITE: Final = ("+870", "+881", "+882", "+883")  # and other networks without a country
-_US_TERRITORIES: Final = frozenset({"AS", "GU", "MP", "PR", "VI"})
 
 # North America: an area code does not begin with 0 or 1. NANPA keeps N9X for longer numbers, 37X and 96X in reserve, and equal
 # last digits and 88X for services; 710 is the US government's.
-_PLUS_ONE: Final = re.compile(r"\+1(?P<area>[2-9][0-8][0-9])(?P<exchange>[2-9][0-9]{2})(?P<line>[0-9]{4})")
+PLUS_ONE: Final = re.compile(r"\+1(?P<area>[2-9][0-8][0-9])(?P<exchange>[2-9][0-9]{2})(?P<line>[0-9]{4})")
 _NO_AREA: Final = re.compile(r".([0-9])\1|37.|96.|88.|710")
 
 _FIXED: Final = (Kind.FIXED_LINE, Kind.FIXED_LINE_OR_MOBILE)
 
-# A type that the library learns tomorrow is refused until it is listed here.
-_CALLABLE: Final = {Kind.FIXED_LINE, Kind.MOBILE, Kind.FIXED_LINE_OR_MOBILE, Kind.VOIP}
-_PREMIUM: Final = Refusal("premium_rate", "a premium rate number: its owner earns money from each call")
-_NOT_CALLABLE: Final[Mapping[int, Refusal]] = {
-    Kind.PREMIUM_RATE: _PREMIUM,
-    Kind.TOLL_FREE: Refusal("toll_free", "a toll-free number: it belongs to a company, not to a person"),
-    Kind.SHARED_COST: Refusal("shared_cost", "a shared cost number: it belongs to a company, not to a person"),
-    Kind.UAN: Refusal("uan", "a company's number for all its places, not a person's phone"),
-    Kind.PAGER: Refusal("pager", "a pager: nobody can talk there"),
-    Kind.VOICEMAIL: Refusal("voicemail", "a voice mailbox: nobody picks up there"),
-    Kind.PERSONAL_NUMBER: Refusal("personal_number", "a number that follows its owner, at an unknown price"),
-}
-_OTHER_TYPE: Final = Refusal("number_type_unknown", "a kind of number that is not known to be a phone")
-_SERVICE: Final = Refusal("service_number", "a number of the telephone network itself, not a person's phone")
 _UNKNOWN_AREA: Final = Refusal(
     "area_code_unknown", "neither the number library nor our table knows this area code: upgrade, then retry the job"
 )
@@ -94,8 +73,6 @@ _NO_AREA_CODE: Final = Refusal(
     "number_invalid", "the area code may be missing: write the number with + and the country code"
 )
 _NOT_ASSIGNED: Final = Refusal("number_invalid", "no phone in its country has such a number")
-
-# --- the typed text ---------------------------------------------------------------------------------------------------
 
 _PLACE_WORDS: Final = (
     "t[eé]l|telephone|t[eé]l[eé]fono?|t[eé]l[eé]phone|telefone|telefoon|phone|ph|fon|mobile|mobil|m[oó]vil|mob|cellphone|cellular"
@@ -268,7 +245,7 @@ def _assigned(reading: str, home: str) -> PhoneNumber | Refusal:
         if kind in _FIXED and reading == e164.removeprefix(f"+{number.country_code}") and _needs_trunk_0(home):
             return _NO_AREA_CODE
         return PhoneNumber(e164, region, kind, possible_zones(e164, region, kind))
-    parts = _PLUS_ONE.fullmatch(e164)
+    parts = PLUS_ONE.fullmatch(e164)
     if not parts or parts["exchange"][1:] == "11" or _NO_AREA.fullmatch(parts["area"]):
         return _NOT_ASSIGNED
     if known := AREA_CODES.get(parts["area"]):
@@ -291,55 +268,6 @@ def _is_short(text: str, home: str) -> bool:
     except phonenumbers.NumberParseException:
         return False
     return shortnumberinfo.is_valid_short_number(number)
-
-
-# --- the rules --------------------------------------------------------------------------------------------------------
-
-
-def check_number(number: PhoneNumber, settings: Settings) -> Refusal | None:
-    """Every rule about the number itself; None: it may be called."""
-    if settings.call_only_to is not None and number.e164 not in settings.call_only_to:
-        return Refusal("not_in_call_only_to", "only the numbers of CALL_ONLY_TO are called here")
-    if number.e164 == settings.twilio_phone_number:
-        return Refusal("own_number", "this is our own number")
-    if settings.twilio_api_base_url is not None and _TWILIO_TEST_NUMBER.fullmatch(number.e164):
-        return None  # the stand-in takes them; Twilio itself treats them as personal numbers
-    if number.e164.startswith(_SATELLITE):
-        return Refusal("satellite", "a satellite phone, or another network without a country: such calls cost too much")
-    if number.kind not in _CALLABLE:
-        return _NOT_CALLABLE.get(number.kind, _OTHER_TYPE)
-    return _check_exchange(number) or _check_country(number, settings)
-
-
-def _check_exchange(number: PhoneNumber) -> Refusal | None:
-    """North American exchanges without subscribers, which the library takes for phones. Source: NANPA."""
-    parts = _PLUS_ONE.fullmatch(number.e164)
-    if parts is None:
-        return None
-    exchange = parts["exchange"]
-    if exchange == "976":
-        return _PREMIUM
-    if exchange in ("950", "958", "959") or exchange[1:] == "11" or exchange + parts["line"] == "5551212":
-        return _SERVICE
-    return None
-
-
-def _check_country(number: PhoneNumber, settings: Settings) -> Refusal | None:
-    # By region: 25 of them share +1, and some are expensive to call.
-    called = called_countries(settings)
-    if number.region in called:
-        return None
-    has_country = number.region != NO_COUNTRY
-    country = f"the country of this number ({number.region})" if has_country else "numbers of no country"
-    reason = f"calls do not go to {country}: CALL_COUNTRIES does not name it"
-    if number.region in _US_TERRITORIES and "US" in called:
-        reason += "; Puerto Rico, Guam and the other territories are not part of US there"
-    return Refusal("country_not_allowed", reason)
-
-
-def called_countries(settings: Settings) -> tuple[str, ...]:
-    """The regions whose numbers may be called, as ISO 3166 codes: CALL_COUNTRIES, or the region of our own number."""
-    return settings.call_countries or (home_region(settings.twilio_phone_number),)
 
 
 @cache
