@@ -5,19 +5,17 @@ language plpgsql stable security definer set search_path = '' as $$
 declare
   v_now constant timestamptz := private.clock();
 begin
+  -- Each set of rows is read once: the queued jobs, the open ones, those that ended in a day, the calls of a day.
   return (select jsonb_build_object(
-    'queued',          (select count(*) from public.outbound_call_jobs where status = 'queued'),
-    'dialing',         (select count(*) from public.outbound_call_jobs where status = 'dialing'),
-    'in_doubt',        (select count(*) from public.outbound_call_jobs where status = 'in_doubt'),
-    'calling',         (select count(*) from public.outbound_call_jobs where status = 'calling'),
+    'queued',          q.queued,
+    'dialing',         o.dialing,
+    'in_doubt',        o.in_doubt,
+    'calling',         o.calling,
     'completed_24h',   f.completed,
     'failed_24h',      f.failed,
     'canceled_24h',    f.canceled,
-    'failures_24h',    (select coalesce(jsonb_object_agg(coalesce(r.reason_code, 'unknown'), r.jobs), '{}')
-                        from (select reason_code, count(*) as jobs from public.outbound_call_jobs
-                              where status = 'failed' and finished_at > v_now - interval '24 hours'
-                              group by reason_code) r),
-    'due',             (select count(*) from public.outbound_call_jobs where status = 'queued' and due_at <= v_now),
+    'failures_24h',    f.failures,
+    'due',             q.due,
     -- A job may be inserted as due long ago; it has waited since it was inserted.
     'oldest_due_s',    coalesce((select greatest(0, round(extract(epoch from v_now - greatest(due_at, created_at))))
                                  from public.outbound_call_jobs where status = 'queued' and due_at <= v_now
@@ -32,15 +30,8 @@ begin
     'calls_24h',       c.calls,
     'answered_24h',    c.answered,
     'opt_outs_24h',    (select count(*) from public.call_opt_outs where opted_out_at > v_now - interval '24 hours'),
-    'held_by_prefix',  (select count(*) from public.outbound_call_jobs
-                        where status = 'queued' and reason_code = 'calls_per_prefix_per_hour'),
-    'held_by_rule',    (select coalesce(jsonb_object_agg(r.rule, r.jobs), '{}')
-                        from (select coalesce(split_part(reason, ': not before', 1), reason_code) as rule,
-                                     count(*) as jobs
-                              from public.outbound_call_jobs
-                              where status = 'queued' and due_at > v_now
-                                and reason_code in ('outside_calling_hours', 'another_time_of_day')
-                              group by 1) r),
+    'held_by_prefix',  q.held,
+    'held_by_rule',    q.held_by_rule,
     'missed_signups',  (select count(*) from private.missed_signups),
     'paused',          coalesce(s.paused_until > v_now, false),
     'paused_by',       case when s.paused_until > v_now then s.paused_by end,
@@ -48,6 +39,18 @@ begin
     'pause_reason',    case when s.paused_until > v_now then s.pause_reason end,
     'halts',           s.halts)
   from private.call_settings s,
+    (select coalesce(sum(jobs), 0) as queued, coalesce(sum(due), 0) as due, coalesce(sum(held), 0) as held,
+            coalesce(jsonb_object_agg(rule, jobs) filter (where rule is not null), '{}') as held_by_rule
+     from (select case when due_at > v_now and reason_code in ('outside_calling_hours', 'another_time_of_day')
+                       then coalesce(split_part(reason, ': not before', 1), reason_code) end as rule,
+                  count(*) as jobs,
+                  count(*) filter (where due_at <= v_now) as due,
+                  count(*) filter (where reason_code = 'calls_per_prefix_per_hour') as held
+           from public.outbound_call_jobs where status = 'queued' group by 1) r) q,
+    (select count(*) filter (where status = 'dialing') as dialing,
+            count(*) filter (where status = 'in_doubt') as in_doubt,
+            count(*) filter (where status = 'calling') as calling
+     from public.outbound_call_jobs where status in ('dialing', 'in_doubt', 'calling')) o,
     (select count(*) as calls,
             count(*) filter (where in_hour) as calls_1h,
             count(*) filter (where answered) as answered,
@@ -59,10 +62,13 @@ begin
            from public.outbound_call_attempts
            where state not in ('refused', 'absent') and put_off_until is null
              and started_at > v_now - interval '24 hours') t) c,
-    (select count(*) filter (where status = 'completed') as completed,
-            count(*) filter (where status = 'failed') as failed,
-            count(*) filter (where status = 'canceled') as canceled
-     from public.outbound_call_jobs where finished_at > v_now - interval '24 hours') f
+    (select coalesce(sum(jobs) filter (where status = 'completed'), 0) as completed,
+            coalesce(sum(jobs) filter (where status = 'failed'), 0) as failed,
+            coalesce(sum(jobs) filter (where status = 'canceled'), 0) as canceled,
+            coalesce(jsonb_object_agg(code, jobs) filter (where status = 'failed'), '{}') as failures
+     from (select status, case status when 'failed' then coalesce(reason_code, 'unknown') end as code, count(*) as jobs
+           from public.outbound_call_jobs where finished_at > v_now - interval '24 hours'
+           group by 1, 2) e) f
   );
 end
 $$;
