@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from shared.models import (
     Answer,
@@ -48,15 +48,16 @@ RPCS = (
     "check_call_setup",
 )
 
-_CLAIM: TypeAdapter[Claim] = TypeAdapter(Claim)
-_NEXT_OPEN_CALL: TypeAdapter[NextOpenCall] = TypeAdapter(NextOpenCall)
-_SETTLEMENT: TypeAdapter[Settlement] = TypeAdapter(Settlement)
+_LATER = ConfigDict(defer_build=True)  # with the first answer, not while an instance starts
+_CLAIM: TypeAdapter[Claim] = TypeAdapter(Claim, config=_LATER)
+_NEXT_OPEN_CALL: TypeAdapter[NextOpenCall] = TypeAdapter(NextOpenCall, config=_LATER)
+_SETTLEMENT: TypeAdapter[Settlement] = TypeAdapter(Settlement, config=_LATER)
 _LIVE_CALL = TypeAdapter(LiveCall)
 _STATS = TypeAdapter(Stats)
 _SETUP_FACTS = TypeAdapter(SetupFacts)
-_BOOL = TypeAdapter(bool)
-_INT = TypeAdapter(int)
-_COUNTS = TypeAdapter(dict[str, int])
+_BOOL = TypeAdapter(bool, config=_LATER)
+_INT = TypeAdapter(int, config=_LATER)
+_COUNTS = TypeAdapter(dict[str, int], config=_LATER)
 
 
 class JobsUnavailable(Exception):
