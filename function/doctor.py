@@ -11,7 +11,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -44,9 +44,14 @@ def examine(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]
     yield from _scripts()
     yield _area_codes()
     yield from _hours(settings)
-    for name, check in (("database", check_database), ("Twilio", check_twilio), ("public address", check_public_url)):
+    parts: dict[str, Callable[[], Iterator[Finding]]] = {
+        "database": lambda: check_database(settings, clocks),
+        "Twilio": lambda: check_twilio(settings),
+        "public address": lambda: check_public_url(settings, clocks),
+    }
+    for name, check in parts.items():
         try:
-            yield from check(settings, clocks)
+            yield from check()
         except Exception as error:  # noqa: BLE001 - the other parts go on
             failure = f"the doctor failed: {type(error).__name__}: {error}"
             yield wrong(name, failure, "this is a fault of the doctor's: please report it")

@@ -78,7 +78,7 @@ def severity(stats: Stats, day_used: float | None) -> int:
     if late or doubtful or stats.live_duplicates or stats.held_by_prefix or stats.paused_by in ("halt", "restore"):
         return logging.ERROR
     odd = stats.in_doubt or stats.missed_signups or stats.halts or stats.paused
-    # People with a new area code are not called until an upgrade (docs: who and when).
+    # People with a new area code are not called until an upgrade (shared/docs/who-and-when.md).
     odd = odd or "area_code_unknown" in stats.failures_24h
     return logging.WARNING if odd or (day_used or 0) >= NEAR_THE_CEILING else logging.INFO
 

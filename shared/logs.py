@@ -1,9 +1,8 @@
-"""What leaves the program as text: one line an event, and no phone number or secret in it, whoever wrote the line.
+"""Structured logging: one line per event. Phone numbers and secrets are masked, in libraries' lines too.
 
-On Cloud Run, and wherever standard output is no terminal, a line is one JSON object as Cloud Logging reads it; on a
-terminal it is for people. Our own lines (`structlog.get_logger()`) and the libraries' (stdlib logging, from WARNING:
-twilio and httpx write whole URLs, numbers included, at INFO) go through the same handler, so they are masked alike and
-one write is one line, also between threads.
+On Cloud Run, and where standard output is not a terminal, a line is one JSON object for Cloud Logging. On a terminal it is
+plain text. Our lines (`structlog.get_logger()`) and the libraries' lines go through one handler, so both are masked, and
+lines of different threads do not mix. The libraries log from WARNING: at INFO, twilio and httpx write whole URLs.
 
 https://cloud.google.com/logging/docs/structured-logging
 https://cloud.google.com/error-reporting/docs/formatting-error-messages
@@ -27,10 +26,10 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 _OURS: Final = "dispatcher"
 _TRACE_ID: Final = re.compile(r"(?:[0-9a-f]{2}-)?([0-9a-f]{32})(?![0-9a-z])")
 _DEEPEST: Final = 8
-"""Levels of nesting that are written out: a value may contain itself."""
+"""Levels of nesting that are written. A value may contain itself."""
 
-# Where a word begins: digits inside one (a SID is one) are no phone number. One also begins after an escape that ends
-# in a letter or digit, as in `%3D14155550123` or the repr of a line break.
+# The start of a word: digits inside a word, such as a SID, are not a phone number. A word also starts after an escape that
+# ends in a letter or digit, as in `%3D14155550123` or the repr of a line break.
 _BEGIN: Final = r"(?:(?<![0-9A-Za-z%])|(?<=%[0-9A-Fa-f]{2})|(?<=\\[nrt]))"
 _END: Final = r"(?![0-9A-Za-z])"
 _PLUS: Final = r"(?:[+\uff0b]|%(?:25)*2B)"
@@ -47,11 +46,10 @@ _PHONE: Final = re.compile(
 
 
 def mask_phone(text: str) -> str:
-    """`text` with each phone number reduced to its first digit and its last two.
+    """Reduce each phone number in `text` to its first digit and its last two.
 
-    That is a run of 8 to 15 digits that stands alone, after a plus sign (`%2B` in a URL) also with the spaces and
-    dashes that people type, or an American number as people write it. Digits inside a SID or another word, a uuid or
-    an ISO time stay.
+    A phone number is a separate run of 8 to 15 digits, or an American number as people write it. After a plus sign (`%2B`
+    in a URL) it may hold spaces and dashes. Digits in a SID or another word, in a uuid and in an ISO time stay.
 
     >>> mask_phone("calling +14155550123")
     'calling +1*******23'
@@ -67,12 +65,12 @@ def _masked(found: re.Match[str]) -> str:
 
 
 class _Mask:
-    """Replaces phone numbers and secrets in everything, at any depth, and leaves only what JSON can say."""
+    """Replaces phone numbers and secrets at any depth, and turns every other value into one that JSON has."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         bare = {part for secret in secrets for part in (secret, secret.removeprefix("whsec_")) if part}
         shapes = bare | {quote(secret, safe="") for secret in bare}
-        # The longest first, or the rest of a secret would stay where a shorter one is its beginning.
+        # The longest first: a shorter secret may be the beginning of a longer one, whose rest would stay.
         longest_first = sorted(shapes, key=len, reverse=True)
         self._secret = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
@@ -81,25 +79,25 @@ class _Mask:
         return {self.text(name): self.value(value) for name, value in event.items()} | kept
 
     def text(self, text: str) -> str:
-        # A secret may hold a run of digits: masked first as a number, it would no longer be found as a secret.
+        # Secrets first: a secret may hold a run of digits, and would not be found after these are masked.
         return mask_phone(self._secret.sub("[secret]", text))
 
     def value(self, value: Any, depth: int = 0) -> Any:
-        # Numbers stay: a phone number is never one here, and ids, counts and durations are.
+        # Numbers stay: they are ids, counts and durations. A phone number is always text.
         if value is None or type(value) in (bool, int) or (type(value) is float and math.isfinite(value)):
             return value
         if depth < _DEEPEST:
             if isinstance(value, Mapping):
-                return {self.text(_said(key)): self.value(inner, depth + 1) for key, inner in value.items()}
+                return {self.text(_safe_str(key)): self.value(inner, depth + 1) for key, inner in value.items()}
             if isinstance(value, list | tuple | AbstractSet):
                 return [self.value(inner, depth + 1) for inner in value]
-        return self.text(_said(value))
+        return self.text(_safe_str(value))
 
 
-def _said(value: object) -> str:
+def _safe_str(value: object) -> str:
     try:
         return str(value)
-    except Exception:  # noqa: BLE001 - a value that cannot say what it is must not stop the work that it is about
+    except Exception:  # noqa: BLE001 - a value without a text must not stop the work that logs it
         return f"<{type(value).__name__}>"
 
 
@@ -118,7 +116,7 @@ def _for_cloud_logging(_logger: WrappedLogger, _name: str, event: EventDict) -> 
         "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
     }
     if record.levelno >= logging.ERROR:
-        # Error Reporting then takes the entry also without a stack trace.
+        # With this type, Error Reporting takes the entry without a stack trace, too.
         line["@type"] = "type.googleapis.com/google.devtools.clouderrorreporting.v1beta1.ReportedErrorEvent"
     project = os.environ.get("GOOGLE_CLOUD_PROJECT")
     if project and "trace" in event:
@@ -128,7 +126,7 @@ def _for_cloud_logging(_logger: WrappedLogger, _name: str, event: EventDict) -> 
         line["logging.googleapis.com/labels"] = labels
     if not ours:
         line["logger"] = record.name
-    # An event's own `message` or `time` must not hide these.
+    # An event's own `message` or `time` must not replace these.
     return {**line, **{name: value for name, value in event.items() if name not in line}}
 
 
@@ -145,27 +143,27 @@ def _for_people(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDi
 
 
 def _printable(value: Any) -> Any:
-    """A value that can neither end its line nor steer the terminal."""
-    text = _said(value)
+    """The value without line ends and control characters, which could forge a line or control the terminal."""
+    text = _safe_str(value)
     return text if text.isprintable() else repr(text)[1:-1]
 
 
 class _Lines(logging.StreamHandler[TextIO]):
-    """The one way out."""
+    """The only handler: it writes every line."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        # logging would print the event as it came, unmasked, and a log line that fails must not fail its caller.
+        # logging itself would print the event unmasked. A log line that fails must not fail its caller.
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write('{"severity": "ERROR", "message": "a log line could not be written"}\n')
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
-    # Not left to the loggers' levels: werkzeug sets its own to INFO.
+    # Loggers set their own levels: werkzeug sets INFO.
     return record.name == _OURS or record.levelno >= logging.WARNING
 
 
-class _Turned(logging.Filter):
-    """For a logger that will get a handler of its own: takes each record over before that handler sees it."""
+class _Redirected(logging.Filter):
+    """For a logger with a handler of its own: passes each record to ours before that handler sees it."""
 
     def __init__(self, lines: _Lines) -> None:
         super().__init__()
@@ -177,9 +175,10 @@ class _Turned(logging.Filter):
 
 
 def configure_logs(stream: TextIO | None = None, json: bool | None = None, *, secrets: Iterable[str] = ()) -> None:
-    """Once a process, before the first line; again replaces what was there.
+    """Set up logging, once per process, before the first line. A second call replaces the first setup.
 
-    `stream` is standard output and `json` is for Cloud Logging, unless given. `secrets` are replaced wherever they occur.
+    `stream`: standard output by default. `json`: by default, True on Cloud Run and without a terminal. `secrets` are masked
+    wherever they occur.
     """
     stream = stream or sys.stdout
     if json is None:
@@ -207,9 +206,9 @@ def configure_logs(stream: TextIO | None = None, json: bool | None = None, *, se
     root.handlers[:] = [lines]
     root.setLevel(logging.WARNING)
     logging.getLogger(_OURS).setLevel(logging.INFO)
-    # gunicorn sets up its logger after our code is loaded, and lets nothing of it reach the root.
+    # gunicorn sets up its logger after our code is loaded, and its records do not reach the root logger.
     gunicorn = logging.getLogger("gunicorn.error")
-    gunicorn.filters[:] = [_Turned(lines)]
+    gunicorn.filters[:] = [_Redirected(lines)]
     structlog.configure(
         processors=[structlog.contextvars.merge_contextvars, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
@@ -223,8 +222,8 @@ class _Headers(Protocol):
 
 
 def bind_trace(headers: _Headers) -> None:
-    """Let the lines of this request be found from its trace: `X-Cloud-Trace-Context` (TRACE/SPAN;o=1) or `traceparent`
-    (version-TRACE-span-flags), when one is there and well formed."""
+    """Add the request's trace id to its lines, from `X-Cloud-Trace-Context` (TRACE/SPAN;o=1) or `traceparent`
+    (version-TRACE-span-flags), if one of them is valid."""
     given = {name.lower(): value for name, value in headers.items()}
     for name in ("x-cloud-trace-context", "traceparent"):
         found = _TRACE_ID.match(given.get(name, ""))
@@ -234,5 +233,5 @@ def bind_trace(headers: _Headers) -> None:
 
 
 def clear() -> None:
-    """Forget what was bound: a thread serves one request after another."""
+    """Remove the trace id: a thread serves one request after another."""
     structlog.contextvars.clear_contextvars()

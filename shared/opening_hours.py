@@ -146,7 +146,7 @@ _cached_schedule = cache(parse_schedule)
 
 @cache
 def calling_hours(setting: str) -> CallingHours:
-    """The hours that CALL_HOURS names: a file of shared/hours, or the notation. Raises ValueError, which says what is wrong."""
+    """The hours that CALL_HOURS names: a file of shared/hours, or the notation. Raises ValueError, which names the fault."""
     if not re.fullmatch(r"[a-z][a-z0-9_-]*", setting):
         parse_schedule(setting)
         return CallingHours(default=setting)

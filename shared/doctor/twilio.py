@@ -4,17 +4,15 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from twilio.http.http_client import TwilioHttpClient
-from twilio.http.response import Response
 from twilio.rest import Client
 
-from shared.doctor.findings import Clocks, Finding, note_clock, ok, skipped, warning, wrong
+from shared.doctor.findings import Finding, ok, skipped, warning, wrong
 from shared.logs import mask_phone
 from shared.screening import called_countries
 from shared.settings import Settings
 from shared.telephony import verdict_on
 
-CONNECT_SECONDS: Final = 3.0
-READ_SECONDS: Final = 5.0
+TIMEOUT_SECONDS: Final = 5.0
 
 _KEYS: Final = (
     "Twilio console, Account Info: copy Account SID and the primary auth token (no API key, no test credentials) into"
@@ -31,14 +29,14 @@ _ADVICE: Final = {
 _GEO: Final = "Twilio console: Voice, Settings, Geo permissions"
 
 
-def check_twilio(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
-    twilio = _client(settings, clocks)
+def check_twilio(settings: Settings) -> Iterator[Finding]:
+    twilio = _client(settings)
     try:
         account = twilio.api.accounts(settings.twilio_account_sid).fetch()
     except Exception as error:  # noqa: BLE001 - every failure is a finding, and verdict_on knows them all
         yield _unreadable("Twilio account", error)
-        rest = ("Twilio auth token", "Twilio number", "Twilio countries")
-        yield from (skipped(check, "the account cannot be read") for check in rest)
+        rest = ("auth token", "number", "countries")
+        yield from (skipped(f"Twilio {check}", "the account cannot be read") for check in rest)
         return
     yield _account(settings, account)
     yield _auth_token(settings, account)
@@ -51,20 +49,9 @@ def check_twilio(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
             yield warning(check, found.found, f"look yourself: {_GEO}") if look is _countries else found
 
 
-class _Http(TwilioHttpClient):  # type: ignore[misc]  # twilio has no types
-    def __init__(self, clocks: Clocks) -> None:
-        super().__init__(pool_connections=False, max_retries=None)
-        self.timeout = (CONNECT_SECONDS, READ_SECONDS)
-        self._clocks = clocks
-
-    def request(self, *arguments: Any, **named: Any) -> Response:
-        response = super().request(*arguments, **named)
-        note_clock(self._clocks, "Twilio", (response.headers or {}).get("Date"))
-        return response
-
-
-def _client(settings: Settings, clocks: Clocks) -> Client:
-    client = Client(settings.twilio_account_sid, settings.twilio_auth_tokens[0], http_client=_Http(clocks))
+def _client(settings: Settings) -> Client:
+    http = TwilioHttpClient(pool_connections=False, timeout=TIMEOUT_SECONDS)
+    client = Client(settings.twilio_account_sid, settings.twilio_auth_tokens[0], http_client=http)
     if settings.twilio_api_base_url:
         client.api.base_url = client.voice.base_url = settings.twilio_api_base_url
     return client

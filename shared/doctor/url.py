@@ -25,7 +25,7 @@ CHECKS: Final = ("public address", "unproved requests", "signed webhook", "Twili
 HARMLESS: Final = json.dumps({"type": "DOCTOR", "schema": "public", "table": "outbound_call_jobs"}).encode()
 IGNORED: Final = "DOCTOR on public.outbound_call_jobs"
 
-_BASE: Final = "set API_BASE_URL, here and in the service, to the exact public address of this function"
+_BASE: Final = "set API_BASE_URL, here and in the service, to the exact public address that answers /voice and /status"
 _LOGS: Final = "read the service's log; at its start it names the settings that are wrong"
 _IAM: Final = "gcloud run services update <service> --no-invoker-iam-check (Supabase and Twilio have no Google tokens)"
 _REFUSED: Final = (
@@ -53,15 +53,14 @@ class _Answer:
 
 def check_public_url(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
     """Requests from outside. Of another service at API_BASE_URL, only whether it answers."""
-    base, reached, is_ours = settings.api_base_url, CHECKS[0], settings.api_base_url_is_this_function
+    base, is_ours = settings.api_base_url, settings.api_base_url_is_this_function
     with httpx.Client(timeout=TIMEOUT) as http:
         if is_ours and settings.twilio_api_base_url is None and _is_private(base):
             found = f"{shown_url(base)} is an address of this machine or network: Twilio cannot reach it"
-            first = wrong(reached, found, _BASE)
-        elif is_ours:
-            first = _health(reached, base, _send(http, "GET", f"{base}/health", clocks))
+            first = wrong(CHECKS[0], found, _BASE)
         else:
-            first = _other_service(reached, base, _send(http, "GET", base, clocks))
+            answer = _send(http, "GET", f"{base}/health" if is_ours else base, clocks)
+            first = _reached(CHECKS[0], base, answer, is_ours)
         yield first
         if first.state != "ok" or not is_ours:
             why = "the public address does not reach this function" if is_ours else "another service answers there"
@@ -85,29 +84,26 @@ def check_public_url(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
 
 
 def check_vault_url(settings: Settings, facts: SetupFacts) -> Finding:
-    """The database posts its webhooks there. Advice names API_BASE_URL only if that address accepts a signed webhook."""
-    check, url, base = "Vault's URL", facts.vault.url, f"{settings.api_base_url}/"
-    is_ours = settings.api_base_url_is_this_function
+    """The database posts its webhooks there."""
+    check, url, is_ours = "Vault's URL", facts.vault.url, settings.api_base_url_is_this_function
     if facts.vault.error or not settings.dispatch_secrets:
         return skipped(check, "Vault cannot be read" if facts.vault.error else "no DISPATCH_SECRET, no webhooks")
     if url and is_ours and url.rstrip("/") == settings.api_base_url:
         return ok(check, f"is {shown_url(url)}")
-    with httpx.Client(timeout=TIMEOUT) as http:
-        reached = is_ours and _signed_webhook(check, http, settings, base, {}).state == "ok"
-        right = base if reached else "https://<this function>/"
-        if not url:
-            create = f"select vault.create_secret('{right}', 'call_dispatcher_url');"
-            return wrong(check, "is missing: no webhook is sent", create)
-        found = _signed_webhook(check, http, settings, url, {})
     row = "(select id from vault.secrets where name = 'call_dispatcher_url')"
-    advice = f"select vault.update_secret({row}, '{right}');"
-    if found.state != "ok" or url != url.strip():
-        failure = found.found if found.state != "ok" else "it begins or ends with white space"
+    advice = f"select vault.update_secret({row}, 'https://<this function>/');"
+    if not url:
+        create = "select vault.create_secret('https://<this function>/', 'call_dispatcher_url');"
+        return wrong(check, "is missing: no webhook is sent", create)
+    with httpx.Client(timeout=TIMEOUT) as http:
+        sent = _signed_webhook(check, http, settings, url, {})
+    if sent.state != "ok" or url != url.strip():
+        failure = sent.found if sent.state != "ok" else "it begins or ends with white space"
         return wrong(check, f"is {shown_url(url)}, and a webhook to it fails: {failure}", advice)
     if not is_ours:
         return ok(check, f"is {shown_url(url)}, which accepts a signed webhook")
-    odd = f"is {shown_url(url)}, which accepts signed webhooks and is not API_BASE_URL: an old revision?"
-    return warning(check, odd, advice if reached else f"API_BASE_URL itself does not answer: {_BASE}")
+    other = f"is {shown_url(url)}, which accepts signed webhooks and is not API_BASE_URL: an old revision?"
+    return warning(check, other, f"if so: {advice} Otherwise {_BASE}")
 
 
 def _send(http: httpx.Client, method: str, url: str, clocks: Clocks, **request: Any) -> _Answer:
@@ -136,10 +132,12 @@ def _post_callback(http: httpx.Client, settings: Settings, clocks: Clocks) -> _A
     return _send(http, "POST", url, clocks, data=form, headers={"X-Twilio-Signature": signature})
 
 
-def _health(check: str, base: str, answer: _Answer) -> Finding:
+def _reached(check: str, base: str, answer: _Answer, is_ours: bool) -> Finding:
     where, status = shown_url(base), answer.status
-    if answer.is_health:
+    if answer.is_health and is_ours:
         return ok(check, f"{where} reaches this function")
+    if 0 < status < 500 and not is_ours:
+        return ok(check, f"{where} answers (HTTP {status}); a first call shows whether its /voice and /status do")
     if answer.no_answer:
         found, advice = answer.no_answer, f"{_BASE}; its service must run, and this container must reach it"
     elif 300 <= status < 400:
@@ -155,16 +153,6 @@ def _health(check: str, base: str, answer: _Answer) -> Finding:
     else:
         found, advice = "something else answers", f"deploy this image there, or {_BASE}"
     return wrong(check, f"{where}: {found}" + (f" (HTTP {status})" if status else ""), advice)
-
-
-def _other_service(check: str, base: str, answer: _Answer) -> Finding:
-    where = shown_url(base)
-    if 0 < answer.status < 500:
-        said = f"{where} answers (HTTP {answer.status}); a first call shows whether its /voice and /status do"
-        return ok(check, said)
-    advice = "set API_BASE_URL to the web service that answers /voice and /status, and see to it there"
-    found = answer.no_answer or f"fails (HTTP {answer.status})"
-    return (warning if answer.status else wrong)(check, f"{where}: {found}", advice)
 
 
 def _judge(check: str, answer: _Answer, is_right: bool, said: str, refused: tuple[str, str] | None = None) -> Finding:
