@@ -22,7 +22,7 @@ def delays(
     """
     if len(given_s) == 1:
         given_s = [min(given_s[0] * FACTOR**n, LONGEST_SECONDS) for n in range(max_attempts - 1)]
-    return tuple(jittered(delay_s, uniform) for delay_s in given_s[: max_attempts - 1])
+    return tuple(jittered(delay_s, uniform=uniform) for delay_s in given_s[: max_attempts - 1])
 
 
 def jittered(delay_s: float, uniform: Callable[[float, float], float] = random.uniform) -> float:
