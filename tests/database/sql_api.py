@@ -19,6 +19,7 @@ from psycopg.types.json import Jsonb
 from tests.conftest import Connection
 
 T = TypeVar("T")
+U = TypeVar("U")
 Row = dict[str, Any]
 
 OURS = "+15005550006"  # Twilio's own magic From
@@ -282,6 +283,17 @@ def in_background(eyes: Connection) -> Iterator[Callable[[Steps, Callable[[], T]
             return future
 
         yield start
+
+
+def behind(first: Steps, step: Callable[[], T], second: Steps, then: Callable[[], U]) -> tuple[T, U]:
+    """`step` in a transaction of `first`, then `then` by `second`, which waits until the first commits. -> both answers"""
+    with in_background(second._eyes) as start, first.service.transaction():
+        done = step()
+        future = start(second, then)
+        first.service.execute("commit")
+        waited = future.result(10)
+        first.service.execute("begin")
+    return done, waited
 
 
 def all_at_once(step: Callable[[Steps], T], callers: Sequence[Steps]) -> list[T]:

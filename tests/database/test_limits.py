@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
-import psycopg
 import pytest
 
-from tests.database.sql_api import LEASE_S, Row, Steps, a_number, a_sid, all_at_once, in_background
+from tests.database.conftest import Another
+from tests.database.sql_api import LEASE_S, Row, Steps, a_number, a_sid, all_at_once, behind
 
 HOUR_S, DAY_S = 3600.0, 86_400.0
 BUCKET_S = 300.0  # CALLS_PER_DAY counts by five minutes
 AT_ONCE = 50
-
-Another = Callable[[], Steps]
 
 
 def call_and_end(steps: Steps, number: str, **caps: Any) -> Row:
@@ -38,35 +35,23 @@ def numbers_of_one_prefix(count: int) -> list[str]:
 # --- per number -------------------------------------------------------------------------------------------------------
 
 
-def test_a_number_is_called_so_often_in_24_hours_whoever_asks(steps: Steps) -> None:
+def test_number_is_called_so_often_in_24_hours(steps: Steps) -> None:
+    """Whoever asks, and again once the first call is a day old: not a second later."""
     number = a_number()
     for _ in range(3):
         assert call_and_end(steps, number, per_number=3)["outcome"] == "claimed"
         steps.pass_time(HOUR_S)
     fourth = steps.queue(number)
     answer = steps.claim(fourth, per_number=3)
-    assert (answer["outcome"], answer["status"], answer["reason_code"]) == (
-        "none",
-        "queued",
-        "calls_per_number_per_day",
-    )
-    assert steps.job(fourth)["attempts"] == 0
-    assert steps.attempts(fourth) == []
+    told = (answer["outcome"], answer["status"], answer["reason_code"])
+    assert told == ("none", "queued", "calls_per_number_per_day")
+    assert (steps.job(fourth)["attempts"], steps.attempts(fourth)) == (0, [])
+    assert waits_s(steps, fourth) == pytest.approx(DAY_S - 3 * HOUR_S, abs=5)
+    steps.pass_time(waits_s(steps, fourth))
+    assert steps.claim(fourth, per_number=3)["outcome"] == "claimed"
 
 
-def test_it_waits_until_the_first_of_them_is_a_day_old_and_not_a_second_longer(steps: Steps) -> None:
-    number = a_number()
-    call_and_end(steps, number)
-    steps.pass_time(HOUR_S)
-    call_and_end(steps, number)
-    third = steps.queue(number)
-    steps.claim(third, per_number=2)
-    assert waits_s(steps, third) == pytest.approx(DAY_S - HOUR_S, abs=5)
-    steps.pass_time(waits_s(steps, third))
-    assert steps.claim(third, per_number=2)["outcome"] == "claimed"
-
-
-def test_the_cap_looks_back_24_hours_at_each_moment(steps: Steps) -> None:
+def test_cap_looks_back_24_hours_at_each_moment(steps: Steps) -> None:
     """Three a day, and never four in any 24 hours: no midnight sets it back."""
     number, called_at = a_number(), []
     steps.rows("update private.call_settings set calls_without_key = 100")
@@ -79,27 +64,22 @@ def test_the_cap_looks_back_24_hours_at_each_moment(steps: Steps) -> None:
     assert all(later - earlier >= DAY_S for earlier, later in zip(called_at, called_at[3:], strict=False))
 
 
-@pytest.mark.parametrize(
-    ("state", "counts"),
-    [
-        ("accepted", True), ("in_doubt", True), ("ended", True), ("duplicate", True), ("refused", False),
-        ("absent", False),
-    ],
-)  # fmt: skip
-def test_what_rang_or_may_have_rung_counts_and_what_never_was_a_call_does_not(
-    steps: Steps, state: str, counts: bool
-) -> None:
-    number = a_number()
-    _, attempt = steps.attempt_in(state, number)
-    if state in ("accepted", "in_doubt"):
-        steps.status(attempt, a_sid() if state == "in_doubt" else steps.attempt(attempt)["call_sid"], "busy")
-    if state == "duplicate":
-        steps.status(attempt, steps.attempt(attempt)["call_sid"], "completed")
-    answer = steps.claim(steps.queue(number), per_number=1)
-    assert (answer["outcome"] != "claimed") is counts
+def test_attempts_that_may_have_rung_count_for_their_number(steps: Steps) -> None:
+    seen = {}
+    for state in ("accepted", "in_doubt", "ended", "duplicate", "refused", "absent"):
+        number = a_number()
+        _, attempt = steps.attempt_in(state, number)
+        if state in ("accepted", "in_doubt", "duplicate"):
+            sid = a_sid() if state == "in_doubt" else steps.attempt(attempt)["call_sid"]
+            steps.status(attempt, sid, "completed" if state == "duplicate" else "busy")
+        seen[state] = steps.claim(steps.queue(number), per_number=1)["outcome"] != "claimed"
+    assert seen == dict.fromkeys(("accepted", "in_doubt", "ended", "duplicate"), True) | {
+        "refused": False,
+        "absent": False,
+    }
 
 
-def test_a_job_that_is_put_off_for_its_number_does_not_hold_up_the_next(steps: Steps) -> None:
+def test_job_put_off_for_its_number_holds_up_nobody(steps: Steps) -> None:
     number = a_number()
     call_and_end(steps, number)
     steps.queue(number)
@@ -107,7 +87,7 @@ def test_a_job_that_is_put_off_for_its_number_does_not_hold_up_the_next(steps: S
     assert steps.claim(per_number=1)["job"]["id"] == free
 
 
-def test_a_crowd_of_jobs_for_one_busy_number_does_not_hold_up_the_next(steps: Steps) -> None:
+def test_crowd_for_one_busy_number_holds_up_nobody(steps: Steps) -> None:
     """Many accounts, one number: each claim puts off some of them, and commits that."""
     steps.attempt_in("accepted", number := a_number())
     crowd = [steps.queue(number) for _ in range(150)]
@@ -118,7 +98,7 @@ def test_a_crowd_of_jobs_for_one_busy_number_does_not_hold_up_the_next(steps: St
     assert {steps.job(job)["reason_code"] for job in crowd} == {"number_in_use"}
 
 
-def test_a_job_that_is_put_off_gives_its_slot_of_the_pace_back(steps: Steps) -> None:
+def test_job_put_off_gives_its_slot_back(steps: Steps) -> None:
     number = a_number()
     call_and_end(steps, number)
     steps.pass_time(60)
@@ -126,23 +106,25 @@ def test_a_job_that_is_put_off_gives_its_slot_of_the_pace_back(steps: Steps) -> 
     assert steps.claim(steps.queue(), pace=0.1, per_number=1)["outcome"] == "claimed"
 
 
-def test_claims_at_once_for_one_number_never_pass_its_cap(steps: Steps, another: Another) -> None:
+@pytest.mark.parametrize(("calls", "per_number"), [(2, 3), (6, None)], ids=["a day", "without a key"])
+def test_claims_at_once_for_one_number_never_pass_its_caps(
+    steps: Steps, another: Another, calls: int, per_number: int | None
+) -> None:
     number = a_number()
-    for _ in range(2):
+    for _ in range(calls):
         call_and_end(steps, number)
-    jobs = [steps.queue(number) for _ in range(AT_ONCE)]
-    callers = [another() for _ in jobs]
-    todo = dict(zip(map(id, callers), jobs, strict=True))
-    answers = all_at_once(lambda caller: caller.claim(todo[id(caller)], per_number=3), callers)
-    claimed = [answer for answer in answers if answer["outcome"] == "claimed"]
-    assert len(claimed) == 1
-    steps.status(uuid.UUID(claimed[0]["attempt"]["id"]), a_sid(), "completed")
+    for _ in range(AT_ONCE):
+        steps.queue(number)
+    callers = [another() for _ in range(AT_ONCE)]
+    answers = all_at_once(lambda caller: caller.claim(per_number=per_number), callers)
+    (claimed,) = (answer for answer in answers if answer["outcome"] == "claimed")
+    steps.status(uuid.UUID(claimed["attempt"]["id"]), a_sid(), "completed")
     steps.rows("update public.outbound_call_jobs set due_at = private.clock() where status = 'queued'")
-    again = all_at_once(lambda caller: caller.claim(per_number=3), callers)
+    again = all_at_once(lambda caller: caller.claim(per_number=per_number), callers)
     assert {answer["outcome"] for answer in again} == {"none"}
 
 
-def test_a_claim_that_names_no_caps_has_those_of_the_settings(steps: Steps) -> None:
+def test_claim_without_caps_has_those_of_the_settings(steps: Steps) -> None:
     """Older code calls the function without them."""
 
     def claim(number: str) -> str:
@@ -159,7 +141,7 @@ def test_a_claim_that_names_no_caps_has_those_of_the_settings(steps: Steps) -> N
 # --- per prefix -------------------------------------------------------------------------------------------------------
 
 
-def test_many_numbers_of_one_prefix_are_held_until_the_hour_has_passed(steps: Steps) -> None:
+def test_numbers_of_one_prefix_are_held_for_an_hour(steps: Steps) -> None:
     numbers = numbers_of_one_prefix(8)
     outcomes = [call_and_end(steps, number, per_prefix=5)["outcome"] for number in numbers]
     assert outcomes == ["claimed"] * 5 + ["none"] * 3
@@ -173,21 +155,7 @@ def test_many_numbers_of_one_prefix_are_held_until_the_hour_has_passed(steps: St
     assert [steps.claim(per_prefix=5)["outcome"] for _ in range(4)] == ["claimed"] * 3 + ["none"]
 
 
-def test_other_prefixes_go_on(steps: Steps) -> None:
-    for number in numbers_of_one_prefix(2):
-        call_and_end(steps, number)
-    assert call_and_end(steps, "+14155560100", per_prefix=2)["outcome"] == "claimed"
-    assert call_and_end(steps, "+14155550199", per_prefix=2)["outcome"] == "none"
-
-
-def test_a_number_that_was_called_may_be_called_again_whatever_its_prefix_does(steps: Steps) -> None:
-    numbers = numbers_of_one_prefix(3)
-    for number in numbers:
-        call_and_end(steps, number, per_prefix=3)
-    assert call_and_end(steps, numbers[0], per_prefix=3)["outcome"] == "claimed"
-
-
-def test_a_prefix_cap_of_zero_is_none(steps: Steps) -> None:
+def test_prefix_cap_of_zero_is_no_cap(steps: Steps) -> None:
     numbers = numbers_of_one_prefix(30)
     assert {call_and_end(steps, number, per_prefix=0)["outcome"] for number in numbers} == {"claimed"}
 
@@ -202,22 +170,21 @@ def test_claims_at_once_for_one_prefix_never_pass_its_cap(steps: Steps, another:
     assert steps.one(held) == AT_ONCE - 7
 
 
-def test_repeats_to_numbers_of_a_prefix_are_no_new_numbers(steps: Steps) -> None:
+def test_cap_of_a_prefix_counts_its_numbers_once(steps: Steps) -> None:
     numbers = numbers_of_one_prefix(3)
-    for _ in range(3):
-        for number in numbers[:2]:
-            assert call_and_end(steps, number, per_prefix=3)["outcome"] == "claimed"
-    assert call_and_end(steps, numbers[2], per_prefix=3)["outcome"] == "claimed"
+    for number in [*numbers[:2] * 3, numbers[2], numbers[0]]:
+        assert call_and_end(steps, number, per_prefix=3)["outcome"] == "claimed"
     assert call_and_end(steps, "+14155550199", per_prefix=3)["reason_code"] == "calls_per_prefix_per_hour"
+    assert call_and_end(steps, "+14155560100", per_prefix=3)["outcome"] == "claimed"  # of another prefix
 
 
-def test_what_was_put_off_for_its_hours_is_no_call_of_its_prefix(steps: Steps) -> None:
+def test_job_put_off_is_no_call_of_its_prefix(steps: Steps) -> None:
     for number in numbers_of_one_prefix(5):
         steps.release(steps.start(steps.queue(number)), delay_s=9 * HOUR_S)
     assert call_and_end(steps, "+14155550199", per_prefix=1)["outcome"] == "claimed"
 
 
-def test_what_is_held_for_its_prefix_waits_out_a_pause_as_well(steps: Steps) -> None:
+def test_job_held_for_its_prefix_waits_out_pauses(steps: Steps) -> None:
     numbers = numbers_of_one_prefix(2)
     call_and_end(steps, numbers[0])
     held = steps.queue(numbers[1])
@@ -239,7 +206,7 @@ def press(steps: Steps, number: str) -> None:
     steps.status(attempt, sid, "completed")
 
 
-def test_a_number_where_nobody_presses_a_key_is_called_seven_times_in_seven_days(steps: Steps) -> None:
+def test_number_without_a_key_is_called_seven_times_weekly(steps: Steps) -> None:
     number, called_at = a_number(), []
     start = steps.now()
     for _ in range(45):
@@ -255,7 +222,7 @@ def test_a_number_where_nobody_presses_a_key_is_called_seven_times_in_seven_days
     assert all(later - earlier >= 7 * DAY_S for earlier, later in zip(called_at, called_at[7:], strict=False))
 
 
-def test_it_waits_until_the_first_of_the_seven_is_a_week_old(steps: Steps) -> None:
+def test_eighth_call_waits_until_the_first_is_week_old(steps: Steps) -> None:
     number = a_number()
     for _ in range(7):
         call_and_end(steps, number)
@@ -268,30 +235,16 @@ def test_it_waits_until_the_first_of_the_seven_is_a_week_old(steps: Steps) -> No
     assert steps.claim(eighth)["outcome"] == "claimed"
 
 
-def test_a_key_pressed_once_lifts_that_limit(steps: Steps) -> None:
+def test_key_pressed_once_lifts_the_weekly_limit(steps: Steps) -> None:
     press(steps, number := a_number())
     assert {call_and_end(steps, number)["outcome"] for _ in range(12)} == {"claimed"}
     assert {call_and_end(steps, other)["outcome"] for other in [a_number()] * 7} == {"claimed"}
 
 
-def test_claims_at_once_for_a_seventh_call_make_one(steps: Steps, another: Another) -> None:
-    number = a_number()
-    for _ in range(6):
-        call_and_end(steps, number)
-    for _ in range(AT_ONCE):
-        steps.queue(number)
-    callers = [another() for _ in range(AT_ONCE)]
-    answers = all_at_once(lambda caller: caller.claim(), callers)
-    (claimed,) = (answer for answer in answers if answer["outcome"] == "claimed")
-    steps.status(uuid.UUID(claimed["attempt"]["id"]), a_sid(), "completed")
-    steps.rows("update public.outbound_call_jobs set due_at = private.clock() where status = 'queued'")
-    assert {answer["outcome"] for answer in all_at_once(lambda caller: caller.claim(), callers)} == {"none"}
-
-
 # --- per day ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_days_ceiling_pauses_all_calls_until_there_is_room_and_blames_no_job(steps: Steps) -> None:
+def test_ceiling_of_a_day_pauses_calls_until_room(steps: Steps) -> None:
     for _ in range(2):
         call_and_end(steps, a_number(), per_day=3)
         steps.pass_time(HOUR_S)
@@ -308,23 +261,26 @@ def test_the_days_ceiling_pauses_all_calls_until_there_is_room_and_blames_no_job
     assert steps.claim(steps.queue(), per_day=3)["outcome"] == "paused"
 
 
-def test_a_ceiling_that_was_raised_counts_once_calls_are_resumed(steps: Steps) -> None:
+@pytest.mark.parametrize("raised", [2, None], ids=["raised", "turned off"])
+def test_ceiling_that_was_changed_counts_after_resume(steps: Steps, raised: int | None) -> None:
     call_and_end(steps, a_number(), per_day=1)
     job = steps.queue()
     assert steps.claim(job, per_day=1)["outcome"] == "paused"
-    assert steps.claim(job, per_day=2)["outcome"] == "paused"
     steps.call("resume_calls")
-    assert steps.claim(job, per_day=2)["outcome"] == "claimed"
+    assert steps.claim(job, per_day=1)["just_now"]  # still reached: paused again, and that is told
+    assert steps.claim(job, per_day=raised)["outcome"] == "paused"
+    steps.call("resume_calls")
+    assert steps.claim(job, per_day=raised)["outcome"] == "claimed"
 
 
-def test_a_ceiling_ends_no_pause_that_somebody_made(steps: Steps) -> None:
+def test_ceiling_ends_no_pause_made_by_hand(steps: Steps) -> None:
     call_and_end(steps, a_number(), per_day=1)
     steps.call("pause_calls", reason="lunch")
     assert steps.claim(steps.queue(), per_day=1)["reason"] == "lunch"
     assert steps.one("select paused_by = 'hand' from private.call_settings")
 
 
-def test_claims_at_once_for_the_days_last_call_never_pass_the_ceiling(steps: Steps, another: Another) -> None:
+def test_claims_at_once_never_pass_the_days_ceiling(steps: Steps, another: Another) -> None:
     for _ in range(4):
         call_and_end(steps, a_number())
     for _ in range(AT_ONCE):
@@ -340,7 +296,7 @@ def test_claims_at_once_for_the_days_last_call_never_pass_the_ceiling(steps: Ste
     assert sum(answer.get("just_now", False) for answer in answers) == 1
 
 
-def test_what_is_about_to_be_dialed_and_may_be_given_back_pauses_nobody(steps: Steps) -> None:
+def test_claims_that_may_be_released_pause_nobody(steps: Steps) -> None:
     """At night: each is claimed, and put off for its hours."""
     call_and_end(steps, a_number())
     at_night = [steps.start(steps.queue()) for _ in range(2)]
@@ -352,16 +308,7 @@ def test_what_is_about_to_be_dialed_and_may_be_given_back_pauses_nobody(steps: S
     assert steps.claim(job, per_day=3)["outcome"] == "claimed"
 
 
-def test_a_ceiling_that_is_turned_off_counts_once_calls_are_resumed(steps: Steps) -> None:
-    call_and_end(steps, a_number(), per_day=1)
-    job = steps.queue()
-    assert steps.claim(job, per_day=1)["outcome"] == "paused"
-    assert steps.claim(job)["outcome"] == "paused"
-    steps.call("resume_calls")
-    assert steps.claim(job)["outcome"] == "claimed"
-
-
-def test_a_ceiling_that_is_lowered_counts_from_the_next_claim(steps: Steps) -> None:
+def test_ceiling_that_is_lowered_counts_at_once(steps: Steps) -> None:
     for _ in range(4):
         call_and_end(steps, a_number(), per_day=10)
         steps.pass_time(HOUR_S)
@@ -372,15 +319,7 @@ def test_a_ceiling_that_is_lowered_counts_from_the_next_claim(steps: Steps) -> N
     assert DAY_S - 2 * HOUR_S - 1 <= waits <= DAY_S - 2 * HOUR_S + BUCKET_S
 
 
-def test_calls_resumed_below_a_ceiling_that_is_still_reached_are_paused_again_and_that_is_told(steps: Steps) -> None:
-    call_and_end(steps, a_number(), per_day=1)
-    job = steps.queue()
-    steps.claim(job, per_day=1)
-    steps.call("resume_calls")
-    assert steps.claim(job, per_day=1)["just_now"]
-
-
-def test_no_24_hours_hold_more_calls_than_the_ceiling_and_none_waits_much_longer(steps: Steps) -> None:
+def test_24_hours_never_hold_more_calls_than_allowed(steps: Steps) -> None:
     called_at = []
     start = steps.now()
     for gap_s in [61.0, 299.0, 4001.0, 7.0, 86_000.0, 301.0, 30_000.0] * 30:
@@ -394,14 +333,14 @@ def test_no_24_hours_hold_more_calls_than_the_ceiling_and_none_waits_much_longer
     assert all(later - earlier >= DAY_S for earlier, later in zip(called_at, called_at[3:], strict=False))
 
 
-def test_a_call_late_in_its_five_minutes_counts_for_the_whole_day(steps: Steps) -> None:
+def test_call_late_in_its_bucket_counts_all_day(steps: Steps) -> None:
     steps.pass_time((240 - steps.now().timestamp()) % BUCKET_S)
     call_and_end(steps, a_number(), per_day=1)
     steps.pass_time(DAY_S - 5)
     assert steps.claim(steps.queue(), per_day=1)["outcome"] == "paused"
 
 
-def test_the_counts_are_the_calls_that_were_made_and_old_ones_go(steps: Steps) -> None:
+def test_counts_are_the_calls_made_and_are_pruned(steps: Steps) -> None:
     for _ in range(3):
         call_and_end(steps, a_number())
         steps.pass_time(HOUR_S)
@@ -417,7 +356,7 @@ def test_the_counts_are_the_calls_that_were_made_and_old_ones_go(steps: Steps) -
 # --- the pause, at the same moment ------------------------------------------------------------------------------------
 
 
-def test_no_claim_succeeds_once_a_pause_has_committed(steps: Steps, another: Another) -> None:
+def test_claims_after_a_committed_pause_never_succeed(steps: Steps, another: Another) -> None:
     """Claims without end on many connections; in their midst, a pause. Whoever asked after it had committed got nothing."""
     for _ in range(400):
         steps.queue()
@@ -441,51 +380,33 @@ def test_no_claim_succeeds_once_a_pause_has_committed(steps: Steps, another: Ano
     assert 0 < claimed == at_the_pause < 360
 
 
-def test_a_claim_that_waited_for_a_pause_to_commit_is_paused(
-    steps: Steps, another: Another, connection: psycopg.Connection[tuple[object, ...]]
-) -> None:
+def test_claim_that_waited_for_a_pause_is_paused(steps: Steps, another: Another) -> None:
     job, boss = steps.queue(), another()
-    with in_background(connection) as start, boss.service.transaction():
-        boss.call("pause_calls", reason="stop")
-        future = start(steps, lambda: steps.claim(job))
-        boss.service.execute("commit")
-        assert future.result(10)["outcome"] == "paused"
-        boss.service.execute("begin")
-    assert steps.attempts(job) == []
+    _, answer = behind(boss, lambda: boss.call("pause_calls", reason="stop"), steps, lambda: steps.claim(job))
+    assert (answer["outcome"], steps.attempts(job)) == ("paused", [])
 
 
-def test_a_pause_waits_for_the_claim_before_it_and_takes_its_call_back(
-    steps: Steps, another: Another, connection: psycopg.Connection[tuple[object, ...]]
-) -> None:
+def test_pause_behind_a_claim_takes_its_call_back(steps: Steps, another: Another) -> None:
     job, claimer = steps.queue(), another()
-    with in_background(connection) as start, claimer.service.transaction():
-        attempt = claimer.start(job)
-        future = start(steps, lambda: steps.call("pause_calls", reason="stop"))
-        claimer.service.execute("commit")
-        future.result(10)
-        claimer.service.execute("begin")
+    attempt, _ = behind(claimer, lambda: claimer.start(job), steps, lambda: steps.call("pause_calls", reason="stop"))
     steps.accept(attempt, a_sid())
     assert steps.ask()["put_off"]
 
 
-def test_a_cap_holds_in_a_claim_that_waited_for_another(
-    steps: Steps, another: Another, connection: psycopg.Connection[tuple[object, ...]]
-) -> None:
+def test_cap_holds_in_a_claim_behind_another(steps: Steps, another: Another) -> None:
     """What is counted is counted behind the lock: before it, neither would have seen the other."""
-    first, second = (steps.queue(number) for number in numbers_of_one_prefix(2))
+    one, two = (steps.queue(number) for number in numbers_of_one_prefix(2))
     claimer = another()
-    with in_background(connection) as start, claimer.service.transaction():
-        assert claimer.claim(first, per_prefix=1)["outcome"] == "claimed"
-        future = start(steps, lambda: steps.claim(second, per_prefix=1))
-        claimer.service.execute("commit")
-        assert future.result(10)["reason_code"] == "calls_per_prefix_per_hour"
-        claimer.service.execute("begin")
+    first, second = behind(
+        claimer, lambda: claimer.claim(one, per_prefix=1), steps, lambda: steps.claim(two, per_prefix=1)
+    )
+    assert (first["outcome"], second["reason_code"]) == ("claimed", "calls_per_prefix_per_hour")
 
 
 # --- what was not dialed ----------------------------------------------------------------------------------------------
 
 
-def test_what_is_put_off_for_its_hours_is_due_at_that_moment_and_gives_its_slot_back(steps: Steps) -> None:
+def test_job_put_off_for_hours_gives_its_slot_back(steps: Steps) -> None:
     job = steps.queue()
     claim = steps.claim(job, pace=0.1)
     at = steps.one("select private.clock() + interval '9 hours'")
@@ -499,7 +420,7 @@ def test_what_is_put_off_for_its_hours_is_due_at_that_moment_and_gives_its_slot_
     assert steps.claim(steps.queue(), pace=0.1)["outcome"] == "wait"
 
 
-def test_a_refusal_before_twilio_was_asked_gives_its_slot_back(steps: Steps) -> None:
+def test_refusal_before_dialing_gives_its_slot_back(steps: Steps) -> None:
     claim = steps.claim(steps.queue(), pace=0.1)
     assert steps.call(
         "refuse_call", attempt=claim["attempt"]["id"], code="premium_rate", reason="a premium number", slot_s=10.0
@@ -507,7 +428,7 @@ def test_a_refusal_before_twilio_was_asked_gives_its_slot_back(steps: Steps) -> 
     assert steps.claim(steps.queue(), pace=0.1)["outcome"] == "claimed"
 
 
-def test_slots_that_come_back_late_make_no_burst(steps: Steps) -> None:
+def test_slots_given_back_late_make_no_burst(steps: Steps) -> None:
     attempts = []
     for _ in range(8):
         attempts.append(steps.claim(steps.queue(), pace=1.0)["attempt"]["id"])

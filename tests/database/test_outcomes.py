@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ def others(*states: str) -> list[str]:
 
 
 @pytest.mark.parametrize("state", UNDECIDED)
-def test_a_refusal_ends_the_job(steps: Steps, state: str) -> None:
+def test_refusal_ends_the_job_from_undecided_states(steps: Steps, state: str) -> None:
     job, attempt = steps.attempt_in(state)
     assert steps.refuse(attempt)
     assert steps.attempt(attempt)["state"] == "refused"
@@ -32,16 +33,8 @@ def test_a_refusal_ends_the_job(steps: Steps, state: str) -> None:
     assert steps.job(job)["reason_code"] == "number_invalid"
 
 
-@pytest.mark.parametrize("state", others(*UNDECIDED))
-def test_a_refusal_that_comes_late_changes_nothing(steps: Steps, state: str) -> None:
-    _, attempt = steps.attempt_in(state)
-    before = steps.everything()
-    assert not steps.refuse(attempt)
-    assert steps.everything() == before
-
-
 @pytest.mark.parametrize("state", UNDECIDED)
-def test_a_released_job_waits_with_its_attempt_unspent(steps: Steps, state: str) -> None:
+def test_released_job_waits_with_its_attempt_unspent(steps: Steps, state: str) -> None:
     job, attempt = steps.attempt_in(state)
     assert steps.release(attempt, delay_s=300)
     row = steps.job(job)
@@ -50,15 +43,7 @@ def test_a_released_job_waits_with_its_attempt_unspent(steps: Steps, state: str)
     assert steps.attempts(job) == []
 
 
-@pytest.mark.parametrize("state", others(*UNDECIDED))
-def test_a_release_that_comes_late_changes_nothing(steps: Steps, state: str) -> None:
-    _, attempt = steps.attempt_in(state)
-    before = steps.everything()
-    assert not steps.release(attempt, halt_s=60)
-    assert steps.everything() == before
-
-
-def test_a_doubt_holds_the_job_until_it_is_settled(steps: Steps) -> None:
+def test_doubt_holds_the_job_until_it_is_settled(steps: Steps) -> None:
     job, attempt = steps.attempt_in("started")
     assert steps.doubt(attempt)
     assert steps.attempt(attempt)["state"] == "in_doubt"
@@ -67,130 +52,105 @@ def test_a_doubt_holds_the_job_until_it_is_settled(steps: Steps) -> None:
     assert (answer["outcome"], answer["status"]) == ("none", "in_doubt")
 
 
-@pytest.mark.parametrize("state", others("started"))
-def test_a_doubt_that_comes_late_changes_nothing(steps: Steps, state: str) -> None:
-    _, attempt = steps.attempt_in(state)
-    before = steps.everything()
-    assert not steps.doubt(attempt)
-    assert steps.everything() == before
+def test_refusals_releases_and_doubts_that_come_late_change_nothing(steps: Steps) -> None:
+    late: list[tuple[Callable[[uuid.UUID], bool], list[str]]] = [
+        (steps.refuse, others(*UNDECIDED)),
+        (lambda attempt: steps.release(attempt, halt_s=60), others(*UNDECIDED)),
+        (steps.doubt, others("started")),
+    ]
+    wrong = []
+    for n, (step, states) in enumerate(late):
+        for state in states:
+            _, attempt = steps.attempt_in(state)
+            before = steps.everything()
+            if step(attempt) or steps.everything() != before:
+                wrong.append((n, state))
+    assert wrong == []
 
 
 # --- accept: a SID is truth -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("state", ["started", "in_doubt", "absent"])
-def test_a_sid_makes_it_the_jobs_call(steps: Steps, state: str) -> None:
+def test_sid_makes_it_the_jobs_call_once(steps: Steps, state: str) -> None:
     job, attempt = steps.attempt_in(state)
     answer = steps.accept(attempt, sid := a_sid())
     assert (answer["then"], answer["state"], answer["call_status"]) == ("keep", "accepted", "queued")
     assert (answer["job"]["id"], answer["job"]["status"]) == (job, "calling")
     assert steps.attempt(attempt)["call_sid"] == sid
     assert 590 < (steps.job(job)["due_at"] - steps.now()).total_seconds() <= ASK_S
-
-
-@pytest.mark.parametrize("state", ["started", "in_doubt", "absent"])
-def test_the_same_sid_again_changes_nothing(steps: Steps, state: str) -> None:
-    _, attempt = steps.attempt_in(state)
-    first, before = steps.accept(attempt, sid := a_sid()), steps.everything()
-    assert steps.accept(attempt, sid) == first
+    before = steps.everything()
+    assert steps.accept(attempt, sid) == answer
     assert steps.everything() == before
 
 
-def test_a_call_that_came_though_it_was_refused_is_one_too_many(steps: Steps) -> None:
+def test_call_that_was_refused_is_one_too_many(steps: Steps) -> None:
     job, attempt = steps.attempt_in("refused")
     assert steps.accept(attempt, a_sid())["then"] == "end"
     assert steps.attempt(attempt)["state"] == "duplicate"
     assert steps.job(job)["status"] == "failed"
-
-
-@pytest.mark.parametrize("state", ["released", "accepted", "ended", "duplicate"])
-def test_a_sid_of_an_attempt_that_has_none_or_another_is_to_be_ended(steps: Steps, state: str) -> None:
-    _, attempt = steps.attempt_in(state)
-    assert steps.accept(attempt, a_sid())["then"] in (["unknown"] if state == "released" else ["end"])
+    assert steps.accept(attempt, a_sid())["then"] == "end"  # and so is another
 
 
 @pytest.mark.parametrize("state", ["accepted", "ended"])
-def test_a_second_sid_is_kept_as_a_duplicate_of_its_own(steps: Steps, state: str) -> None:
+def test_second_sid_is_a_duplicate_and_never_the_jobs_call(steps: Steps, state: str) -> None:
     job, attempt = steps.attempt_in(state)
     first, before = steps.attempt(attempt), steps.job(job)
     answer = steps.accept(attempt, second := a_sid())
     assert (answer["then"], answer["state"]) == ("end", "duplicate")
     assert steps.attempt(attempt) == first
+    words = ("initiated", "ringing", "ringing", "in-progress", "completed")
+    assert [steps.status(attempt, second, word)["then"] for word in words] == ["end"] * 4 + ["keep"]
     assert steps.job(job) == before
-    assert [row["call_sid"] for row in steps.attempts(job) if row["state"] == "duplicate"] == [second]
-
-
-def test_a_duplicate_is_to_be_ended_however_often_it_speaks(steps: Steps) -> None:
-    _, attempt = steps.attempt_in("accepted")
-    second = a_sid()
-    for word in ("initiated", "ringing", "ringing", "in-progress"):
-        assert steps.status(attempt, second, word)["then"] == "end"
-
-
-def test_the_end_of_a_duplicate_is_not_the_end_of_the_job(steps: Steps) -> None:
-    job, attempt = steps.attempt_in("accepted")
-    steps.accept(attempt, second := a_sid())
-    assert steps.status(attempt, second, "completed")["then"] == "keep"
-    assert steps.job(job)["status"] == "calling"
     (duplicate,) = [row for row in steps.attempts(job) if row["state"] == "duplicate"]
+    assert (duplicate["call_sid"], duplicate["end_due_at"]) == (second, None)
     assert duplicate["closed_at"] is not None
-    assert duplicate["end_due_at"] is None
 
 
-def test_a_sid_of_nobodys_attempt_is_unknown_and_never_an_error(steps: Steps) -> None:
+def test_sid_of_nobodys_attempt_is_unknown_without_an_error(steps: Steps) -> None:
     nothing = {"state": None, "call_status": None, "job": None}
-    assert steps.accept(uuid.uuid4(), a_sid()) == {"then": "unknown", **nothing}
-    assert steps.status(uuid.uuid4(), a_sid(), "ringing") == {"then": "unknown", "moved": False, **nothing}
+    for attempt in (uuid.uuid4(), steps.attempt_in("released")[1]):
+        assert steps.accept(attempt, a_sid()) == {"then": "unknown", **nothing}
+        assert steps.status(attempt, a_sid(), "ringing") == {"then": "unknown", "moved": False, **nothing}
 
 
 # --- late truth -------------------------------------------------------------------------------------------------------
 
 
-def test_late_truth_revives_a_job_that_waits_to_be_dialed_again(steps: Steps) -> None:
-    job, attempt = steps.attempt_in("absent")
-    assert steps.job(job)["status"] == "queued"
-    assert steps.accept(attempt, a_sid())["then"] == "keep"
-    assert (steps.job(job)["status"], steps.attempt(attempt)["closed_at"]) == ("calling", None)
+def test_late_truth_revives_jobs_that_wait_or_failed(steps: Steps) -> None:
+    for delays_s, gives_up, expected in (
+        (DELAYS_S, False, ("queued", "absent")), ((), False, ("failed", "absent")), (DELAYS_S, True, ("failed", "gave_up")),
+    ):  # fmt: skip
+        job, attempt = steps.attempt_in("in_doubt")
+        steps.settle(attempt, delays_s=delays_s, gives_up=gives_up)
+        assert (steps.job(job)["status"], steps.job(job)["reason_code"]) == expected
+        assert steps.accept(attempt, a_sid())["then"] == "keep"
+        row = steps.job(job)
+        assert (row["status"], row["finished_at"], row["reason_code"]) == ("calling", None, None)
+        assert steps.attempt(attempt)["closed_at"] is None
 
 
-@pytest.mark.parametrize(("delays_s", "gives_up", "code"), [((), False, "absent"), (DELAYS_S, True, "gave_up")])
-def test_late_truth_revives_a_job_that_failed_by_absence(
-    steps: Steps, delays_s: tuple[float, ...], gives_up: bool, code: str
-) -> None:
-    job, attempt = steps.attempt_in("in_doubt")
-    assert steps.settle(attempt, delays_s=delays_s, gives_up=gives_up)["job_status"] == "failed"
-    assert steps.job(job)["reason_code"] == code
-    assert steps.accept(attempt, a_sid())["then"] == "keep"
-    row = steps.job(job)
-    assert (row["status"], row["finished_at"], row["reason_code"]) == ("calling", None, None)
-
-
-def test_late_truth_does_not_revive_a_job_that_was_canceled(steps: Steps) -> None:
+def test_late_truth_revives_no_canceled_job(steps: Steps) -> None:
     job, attempt = steps.attempt_in("absent")
     steps.call("cancel_call_job", job_id=job)
     assert steps.accept(attempt, a_sid())["then"] == "end"
     assert (steps.job(job)["status"], steps.attempt(attempt)["state"]) == ("canceled", "duplicate")
 
 
-def test_late_truth_is_one_call_too_many_when_the_job_is_dialed_again(steps: Steps) -> None:
+def test_late_truth_about_a_redialed_number_is_a_duplicate(steps: Steps) -> None:
     job, first = steps.attempt_in("absent")
     steps.make_due(job)
-    second = steps.start(job)
-    assert steps.accept(first, a_sid())["then"] == "end"
-    assert steps.accept(second, a_sid())["then"] == "keep"
-    assert [steps.attempt(attempt)["state"] for attempt in (first, second)] == ["duplicate", "accepted"]
-
-
-def test_late_truth_is_one_call_too_many_when_another_job_has_the_number(steps: Steps) -> None:
     number = a_number()
-    job, late = steps.attempt_in("absent", number)
-    _, open_attempt = steps.attempt_in("started", number)
-    assert steps.accept(late, a_sid())["then"] == "end"
-    assert [steps.attempt(attempt)["state"] for attempt in (late, open_attempt)] == ["duplicate", "started"]
-    assert steps.job(job)["status"] == "queued"
+    waiting, late = steps.attempt_in("absent", number)
+    # The same job is dialed again; another job has the number.
+    for old, new in ((first, steps.start(job)), (late, steps.attempt_in("started", number)[1])):
+        assert steps.accept(old, a_sid())["then"] == "end"
+        assert [steps.attempt(attempt)["state"] for attempt in (old, new)] == ["duplicate", "started"]
+        assert steps.accept(new, a_sid())["then"] == "keep"
+    assert steps.job(waiting)["status"] == "queued"
 
 
-def test_nobody_is_dialed_while_a_duplicate_to_that_number_lives(steps: Steps) -> None:
+def test_number_of_a_live_duplicate_is_not_dialed(steps: Steps) -> None:
     number = a_number()
     _, first = steps.attempt_in("refused", number)
     steps.accept(first, sid := a_sid())
@@ -202,7 +162,7 @@ def test_nobody_is_dialed_while_a_duplicate_to_that_number_lives(steps: Steps) -
     assert steps.claim(job)["outcome"] == "claimed"
 
 
-def test_a_sid_that_the_list_gave_to_another_attempt_speaks_for_that_one(steps: Steps) -> None:
+def test_sid_found_for_another_attempt_speaks_for_that_one(steps: Steps) -> None:
     number, sid = a_number(), a_sid()
     _, late = steps.attempt_in("absent", number)
     job, open_attempt = steps.attempt_in("in_doubt", number)
@@ -218,7 +178,7 @@ def test_a_sid_that_the_list_gave_to_another_attempt_speaks_for_that_one(steps: 
 @pytest.mark.parametrize(
     "order", list(itertools.permutations(["initiated", "ringing", "in-progress", "completed"])), ids="-".join
 )
-def test_words_in_any_order_end_the_same(steps: Steps, order: tuple[str, ...]) -> None:
+def test_words_in_any_order_end_a_call_alike(steps: Steps, order: tuple[str, ...]) -> None:
     job, attempt = steps.attempt_in("accepted")
     sid = steps.attempt(attempt)["call_sid"]
     for word in order:
@@ -229,7 +189,7 @@ def test_words_in_any_order_end_the_same(steps: Steps, order: tuple[str, ...]) -
 
 
 @pytest.mark.parametrize(("first", "second"), list(itertools.permutations(FINAL_WORDS, 2)), ids=lambda word: str(word))
-def test_the_first_final_word_wins(steps: Steps, first: str, second: str) -> None:
+def test_first_final_word_of_a_call_wins(steps: Steps, first: str, second: str) -> None:
     _, attempt = steps.attempt_in("started")
     steps.status(attempt, sid := a_sid(), first)
     before = steps.everything()
@@ -237,32 +197,26 @@ def test_the_first_final_word_wins(steps: Steps, first: str, second: str) -> Non
     assert steps.everything() == before
 
 
-def test_a_word_twice_is_no_news(steps: Steps) -> None:
+def test_words_that_are_no_news_change_nothing(steps: Steps) -> None:
     _, attempt = steps.attempt_in("accepted")
     sid = steps.attempt(attempt)["call_sid"]
     assert steps.status(attempt, sid, "ringing")["moved"]
     before = steps.everything()
-    assert not steps.status(attempt, sid, "ringing")["moved"]
-    assert steps.everything() == before
-
-
-def test_a_word_that_twilio_does_not_have_is_no_news_and_no_error(steps: Steps) -> None:
-    job, attempt = steps.attempt_in("accepted")
-    answer = steps.status(attempt, steps.attempt(attempt)["call_sid"], "teleported")
-    assert (answer["then"], answer["moved"]) == ("keep", False)
-    assert steps.job(job)["status"] == "calling"
+    for word in ("ringing", "teleported"):  # Twilio has no such word
+        answer = steps.status(attempt, sid, word)
+        assert (answer["then"], answer["moved"], steps.everything()) == ("keep", False, before)
 
 
 @pytest.mark.parametrize("state", ["started", "in_doubt", "absent"])
 @pytest.mark.parametrize("word", FINAL_WORDS)
-def test_a_callback_alone_tells_the_whole_story(steps: Steps, state: str, word: str) -> None:
+def test_callback_alone_tells_the_whole_story(steps: Steps, state: str, word: str) -> None:
     job, attempt = steps.attempt_in(state)
     assert steps.status(attempt, a_sid(), word)["moved"]
     expected = {"completed": "completed", "canceled": "canceled"}.get(word, "queued")
     assert (steps.job(job)["status"], steps.attempt(attempt)["state"]) == (expected, "ended")
 
 
-def test_what_is_known_of_a_call_is_kept_with_it(steps: Steps) -> None:
+def test_facts_of_a_call_are_kept_with_its_attempt(steps: Steps) -> None:
     _, attempt = steps.attempt_in("started")
     steps.status(attempt, sid := a_sid(), "in-progress", answered_by="human")
     steps.status(attempt, sid, "completed", duration_s=61, sip_code=200)
@@ -271,7 +225,7 @@ def test_what_is_known_of_a_call_is_kept_with_it(steps: Steps) -> None:
 
 
 @pytest.mark.parametrize("word", ["busy", "no-answer", "failed"])
-def test_a_person_who_was_not_reached_is_dialed_three_times_with_growing_pauses(steps: Steps, word: str) -> None:
+def test_unreached_person_is_dialed_thrice_with_growing_pauses(steps: Steps, word: str) -> None:
     job = steps.queue()
     pauses = []
     for _ in range(2):
@@ -285,13 +239,13 @@ def test_a_person_who_was_not_reached_is_dialed_three_times_with_growing_pauses(
     assert row["reason"].endswith("(SIP 486)")
 
 
-def test_a_number_that_nobody_has_is_not_dialed_again(steps: Steps) -> None:
+def test_number_that_nobody_has_is_not_redialed(steps: Steps) -> None:
     job, attempt = steps.attempt_in("started")
     steps.status(attempt, a_sid(), "failed", delays_s=())
     assert steps.job(job)["status"] == "failed"
 
 
-def test_absent_attempts_count_so_that_a_crash_loop_ends(steps: Steps) -> None:
+def test_absent_attempts_count_so_crash_loops_end(steps: Steps) -> None:
     job = steps.queue()
     for expected in ("queued", "queued", "failed"):
         attempt = steps.start(job)
@@ -301,7 +255,7 @@ def test_absent_attempts_count_so_that_a_crash_loop_ends(steps: Steps) -> None:
     assert [row["number"] for row in steps.attempts(job)] == [1, 2, 3]
 
 
-def test_released_attempts_do_not_count_however_many(steps: Steps) -> None:
+def test_released_attempts_never_count_however_many(steps: Steps) -> None:
     job = steps.queue()
     for _ in range(5):
         assert steps.release(steps.start(job))
@@ -312,34 +266,27 @@ def test_released_attempts_do_not_count_however_many(steps: Steps) -> None:
 # --- an end that never became known -----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def given_up(steps: Steps) -> tuple[int, uuid.UUID, str]:
-    job, attempt = steps.attempt_in("accepted")
+def given_up(steps: Steps, count: int) -> list[tuple[int, uuid.UUID]]:
+    """Calls whose end never became known, and the sweep that closes them."""
+    calls = [steps.attempt_in("accepted") for _ in range(count)]
     steps.pass_time(GIVE_UP_S + 1)
-    assert steps.ask()["outcome"] == "ask"  # once more: nobody may have swept for days
+    assert [steps.ask()["outcome"] for _ in calls] == ["ask"] * count  # once more: nobody may have swept for days
     steps.pass_time(ASK_S + 1)
     assert steps.ask() == {"outcome": "none"}
-    return job, attempt, steps.attempt(attempt)["call_sid"]
+    return calls
 
 
-def test_a_call_whose_end_never_became_known_is_closed(steps: Steps, given_up: tuple[int, uuid.UUID, str]) -> None:
-    job, attempt, _ = given_up
-    assert (steps.job(job)["status"], steps.job(job)["reason_code"]) == ("failed", "outcome_unknown")
-    assert (steps.attempt(attempt)["state"], steps.attempt(attempt)["error_code"]) == ("ended", "outcome_unknown")
+def test_call_given_up_is_closed_whatever_comes_later(steps: Steps) -> None:
+    words = ("initiated", "ringing", "in-progress", *FINAL_WORDS)
+    for (job, attempt), word in zip(given_up(steps, len(words)), words, strict=True):
+        row, before = steps.attempt(attempt), steps.job(job)
+        assert (before["status"], before["reason_code"]) == ("failed", "outcome_unknown")
+        assert (row["state"], row["error_code"]) == ("ended", "outcome_unknown")
+        assert steps.status(attempt, row["call_sid"], word)["then"] in ("keep", "end")
+        assert (steps.job(job), steps.attempt(attempt)["state"]) == (before, "ended")
 
 
-@pytest.mark.parametrize("word", ["initiated", "ringing", "in-progress", *FINAL_WORDS])
-def test_words_after_the_giving_up_change_no_job_and_are_no_error(
-    steps: Steps, given_up: tuple[int, uuid.UUID, str], word: str
-) -> None:
-    job, attempt, sid = given_up
-    before = steps.job(job)
-    assert steps.status(attempt, sid, word)["then"] in ("keep", "end")
-    assert steps.job(job) == before
-    assert steps.attempt(attempt)["state"] == "ended"
-
-
-def test_a_call_is_not_given_up_a_moment_too_early(steps: Steps) -> None:
+def test_call_is_not_given_up_too_early(steps: Steps) -> None:
     job, _ = steps.attempt_in("accepted")
     steps.pass_time(GIVE_UP_S - 60)
     assert steps.ask()["outcome"] == "ask"
@@ -350,7 +297,7 @@ def test_a_call_is_not_given_up_a_moment_too_early(steps: Steps) -> None:
 
 
 @pytest.mark.parametrize("state", OPEN)
-def test_a_canceled_call_is_ended_by_whoever_hears_of_it(steps: Steps, state: str) -> None:
+def test_canceled_call_is_ended_by_each_answer(steps: Steps, state: str) -> None:
     job, attempt = steps.attempt_in(state)
     sid = steps.attempt(attempt)["call_sid"] or a_sid()
     steps.call("cancel_call_job", job_id=job)
@@ -360,14 +307,14 @@ def test_a_canceled_call_is_ended_by_whoever_hears_of_it(steps: Steps, state: st
 
 
 @pytest.mark.parametrize("word", FINAL_WORDS)
-def test_a_canceled_job_is_canceled_however_its_call_ends(steps: Steps, word: str) -> None:
+def test_canceled_job_stays_canceled_however_its_call_ends(steps: Steps, word: str) -> None:
     job, attempt = steps.attempt_in("accepted")
     steps.call("cancel_call_job", job_id=job)
     steps.status(attempt, steps.attempt(attempt)["call_sid"], word)
     assert (steps.job(job)["status"], steps.job(job)["reason_code"]) == ("canceled", "canceled")
 
 
-def test_a_canceled_job_is_canceled_when_its_call_is_given_up(steps: Steps) -> None:
+def test_canceled_job_is_canceled_when_given_up(steps: Steps) -> None:
     job, _ = steps.attempt_in("accepted")
     steps.call("cancel_call_job", job_id=job)
     steps.pass_time(GIVE_UP_S + 1)
@@ -378,7 +325,7 @@ def test_a_canceled_job_is_canceled_when_its_call_is_given_up(steps: Steps) -> N
 
 
 @pytest.mark.parametrize("state", UNDECIDED)
-def test_a_canceled_job_is_canceled_when_nothing_came_of_its_attempt(steps: Steps, state: str) -> None:
+def test_canceled_job_is_canceled_when_nothing_came(steps: Steps, state: str) -> None:
     for outcome in (steps.refuse, steps.release):
         job, attempt = steps.attempt_in(state)
         steps.call("cancel_call_job", job_id=job)
