@@ -9,7 +9,7 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from tests.database.conftest import Another
-from tests.database.sql_api import ASK_S, DELAYS_S, GIVE_UP_S, Row, Steps, a_number, a_sid, in_background
+from tests.database.sql_api import ASK_S, DELAYS_S, GIVE_UP_S, Row, Steps, a_number, a_sid, behind, in_background
 
 MACHINES = ("machine_start", "machine_end_beep", "machine_end_silence", "machine_end_other", "fax")
 PEOPLE = ("human", "unknown", None)
@@ -33,15 +33,8 @@ def press(
     meaning: str | None = None,
     digits: str = "1",
 ) -> Row:
-    answer: Row = steps.call(
-        "record_call_answer",
-        attempt=attempt,
-        call_sid=sid,
-        ask_s=ASK_S,
-        question=question,
-        meaning=meaning,
-        digits=digits,
-    )
+    said = {"question": question, "meaning": meaning, "digits": digits}
+    answer: Row = steps.call("record_call_answer", attempt=attempt, call_sid=sid, ask_s=ASK_S, **said)
     return answer
 
 
@@ -63,7 +56,7 @@ def overview(steps: Steps, job: int) -> Row:
 # --- answers ------------------------------------------------------------------------------------------------------------
 
 
-def test_an_answer_is_kept_with_its_key_its_meaning_and_when(steps: Steps) -> None:
+def test_answer_is_kept_with_key_meaning_and_time(steps: Steps) -> None:
     job, attempt, sid = picked_up(steps)
     answer = press(steps, attempt, sid, "size", "just me", "1")
     assert (answer["then"], answer["job"]["id"]) == ("keep", job)
@@ -80,7 +73,7 @@ def test_an_answer_is_kept_with_its_key_its_meaning_and_when(steps: Steps) -> No
     assert row == {"heard": None}
 
 
-def test_the_last_answer_wins_and_one_told_twice_is_one(steps: Steps) -> None:
+def test_last_answer_to_a_question_wins(steps: Steps) -> None:
     job, attempt, sid = picked_up(steps)
     for _ in range(2):
         press(steps, attempt, sid, "size", "one", "1")
@@ -89,7 +82,7 @@ def test_the_last_answer_wins_and_one_told_twice_is_one(steps: Steps) -> None:
     assert answers(steps, job) == {"size": "many", "start": "now"}
 
 
-def test_silence_and_nonsense_write_nothing_and_go_on(steps: Steps) -> None:
+def test_silence_and_nonsense_write_nothing(steps: Steps) -> None:
     job, attempt, sid = picked_up(steps)
     before = steps.everything()
     assert press(steps, attempt, sid, digits="")["then"] == "keep"
@@ -99,26 +92,22 @@ def test_silence_and_nonsense_write_nothing_and_go_on(steps: Steps) -> None:
 
 
 @pytest.mark.parametrize("state", ["started", "in_doubt", "absent"])
-def test_an_answer_alone_tells_that_there_is_a_call(steps: Steps, state: str) -> None:
+def test_answer_alone_tells_of_its_call(steps: Steps, state: str) -> None:
     job, attempt = steps.attempt_in(state)
     assert press(steps, attempt, a_sid(), "size", "one")["then"] == "keep"
     assert (steps.job(job)["status"], steps.attempt(attempt)["call_status"]) == ("calling", "in-progress")
     assert answers(steps, job) == {"size": "one"}
 
 
-def test_an_answer_in_a_call_of_nobody_is_unknown_and_no_error(steps: Steps) -> None:
+def test_answers_in_foreign_calls_are_not_kept(steps: Steps) -> None:
+    _, attempt, _ = picked_up(steps)
     assert press(steps, uuid.uuid4(), a_sid(), "size", "one")["then"] == "unknown"
+    assert press(steps, attempt, a_sid(), "size", "one")["then"] == "end"  # a second call of the job
     assert steps.rows("select * from public.outbound_call_answers") == []
 
 
-def test_a_second_call_of_a_job_hears_nothing_and_teaches_nothing(steps: Steps) -> None:
-    job, attempt, _ = picked_up(steps)
-    assert press(steps, attempt, a_sid(), "size", "one")["then"] == "end"
-    assert answers(steps, job) == {}
-
-
 @pytest.mark.parametrize("how", ["canceled", "opted out", "deleted"])
-def test_who_is_not_to_be_called_any_more_hears_no_more_questions(steps: Steps, how: str) -> None:
+def test_person_who_must_not_be_called_hears_no_question(steps: Steps, how: str) -> None:
     number = a_number()
     job, attempt, sid = picked_up(steps, number)
     press(steps, attempt, sid, "size", "one")
@@ -133,19 +122,17 @@ def test_who_is_not_to_be_called_any_more_hears_no_more_questions(steps: Steps, 
     assert answers(steps, job) == ({} if how == "deleted" else {"size": "one"})
 
 
-@pytest.mark.parametrize(
-    ("wrong", "value"), [("question", ""), ("meaning", "x" * 101), ("digits", "1; drop"), ("digits", "")]
-)
-def test_an_answer_that_cannot_be_one_is_refused_by_name(steps: Steps, wrong: str, value: str) -> None:
+def test_impossible_answers_are_refused_by_name(steps: Steps) -> None:
     _, attempt, sid = picked_up(steps)
-    with pytest.raises(psycopg.errors.CheckViolation, match=wrong):
-        press(steps, attempt, sid, **{"question": "size", "meaning": "one", "digits": "1", wrong: value})
+    for wrong, value in (("question", ""), ("meaning", "x" * 101), ("digits", "1; drop"), ("digits", "")):
+        with pytest.raises(psycopg.errors.CheckViolation, match=wrong):
+            press(steps, attempt, sid, **{"question": "size", "meaning": "one", "digits": "1", wrong: value})
 
 
 # --- the summary ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_summary_is_written_when_the_call_ends(steps: Steps) -> None:
+def test_summary_is_written_when_the_call_ends(steps: Steps) -> None:
     job, attempt, sid = picked_up(steps)
     press(steps, attempt, sid, "size", "one")
     assert steps.job(job)["qualification"] is None
@@ -154,14 +141,7 @@ def test_the_summary_is_written_when_the_call_ends(steps: Steps) -> None:
     assert steps.job(job)["qualification"] == expected
 
 
-def test_who_hangs_up_in_the_middle_has_still_answered(steps: Steps) -> None:
-    job, attempt, sid = picked_up(steps)
-    press(steps, attempt, sid, "size", "one")
-    steps.status(attempt, sid, "completed", duration_s=9)
-    assert steps.job(job)["qualification"]["answers"] == {"size": "one"}
-
-
-def test_the_word_that_a_call_is_over_may_come_before_its_last_answer(steps: Steps) -> None:
+def test_last_answer_may_come_after_the_end(steps: Steps) -> None:
     job, attempt, sid = picked_up(steps)
     steps.status(attempt, sid, "completed")
     assert steps.job(job)["qualification"]["answers"] == {}
@@ -170,7 +150,7 @@ def test_the_word_that_a_call_is_over_may_come_before_its_last_answer(steps: Ste
     assert steps.job(job)["status"] == "completed"
 
 
-def test_who_said_nothing_has_an_empty_summary_and_who_was_not_reached_has_none(steps: Steps) -> None:
+def test_silent_person_has_an_empty_summary(steps: Steps) -> None:
     job, attempt, sid = picked_up(steps)
     steps.status(attempt, sid, "completed")
     assert steps.job(job)["qualification"] == {"answers": {}, "opted_out": False, "answered_by": None}
@@ -179,7 +159,7 @@ def test_who_said_nothing_has_an_empty_summary_and_who_was_not_reached_has_none(
     assert (steps.job(job)["status"], steps.job(job)["qualification"]) == ("failed", None)
 
 
-def test_a_call_whose_end_never_became_known_has_its_summary(steps: Steps) -> None:
+def test_call_that_was_given_up_has_its_summary(steps: Steps) -> None:
     job, attempt, sid = picked_up(steps)
     press(steps, attempt, sid, "size", "one")
     for seconds in (GIVE_UP_S + 1, ASK_S + 1):
@@ -189,7 +169,7 @@ def test_a_call_whose_end_never_became_known_has_its_summary(steps: Steps) -> No
     assert steps.job(job)["qualification"]["answers"] == {"size": "one"}
 
 
-def test_a_canceled_job_keeps_what_was_learned_and_one_that_is_retried_starts_anew(steps: Steps) -> None:
+def test_canceled_job_keeps_answers_until_it_is_retried(steps: Steps) -> None:
     job, attempt, sid = picked_up(steps)
     press(steps, attempt, sid, "size", "one")
     steps.call("cancel_call_job", job_id=job)
@@ -207,11 +187,12 @@ def test_a_canceled_job_keeps_what_was_learned_and_one_that_is_retried_starts_an
 # --- opting out by a key ------------------------------------------------------------------------------------------------
 
 
-def test_a_person_who_presses_the_key_is_never_called_again(steps: Steps) -> None:
+def test_person_who_presses_the_key_is_never_called(steps: Steps) -> None:
     number = a_number()
     job, attempt, sid = picked_up(steps, number)
     waiting = steps.queue(number)
-    assert opt_out(steps, attempt, sid)["then"] == "keep"  # so that this call can say so
+    once, twice = (opt_out(steps, attempt, sid) for _ in range(2))
+    assert (once["then"], once) == ("keep", twice)  # so that this call can say so
     (row,) = steps.rows("select phone_e164, how from public.call_opt_outs")
     assert row == {"phone_e164": number, "how": "key press"}
     assert (steps.job(waiting)["status"], steps.job(waiting)["reason_code"]) == ("canceled", "opted_out")
@@ -226,13 +207,7 @@ def test_a_person_who_presses_the_key_is_never_called_again(steps: Steps) -> Non
     assert steps.job(job)["qualification"] == {"answers": {}, "opted_out": True, "answered_by": None}
 
 
-def test_the_key_pressed_twice_is_pressed_once(steps: Steps) -> None:
-    _, attempt, sid = picked_up(steps)
-    assert opt_out(steps, attempt, sid) == opt_out(steps, attempt, sid)
-    assert len(steps.rows("select * from public.call_opt_outs")) == 1
-
-
-def test_an_opt_out_that_is_followed_by_a_failure_is_not_dialed_again(steps: Steps) -> None:
+def test_opt_out_before_a_failure_is_not_redialed(steps: Steps) -> None:
     job, attempt, sid = picked_up(steps)
     opt_out(steps, attempt, sid)
     steps.status(attempt, sid, "failed")
@@ -242,7 +217,7 @@ def test_an_opt_out_that_is_followed_by_a_failure_is_not_dialed_again(steps: Ste
 
 
 @pytest.mark.parametrize("known", [False, True])
-def test_a_call_that_is_one_too_many_may_still_opt_out(steps: Steps, known: bool) -> None:
+def test_duplicate_call_may_still_opt_out(steps: Steps, known: bool) -> None:
     number = a_number()
     job, attempt, first = picked_up(steps, number)
     second = a_sid()
@@ -254,7 +229,7 @@ def test_a_call_that_is_one_too_many_may_still_opt_out(steps: Steps, known: bool
     assert steps.job(job)["cancel_requested"]
 
 
-def test_a_call_that_is_first_heard_of_by_its_opt_out_may_say_so_too(steps: Steps) -> None:
+def test_opt_out_may_be_the_first_news_of_a_call(steps: Steps) -> None:
     job, attempt = steps.attempt_in("started")
     sid = a_sid()
     assert opt_out(steps, attempt, sid)["then"] == "keep"
@@ -262,7 +237,7 @@ def test_a_call_that_is_first_heard_of_by_its_opt_out_may_say_so_too(steps: Step
     assert (steps.job(job)["status"], steps.job(job)["qualification"]["opted_out"]) == ("completed", True)
 
 
-def test_an_opt_out_by_hand_that_is_being_written_is_waited_for_by_the_key(steps: Steps, another: Another) -> None:
+def test_key_waits_for_an_opt_out_by_hand(steps: Steps, another: Another) -> None:
     """By hand it has written the number's row, and goes for the job of this call; the key must not hold that meanwhile."""
     number = a_number()
     job, attempt, sid = picked_up(steps, number)
@@ -277,22 +252,19 @@ def test_an_opt_out_by_hand_that_is_being_written_is_waited_for_by_the_key(steps
     assert steps.job(job)["cancel_requested"]
 
 
-def test_a_key_that_is_being_written_is_waited_for_by_an_opt_out_by_hand(steps: Steps, another: Another) -> None:
+def test_opt_out_by_hand_waits_for_the_key(steps: Steps, another: Another) -> None:
     number = a_number()
     job, attempt, sid = picked_up(steps, number)
     waiting = steps.queue(number)
     by_hand, by_key = another(), another()
-    with in_background(steps._eyes) as start:
-        with by_key.service.transaction():
-            assert opt_out(by_key, attempt, sid)["then"] == "keep"
-            hand = start(by_hand, lambda: by_hand.call("opt_out", phone_number=number))
-        assert hand.result(10)["ending"] == 1
+    key, hand = behind(
+        by_key, lambda: opt_out(by_key, attempt, sid), by_hand, lambda: by_hand.call("opt_out", phone_number=number)
+    )
+    assert (key["then"], hand["ending"]) == ("keep", 1)
     assert [steps.job(each)["status"] for each in (job, waiting)] == ["calling", "canceled"]
 
 
-def test_the_key_and_an_opt_out_by_hand_of_who_had_opted_out_before_do_not_wait_for_each_other(
-    steps: Steps, another: Another
-) -> None:
+def test_repeated_opt_outs_never_deadlock(steps: Steps, another: Another) -> None:
     """The number's row is there already, so it holds nobody back; only the order of the jobs does."""
     number = a_number()
     job, attempt, sid = picked_up(steps, number)
@@ -310,7 +282,7 @@ def test_the_key_and_an_opt_out_by_hand_of_who_had_opted_out_before_do_not_wait_
     assert steps.job(later)["status"] == "canceled"
 
 
-def test_a_claim_at_the_same_moment_as_the_key_dials_nobody(steps: Steps, another: Another) -> None:
+def test_claim_beside_the_key_dials_nobody(steps: Steps, another: Another) -> None:
     number = a_number()
     _, attempt, sid = picked_up(steps, number)
     waiting = steps.queue(number)
@@ -326,7 +298,7 @@ def test_a_claim_at_the_same_moment_as_the_key_dials_nobody(steps: Steps, anothe
 
 
 @pytest.mark.parametrize("by", MACHINES)
-def test_a_machine_is_news_once_and_teaches_nothing_from_then_on(steps: Steps, by: str) -> None:
+def test_machine_is_news_once_and_answers_nothing(steps: Steps, by: str) -> None:
     job, attempt, sid = picked_up(steps)
     assert not press(steps, attempt, sid, digits="")["by_machine"]
     told = steps.status(attempt, sid, "in-progress", answered_by=by)
@@ -335,10 +307,13 @@ def test_a_machine_is_news_once_and_teaches_nothing_from_then_on(steps: Steps, b
     assert press(steps, attempt, sid, "size", "one")["by_machine"]
     assert answers(steps, job) == {}
     assert steps.attempt(attempt)["answered_by"] == by
+    steps.status(attempt, sid, "completed", answered_by=by)  # it counts as reached
+    assert steps.job(job)["status"] == "completed"
+    assert steps.job(job)["qualification"] == {"answers": {}, "opted_out": False, "answered_by": by}
 
 
 @pytest.mark.parametrize("by", PEOPLE)
-def test_a_person_is_no_machine(steps: Steps, by: str | None) -> None:
+def test_person_does_not_count_as_a_machine(steps: Steps, by: str | None) -> None:
     job, attempt, sid = picked_up(steps)
     told = steps.status(attempt, sid, "in-progress", answered_by=by)
     assert not told["machine_now"]
@@ -348,15 +323,7 @@ def test_a_person_is_no_machine(steps: Steps, by: str | None) -> None:
 
 
 @pytest.mark.parametrize("by", MACHINES)
-def test_a_machine_that_counts_as_reached_is_not_called_again(steps: Steps, by: str) -> None:
-    job, attempt, sid = picked_up(steps)
-    steps.status(attempt, sid, "completed", answered_by=by)
-    assert steps.job(job)["status"] == "completed"
-    assert steps.job(job)["qualification"] == {"answers": {}, "opted_out": False, "answered_by": by}
-
-
-@pytest.mark.parametrize("by", MACHINES)
-def test_a_machine_that_counts_as_missed_is_called_again_like_who_did_not_pick_up(steps: Steps, by: str) -> None:
+def test_machine_that_counts_as_missed_is_redialed(steps: Steps, by: str) -> None:
     job = steps.queue()
     pauses = []
     for _ in range(3):
@@ -373,7 +340,8 @@ def test_a_machine_that_counts_as_missed_is_called_again_like_who_did_not_pick_u
     assert steps.job(job)["qualification"]["answered_by"] == by
 
 
-def test_who_presses_a_key_is_a_person_whatever_detection_says(steps: Steps) -> None:
+def test_person_who_presses_keys_is_no_machine(steps: Steps) -> None:
+    """Whatever detection says."""
     job, attempt, sid = picked_up(steps)
     press(steps, attempt, sid, "size", "one")
     told = steps.status(attempt, sid, "in-progress", answered_by="machine_start")
@@ -381,9 +349,6 @@ def test_who_presses_a_key_is_a_person_whatever_detection_says(steps: Steps) -> 
     press(steps, attempt, sid, "start", "now")
     steps.status(attempt, sid, "completed", machine_counts_as="missed")
     assert (steps.job(job)["status"], answers(steps, job)) == ("completed", {"size": "one", "start": "now"})
-
-
-def test_who_opts_out_is_a_person_whatever_detection_says(steps: Steps) -> None:
     job, attempt, sid = picked_up(steps)
     steps.status(attempt, sid, "in-progress", answered_by="machine_start")
     assert not opt_out(steps, attempt, sid)["by_machine"]
@@ -391,14 +356,14 @@ def test_who_opts_out_is_a_person_whatever_detection_says(steps: Steps) -> None:
     assert steps.job(job)["status"] == "completed"
 
 
-def test_a_canceled_job_is_canceled_also_when_a_machine_picked_up(steps: Steps) -> None:
+def test_canceled_job_stays_canceled_when_a_machine_answers(steps: Steps) -> None:
     job, attempt, sid = picked_up(steps)
     steps.call("cancel_call_job", job_id=job)
     steps.status(attempt, sid, "completed", answered_by="machine_start", machine_counts_as="missed")
     assert steps.job(job)["status"] == "canceled"
 
 
-def test_what_detection_finds_after_the_end_changes_no_job(steps: Steps) -> None:
+def test_machine_detected_after_the_end_changes_no_job(steps: Steps) -> None:
     job, attempt, sid = picked_up(steps)
     steps.status(attempt, sid, "completed", machine_counts_as="missed")
     before = steps.job(job)
@@ -407,7 +372,7 @@ def test_what_detection_finds_after_the_end_changes_no_job(steps: Steps) -> None
     assert steps.job(job) == before | {"qualification": before["qualification"] | {"answered_by": "machine_start"}}
 
 
-def test_another_word_for_what_a_machine_counts_as_is_refused_by_name(steps: Steps) -> None:
+def test_unknown_value_of_machines_is_refused_by_name(steps: Steps) -> None:
     _, attempt, sid = picked_up(steps)
     with pytest.raises(psycopg.errors.RaiseException, match="p_machine_counts_as must be reached or missed"):
         steps.status(attempt, sid, "completed", machine_counts_as="maybe")
@@ -416,42 +381,35 @@ def test_another_word_for_what_a_machine_counts_as_is_refused_by_name(steps: Ste
 # --- forgetting -----------------------------------------------------------------------------------------------------------
 
 
-def test_who_is_deleted_leaves_no_answers_and_no_summary(steps: Steps) -> None:
+@pytest.mark.parametrize("talking", [False, True])
+def test_deleted_person_leaves_no_answers_and_no_summary(steps: Steps, talking: bool) -> None:
     job, attempt, sid = picked_up(steps)
     press(steps, attempt, sid, "size", "one")
-    steps.status(attempt, sid, "completed")
+    if not talking:
+        steps.status(attempt, sid, "completed")
     steps.rows("select private.forget_user(user_id) from public.outbound_call_jobs where id = %s", job)
     assert (answers(steps, job), steps.job(job)["qualification"]) == ({}, None)
+    if talking:
+        steps.status(attempt, sid, "completed")
+        assert steps.job(job)["status"] == "canceled"
     press(steps, attempt, sid, "start", "now")
     assert (answers(steps, job), steps.job(job)["qualification"]) == ({}, None)
 
 
-def test_who_is_deleted_while_talking_leaves_no_summary_when_the_call_ends(steps: Steps) -> None:
-    job, attempt, sid = picked_up(steps)
-    press(steps, attempt, sid, "size", "one")
-    steps.rows("select private.forget_user(user_id) from public.outbound_call_jobs where id = %s", job)
-    steps.status(attempt, sid, "completed")
-    assert (steps.job(job)["status"], steps.job(job)["qualification"], answers(steps, job)) == ("canceled", None, {})
-
-
-def test_an_answer_that_is_being_written_while_its_person_is_deleted_goes_too(steps: Steps, another: Another) -> None:
+def test_answer_being_written_goes_with_its_person(steps: Steps, another: Another) -> None:
     job, attempt, sid = picked_up(steps)
     user = steps.job(job)["user_id"]
     talking, deleting = another(), another()
-    with in_background(steps._eyes) as start:
-        with talking.service.transaction():
-            press(talking, attempt, sid, "size", "one")
-            deleting.service.execute("reset role")
-
-            def forget() -> None:
-                deleting.service.execute("select private.forget_user(%s)", (user,))
-
-            forgotten = start(deleting, forget)
-        forgotten.result(10)
+    deleting.service.execute("reset role")
+    forget = "select private.forget_user(%s)"
+    behind(
+        talking, lambda: press(talking, attempt, sid, "size", "one"),
+        deleting, lambda: deleting.service.execute(forget, (user,)),
+    )  # fmt: skip
     assert answers(steps, job) == {}
 
 
-def test_the_retention_takes_answers_with_their_job(steps: Steps) -> None:
+def test_retention_takes_answers_with_their_job(steps: Steps) -> None:
     _, attempt, sid = picked_up(steps)
     press(steps, attempt, sid, "size", "one")
     steps.status(attempt, sid, "completed")
@@ -463,7 +421,7 @@ def test_the_retention_takes_answers_with_their_job(steps: Steps) -> None:
 # --- the view -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_overview_shows_each_job_once_with_its_last_attempt_and_its_answers(steps: Steps) -> None:
+def test_overview_shows_jobs_with_last_attempt_and_answers(steps: Steps) -> None:
     number = a_number()
     job = steps.queue(number, metadata=Jsonb({}), first_name="Ada", signup_mode="demo")
     steps.status(steps.start(job), a_sid(), "busy")
@@ -484,12 +442,12 @@ def test_the_overview_shows_each_job_once_with_its_last_attempt_and_its_answers(
     assert number not in str(row)
 
 
-def test_the_overview_shows_a_job_that_was_never_called(steps: Steps) -> None:
+def test_overview_shows_jobs_that_were_never_called(steps: Steps) -> None:
     row = overview(steps, steps.queue())
     assert (row["status"], row["outcome"], row["answers"], row["last_attempt"]) == ("queued", None, None, None)
 
 
-def test_the_service_may_read_the_overview_and_nobody_may_write_it(steps: Steps) -> None:
+def test_overview_is_for_reading_by_the_service_only(steps: Steps) -> None:
     steps.queue()
     assert len(steps.service.execute("select * from public.outbound_call_overview").fetchall()) == 1
     with pytest.raises(psycopg.errors.InsufficientPrivilege):

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
 from datetime import timedelta
 
 import psycopg
 import pytest
 
-from tests.database.sql_api import ASK_S, Steps, a_number, a_sid, in_background
-
-Another = Callable[[], Steps]
+from tests.database.conftest import Another
+from tests.database.sql_api import ASK_S, Steps, a_number, a_sid, behind
 
 
 def opt_out(steps: Steps, number: str, **more: object) -> object:
@@ -21,27 +19,22 @@ def opt_out(steps: Steps, number: str, **more: object) -> object:
 # --- opt-outs ---------------------------------------------------------------------------------------------------------
 
 
-def test_who_opted_out_is_not_dialed(steps: Steps) -> None:
+def test_number_that_opted_out_is_not_dialed(steps: Steps) -> None:
     opt_out(steps, number := a_number())
     job = steps.queue(number)
     other = steps.queue()
     assert steps.claim()["job"]["id"] == other
     row = steps.job(job)
-    assert (row["status"], row["reason_code"], row["reason"]) == (
-        "canceled",
-        "opted_out",
-        "the number has opted out of calls",
-    )
+    assert (row["status"], row["reason_code"]) == ("canceled", "opted_out")
+    assert row["reason"] == "the number has opted out of calls"
     assert steps.attempts(job) == []
-
-
-def test_a_webhook_for_who_opted_out_is_told_so(steps: Steps) -> None:
-    opt_out(steps, number := a_number())
-    answer = steps.claim(steps.queue(number))
+    with pytest.raises(psycopg.errors.RaiseException, match="opted out"):
+        steps.call("retry_call_job", job_id=job)
+    answer = steps.claim(steps.queue(number))  # a webhook is told so
     assert (answer["outcome"], answer["status"], answer["reason_code"]) == ("none", "canceled", "opted_out")
 
 
-def test_a_number_that_was_typed_otherwise_is_seen_when_it_has_been_read(steps: Steps) -> None:
+def test_number_typed_otherwise_is_seen_once_it_is_read(steps: Steps) -> None:
     opt_out(steps, number := a_number())
     job = steps.queue("(415) 555-0100")
     assert steps.claim(job)["outcome"] == "unparsed"
@@ -49,7 +42,7 @@ def test_a_number_that_was_typed_otherwise_is_seen_when_it_has_been_read(steps: 
     assert steps.claim(job)["status"] == "canceled"
 
 
-def test_what_is_queued_is_canceled_at_once(steps: Steps) -> None:
+def test_queued_jobs_of_the_number_are_canceled_at_once(steps: Steps) -> None:
     number = a_number()
     jobs = [steps.queue(number), steps.queue(number)]
     other = steps.queue()
@@ -59,11 +52,14 @@ def test_what_is_queued_is_canceled_at_once(steps: Steps) -> None:
 
 
 @pytest.mark.parametrize("state", ["started", "in_doubt", "accepted"])
-def test_what_is_open_is_ended_and_then_canceled(steps: Steps, state: str) -> None:
+def test_open_call_of_the_number_is_ended_and_canceled(steps: Steps, state: str) -> None:
     number = a_number()
     job, attempt = steps.attempt_in(state, number)
     assert opt_out(steps, number) == {"canceled": 0, "ending": 1, "jobs": 1, "calls": 1}
     assert steps.job(job)["cancel_requested"]
+    if state != "started":  # the sweep comes for it at once
+        found = steps.ask()
+        assert (found["attempt"], found["end"]) == (str(attempt), True)
     sid = steps.attempt(attempt)["call_sid"] or a_sid()
     assert steps.accept(attempt, sid)["then"] == "end"
     steps.status(attempt, sid, "canceled")
@@ -71,16 +67,7 @@ def test_what_is_open_is_ended_and_then_canceled(steps: Steps, state: str) -> No
     assert (row["status"], row["reason_code"]) == ("canceled", "opted_out")
 
 
-@pytest.mark.parametrize("state", ["in_doubt", "accepted"])
-def test_the_sweep_comes_for_it_at_once(steps: Steps, state: str) -> None:
-    number = a_number()
-    _, attempt = steps.attempt_in(state, number)
-    opt_out(steps, number)
-    found = steps.ask()
-    assert (found["attempt"], found["end"]) == (str(attempt), True)
-
-
-def test_the_call_in_which_it_was_said_ends_by_itself(steps: Steps) -> None:
+def test_call_that_opts_out_ends_by_itself(steps: Steps) -> None:
     number = a_number()
     job, attempt = steps.attempt_in("accepted", number)
     queued = steps.queue(number)
@@ -94,7 +81,7 @@ def test_the_call_in_which_it_was_said_ends_by_itself(steps: Steps) -> None:
     assert steps.job(job)["status"] == "completed"
 
 
-def test_a_call_that_failed_is_not_repeated_after_an_opt_out(steps: Steps) -> None:
+def test_failed_call_is_not_redialed_after_an_opt_out(steps: Steps) -> None:
     number = a_number()
     job, attempt = steps.attempt_in("accepted", number)
     opt_out(steps, number, attempt=attempt)
@@ -103,7 +90,7 @@ def test_a_call_that_failed_is_not_repeated_after_an_opt_out(steps: Steps) -> No
     assert steps.claim(job)["status"] == "canceled"
 
 
-def test_late_truth_about_who_opted_out_is_ended(steps: Steps) -> None:
+def test_late_truth_after_an_opt_out_is_ended(steps: Steps) -> None:
     number = a_number()
     job, attempt = steps.attempt_in("absent", number)
     steps.rows(
@@ -116,7 +103,7 @@ def test_late_truth_about_who_opted_out_is_ended(steps: Steps) -> None:
     assert steps.job(job)["reason_code"] == "opted_out"
 
 
-def test_an_opt_out_is_noted_once_and_outlives_user_job_and_retention(steps: Steps) -> None:
+def test_opt_out_outlives_user_job_and_retention(steps: Steps) -> None:
     number, user = a_number(), uuid.uuid4()
     steps.rows("insert into auth.users (id, phone) values (%s, %s)", user, number[1:])
     opt_out(steps, number, how="key press in the call")
@@ -127,28 +114,15 @@ def test_an_opt_out_is_noted_once_and_outlives_user_job_and_retention(steps: Ste
     assert [row["how"] for row in steps.rows("select how from public.call_opt_outs")] == ["key press in the call"]
 
 
-def test_a_job_of_who_opted_out_cannot_be_retried(steps: Steps) -> None:
-    job = steps.queue(number := a_number())
-    opt_out(steps, number)
-    with pytest.raises(psycopg.errors.RaiseException, match="opted out"):
-        steps.call("retry_call_job", job_id=job)
-
-
-def test_a_claim_that_came_first_is_waited_for_and_its_call_ended(
-    steps: Steps, another: Another, connection: psycopg.Connection[tuple[object, ...]]
-) -> None:
+def test_opt_out_behind_a_claim_ends_its_call(steps: Steps, another: Another) -> None:
     job = steps.queue(number := a_number())
     claimer = another()
-    with in_background(connection) as start, claimer.service.transaction():
-        attempt = claimer.start(job)
-        future = start(steps, lambda: opt_out(steps, number))
-        claimer.service.execute("commit")
-        assert future.result(10) == {"canceled": 0, "ending": 1, "jobs": 1, "calls": 1}
-        claimer.service.execute("begin")
+    attempt, answer = behind(claimer, lambda: claimer.start(job), steps, lambda: opt_out(steps, number))
+    assert answer == {"canceled": 0, "ending": 1, "jobs": 1, "calls": 1}
     assert steps.accept(attempt, a_sid())["then"] == "end"
 
 
-def test_an_opt_out_that_the_claim_could_not_see_is_seen_when_the_call_is_known(steps: Steps, another: Another) -> None:
+def test_opt_out_unseen_by_the_claim_ends_the_call(steps: Steps, another: Another) -> None:
     """The job came after opt_out had looked for jobs, and was claimed before opt_out had committed."""
     number, slow = a_number(), another()
     with slow.service.transaction():
@@ -166,7 +140,7 @@ def stop(steps: Steps) -> None:
     steps.call("pause_calls", reason="the script is wrong")
 
 
-def test_a_call_in_twilios_queue_is_taken_back_and_made_again_after_the_pause(steps: Steps) -> None:
+def test_call_in_twilios_queue_is_remade_after_the_pause(steps: Steps) -> None:
     job, attempt = steps.attempt_in("accepted")
     sid = steps.attempt(attempt)["call_sid"]
     stop(steps)
@@ -182,7 +156,7 @@ def test_a_call_in_twilios_queue_is_taken_back_and_made_again_after_the_pause(st
 
 
 @pytest.mark.parametrize("word", ["initiated", "ringing", "in-progress"])
-def test_a_call_that_has_left_the_queue_goes_on(steps: Steps, word: str) -> None:
+def test_call_that_has_left_the_queue_goes_on(steps: Steps, word: str) -> None:
     job, attempt = steps.attempt_in("accepted")
     sid = steps.attempt(attempt)["call_sid"]
     steps.status(attempt, sid, word)
@@ -193,21 +167,19 @@ def test_a_call_that_has_left_the_queue_goes_on(steps: Steps, word: str) -> None
     assert steps.job(job)["status"] == "completed"
 
 
-def test_a_call_accepted_while_calls_were_being_stopped_is_looked_after_at_once(steps: Steps) -> None:
-    _, attempt = steps.attempt_in("started")
+def test_calls_learned_of_during_the_pause_are_put_off(steps: Steps) -> None:
+    _, started = steps.attempt_in("started")
+    _, in_doubt = steps.attempt_in("in_doubt")
     stop(steps)
-    assert steps.accept(attempt, a_sid())["then"] == "keep"
-    assert steps.ask()["put_off"]
+    assert steps.accept(started, a_sid())["then"] == "keep"
+    assert (found := steps.ask())["put_off"]
+    assert found["attempt"] == str(started)
+    assert steps.settle(in_doubt, (a_sid(), "queued"))["outcome"] == "found"
+    assert (found := steps.ask())["put_off"]
+    assert found["attempt"] == str(in_doubt)
 
 
-def test_a_call_found_in_twilios_list_during_the_pause_is_looked_after_at_once(steps: Steps) -> None:
-    _, attempt = steps.attempt_in("in_doubt")
-    stop(steps)
-    assert steps.settle(attempt, (a_sid(), "queued"))["outcome"] == "found"
-    assert steps.ask()["put_off"]
-
-
-def test_a_call_taken_back_before_resume_is_made_after_it(steps: Steps) -> None:
+def test_call_put_off_before_resume_is_made_after_it(steps: Steps) -> None:
     job, attempt = steps.attempt_in("accepted")
     stop(steps)
     assert steps.ask()["put_off"]
@@ -217,7 +189,7 @@ def test_a_call_taken_back_before_resume_is_made_after_it(steps: Steps) -> None:
     assert steps.claim(job)["outcome"] == "claimed"
 
 
-def test_a_halt_takes_no_call_back(steps: Steps) -> None:
+def test_halt_takes_no_call_back(steps: Steps) -> None:
     _, taken = steps.attempt_in("accepted")
     _, attempt = steps.attempt_in("started")
     assert steps.release(attempt, halt_s=60.0)
@@ -226,7 +198,7 @@ def test_a_halt_takes_no_call_back(steps: Steps) -> None:
     assert steps.attempt(taken)["put_off_until"] is None
 
 
-def test_who_picks_up_during_the_pause_is_hung_up_on_and_the_job_says_so(steps: Steps) -> None:
+def test_call_answered_during_the_pause_is_ended(steps: Steps) -> None:
     job, attempt = steps.attempt_in("accepted")
     sid = steps.attempt(attempt)["call_sid"]
     steps.status(attempt, sid, "ringing")
@@ -240,7 +212,7 @@ def test_who_picks_up_during_the_pause_is_hung_up_on_and_the_job_says_so(steps: 
     assert steps.claim(job)["outcome"] == "claimed"
 
 
-def test_who_was_talking_when_calls_were_stopped_goes_on(steps: Steps) -> None:
+def test_conversation_goes_on_when_calls_are_paused(steps: Steps) -> None:
     _, attempt = steps.attempt_in("accepted")
     sid = steps.attempt(attempt)["call_sid"]
     steps.status(attempt, sid, "in-progress")
@@ -248,20 +220,15 @@ def test_who_was_talking_when_calls_were_stopped_goes_on(steps: Steps) -> None:
     assert steps.status(attempt, sid, "in-progress")["then"] == "keep"
 
 
-@pytest.mark.parametrize("reason", ["", "  ", None])
-def test_a_pause_needs_a_reason(steps: Steps, reason: str | None) -> None:
-    with pytest.raises(psycopg.errors.RaiseException, match="p_reason"):
-        steps.call("pause_calls", reason=reason)
-
-
-def test_a_pause_ends_in_the_future(steps: Steps) -> None:
-    with pytest.raises(psycopg.errors.RaiseException, match="p_until"):
-        steps.call("pause_calls", reason="lunch", until=steps.now() - timedelta(seconds=1))
-
-
-def test_a_pause_ends_in_a_year_that_the_dispatcher_can_read_or_never(steps: Steps) -> None:
-    with pytest.raises(psycopg.errors.RaiseException, match="p_until must be before the year 9999"):
-        steps.call("pause_calls", reason="lunch", until="20260-11-27")
+def test_pause_needs_a_reason_and_a_future_end(steps: Steps) -> None:
+    table: list[tuple[str | None, object, str]] = [
+        ("", None, "p_reason"), ("  ", None, "p_reason"), (None, None, "p_reason"),
+        ("lunch", steps.now() - timedelta(seconds=1), "p_until"),
+        ("lunch", "20260-11-27", "p_until must be before the year 9999"),
+    ]  # fmt: skip
+    for reason, until, says in table:
+        with pytest.raises(psycopg.errors.RaiseException, match=says):
+            steps.call("pause_calls", reason=reason, until=until)
     assert not steps.call("call_job_stats")["paused"]
     steps.call("pause_calls", reason="lunch", until="infinity")
     assert steps.call("call_job_stats")["paused_until"] == "infinity"
@@ -277,7 +244,7 @@ def put_off(steps: Steps, attempt: uuid.UUID) -> object:
     )
 
 
-def test_a_call_that_is_put_off_is_made_at_its_time_and_its_attempt_is_not_spent(steps: Steps) -> None:
+def test_call_put_off_is_made_later_unspent(steps: Steps) -> None:
     job, attempt = steps.attempt_in("accepted")
     sid = steps.attempt(attempt)["call_sid"]
     assert put_off(steps, attempt)
@@ -292,7 +259,7 @@ def test_a_call_that_is_put_off_is_made_at_its_time_and_its_attempt_is_not_spent
 
 
 @pytest.mark.parametrize(("word", "status"), [("completed", "completed"), ("busy", "queued"), ("no-answer", "queued")])
-def test_a_call_that_got_through_before_it_could_be_canceled_counts(steps: Steps, word: str, status: str) -> None:
+def test_call_that_got_through_before_its_cancel_counts(steps: Steps, word: str, status: str) -> None:
     job, attempt = steps.attempt_in("accepted")
     put_off(steps, attempt)
     steps.status(attempt, steps.attempt(attempt)["call_sid"], word)
@@ -300,21 +267,17 @@ def test_a_call_that_got_through_before_it_could_be_canceled_counts(steps: Steps
     assert steps.attempt(attempt)["put_off_until"] is None
 
 
-@pytest.mark.parametrize("state", ["started", "in_doubt", "ended", "refused", "absent", "duplicate"])
-def test_only_a_call_that_twilio_has_can_be_put_off(steps: Steps, state: str) -> None:
-    _, attempt = steps.attempt_in(state)
+def test_calls_in_twilios_queue_alone_can_be_put_off(steps: Steps) -> None:
+    _, initiated = steps.attempt_in("accepted")
+    steps.status(initiated, steps.attempt(initiated)["call_sid"], "initiated")
+    states = ("started", "in_doubt", "ended", "refused", "absent", "duplicate")
+    attempts = [initiated, *(steps.attempt_in(state)[1] for state in states)]
     before = steps.everything()
-    assert not put_off(steps, attempt)
+    assert [attempt for attempt in attempts if put_off(steps, attempt)] == []
     assert steps.everything() == before
 
 
-def test_a_call_that_has_left_the_queue_is_not_put_off(steps: Steps) -> None:
-    _, attempt = steps.attempt_in("accepted")
-    steps.status(attempt, steps.attempt(attempt)["call_sid"], "initiated")
-    assert not put_off(steps, attempt)
-
-
-def test_a_canceled_job_is_not_put_off(steps: Steps) -> None:
+def test_canceled_job_is_never_put_off(steps: Steps) -> None:
     job, attempt = steps.attempt_in("accepted")
     assert put_off(steps, attempt)
     steps.call("cancel_call_job", job_id=job)
