@@ -70,6 +70,8 @@ def keys_told(text: str, language: str) -> dict[str, str]:
     first = re.search(rf"\b(?:{_PRESS})\b", text)
     pressed = rf"\b(?:{_PRESS})\s+{_BETWEEN}{key}(?:{separator}{key})?(?:{separator}{key})?(?!\w)"
     listed = rf"(?:[,;.:]\s*(?:{_OR}\s+)?|\s{_OR}\s+){_BETWEEN}{key}(?=,?\s+(?:{_FOR}|to(?!\s+(?:\d|{words})))\b)"
-    found = [*re.finditer(pressed, text), *re.finditer(rf"(?<!\w){key}\s+{_AT_THE_END}\b", text)]
+    found = list(re.finditer(pressed, text))
+    if re.search(_AT_THE_END, text):
+        found += re.finditer(rf"(?<!\w){key}\s+{_AT_THE_END}\b", text)
     found += [match for match in re.finditer(listed, text) if first and match.start() > first.start()]
     return {names.get(told, told): match[0].strip(" ,;.:") for match in found for told in match.groups() if told}

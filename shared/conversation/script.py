@@ -30,7 +30,8 @@ LONGEST_URL: Final = 600
 """Longest URL of a recording, in characters: it fits into LONGEST_INLINE_TWIML."""
 
 # The characters that XML does not allow, escaped or not. https://www.w3.org/TR/xml/#charsets
-_NOT_IN_XML: Final = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# Listed, not excluded: the set of all other characters takes 4 ms to compile, at each start.
+_NOT_IN_XML: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 def _problem(message: str) -> PydanticCustomError:
@@ -148,7 +149,7 @@ Alias = Annotated[str, Field(max_length=64), AfterValidator(_words)]
 class Part(BaseModel):
     """A table of the file. Unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Recording(Part):
