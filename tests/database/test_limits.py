@@ -356,39 +356,10 @@ def test_counts_are_the_calls_made_and_are_pruned(steps: Steps) -> None:
 # --- the pause, at the same moment ------------------------------------------------------------------------------------
 
 
-def test_claims_after_a_committed_pause_never_succeed(steps: Steps, another: Another) -> None:
-    """Claims without end on many connections; in their midst, a pause. Whoever asked after it had committed got nothing."""
-    for _ in range(400):
-        steps.queue()
-    callers = [another() for _ in range(12)]
-    boss = another()
-
-    def work(caller: Steps) -> list[bool]:
-        if caller is boss:
-            while not steps.one("select exists (select from public.outbound_call_attempts)"):
-                pass
-            caller.call("pause_calls", reason="stop")
-            caller.rows(
-                "create table if not exists sandbox.calls_at_the_pause as select count(*) from public.outbound_call_attempts"
-            )
-            return []
-        return [caller.claim()["outcome"] == "claimed" for _ in range(30)]
-
-    claimed = sum(map(sum, all_at_once(work, [*callers, boss])))
-    at_the_pause = steps.one("select count from sandbox.calls_at_the_pause")
-    steps.rows("drop table sandbox.calls_at_the_pause")
-    assert 0 < claimed == at_the_pause < 360
-
-
-def test_claim_that_waited_for_a_pause_is_paused(steps: Steps, another: Another) -> None:
-    job, boss = steps.queue(), another()
-    _, answer = behind(boss, lambda: boss.call("pause_calls", reason="stop"), steps, lambda: steps.claim(job))
-    assert (answer["outcome"], steps.attempts(job)) == ("paused", [])
-
-
 def test_pause_behind_a_claim_takes_its_call_back(steps: Steps, another: Another) -> None:
     job, claimer = steps.queue(), another()
     attempt, _ = behind(claimer, lambda: claimer.start(job), steps, lambda: steps.call("pause_calls", reason="stop"))
+    assert steps.claim(steps.queue())["outcome"] == "paused"
     steps.accept(attempt, a_sid())
     assert steps.ask()["put_off"]
 

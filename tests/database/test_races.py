@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import Connection
 from tests.database.conftest import Another
-from tests.database.sql_api import OPEN, Row, Steps, a_number, a_sid, all_at_once, in_background, until
+from tests.database.sql_api import OPEN, Row, Steps, a_number, a_sid, all_at_once, behind, in_background, until
 from tests.sandbox.postgres import Postgres
 
 StepResult = Callable[[Steps], Row | bool | None]
@@ -46,7 +46,7 @@ def one_after_the_other(eyes: Connection, another: Another, *crowd: StepResult) 
 # --- claims -----------------------------------------------------------------------------------------------------------
 
 
-def test_fifty_claims_of_one_job_at_once_are_one_call(steps: Steps, another: Another) -> None:
+def test_claims_of_one_job_at_once_are_one_call(steps: Steps, another: Another) -> None:
     job = steps.queue()
     callers = [another() for _ in range(50)]
     answers = all_at_once(lambda caller: caller.claim(job), callers)
@@ -54,7 +54,7 @@ def test_fifty_claims_of_one_job_at_once_are_one_call(steps: Steps, another: Ano
     assert len(steps.attempts(job)) == 1
 
 
-def test_many_sweeps_at_once_dial_each_job_once(steps: Steps, another: Another) -> None:
+def test_sweeps_at_once_dial_each_job_once(steps: Steps, another: Another) -> None:
     jobs = [steps.queue() for _ in range(60)]
 
     def sweep(mine: Steps) -> list[int]:
@@ -68,7 +68,7 @@ def test_many_sweeps_at_once_dial_each_job_once(steps: Steps, another: Another) 
     assert sorted(itertools.chain.from_iterable(taken)) == jobs
 
 
-def test_a_job_that_another_sweep_is_claiming_is_passed_over_without_waiting(steps: Steps, another: Another) -> None:
+def test_job_held_by_another_sweep_is_passed_over(steps: Steps, another: Another) -> None:
     first, second = steps.queue(), steps.queue()
     locker = another().service
     locker.execute("reset role")
@@ -79,7 +79,7 @@ def test_a_job_that_another_sweep_is_claiming_is_passed_over_without_waiting(ste
         assert steps.claim(first)["outcome"] == "none"
 
 
-def test_two_jobs_of_one_number_at_once_are_one_call(steps: Steps, connection: Connection, another: Another) -> None:
+def test_jobs_of_one_number_at_once_are_one_call(steps: Steps, connection: Connection, another: Another) -> None:
     number = a_number()
     first, second = steps.queue(number), steps.queue(number)
     answers = one_after_the_other(connection, another, lambda s: s.claim(first), lambda s: s.claim(second))
@@ -87,9 +87,7 @@ def test_two_jobs_of_one_number_at_once_are_one_call(steps: Steps, connection: C
     assert steps.job(second)["reason_code"] == "number_in_use"
 
 
-def test_a_claim_that_is_undone_leaves_the_number_to_the_other_job(
-    steps: Steps, connection: Connection, another: Another
-) -> None:
+def test_claim_undone_leaves_the_number_to_another(steps: Steps, connection: Connection, another: Another) -> None:
     number = a_number()
     first, second = steps.queue(number), steps.queue(number)
     holder, waiter = another(), another()
@@ -112,13 +110,10 @@ def test_sweeps_among_numbers_in_use_do_not_deadlock(steps: Steps, another: Anot
             steps.queue(number)
     sweeps = [another() for _ in range(6)]
     answers = all_at_once(lambda mine: mine.claim(), sweeps)
-    assert {answer["outcome"] for answer in answers} <= {
-        "none",
-        "wait",
-    }  # "wait": it has put off as many as one claim may
+    assert {answer["outcome"] for answer in answers} <= {"none", "wait"}  # wait: as many put off as one claim may
 
 
-def test_a_claim_that_put_a_job_off_makes_nobody_wait_for_that_number(steps: Steps, another: Another) -> None:
+def test_claim_that_put_off_makes_nobody_wait(steps: Steps, another: Another) -> None:
     """It goes on to other numbers: two that wait for each other's would be a deadlock."""
     number = a_number()
     steps.attempt_in("duplicate", number)
@@ -131,7 +126,7 @@ def test_a_claim_that_put_a_job_off_makes_nobody_wait_for_that_number(steps: Ste
     holder.service.commit()
 
 
-def test_the_pace_is_exact_over_all_who_claim_at_once(steps: Steps, another: Another) -> None:
+def test_pace_is_exact_over_claims_at_once(steps: Steps, another: Another) -> None:
     for _ in range(40):
         steps.queue()
     callers = [another() for _ in range(20)]
@@ -146,7 +141,7 @@ def pause(steps: Steps) -> None:
     steps.call("pause_calls", reason="stop")
 
 
-def test_a_claim_that_waited_for_a_pause_does_not_pass(steps: Steps, connection: Connection, another: Another) -> None:
+def test_claim_that_waited_for_a_pause_is_paused(steps: Steps, connection: Connection, another: Another) -> None:
     job = steps.queue()
     _, claim = one_after_the_other(connection, another, pause, lambda s: s.claim(job))
     assert isinstance(claim, dict)
@@ -154,14 +149,7 @@ def test_a_claim_that_waited_for_a_pause_does_not_pass(steps: Steps, connection:
     assert (steps.job(job)["status"], steps.job(job)["attempts"], steps.attempts(job)) == ("queued", 0, [])
 
 
-def test_a_pause_waits_for_the_claim_that_came_first(steps: Steps, connection: Connection, another: Another) -> None:
-    first, second = steps.queue(), steps.queue()
-    one_after_the_other(connection, another, lambda s: s.claim(first), pause)
-    assert steps.job(first)["status"] == "dialing"
-    assert steps.claim(second)["outcome"] == "paused"
-
-
-def test_no_claim_passes_once_a_pause_has_committed(steps: Steps, another: Another) -> None:
+def test_claims_after_a_committed_pause_never_pass(steps: Steps, another: Another) -> None:
     for _ in range(300):
         steps.queue()
 
@@ -211,16 +199,10 @@ def the_end(steps: Steps, job: int) -> tuple[object, ...]:
 @pytest.mark.parametrize(
     ("word", "job_status", "state"), [("ringing", "calling", "accepted"), ("completed", "completed", "ended")]
 )
-def test_the_answer_the_list_and_the_callback_come_in_any_order(
-    steps: Steps,
-    connection: Connection,
-    another: Another,
-    order: tuple[int, ...],
-    settle: Callable[[uuid.UUID, str], StepResult],
-    word: str,
-    job_status: str,
-    state: str,
-) -> None:
+def test_answer_list_and_callback_come_in_any_order(
+    steps: Steps, connection: Connection, another: Another, order: tuple[int, ...],
+    settle: Callable[[uuid.UUID, str], StepResult], word: str, job_status: str, state: str,
+) -> None:  # fmt: skip
     job, attempt = steps.attempt_in("in_doubt")
     sid = a_sid()
     crowd = [step(attempt, sid) for step in (accepts, settle, hears(word))]
@@ -231,7 +213,7 @@ def test_the_answer_the_list_and_the_callback_come_in_any_order(
 @pytest.mark.parametrize(
     ("first", "second"), list(itertools.permutations(["accept", "doubt", "refuse", "release", "cancel", "ask"], 2))
 )
-def test_any_two_at_once_leave_a_state_that_can_be(
+def test_any_two_at_once_leave_a_possible_state(
     steps: Steps, connection: Connection, another: Another, first: str, second: str
 ) -> None:
     """No open job without its attempt, no final one with an open attempt, and a call that is not wanted is known as such."""
@@ -268,9 +250,7 @@ def test_any_two_at_once_leave_a_state_that_can_be(
 # --- late truth, while another has the number -------------------------------------------------------------------------
 
 
-def test_late_truth_waits_for_the_claim_of_the_number_and_is_one_too_many(
-    steps: Steps, connection: Connection, another: Another
-) -> None:
+def test_late_truth_behind_a_claim_is_a_duplicate(steps: Steps, connection: Connection, another: Another) -> None:
     number = a_number()
     job, late = steps.attempt_in("absent", number)
     other = steps.queue(number)
@@ -281,9 +261,7 @@ def test_late_truth_waits_for_the_claim_of_the_number_and_is_one_too_many(
     assert (steps.attempt(late)["state"], steps.job(job)["status"]) == ("duplicate", "queued")
 
 
-def test_a_claim_of_the_number_waits_for_late_truth_and_is_put_off(
-    steps: Steps, connection: Connection, another: Another
-) -> None:
+def test_claim_behind_late_truth_is_put_off(steps: Steps, connection: Connection, another: Another) -> None:
     number = a_number()
     job, late = steps.attempt_in("absent", number)
     other = steps.queue(number)
@@ -292,7 +270,7 @@ def test_a_claim_of_the_number_waits_for_late_truth_and_is_put_off(
 
 
 @pytest.mark.parametrize("state", ["absent", "refused", "accepted", "ended", "canceled"])
-def test_one_sid_for_two_attempts_at_once_is_one_call_and_no_error(
+def test_sid_for_two_attempts_at_once_is_one_call(
     steps: Steps, connection: Connection, another: Another, state: str
 ) -> None:
     """The list gives the SID to one attempt while a callback claims it for another of the same number."""
@@ -312,18 +290,15 @@ def test_one_sid_for_two_attempts_at_once_is_one_call_and_no_error(
 # --- by hand, meanwhile -----------------------------------------------------------------------------------------------
 
 
-def test_a_cancel_that_waits_for_the_claim_ends_that_call(
-    steps: Steps, connection: Connection, another: Another
-) -> None:
+def test_cancel_behind_a_claim_ends_its_call(steps: Steps, another: Another) -> None:
     job, attempt = steps.queue(), uuid.uuid4()
-    one_after_the_other(
-        connection, another, lambda s: s.claim(job, attempt), lambda s: s.call("cancel_call_job", job_id=job)
-    )
+    claimer = another()
+    behind(claimer, lambda: claimer.claim(job, attempt), steps, lambda: steps.call("cancel_call_job", job_id=job))
     assert (steps.job(job)["status"], steps.job(job)["cancel_requested"]) == ("dialing", True)
     assert steps.accept(attempt, a_sid())["then"] == "end"
 
 
-def test_a_job_that_is_being_canceled_is_not_claimed(steps: Steps, another: Another) -> None:
+def test_job_that_is_being_canceled_is_not_claimed(steps: Steps, another: Another) -> None:
     job, operator = steps.queue(), another()
     operator.service.autocommit = False
     operator.call("cancel_call_job", job_id=job)
@@ -332,23 +307,11 @@ def test_a_job_that_is_being_canceled_is_not_claimed(steps: Steps, another: Anot
     assert steps.job(job)["status"] == "canceled"
 
 
-def test_a_delete_that_waits_for_the_claim_cancels_instead(
-    steps: Steps, connection: Connection, another: Another
-) -> None:
-    job = steps.queue()
-    deleter = another()
+def test_delete_behind_a_claim_cancels_instead(steps: Steps, another: Another) -> None:
+    job, claimer, deleter = steps.queue(), another(), another()
     deleter.service.execute("reset role")
-
-    def delete(mine: Steps) -> None:
-        mine.service.execute("delete from public.outbound_call_jobs where id = %s", (job,))
-
-    holder = another()
-    holder.service.autocommit = False
-    holder.claim(job)
-    with in_background(connection) as start:
-        deleted = start(deleter, lambda: delete(deleter))
-        holder.service.commit()
-        deleted.result(20)
+    delete = "delete from public.outbound_call_jobs where id = %s"
+    behind(claimer, lambda: claimer.claim(job), deleter, lambda: deleter.service.execute(delete, (job,)))
     assert (steps.job(job)["status"], steps.job(job)["cancel_requested"]) == ("dialing", True)
 
 
