@@ -1,4 +1,4 @@
-"""The problems that pydantic finds in a script, in words for a reader who does not know Python."""
+"""The problems that pydantic finds in a script, in words for readers without Python."""
 
 from collections.abc import Mapping
 from typing import Any, Final, Literal

@@ -128,7 +128,7 @@ Url = Annotated[
     ),
 ]
 Fallback = Annotated[str, AfterValidator(_fallback)]
-# Not #: it is Twilio's key for "done". A person who types "1#" would answer the next question with it.
+# Not #: it is Twilio's key for "done". After "1#" it would answer the next question.
 Key = Annotated[str, _matches(r"[0-9*]", "is not a key that can be asked for; allowed: one of 0 1 2 3 4 5 6 7 8 9 *")]
 Name = Annotated[
     str, _matches(r"[A-Za-z_][A-Za-z0-9_]{0,63}", "is not a name; allowed: letters, digits and _, no digit first")
@@ -153,7 +153,7 @@ class Part(BaseModel):
 
 
 class Recording(Part):
-    """A recorded text: Twilio plays the file at `play`. `words` is what the recording says, for people who read the script."""
+    """A recorded text: Twilio plays the file at `play`. `words`: the words of the recording, for readers of the script."""
 
     play: Url
     words: Spoken | None = None
@@ -166,7 +166,7 @@ Text = Annotated[
 
 
 class Placeholder(Part):
-    """`kind`: what a value must look like to be spoken. `fallback`: spoken for an unknown or unfit value."""
+    """`kind`: the form that a value must have to be spoken. `fallback`: spoken for an unknown or unfit value."""
 
     kind: Kind
     fallback: Fallback

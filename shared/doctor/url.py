@@ -88,7 +88,7 @@ def check_vault_url(settings: Settings, facts: SetupFacts) -> Finding:
     check, url, is_ours = "Vault's URL", facts.vault.url, settings.api_base_url_is_this_function
     if facts.vault.error or not settings.dispatch_secrets:
         return skipped(check, "Vault cannot be read" if facts.vault.error else "no DISPATCH_SECRET, no webhooks")
-    if url and is_ours and url.rstrip("/") == settings.api_base_url:
+    if url and is_ours and _same(url, f"{settings.api_base_url}/"):
         return ok(check, f"is {shown_url(url)}")
     row = "(select id from vault.secrets where name = 'call_dispatcher_url')"
     advice = f"select vault.update_secret({row}, 'https://<this function>/');"
@@ -175,3 +175,11 @@ def _is_private(url: str) -> bool:
         return not ipaddress.ip_address(host).is_global
     except ValueError:
         return host == "localhost" or "." not in host
+
+
+def _same(url: str, other: str) -> bool:
+    """The same address. Without a path, the last slash makes no difference."""
+    try:
+        return httpx.URL(url if urlsplit(url).path else f"{url}/") == httpx.URL(other)
+    except (httpx.InvalidURL, ValueError):
+        return False

@@ -79,7 +79,7 @@ def _zone_tab() -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
 
 @cache
 def country_names() -> dict[str, str]:
-    """Name, in lower case -> ISO 3166 code: the codes, their English names by iso3166.tab, and what people write instead."""
+    """Name, in lower case -> ISO 3166 code: the codes, their English names by iso3166.tab, and other spellings that people use."""
     lines = _TZDATA.joinpath("zoneinfo", "iso3166.tab").read_text("utf-8").splitlines()
     rows = [line.split("\t") for line in lines if not line.startswith("#")]
     english = {name.casefold(): code for code, name in rows} | {code.casefold(): code for code, _ in rows}

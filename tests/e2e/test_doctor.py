@@ -25,6 +25,7 @@ from shared.doctor import twilio as doctor_twilio
 from shared.doctor import url as doctor_url
 from shared.doctor.connection import key_problem
 from shared.doctor.findings import why_no_answer, wrong
+from shared.setup_facts import SetupFacts, VaultFacts
 from tests.e2e.doctor_cases import Clinic, Passing, Proxy, Visit, open_clinic, says, tls_server
 from tests.sandbox.sandbox import Sandbox, free_port
 from tests.sandbox.serve import Server
@@ -600,6 +601,29 @@ def test_wrong_scripts_are_named(clinic: Clinic, monkeypatch: pytest.MonkeyPatch
     visit = clinic.visit()
     assert list(visit.trouble) == ["scripts"]
     assert "demo.toml: greeting" in visit.trouble["scripts"]["found"]
+
+
+def test_address_in_vault_may_differ_only_in_case_and_last_slash(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sent(check: str, *_: object) -> object:
+        return wrong(check, "refused", "advice")
+
+    monkeypatch.setattr(doctor_url, "_signed_webhook", sent)
+    cases = {
+        ("https://calls.example.com", "https://Calls.example.com"): "ok",
+        ("https://calls.example.com", "https://calls.example.com/"): "ok",
+        ("https://calls.example.com/calls", "https://calls.example.com/calls/"): "ok",
+        (
+            "https://calls.example.com/calls",
+            "https://calls.example.com/calls",
+        ): "wrong",  # the function answers 404 there
+        ("https://calls.example.com", "https://calls.example.com/\n"): "wrong",
+        ("https://calls.example.com", "http://calls.example.com/"): "wrong",
+    }
+    found = {}
+    for base, url in cases:
+        facts = SetupFacts.model_construct(vault=VaultFacts(url=url))
+        found[base, url] = doctor_url.check_vault_url(settings(API_BASE_URL=base), facts).state
+    assert found == cases
 
 
 @pytest.mark.parametrize("url", ["https://127.0.0.1:9", "https://10.0.0.1", "https://localhost", "https://function"])
