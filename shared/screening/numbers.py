@@ -232,6 +232,8 @@ def _first_number(text: str, home: str) -> PhoneNumber | Refusal:
 
 
 def _assigned(reading: str, home: str) -> PhoneNumber | Refusal:
+    # Mexico's mobile numbers had a 1 in front until 2019. Address books have it still.
+    reading = re.sub(r"^\+521(?=[0-9]{10}$)", "+52", reading)
     try:
         number = phonenumbers.parse(reading, home)
     except phonenumbers.NumberParseException:

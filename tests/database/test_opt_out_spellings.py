@@ -28,6 +28,10 @@ SPELLINGS = {
     "+1 861 555 0100": "+18615550100",  # an area code that the library does not know yet
     "+61 491 570 006": "+61491570006",
     # a trunk 0, or another trunk prefix, after the country code
+    "+39 (0) 06 1234 5678": None,
+    "+39 006 1234 5678": None,
+    "+81 (0) 090 1234 5678": None,
+    "+82 (0) 010 1234 5678": None,
     "+49 0171 1234567": None,
     "+49 (0) 171 1234567": None,
     "+44 (07400) 123456": None,

@@ -131,6 +131,7 @@ TYPED: list[tuple[str, str, str]] = [
     *((home, typed, "number_invalid") for home, typed in (
         (US, "UK +1 415 555 0100"), (US, "415 555 0100 (UK)"), (GB, "Germany 020 7946 0018"), (DE, "030 1234 DE"),
     )),
+    ("MX", "+52 1 55 1234 5678", "+525512345678"), ("MX", "0052 1 55 1234 5678", "+525512345678"),
     # the country code without +, where a number without its 0 may lack its area code
     (DE, "49 151 23456789", "+4915123456789"), (DE, "4930123456", "+4930123456"), ("ID", "62 812 345 678", "+62812345678"),
     (DE, "151 23456789", "+4915123456789"), (DE, "30 123456", "number_invalid"), (DE, "40404", "number_invalid"),

@@ -93,11 +93,12 @@ language sql stable set search_path = '' as $$
   select p_number ~ '^\+[1-9][0-9]{6,14}$' and exists (
     select from private.calling_codes c
     where c.code in (substr(p_number, 2, 1), substr(p_number, 2, 2), substr(p_number, 2, 3))
-      and substr(p_number, length(c.code) + 2) ~ ('^(' || c.pattern || ')$'))
+      and substr(p_number, length(c.code) + 2) ~ ('^(?!00)(' || c.pattern || ')$'))
 $$;
 comment on function private.is_e164 is
   'Call dispatcher: whether the dispatcher reads this text as it stands. False for a trunk 0 after the country code,'
-  ' for a doubled country code, and for a number that is too long or too short in its country.';
+  ' for a doubled country code, and for a number that is too long or too short in its country. After 00 come services'
+  ' alone: there it is a trunk 0 before the 0 of an Italian number.';
 
 create function private.spellings(p_phone_e164 text) returns text[]
 language sql immutable set search_path = '' as $$
