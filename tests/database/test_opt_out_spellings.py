@@ -30,6 +30,7 @@ SPELLINGS = {
     # a trunk 0, or another trunk prefix, after the country code
     "+39 (0) 06 1234 5678": None,
     "+39 006 1234 5678": None,
+    "+381 10 (0) 601234567": None,
     "+81 (0) 090 1234 5678": None,
     "+82 (0) 010 1234 5678": None,
     "+49 0171 1234567": None,

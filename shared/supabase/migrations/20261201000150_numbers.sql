@@ -120,6 +120,8 @@ language sql stable set search_path = '' as $$
     p_typed, '[ \t\r\n\u00a0().\-/\u00ad\u200b-\u200f\u2010-\u2015\u202a-\u202d\u2060\u2066-\u2069\u2212\ufeff]',
     '', 'g') as bare
   where exists (select from unnest(private.spellings(bare)) spelling where private.is_e164(spelling))
+    and not (p_typed ~ '\( *0 *\)' and private.is_e164(
+      regexp_replace(regexp_replace(p_typed, '\( *0 *\)', ''), '[^+0-9]', '', 'g')))  -- with the 0, or without it?
 $$;
 comment on function private.read_number is
   'Call dispatcher: a pasted number as E.164, if the dispatcher reads it so, or as another spelling of the same phone;'
