@@ -28,7 +28,7 @@ play: setup ## try things in the demo that runs in another terminal (DO=person, 
 	@$(BIN)/python -m tests.sandbox.play "$(DO)" "$(or $(Q),$(TO))"
 
 test: setup ## all tests, in a random order (SEED=7 repeats one; ARGS="-k name" for some; PG_BIN=/path/bin: another Postgres)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --ignore=tests/database_check $(if $(SEED),--randomly-seed=$(SEED)) $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --ignore=tests/database_check --ignore=tests/page_check $(if $(SEED),--randomly-seed=$(SEED)) $(ARGS)
 
 database-check: setup ## the Supabase CLI pushes, advises and lints, pgTAP tests (installs them: npm; on Debian, as root, apt)
 	@tests/database_check/tools.sh
@@ -36,6 +36,14 @@ database-check: setup ## the Supabase CLI pushes, advises and lints, pgTAP tests
 
 hours: setup ## say when calls may ring, rule by rule, and now (HOURS=strict)
 	@$(BIN)/python -m shared.screening.print_hours $(HOURS)
+
+page-check: setup ## the telephone page in a real browser (installs it: pip, npm; on Debian, as root, apt)
+	@tests/page_check/tools.sh
+	$(BIN)/python -m pytest -rs tests/page_check $(ARGS)
+
+pictures: setup ## take the pictures of the telephone page for the README
+	@tests/page_check/tools.sh
+	@$(BIN)/python -m tests.page_check.pictures $(ARGS)
 
 scripts: setup ## check the scripts of the calls, and read them out
 	@$(BIN)/python -m shared.conversation.rehearse check
@@ -66,6 +74,7 @@ lock: ## renew the locks from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra dev -c requirements.txt pyproject.toml -o tests/requirements.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group image -o tests/image/requirements.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group page -o tests/page_check/requirements.txt
 
 size: setup ## lines and imports, beside their goals
 	@$(BIN)/python -m tests.size
@@ -73,4 +82,4 @@ size: setup ## lines and imports, beside their goals
 clean: ## remove the files that these commands made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
-.PHONY: help setup demo play test hours scripts database-check image-check chaos check format size sandbox lock clean
+.PHONY: help setup demo play test hours scripts database-check page-check pictures image-check chaos check format size sandbox lock clean

@@ -57,7 +57,7 @@ function draw({ problems, ...script }) {
   if (keys === null) return;
   $("talk").replaceChildren();
   script.turns.forEach((turn, index) => {
-    if (index) $("talk").append(element("li", { className: "mine", textContent: keys[index - 1] ? `pressed ${keys[index - 1]}` : "silence" }));
+    if (index) $("talk").append(element("p", { className: "mine", textContent: keys[index - 1] ? `pressed ${keys[index - 1]}` : "silence" }));
     talk(turn.says, script.language, index >= heard);
     if (turn.learned) note(`learned: ${turn.learned}`);
     if (turn.opts_out) note("this number is never called again");
@@ -73,11 +73,11 @@ function draw({ problems, ...script }) {
   $("talk").scrollTop = $("talk").scrollHeight;
 }
 
-const note = (text) => $("talk").append(element("li", { className: "note", textContent: text }));
+const note = (text) => $("talk").append(element("p", { className: "note", textContent: text }));
 
 function talk(texts, language, aloud) {
   for (const text of texts) {
-    $("talk").append(element("li", { textContent: text }));
+    $("talk").append(element("p", { textContent: text }));
     if (aloud) speak(text, language);
   }
 }

@@ -102,7 +102,7 @@ function phoneOf(number) {
   const phone = { number, card, status: "idle", sid: null };
   card.dataset.number = number;
   card.querySelector(".keys").ariaLabel = `Keypad of ${pretty(number)}`;
-  card.querySelector(".words").ariaLabel = `Words of the call to ${pretty(number)}`;
+  card.querySelector(".words").ariaLabel = `Conversation with ${pretty(number)}`;
   for (const key of KEYS) {
     const button = element("button", { type: "button", textContent: key, disabled: true });
     button.onclick = () => press(phone, key);
@@ -154,7 +154,7 @@ function show(phone) {
 
 function write(phone, className, text) {
   const words = phone.card.querySelector(".words");
-  words.append(element("li", { className, textContent: text }));
+  words.append(element("p", { className, textContent: text }));
   words.scrollTop = words.scrollHeight;
 }
 
