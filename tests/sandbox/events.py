@@ -32,6 +32,10 @@ class Events:
             for loop, queue in self._listeners:
                 loop.call_soon_threadsafe(queue.put_nowait, event)
 
+    def kept(self) -> list[Event]:
+        with self._lock:
+            return list(self._kept)
+
     def clear(self) -> None:
         """Forget the kept ones."""
         with self._lock:

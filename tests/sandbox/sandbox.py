@@ -69,7 +69,11 @@ EASY_SETTINGS: Mapping[str, str] = {
 }
 SWEEP_EVERY_S = 1.0
 # With the page, people pick up, listen and press keys.
-PEOPLE_SETTINGS: Mapping[str, str] = {"CALL_RING_SECONDS": "25", "CALL_TIME_LIMIT_SECONDS": "600"}
+PEOPLE_SETTINGS: Mapping[str, str] = {
+    "CALL_RING_SECONDS": "25",
+    "CALL_TIME_LIMIT_SECONDS": "600",
+    "CALL_MACHINES": "reached",
+}
 
 
 @dataclass(frozen=True)

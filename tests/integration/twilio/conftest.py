@@ -121,6 +121,9 @@ class World:
         url = path if path.startswith("/") else f"/2010-04-01/Accounts/{SID}/{path}"
         return requests.request(method, self.url + url, auth=HTTPBasicAuth(SID, token), timeout=5, **more)
 
+    def events(self) -> list[dict[str, Any]]:
+        return self.twilio.events.kept()
+
     def until(self, condition: Callable[[], object]) -> None:
         """Waits for what the stand-in is about to do."""
         deadline = time.monotonic() + 10

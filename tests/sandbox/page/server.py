@@ -145,6 +145,7 @@ class Page:
         response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
         await response.prepare(request)
         closing = asyncio.ensure_future(self._closing.wait())
+        event: asyncio.Future[dict[str, Any]] | None = None
         last = request.headers.get("Last-Event-ID", "")
         try:
             with self._sandbox.events.listen(int(last) if last.isdigit() else 0) as queue:
@@ -161,7 +162,9 @@ class Page:
         except ConnectionError:
             pass  # the page was closed
         finally:
-            closing.cancel()
+            for task in (closing, event):
+                if task is not None:
+                    task.cancel()
         return response
 
     def _hello(self) -> dict[str, Any]:

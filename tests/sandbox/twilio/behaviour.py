@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from aiohttp import web
@@ -23,6 +24,14 @@ Create = Literal["ok", "accept_then_drop", "accept_then_500", "accept_late", "ha
 Refused = Annotated[str, Field(pattern=r"^error:(\d{3}|\d{5}|html502)$")]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Model = TypeVar("Model", bound=BaseModel)
+
+
+_FOLDER = Path(__file__).parent
+PAGE = {
+    "": ("text/html", _FOLDER / "state.html"),
+    "state.js": ("text/javascript", _FOLDER / "state.js"),
+    "state.css": ("text/css", _FOLDER / "state.css"),
+}
 
 
 class _Strict(BaseModel):
@@ -145,7 +154,12 @@ class Rules:
 
 
 def control(twilio: Twilio) -> list[web.RouteDef]:
-    """The routes of `/_sandbox`. Whoever can reach the stand-in may use them: it serves loopback only."""
+    """The routes of `/_sandbox`, and a page that shows the state. Every program on this machine may use them."""
+
+    async def page(request: web.Request) -> web.Response:
+        kind, file = PAGE[request.match_info["file"]]
+        headers = {"Content-Security-Policy": "default-src 'self'; img-src data:; frame-ancestors 'none'"}
+        return web.Response(body=file.read_bytes(), content_type=kind, charset="utf-8", headers=headers)
 
     async def calls(_: web.Request) -> web.Response:
         return web.json_response([call.report() for call in twilio.calls])
@@ -175,6 +189,7 @@ def control(twilio: Twilio) -> list[web.RouteDef]:
         return web.json_response({"offset_s": clock.offset_s})
 
     return [
+        web.get("/{file:|state.js|state.css}", page),
         web.get("/_sandbox/calls", calls),
         web.put("/_sandbox/behaviour", behave),
         web.delete("/_sandbox/behaviour", be_polite),

@@ -316,17 +316,16 @@ class Exchange:
             over = await _ends(call, min(self._ring_s, limit))
             return None if over else call.conduct.outcome if self._ring_s <= limit else "no-answer"
         decision = asyncio.ensure_future(call.decisions.get())
-        over_ = asyncio.ensure_future(call.over.wait())
+        ended = asyncio.ensure_future(call.over.wait())
         until = time.monotonic() + limit
-        await asyncio.wait({decision, over_}, timeout=limit, return_when="FIRST_COMPLETED")
-        over_.cancel()
-        decision.cancel()
-        if call.over.is_set():
-            return None
-        picked = decision.result() if decision.done() and not decision.cancelled() else "no-answer"
-        if picked == "no-answer" and await _ends(call, until - time.monotonic()):
-            return None
-        return picked
+        try:
+            await asyncio.wait({decision, ended}, timeout=limit, return_when="FIRST_COMPLETED")
+            picked = decision.result() if decision.done() else "no-answer"
+        finally:
+            ended.cancel()
+            decision.cancel()
+        still_rings = 0.0 if picked != "no-answer" else until - time.monotonic()
+        return None if await _ends(call, still_rings) else picked
 
     def _tell(self, call: Call, kind: str, **facts: Any) -> None:
         self._events.tell(kind, sid=call.sid, to=call.to, attempt=attempt_of(call.url), in_hand=call.in_hand, **facts)

@@ -27,7 +27,7 @@ from aiohttp import web
 
 from tests.sandbox.events import Events
 from tests.sandbox.twilio.account import Account
-from tests.sandbox.twilio.behaviour import Act, Conduct, Rule, Rules, control
+from tests.sandbox.twilio.behaviour import PAGE, Act, Conduct, Rule, Rules, control
 from tests.sandbox.twilio.call_simulator import API, LIVE, Call, Exchange, Status, attempt_of, create_event
 from tests.sandbox.twilio.create_call_validation import PARAMETERS, Order, Refusal, read, read_twiml
 from tests.sandbox.twilio.webhooks import Webhooks
@@ -174,8 +174,8 @@ class Twilio:
         """Loopback, credentials, and every refusal in Twilio's words."""
         if not ipaddress.ip_address(request.remote or "0.0.0.0").is_loopback:
             return web.Response(status=403, text="the stand-in answers loopback only\n")
-        if request.path.startswith("/_sandbox"):
-            return await handler(request)
+        if request.path.startswith("/_sandbox") or request.path.removeprefix("/") in PAGE:
+            return await handler(request) if _is_ours(request) else web.Response(status=403, text="not from there\n")
         self._under_way += 1
         began, code = time.monotonic(), None
         try:
@@ -328,6 +328,13 @@ class Twilio:
         self.requests["events"] += 1
         events = self._call(request).events
         return web.json_response(_page(request, "events", events, lambda event: "", lambda event: event))
+
+
+def _is_ours(request: web.Request) -> bool:
+    """Whether it names this machine, and comes from a page of ours or from no page: not by DNS rebinding, not from a site."""
+    if request.url.host not in ("127.0.0.1", "localhost", "::1"):
+        return False
+    return request.headers.get("Origin") in (None, str(request.url.origin()))
 
 
 def _refused(refusal: Refusal) -> web.Response:

@@ -53,21 +53,22 @@ function draw({ problems, ...script }) {
     stop();
     talk(script.machine.length ? script.machine : ["(the call hangs up)"], script.language, true);
   };
-  branches(script.branches);
-  if (keys === null) return;
+  if (keys === null) return branches(script.branches);
   $("talk").replaceChildren();
   script.turns.forEach((turn, index) => {
+    if (index) walkedHere(`${script.turns[index - 1].at} ${keys[index - 1]}`);
     if (index) $("talk").append(element("p", { className: "mine", textContent: keys[index - 1] ? `pressed ${keys[index - 1]}` : "silence" }));
     talk(turn.says, script.language, index >= heard);
     if (turn.learned) note(`learned: ${turn.learned}`);
     if (turn.opts_out) note("this number is never called again");
     if (!turn.at) note("the call ends");
   });
+  branches(script.branches);
   heard = script.turns.length;
   const { options } = script.turns.at(-1);
   $("options").replaceChildren(...options.map(({ key, means }) => {
     const button = element("button", { type: "button", textContent: key ? `${key}: ${means}` : "silence" });
-    button.onclick = () => press(key, script);
+    button.onclick = () => press(key);
     return button;
   }));
   $("talk").scrollTop = $("talk").scrollHeight;
@@ -89,10 +90,11 @@ function branches(all) {
   $("branches").replaceChildren(...each.map(([done, text]) => element("li", { className: done ? "walked" : "", textContent: `${done ? "✓" : "·"} ${text}` })));
 }
 
-function press(key, script) {
-  const { at } = script.turns.at(-1);
-  walked.set(name(), (walked.get(name()) ?? new Set()).add(`${at} ${key}`));
+const walkedHere = (branch) => walked.set(name(), (walked.get(name()) ?? new Set()).add(branch));
+
+function press(key) {
   keys.push(key);
+  $("options").replaceChildren();
   hush();
   check().then(() => $("options").querySelector("button")?.focus());
 }

@@ -104,7 +104,7 @@ function phoneOf(number) {
   card.querySelector(".keys").ariaLabel = `Keypad of ${pretty(number)}`;
   card.querySelector(".words").ariaLabel = `Conversation with ${pretty(number)}`;
   for (const key of KEYS) {
-    const button = element("button", { type: "button", textContent: key, disabled: true });
+    const button = element("button", { type: "button", textContent: key });
     button.onclick = () => press(phone, key);
     card.querySelector(".keys").append(button);
   }
@@ -148,8 +148,7 @@ function show(phone) {
   card.querySelector("h3").replaceChildren(name || "Phone", element("small", { textContent: pretty(phone.number) }));
   card.querySelector(".state").textContent = status === "ringing" ? `Ringing: call from ${pretty(caller)}` : STATES[status];
   card.querySelector(".ring").hidden = status !== "ringing";
-  card.querySelector(".hang-up").disabled = status !== "in-progress";
-  for (const key of card.querySelectorAll(".keys button")) key.disabled = status !== "in-progress";
+  for (const part of card.querySelectorAll(".keys, .hang-up")) part.hidden = status !== "in-progress";
 }
 
 function write(phone, className, text) {
@@ -249,7 +248,7 @@ const took = (event) => (event.ms === undefined ? "" : `, ${event.ms} ms`);
 
 // -> [who, what, class], or nothing where the event says nothing new
 const TELL = {
-  signup: (e) => ["Supabase", `sign-up: ${e.error ?? e.answer}`, e.answer === 200 ? "" : "bad"],
+  signup: (e) => ["Supabase", `auth.signUp: ${e.error ?? e.answer}`, e.answer === 200 ? "" : "bad"],
   "user-deleted": (e) => ["Supabase", `the user was deleted: ${e.answer}`],
   job: ({ row, was, gone }) => {
     if (gone) return ["database", "the job was deleted"];
@@ -262,7 +261,7 @@ const TELL = {
   attempt: ({ row, was, gone }) => {
     if (gone) return ["database", `attempt ${row.number} was released, unspent`];
     if (was && was.state === row.state && was.call_status === row.call_status) return;
-    const more = [row.call_status, row.error_message].filter(Boolean).join(", ");
+    const more = [row.call_status, row.call_sid ? "" : row.error_message].filter(Boolean).join(", ");
     return ["database", `attempt ${row.number} is ${row.state.replace("_", " ")}${more ? ` (${more})` : ""}`];
   },
   answer: ({ row }) => ["database", `stored: ${row.question} = ${row.meaning} (key ${row.digits})`, "stored"],
