@@ -202,9 +202,9 @@ class Sandbox:
             empty(self.ready.database_url)
             self._fill_vault()
             self.gateway.reset()
-            self.events.clear()
             if self._page:
                 self._page.reset()
+            self.events.clear()
             if self.function_log.exists():
                 os.truncate(self.function_log, 0)
 

@@ -76,8 +76,7 @@ class Page:
 
     def reset(self) -> None:
         """The tables are empty again, the phones lie on the table, and nothing is broken."""
-        self._watch.jobs.clear()
-        self._watch.attempts.clear()
+        self._watch.forget()
         self._breaks.people.clear()
         self._breaks.on.clear()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -29,6 +30,7 @@ KINDS = {
 FINAL = ("completed", "failed", "canceled")
 COUNT_S = 0.2
 RECONNECT_S = 0.2
+FORGET_S = 10.0
 MAX_ATTEMPTS = 3
 IN_VAIN = ("busy", "no-answer", "failed")
 
@@ -42,6 +44,15 @@ class Watch:
         self.attempts: dict[str, Row] = {}
         self.counts: dict[str, int] = {}
         self.ready = asyncio.Event()
+        self._forgotten = threading.Event()
+
+    def forget(self) -> None:
+        """The tables were emptied: what was told before is of no interest. Returns when it is forgotten. From another thread."""
+        self._forgotten.clear()
+        with psycopg.connect(self._database_url, autocommit=True) as connection:
+            connection.execute("notify sandbox, '{}'")  # notices arrive in the order of the commits
+        if not self._forgotten.wait(FORGET_S):
+            raise TimeoutError("the page does not hear the database")
 
     async def run(self) -> None:
         """Until cancelled; a database that goes away is waited for."""
@@ -66,7 +77,12 @@ class Watch:
                         self._take(table, row, False, time.time() * 1000)
             self.ready.set()
             async for notice in connection.notifies():
-                told = json.loads(notice.payload)
+                if not (told := json.loads(notice.payload)):
+                    self.jobs.clear()
+                    self.attempts.clear()
+                    self.counts = self._judge()
+                    self._forgotten.set()
+                    continue
                 self._take(told["table"], told["row"], told["gone"], told["at"])
 
     def _take(self, table: str, row: Row, gone: bool, at: float) -> None:
