@@ -24,7 +24,7 @@ def pause_s(steps: Steps) -> int:
 # --- pace -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_denied_pace_changes_nothing_and_says_how_long_to_wait(steps: Steps) -> None:
+def test_denied_pace_says_how_long_to_wait(steps: Steps) -> None:
     first, second = steps.queue(), steps.queue()
     assert steps.claim(first, pace=0.1)["outcome"] == "claimed"
     before = steps.everything()
@@ -34,7 +34,7 @@ def test_a_denied_pace_changes_nothing_and_says_how_long_to_wait(steps: Steps) -
     assert steps.everything() == before
 
 
-def test_the_pace_holds_over_a_minute(steps: Steps) -> None:
+def test_pace_of_claims_holds_over_a_minute(steps: Steps) -> None:
     for _ in range(40):
         steps.queue()
     claimed = 0
@@ -44,7 +44,7 @@ def test_the_pace_holds_over_a_minute(steps: Steps) -> None:
     assert 29 <= claimed <= 31
 
 
-def test_who_waits_as_told_is_let_through(steps: Steps) -> None:
+def test_claim_that_waits_as_told_passes(steps: Steps) -> None:
     steps.start(steps.queue())
     steps.claim(steps.queue(), pace=0.1)
     answer = steps.claim(job := steps.queue(), pace=0.1)
@@ -52,7 +52,7 @@ def test_who_waits_as_told_is_let_through(steps: Steps) -> None:
     assert steps.claim(job, pace=0.1)["outcome"] == "claimed"
 
 
-def test_a_quiet_hour_saves_up_no_burst(steps: Steps) -> None:
+def test_quiet_hour_saves_up_no_burst(steps: Steps) -> None:
     for _ in range(5):
         steps.queue()
     steps.pass_time(3600)
@@ -62,33 +62,30 @@ def test_a_quiet_hour_saves_up_no_burst(steps: Steps) -> None:
 # --- which job --------------------------------------------------------------------------------------------------------
 
 
-def test_who_has_waited_longest_is_called_first(steps: Steps) -> None:
+def test_job_that_waited_longest_is_called_first(steps: Steps) -> None:
     jobs = [steps.queue(due_at=steps.now().replace(year=year)) for year in (2023, 2021, 2022, 2099)]
     assert [steps.claim()["job"]["id"] for _ in range(3)] == [jobs[1], jobs[2], jobs[0]]
     assert steps.claim() == {"outcome": "none", "status": None, "due_at": None, "reason_code": None}
 
 
 @pytest.mark.parametrize("state", ["started", "in_doubt", "accepted", "ended", "refused"])
-def test_a_job_that_is_not_to_be_dialed_says_what_it_is_instead(steps: Steps, state: str) -> None:
+def test_job_that_cannot_be_dialed_says_its_status(steps: Steps, state: str) -> None:
     job, _ = steps.attempt_in(state)
     answer = steps.claim(job)
     assert (answer["outcome"], answer["status"]) == ("none", steps.job(job)["status"])
 
 
-def test_a_number_in_use_puts_the_job_off_and_the_next_one_is_dialed(steps: Steps) -> None:
+def test_number_in_use_puts_its_job_off(steps: Steps) -> None:
     number = a_number()
     steps.attempt_in("accepted", number)
     busy, free = steps.queue(number), steps.queue()
     assert steps.claim()["job"]["id"] == free
-    assert (steps.job(busy)["status"], steps.job(busy)["reason_code"], steps.job(busy)["attempts"]) == (
-        "queued",
-        "number_in_use",
-        0,
-    )
-    assert steps.job(busy)["due_at"] > steps.now()
+    row = steps.job(busy)
+    assert (row["status"], row["reason_code"], row["attempts"]) == ("queued", "number_in_use", 0)
+    assert row["due_at"] > steps.now()
 
 
-def test_the_claim_hands_over_all_that_a_call_needs(steps: Steps) -> None:
+def test_claim_hands_over_everything_a_call_needs(steps: Steps) -> None:
     attempt, user, number = uuid.uuid4(), uuid.uuid4(), a_number()
     job = steps.queue(number, user_id=user, first_name="Ada", signup_mode="demo")
     answer = steps.claim(job, attempt)
@@ -99,7 +96,7 @@ def test_the_claim_hands_over_all_that_a_call_needs(steps: Steps) -> None:
     }  # fmt: skip
 
 
-def test_the_attempt_is_written_with_the_claim(steps: Steps) -> None:
+def test_attempt_is_written_together_with_the_claim(steps: Steps) -> None:
     job, attempt = steps.attempt_in("started")
     row = steps.attempt(attempt)
     assert (row["job_id"], row["number"], row["phone_e164"]) == (job, 1, steps.job(job)["phone_e164"])
@@ -109,7 +106,7 @@ def test_the_attempt_is_written_with_the_claim(steps: Steps) -> None:
 # --- pause ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_pause_stops_dialing_and_changes_nothing_else(steps: Steps) -> None:
+def test_pause_stops_dialing_and_nothing_else(steps: Steps) -> None:
     job = steps.queue()
     steps.call("pause_calls", reason="the script is wrong")
     before = steps.everything()
@@ -118,7 +115,7 @@ def test_a_pause_stops_dialing_and_changes_nothing_else(steps: Steps) -> None:
     assert steps.everything() == before
 
 
-def test_a_pause_leaves_calls_under_way_alone(steps: Steps) -> None:
+def test_pause_leaves_calls_under_way_alone(steps: Steps) -> None:
     job, attempt = steps.attempt_in("started")
     steps.call("pause_calls", reason="lunch")
     assert steps.accept(attempt, sid := a_sid())["then"] == "keep"
@@ -127,21 +124,14 @@ def test_a_pause_leaves_calls_under_way_alone(steps: Steps) -> None:
     assert steps.claim(steps.queue())["outcome"] == "paused"
 
 
-def test_a_pause_ends_when_it_was_said_to(steps: Steps) -> None:
+def test_pause_ends_at_its_time_or_by_resume(steps: Steps) -> None:
     steps.call("pause_calls", reason="lunch", until=steps.now() + timedelta(minutes=30))
     steps.pass_time(1799)
     assert steps.claim(steps.queue())["outcome"] == "paused"
     steps.pass_time(1)
     assert steps.claim(steps.queue())["outcome"] == "claimed"
-
-
-def test_a_pause_without_an_end_is_a_pause(steps: Steps) -> None:
     steps.call("pause_calls", reason="until further notice", until=None)
     assert steps.claim(steps.queue())["outcome"] == "paused"
-
-
-def test_dialing_goes_on_after_resume(steps: Steps) -> None:
-    steps.call("pause_calls", reason="lunch")
     steps.call("resume_calls")
     assert steps.claim(steps.queue())["outcome"] == "claimed"
 
@@ -149,7 +139,7 @@ def test_dialing_goes_on_after_resume(steps: Steps) -> None:
 # --- halt -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_halt_pauses_all_calls_and_blames_no_job(steps: Steps) -> None:
+def test_halt_pauses_all_calls_without_blame(steps: Steps) -> None:
     job, attempt = steps.attempt_in("started")
     halt(steps, attempt)
     assert (steps.job(job)["status"], steps.job(job)["attempts"]) == ("queued", 0)
@@ -157,13 +147,13 @@ def test_a_halt_pauses_all_calls_and_blames_no_job(steps: Steps) -> None:
     assert pause_s(steps) == HALT_S
 
 
-def test_ten_requests_that_meet_the_same_broken_account_are_one_halt(steps: Steps) -> None:
+def test_requests_that_meet_one_fault_are_one_halt(steps: Steps) -> None:
     for attempt in [steps.start(steps.queue()) for _ in range(10)]:
         halt(steps, attempt)
     assert (steps.settings()["halts"], pause_s(steps)) == (1, HALT_S)
 
 
-def test_pauses_grow_up_to_an_hour(steps: Steps) -> None:
+def test_pauses_of_halts_grow_to_an_hour(steps: Steps) -> None:
     job, pauses = steps.queue(), []
     for _ in range(9):
         halt(steps, steps.start(job))
@@ -183,28 +173,23 @@ def probed(steps: Steps) -> uuid.UUID:
     return uuid.UUID(claim["attempt"]["id"])
 
 
-def test_after_a_halt_one_job_goes_first(steps: Steps, probed: uuid.UUID) -> None:
+def test_probe_that_twilio_took_opens_the_gate(steps: Steps, probed: uuid.UUID) -> None:
     assert steps.attempt(probed)["state"] == "started"
     assert steps.claim()["outcome"] == "paused"
-
-
-def test_the_others_follow_when_twilio_took_the_first(steps: Steps, probed: uuid.UUID) -> None:
     steps.accept(probed, a_sid())
     assert steps.settings()["halts"] == 0
     assert steps.claim()["outcome"] == "claimed"
 
 
 @pytest.mark.parametrize("outcome", ["refuse", "release"])
-def test_the_next_one_probes_when_the_first_proved_nothing(steps: Steps, probed: uuid.UUID, outcome: str) -> None:
+def test_next_job_probes_when_the_first_proved_nothing(steps: Steps, probed: uuid.UUID, outcome: str) -> None:
     assert getattr(steps, outcome)(probed)
     steps.queue()
     assert [steps.claim()["outcome"] for _ in range(2)] == ["claimed", "paused"]
 
 
 @pytest.mark.parametrize("state", ["started", "in_doubt"])
-def test_a_probe_that_is_never_heard_of_again_holds_the_others_for_its_lease_only(
-    steps: Steps, probed: uuid.UUID, state: str
-) -> None:
+def test_probe_holds_others_for_its_lease_only(steps: Steps, probed: uuid.UUID, state: str) -> None:
     if state == "in_doubt":
         steps.doubt(probed)
     assert steps.claim()["outcome"] == "paused"
@@ -212,12 +197,12 @@ def test_a_probe_that_is_never_heard_of_again_holds_the_others_for_its_lease_onl
     assert steps.claim()["outcome"] == "claimed"
 
 
-def test_a_probe_that_meets_the_same_fault_makes_the_next_pause_longer(steps: Steps, probed: uuid.UUID) -> None:
+def test_probe_that_meets_the_fault_lengthens_the_pause(steps: Steps, probed: uuid.UUID) -> None:
     halt(steps, probed)
     assert (steps.settings()["halts"], pause_s(steps)) == (2, 2 * HALT_S)
 
 
-def test_an_outcome_from_before_the_halt_does_not_open_the_gate_behind_the_probe(steps: Steps) -> None:
+def test_outcome_before_the_halt_opens_no_gate(steps: Steps) -> None:
     earlier, broken = (steps.start(steps.queue()) for _ in range(2))
     halt(steps, broken)
     steps.pass_time(HALT_S + 1)
@@ -227,7 +212,7 @@ def test_an_outcome_from_before_the_halt_does_not_open_the_gate_behind_the_probe
     assert steps.claim()["outcome"] == "paused"
 
 
-def test_a_pause_by_hand_is_not_shortened_by_a_halt_or_by_a_call_that_comes_through(steps: Steps) -> None:
+def test_pause_by_hand_outlasts_halts_and_calls(steps: Steps) -> None:
     first, second = (steps.start(steps.queue()) for _ in range(2))
     steps.call("pause_calls", reason="the script is wrong")
     halt(steps, first)
@@ -235,7 +220,7 @@ def test_a_pause_by_hand_is_not_shortened_by_a_halt_or_by_a_call_that_comes_thro
     assert steps.claim(steps.queue()) == {"outcome": "paused", "until": "infinity", "reason": "the script is wrong"}
 
 
-def test_resume_ends_a_halt_at_once_and_for_all(steps: Steps) -> None:
+def test_resume_ends_a_halt_at_once(steps: Steps) -> None:
     halt(steps, steps.start(steps.queue()))
     steps.call("resume_calls")
     steps.queue()

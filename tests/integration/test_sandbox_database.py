@@ -22,6 +22,7 @@ CLOCK = (
 )
 
 Project = Callable[..., str]
+Write = Callable[[str, str], Path]
 _numbers = count(1)
 
 
@@ -43,7 +44,7 @@ def project(postgres: Postgres) -> Iterator[Project]:
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Callable[[str, str], Path]:
+def write(tmp_path: Path) -> Write:
     """Writes a migration into a folder of the test's own; the folder."""
 
     def write(name: str, text: str) -> Path:
@@ -65,14 +66,14 @@ def ask(server: Postgres, name: str, query: str, user: str = "supabase_admin") -
 
 
 @pytest.mark.parametrize("bin_dir", installed_binaries(), ids=str)
-def test_the_migrations_of_this_product_apply_on_every_postgres_of_this_machine(bin_dir: Path) -> None:
+def test_migrations_apply_on_every_postgres_of_this_machine(bin_dir: Path) -> None:
     with Postgres(bin_dir) as server:
         bootstrap(server)
         assert migrate(server) == sorted(file.name for file in MIGRATIONS.glob("*.sql")) != []
 
 
-def test_migrations_run_as_postgres_who_is_no_superuser(
-    postgres: Postgres, project: Project, write: Callable[[str, str], Path]
+def test_migrations_run_as_postgres_without_superuser_rights(
+    postgres: Postgres, project: Project, write: Write
 ) -> None:
     name = project()
     migrate(postgres, name, folder=write("1_who.sql", "create table who as select current_user::text as is_it"))
@@ -81,9 +82,7 @@ def test_migrations_run_as_postgres_who_is_no_superuser(
         migrate(postgres, name, folder=write("2_superuser.sql", "create role boss superuser"))
 
 
-def test_a_migration_that_fails_changes_nothing_and_those_before_it_stay(
-    postgres: Postgres, project: Project, write: Callable[[str, str], Path]
-) -> None:
+def test_migration_that_fails_changes_nothing(postgres: Postgres, project: Project, write: Write) -> None:
     name = project()
     write("1_good.sql", "create table good ()")
     folder = write("2_bad.sql", "create table bad ();\n\nselect 1/0;")
@@ -96,22 +95,28 @@ def test_a_migration_that_fails_changes_nothing_and_those_before_it_stay(
     assert migrate(postgres, name, folder=write("2_bad.sql", "create table bad ();")) == ["2_bad.sql"]
 
 
-def test_an_error_names_the_line_where_postgres_knows_it(
-    postgres: Postgres, project: Project, write: Callable[[str, str], Path]
-) -> None:
-    with pytest.raises(MigrationError, match=r"1_bad\.sql, line 3: syntax error"):
-        migrate(postgres, project(), folder=write("1_bad.sql", "select 1;\n\nselekt 2;"))
+def test_files_that_cannot_be_applied_are_refused(postgres: Postgres, project: Project, tmp_path: Path) -> None:
+    table: list[tuple[dict[str, str], str]] = [
+        ({"1_bad.sql": "select 1;\n\nselekt 2;"}, r"1_bad\.sql, line 3: syntax error"),
+        ({"1_a.sql": "select 1", "1_b.sql": "select 1"}, r"1_b\.sql"),  # two of one version
+        ({"jobs.sql": "select 1"}, r"jobs\.sql"),  # the Supabase CLI would skip it
+        ({"1_auth.sql": "create table auth.mine ()"}, "permission denied for schema auth"),
+    ]
+    for n, (files, says) in enumerate(table):
+        (folder := tmp_path / str(n)).mkdir()
+        for name, text in files.items():
+            (folder / name).write_text(text)
+        with pytest.raises(MigrationError, match=says):
+            migrate(postgres, project(), folder=folder)
 
 
-def test_migrating_twice_applies_nothing_the_second_time(postgres: Postgres, project: Project) -> None:
+def test_migrating_twice_applies_nothing_more(postgres: Postgres, project: Project) -> None:
     name = project()
     assert migrate(postgres, name)
     assert migrate(postgres, name) == []
 
 
-def test_migrating_can_stop_at_a_version_and_go_on_later(
-    postgres: Postgres, project: Project, write: Callable[[str, str], Path]
-) -> None:
+def test_migrating_can_stop_at_a_version(postgres: Postgres, project: Project, write: Write) -> None:
     name = project()
     write("1_a.sql", "create table a ()")
     folder = write("2_b.sql", "create table b ()")
@@ -121,9 +126,7 @@ def test_migrating_can_stop_at_a_version_and_go_on_later(
         migrate(postgres, name, upto="3", folder=folder)
 
 
-def test_a_file_that_comes_before_one_already_applied_is_refused(
-    postgres: Postgres, project: Project, write: Callable[[str, str], Path]
-) -> None:
+def test_file_before_an_applied_one_is_refused(postgres: Postgres, project: Project, write: Write) -> None:
     name = project()
     migrate(postgres, name, folder=write("2_late.sql", "create table late ()"))
     with pytest.raises(MigrationError, match="not how"):
@@ -131,44 +134,18 @@ def test_a_file_that_comes_before_one_already_applied_is_refused(
     assert ask(postgres, name, "select to_regclass('public.early') is null")
 
 
-def test_two_files_of_one_version_are_refused(
-    postgres: Postgres, project: Project, write: Callable[[str, str], Path]
-) -> None:
-    write("1_a.sql", "select 1")
-    with pytest.raises(MigrationError, match=r"1_b\.sql"):
-        migrate(postgres, project(), folder=write("1_b.sql", "select 1"))
-
-
-def test_a_file_name_that_the_supabase_cli_would_skip_is_refused(
-    postgres: Postgres, project: Project, write: Callable[[str, str], Path]
-) -> None:
-    with pytest.raises(MigrationError, match=r"jobs\.sql"):
-        migrate(postgres, project(), folder=write("jobs.sql", "select 1"))
-
-
-def test_the_history_is_kept_where_the_supabase_cli_keeps_it(
-    postgres: Postgres, project: Project, write: Callable[[str, str], Path]
-) -> None:
+def test_migration_is_recorded_and_told_to_the_gateway(postgres: Postgres, project: Project, write: Write) -> None:
     name = project()
-    migrate(postgres, name, folder=write("20261201000100_tables.sql", "select 1"))
+    with psycopg.connect(postgres.url(database=name), autocommit=True) as listener:
+        listener.execute("listen pgrst")
+        migrate(postgres, name, folder=write("20261201000100_tables.sql", "select 1"))
+        assert [notify.payload for notify in listener.notifies(timeout=5, stop_after=1)] == ["reload schema"]
     with psycopg.connect(postgres.url("postgres", name)) as connection:
         rows = connection.execute("select version, name, statements from supabase_migrations.schema_migrations")
         assert rows.fetchall() == [("20261201000100", "tables", ["select 1"])]
 
 
-def test_the_gateway_is_told_to_read_the_schema_anew(
-    postgres: Postgres, project: Project, write: Callable[[str, str], Path]
-) -> None:
-    name = project()
-    with psycopg.connect(postgres.url(database=name), autocommit=True) as listener:
-        listener.execute("listen pgrst")
-        migrate(postgres, name, folder=write("1_a.sql", "select 1"))
-        assert [notify.payload for notify in listener.notifies(timeout=5, stop_after=1)] == ["reload schema"]
-
-
-def test_a_trusted_extension_can_be_created_by_a_migration(
-    postgres: Postgres, project: Project, write: Callable[[str, str], Path]
-) -> None:
+def test_migration_may_create_a_trusted_extension(postgres: Postgres, project: Project, write: Write) -> None:
     name = project()
     migrate(
         postgres, name, folder=write("1_gist.sql", "create extension if not exists btree_gist with schema extensions")
@@ -181,24 +158,24 @@ def test_a_trusted_extension_can_be_created_by_a_migration(
 # ---------------------------------------------------------------------------------------------- roles and rights
 
 
-@pytest.mark.parametrize("role", ["anon", "authenticated", "service_role"])
 @pytest.mark.parametrize("old_default_grants", [True, False])
-def test_new_tables_are_open_to_the_api_only_in_the_old_regime_of_grants(
-    postgres: Postgres, project: Project, write: Callable[[str, str], Path], old_default_grants: bool, role: str
+def test_new_tables_are_open_by_old_grants_only(
+    postgres: Postgres, project: Project, write: Write, old_default_grants: bool
 ) -> None:
     name = project(old_default_grants=old_default_grants)
     migrate(postgres, name, folder=write("1_t.sql", "create table t (id int generated always as identity)"))
-    with psycopg.connect(postgres.url("authenticator", name)) as connection:
-        connection.execute(f"set role {role}".encode())
-        if old_default_grants:
-            connection.execute("insert into t default values")
-            assert connection.execute("select id from t").fetchone() == (1,)
-        else:
-            with pytest.raises(errors.InsufficientPrivilege, match="permission denied for table t"):
-                connection.execute("select id from t")
+    with psycopg.connect(postgres.url("authenticator", name), autocommit=True) as connection:
+        for n, role in enumerate(("anon", "authenticated", "service_role"), 1):
+            connection.execute(f"set role {role}".encode())
+            if old_default_grants:
+                connection.execute("insert into t default values")
+                assert connection.execute("select max(id) from t").fetchone() == (n,)
+            else:
+                with pytest.raises(errors.InsufficientPrivilege, match="permission denied for table t"):
+                    connection.execute("select id from t")
 
 
-def test_the_authenticator_has_no_right_but_to_become_one_of_the_three(postgres: Postgres, project: Project) -> None:
+def test_authenticator_may_become_three_roles_only(postgres: Postgres, project: Project) -> None:
     with psycopg.connect(postgres.url("authenticator", project()), autocommit=True) as connection:
         with pytest.raises(errors.InsufficientPrivilege):
             connection.execute("select id from auth.users")
@@ -208,9 +185,7 @@ def test_the_authenticator_has_no_right_but_to_become_one_of_the_three(postgres:
             connection.execute("set role postgres")
 
 
-def test_row_level_security_holds_for_users_and_not_for_the_service(
-    postgres: Postgres, project: Project, write: Callable[[str, str], Path]
-) -> None:
+def test_row_level_security_spares_the_service(postgres: Postgres, project: Project, write: Write) -> None:
     name = project()
     table = "create table t as select 1 as n; alter table t enable row level security; grant select on t to {}"
     migrate(postgres, name, folder=write("1_t.sql", table.format("anon, service_role")))
@@ -221,37 +196,21 @@ def test_row_level_security_holds_for_users_and_not_for_the_service(
         assert connection.execute("select n from t").fetchall() == [(1,)]
 
 
-def test_a_migration_may_hang_a_trigger_on_auth_users_and_the_sign_up_fires_it(
-    postgres: Postgres, project: Project, write: Callable[[str, str], Path]
-) -> None:
-    name = project()
-    migrate(
-        postgres,
-        name,
-        folder=write(
-            "1_trigger.sql",
-            """
-            create table welcomed (id uuid references auth.users (id));
-            create function welcome() returns trigger language plpgsql security definer set search_path = '' as
-              'begin insert into public.welcomed values (new.id); return null; end';
-            create trigger welcome after insert on auth.users for each row execute function welcome();
-            """,
-        ),
-    )
-    user = uuid4()
+def test_migration_may_hang_a_trigger_on_users(postgres: Postgres, project: Project, write: Write) -> None:
+    name, user = project(), uuid4()
+    trigger = """
+        create table welcomed (id uuid references auth.users (id));
+        create function welcome() returns trigger language plpgsql security definer set search_path = '' as
+          'begin insert into public.welcomed values (new.id); return null; end';
+        create trigger welcome after insert on auth.users for each row execute function welcome();
+    """
+    migrate(postgres, name, folder=write("1_trigger.sql", trigger))
     with psycopg.connect(postgres.url("supabase_auth_admin", name)) as connection:
         connection.execute("insert into auth.users (id, email) values (%s, 'a@example.com')", (user,))
     assert ask(postgres, name, "select id from welcomed") == user
 
 
-def test_a_migration_may_create_nothing_in_the_schema_auth(
-    postgres: Postgres, project: Project, write: Callable[[str, str], Path]
-) -> None:
-    with pytest.raises(MigrationError, match="permission denied for schema auth"):
-        migrate(postgres, project(), folder=write("1_auth.sql", "create table auth.mine ()"))
-
-
-def test_an_email_is_taken_once_but_for_single_sign_on(postgres: Postgres, project: Project) -> None:
+def test_email_is_taken_once_except_by_sso(postgres: Postgres, project: Project) -> None:
     insert = "insert into auth.users (id, email, is_sso_user) values (gen_random_uuid(), 'a@example.com', %s)"
     with psycopg.connect(postgres.url("supabase_auth_admin", project()), autocommit=True) as connection:
         connection.execute(insert, (False,))
@@ -260,7 +219,7 @@ def test_an_email_is_taken_once_but_for_single_sign_on(postgres: Postgres, proje
             connection.execute(insert, (False,))
 
 
-def test_the_claims_of_a_request_can_be_asked_for(postgres: Postgres, project: Project) -> None:
+def test_claims_of_a_request_can_be_read(postgres: Postgres, project: Project) -> None:
     ask_all = "select auth.uid(), auth.role(), auth.email(), auth.jwt() ->> 'aal'"
     claims = '{"sub": "00000000-0000-0000-0000-00000000000a", "role": "authenticated", "email": "a@b.c", "aal": "aal1"}'
     with psycopg.connect(postgres.url("authenticator", project())) as connection:
@@ -270,7 +229,7 @@ def test_the_claims_of_a_request_can_be_asked_for(postgres: Postgres, project: P
         assert connection.execute(ask_all).fetchone() == (UUID(int=10), "authenticated", "a@b.c", "aal1")
 
 
-def test_a_second_project_lives_in_the_same_server(postgres: Postgres, project: Project) -> None:
+def test_second_project_lives_in_the_same_server(postgres: Postgres, project: Project) -> None:
     first, second = project(), project()
     with psycopg.connect(postgres.url("supabase_auth_admin", first)) as connection:
         connection.execute("insert into auth.users (id) values (gen_random_uuid())")
@@ -281,7 +240,7 @@ def test_a_second_project_lives_in_the_same_server(postgres: Postgres, project: 
 # ---------------------------------------------------------------------------------------------- net and vault, stand-ins
 
 
-def test_a_request_is_queued_at_commit_and_the_worker_is_woken(postgres: Postgres, project: Project) -> None:
+def test_request_is_queued_at_commit_and_wakes_the_worker(postgres: Postgres, project: Project) -> None:
     name = project()
     post = """select net.http_post('http://127.0.0.1/x', '{"a": 1}', '{"q": "ä &"}', '{"X-Y": "z"}')"""
     with (
@@ -297,19 +256,13 @@ def test_a_request_is_queued_at_commit_and_the_worker_is_woken(postgres: Postgre
         connection.commit()
 
         assert len(list(listener.notifies(timeout=5, stop_after=1))) == 1
+        headers = {"X-Y": "z", "Content-Type": "application/json"}
         assert listener.execute("select * from net.http_request_queue").fetchall() == [
-            (
-                row[0],
-                "POST",
-                "http://127.0.0.1/x?q=%C3%A4%20%26",
-                {"X-Y": "z", "Content-Type": "application/json"},
-                b'{"a": 1}',
-                5000,
-            )
+            (row[0], "POST", "http://127.0.0.1/x?q=%C3%A4%20%26", headers, b'{"a": 1}', 5000)
         ]
 
 
-def test_a_request_of_a_transaction_that_is_rolled_back_is_never_sent(postgres: Postgres, project: Project) -> None:
+def test_request_that_is_rolled_back_is_never_sent(postgres: Postgres, project: Project) -> None:
     name = project()
     with psycopg.connect(postgres.url(database=name)) as connection:
         connection.execute("select net.http_post('http://127.0.0.1/x')")
@@ -317,12 +270,12 @@ def test_a_request_of_a_transaction_that_is_rolled_back_is_never_sent(postgres: 
     assert ask(postgres, name, "select count(*) from net.http_request_queue") == 0
 
 
-def test_a_request_that_is_not_json_is_refused(postgres: Postgres, project: Project) -> None:
+def test_request_that_is_not_json_is_refused(postgres: Postgres, project: Project) -> None:
     with pytest.raises(errors.RaiseException, match="application/json"):
         ask(postgres, project(), """select net.http_post('http://127.0.0.1/x', headers => '{"content-type": "a/b"}')""")
 
 
-def test_a_crash_of_the_database_loses_the_requests_as_the_real_one_does() -> None:
+def test_crash_of_the_database_loses_its_requests() -> None:
     with Postgres() as server:
         bootstrap(server)
         ask(server, "postgres", "select net.http_post('http://127.0.0.1/x')")
@@ -331,17 +284,13 @@ def test_a_crash_of_the_database_loses_the_requests_as_the_real_one_does() -> No
         assert ask(server, "postgres", "select count(*) from net.http_request_queue") == 0
 
 
-def test_the_service_can_keep_change_and_read_a_secret(postgres: Postgres, project: Project) -> None:
+def test_secrets_of_vault_are_for_the_service_alone(postgres: Postgres, project: Project) -> None:
     with psycopg.connect(postgres.url("authenticator", project())) as connection:
         connection.execute("set role service_role")
         connection.execute("select vault.create_secret('first', 'word')")
         connection.execute("select vault.update_secret(id, 'second') from vault.secrets where name = 'word'")
         read = connection.execute("select name, decrypted_secret from vault.decrypted_secrets")
         assert read.fetchall() == [("word", "second")]
-
-
-def test_nobody_else_can_read_a_secret(postgres: Postgres, project: Project) -> None:
-    with psycopg.connect(postgres.url("authenticator", project())) as connection:
         connection.execute("set role anon")
         with pytest.raises(errors.InsufficientPrivilege):
             connection.execute("select decrypted_secret from vault.decrypted_secrets")
@@ -357,16 +306,14 @@ def clock(connection: Connection) -> datetime:
 
 
 @pytest.mark.parametrize("offset_s", [3600, -86400, 0.5])
-def test_the_clock_of_the_sandbox_can_be_set(connection: Connection, set_clock: SetClock, offset_s: float) -> None:
+def test_clock_of_the_sandbox_can_be_set(connection: Connection, set_clock: SetClock, offset_s: float) -> None:
     set_clock(offset_s)
     with connection.transaction():
         now = connection.execute("select now()").fetchone()
         assert now == (clock(connection) - timedelta(seconds=offset_s),)
 
 
-def test_the_sandbox_clock_keeps_the_owner_and_the_rights_of_the_real_one(
-    postgres: Postgres, project: Project, write: Callable[[str, str], Path]
-) -> None:
+def test_sandbox_clock_keeps_the_rights_of_the_real(postgres: Postgres, project: Project, write: Write) -> None:
     name = project()
     migrate(
         postgres, name, folder=write("1_clock.sql", f"{CLOCK}; revoke execute on function private.clock() from public")
@@ -381,24 +328,22 @@ def test_the_sandbox_clock_keeps_the_owner_and_the_rights_of_the_real_one(
 
 
 @pytest.mark.parametrize("turn", ["first", "second"])
-def test_every_test_has_a_database_of_its_own(connection: Connection, turn: str) -> None:
+def test_each_test_has_a_database_of_its_own(connection: Connection, turn: str) -> None:
     assert connection.execute("select count(*) from auth.users").fetchone() == (0,)
     connection.execute("insert into auth.users (id) values (gen_random_uuid())")
 
 
-def test_further_connections_reach_the_same_database_as_whom_one_likes(
-    connection: Connection, connect: Connect
-) -> None:
+def test_connections_reach_the_same_database_as_any_role(connection: Connection, connect: Connect) -> None:
     other = connect("supabase_auth_admin")
     assert other.info.dbname == connection.info.dbname
     assert other.execute("select current_user").fetchone() == ("supabase_auth_admin",)
 
 
-def test_a_copy_belongs_to_whom_its_template_belongs(postgres: Postgres, connection: Connection) -> None:
+def test_copy_of_a_database_keeps_its_owner(postgres: Postgres, connection: Connection) -> None:
     owner = connection.execute("select datdba::regrole::text from pg_database where datname = current_database()")
     assert owner.fetchone() == ("postgres",)
 
 
-def test_only_what_exists_can_be_copied(postgres: Postgres) -> None:
+def test_only_existing_databases_can_be_copied(postgres: Postgres) -> None:
     with pytest.raises(ValueError, match="no database nowhere"):
         database.create_database(postgres, "copy", "nowhere")
