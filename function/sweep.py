@@ -21,8 +21,9 @@ import structlog
 
 from shared.jobs import Jobs, JobsUnavailable
 from shared.logs import configure_logs
-from shared.models import Stats, Step, StepResult, finished
+from shared.models import Step, StepResult, finished
 from shared.settings import DIAL_WITHIN_SECONDS, Settings, SettingsError, load_settings
+from shared.stats import Stats
 
 if TYPE_CHECKING:
     from shared.dispatcher import Dispatcher

@@ -19,10 +19,10 @@ from shared.models import (
     NextOpenCall,
     Settlement,
     SettlePolicy,
-    Stats,
     TwilioCall,
 )
 from shared.setup_facts import SetupFacts
+from shared.stats import Stats
 
 if TYPE_CHECKING:
     from postgrest import SyncPostgrestClient

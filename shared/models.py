@@ -181,40 +181,6 @@ class Settled(_Answer):
 Settlement = Annotated[Found | Absent | NotYet | Ambiguous | Settled, Field(discriminator="outcome")]
 
 
-class Stats(_Answer):
-    """Counts of jobs and calls. `oldest_*_s` are ages in seconds, 0 if there are none; `*_1h`, `*_24h` count the last hours.
-
-    held_by_rule: jobs that wait for calling hours or another time of day, by the words of the rule.
-    """
-
-    queued: int
-    dialing: int
-    in_doubt: int
-    calling: int
-    completed_24h: int
-    failed_24h: int
-    canceled_24h: int
-    failures_24h: dict[str, int]
-    due: int
-    oldest_due_s: float
-    oldest_doubt_s: float
-    live_duplicates: int
-    duplicates_24h: int
-    calls_1h: int
-    answered_1h: int
-    calls_24h: int
-    answered_24h: int
-    opt_outs_24h: int
-    held_by_prefix: int
-    held_by_rule: dict[str, int]
-    missed_signups: int
-    paused: bool
-    paused_by: Literal["hand", "halt", "calls_per_day", "restore"] | None
-    paused_until: datetime | Literal["infinity"] | None
-    pause_reason: str | None
-    halts: int
-
-
 @dataclass(frozen=True)
 class Verdict:
     """The meaning of a failed request for a call.

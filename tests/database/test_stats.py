@@ -9,8 +9,9 @@ from uuid import uuid4
 
 import pytest
 
-from shared.models import Redial, Stats
+from shared.models import Redial
 from shared.screening import PutOff, parse_number, screen
+from shared.stats import Stats
 from tests.database.sql_api import BUSY_S, DELAYS_S, LEASE_S, OURS, Row, Steps, a_number, a_sid
 from tests.unit.examples import settings
 

@@ -16,7 +16,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from function import sweep
-from shared.models import Stats
+from shared.stats import Stats
 from tests.sandbox.cloud_logging import BadFilter, entry_of, extract, matches
 
 ROOT = Path(__file__).parents[2]
