@@ -58,7 +58,7 @@ begin
             count(*) filter (where state = 'duplicate') as duplicates
      from (select state, started_at > v_now - interval '1 hour' as in_hour,
                   call_status in ('in-progress', 'completed')
-                    and coalesce(answered_by, 'human') !~ '^(machine|fax)' as answered
+                    and coalesce(answered_by, 'human') not like all ('{machine%,fax%}') as answered
            from public.outbound_call_attempts
            where state not in ('refused', 'absent') and put_off_until is null
              and started_at > v_now - interval '24 hours') t) c,
@@ -104,7 +104,7 @@ begin
     select date_trunc('hour', t.started_at, 'UTC') as began, t.call_sid,
            case when t.state not in ('accepted', 'ended') then t.state
                 when t.call_status in ('in-progress', 'completed')
-                     and coalesce(t.answered_by, 'human') !~ '^(machine|fax)' then 'answered'
+                     and coalesce(t.answered_by, 'human') not like all ('{machine%,fax%}') then 'answered'
                 when t.state = 'accepted' then 'under_way'
                 when t.put_off_until is not null then 'put_off'
                 else 'not_reached' end as kind
