@@ -71,10 +71,16 @@ class ClientSocket(socket.socket):
         self._is_watched = False
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
+        timeout = self.gettimeout()
+        self.settimeout(
+            0
+        )  # with a timeout, recv() would wait here, uncounted: gunicorn sets one to skip an unread body
         try:
-            return super().recv(size, flags | socket.MSG_DONTWAIT)
+            return super().recv(size, flags)
         except BlockingIOError:
             pass
+        finally:
+            self.settimeout(timeout)
         if not self._is_watched:
             self._is_watched = True
             DEADLINES.add(self._deadline, partial(self._cut, self._deadline))

@@ -22,6 +22,8 @@ STARTS = {
     "half a header": b"POST /voice HTTP/1.1\r\nHost: x\r\nX-Half: ",
     "no body": b"POST /voice HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n",
     "half a body": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{",
+    "a body for nobody": b"POST /nope HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n",
+    "a body too large": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n{",
     "half a chunk": b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n10\r\n{",
 }
 
