@@ -21,7 +21,7 @@ class VaultFacts(_Fact):
 
 
 class WebhookAnswer(_Fact):
-    """The end of one request of pg_net's, perhaps of another webhook of the project: an HTTP status, or an error."""
+    """The result of one pg_net request, an HTTP status or an error. It may belong to another webhook of the project."""
 
     status: int | None
     error: str | None
@@ -37,7 +37,7 @@ class NetFacts(_Fact):
 
 
 class OpenFact(_Fact):
-    """A function, table or view that roles of browsers may use; `ours` is false for a view of the user's over our tables."""
+    """A function, table or view that anon or authenticated may use. `ours` is False for a user's view over our tables."""
 
     name: str
     ours: bool
