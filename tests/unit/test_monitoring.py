@@ -151,12 +151,7 @@ def test_metrics_count_lines_or_are_complete_distributions(file: Path) -> None:
     assert {label.key for label in described.metricDescriptor.labels} == set(described.labelExtractors)
     assert file.suffix == ".json"
     assert re.fullmatch(r"call_dispatcher_[a-z_]+", file.stem)
-
-
-@pytest.mark.parametrize("file", METRICS, ids=name_of)
-def test_distributions_extract_the_number_that_their_filter_checks(file: Path) -> None:
-    described = metric(file)
-    if described.valueExtractor:
+    if described.valueExtractor:  # its filter checks the number that it extracts
         assert f"{described.valueExtractor[8:-1]}>=0" in described.filter
 
 

@@ -77,20 +77,10 @@ def test_the_process_environment_is_read_when_none_is_given(monkeypatch: pytest.
 # --- wrong ----------------------------------------------------------------------------------------------------------------
 
 NO_URLS = [
-    "example.com",
-    "/calls",
-    "ftp://127.0.0.1",
-    "https://",
-    "https://user:hunter2@127.0.0.1",
-    "https://127.0.0.1?",
-    "https://127.0.0.1/?a=hunter2",
-    "https://127.0.0.1/#",
-    "https://127.0.0.1:port",
-    "https://127.0.0.1:99999",
-    "https://127.0.0.1/a b",
-    "https://[::1",
-    "https://bücher.example",
-]
+    "example.com", "/calls", "ftp://127.0.0.1", "https://", "https://user:hunter2@127.0.0.1", "https://127.0.0.1?",
+    "https://127.0.0.1/?a=hunter2", "https://127.0.0.1/#", "https://127.0.0.1:port", "https://127.0.0.1:99999",
+    "https://127.0.0.1/a b", "https://[::1", "https://bücher.example",
+]  # fmt: skip
 NO_TIMES = ["0", "-1", "86401", "nan", "inf", "a minute"]
 NO_DELAYS = [*NO_TIMES, ",", "60;120", "60,0", "60,-1", "60,86401", "60,nan", "60,soon"]
 WRONG = {
