@@ -11,7 +11,16 @@ import structlog
 from function.twilio_form import Waits
 from shared.conversation.library import Scripts
 from shared.conversation.script import Script
-from shared.conversation.turns import Place, Turn, apology_turn, first_turn, next_turn, voicemail_turn
+from shared.conversation.turns import (
+    Place,
+    Turn,
+    agreed_turn,
+    apology_turn,
+    first_turn,
+    next_turn,
+    turn_without_later,
+    voicemail_turn,
+)
 from shared.conversation.twiml import hang_up, render_twiml, render_wait
 from shared.jobs import JobsUnavailable
 from shared.models import Answer, CallEvent, LiveCall
@@ -83,7 +92,7 @@ def _begin(
         _log_unstored(attempt, None, event, Answer(""), error)
         return patience.twiml()
     script = scripts.for_person(call.job) if call.job else scripts.default
-    return _render(first_turn(script), script, call, event, action)
+    return _render(first_turn(script), script, call, event, action, dispatcher)
 
 
 def _go_on(
@@ -104,19 +113,32 @@ def _go_on(
         learned = turn.learned
         answer = replace(answer, digits=learned.key, question=learned.question, meaning=learned.meaning)
     try:
+        if turn.later:
+            # One RPC more: who this is, and when they may be called. Then answer and wish are stored in one step.
+            call = dispatcher.record_status(attempt, replace(event, call_status=event.call_status or "in-progress"))
+            later_at = dispatcher.find_later(call, turn.later)
+            if later_at is None:  # the key counts as not understood
+                turn, answer = next_turn(script, place, ""), Answer(digits)
+            else:
+                answer = replace(answer, later_at=later_at)
         call = dispatcher.record_answer(attempt, event.call_sid, answer)
     except JobsUnavailable as error:
         _log_unstored(attempt, place, event, answer, error)
         return replace(patience, digits=answer.digits).twiml()  # spoken words travel in no URL, only their key
-    return _render(turn, script, call, event, action)
+    if turn.later:
+        agreed = dispatcher.later_in_words(call, script.language)
+        turn = agreed_turn(turn, agreed) if agreed else Turn(says=(script.goodbye,))
+    return _render(turn, script, call, event, action, dispatcher)
 
 
-def _render(turn: Turn, script: Script, call: LiveCall, event: CallEvent, action: str) -> str:
+def _render(turn: Turn, script: Script, call: LiveCall, event: CallEvent, action: str, dispatcher: "Dispatcher") -> str:
     if not call.is_wanted or call.job is None:
         _log_unwanted(event.call_sid, call)
         return hang_up()
     if call.by_machine and not turn.opts_out:
         turn = voicemail_turn(script)
+    if not dispatcher.may_ask_for_later(call):
+        turn = turn_without_later(script, turn)
     return render_twiml(turn, script, call.job, action)
 
 

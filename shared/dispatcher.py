@@ -17,6 +17,7 @@ from uuid import UUID, uuid4
 import structlog
 
 from shared import backoff
+from shared.conversation.later import time_in_words, wished_moment
 from shared.jobs import Jobs
 from shared.models import (
     FINAL_CALL_STATUSES,
@@ -42,7 +43,16 @@ from shared.models import (
     Wait,
     finished,
 )
-from shared.screening import PhoneNumber, PutOff, Refusal, check_hours, parse_number, screen
+from shared.screening import (
+    PhoneNumber,
+    PutOff,
+    Refusal,
+    check_hours,
+    first_right_moment,
+    parse_number,
+    persons_clock,
+    screen,
+)
 from shared.settings import DIAL_WITHIN_SECONDS, Settings
 from shared.telephony import CallNotPlaced, Telephony, TwilioUnavailable
 
@@ -345,6 +355,31 @@ class Dispatcher:
         if answer.opt_out:
             log.warning("opted out by a key: this number is not called again", call_sid=call_sid)
         return call
+
+    def may_ask_for_later(self, call: LiveCall) -> bool:
+        return call.job is not None and call.job.laters < self._settings.call_later_max
+
+    def find_later(self, call: LiveCall, wish: str) -> datetime | None:
+        """The first right moment of a later call; None: this person may not ask for one any more, or there is none."""
+        number = self._number_of(call)
+        if call.job is None or call.now is None or number is None or not self.may_ask_for_later(call):
+            return None
+        zone, _ = persons_clock(number, call.job.metadata, call.now)
+        wished = wished_moment(wish, call.now.astimezone(zone))
+        ring = timedelta(seconds=LAST_CALL_SECONDS)
+        return first_right_moment(number, call.job.metadata, self._settings, wished, ring)
+
+    def later_in_words(self, call: LiveCall, language: str) -> str | None:
+        """The stored time of the later call, as the person's clock shows it; None: no later call is agreed."""
+        number = self._number_of(call)
+        if call.job is None or call.now is None or number is None or call.later_at is None:
+            return None
+        zone, place = persons_clock(number, call.job.metadata, call.now)
+        return time_in_words(language, call.later_at.astimezone(zone), call.now, place)
+
+    def _number_of(self, call: LiveCall) -> PhoneNumber | None:
+        number = parse_number(call.job.phone_e164 or "", self._settings) if call.job else None
+        return number if isinstance(number, PhoneNumber) else None
 
     def play_twiml(self, call_sid: str, twiml: str) -> None:
         """Replace the running TwiML of a live call with this document."""

@@ -99,14 +99,19 @@ Claim = Annotated[Claimed | Wait | Paused | Unparsed | NothingDue, Field(discrim
 
 
 class LiveJob(Person):
+    """`laters`: how many earlier calls of this job ended with the person asking for a later one."""
+
     id: int
     status: JobStatus
+    phone_e164: str | None = None
+    laters: int = 0
 
 
 class LiveCall(_Answer):
     """The database's answer about a live call. `then`: keep the call, or end it.
 
     by_machine: a machine answered, as far as we know. machine_now: this event is the first to say so.
+    later_at: when the person is called again, as they asked in this call. now: the database's clock.
     """
 
     then: Literal["keep", "end", "unknown"]
@@ -116,6 +121,8 @@ class LiveCall(_Answer):
     moved: bool = False
     by_machine: bool = False
     machine_now: bool = False
+    later_at: datetime | None = None
+    now: datetime | None = None
 
     @property
     def is_wanted(self) -> bool:
@@ -216,6 +223,7 @@ class Answer:
     """A key press in a conversation, "" for silence. The fields are the arguments of record_call_answer.
 
     `heard`: the words that were said in place of the key. They are personal, and never logged.
+    `later_at`: when the person wants to be called again.
     """
 
     digits: str
@@ -223,6 +231,7 @@ class Answer:
     meaning: str | None = None
     opt_out: bool = False
     heard: str | None = field(default=None, repr=False)
+    later_at: datetime | None = None
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,10 @@ class Settings(BaseModel):
         default="off", description="on: a redial prefers another time of day than the one at which nobody picked up"
     )
 
+    call_later_max: int = Field(
+        default=2, ge=0, le=10, description="how often one job's person may ask to be called later"
+    )
+
     # Never twice.
     call_settling_seconds: Seconds = Field(
         default=None,

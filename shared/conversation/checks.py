@@ -10,6 +10,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from shared.conversation.hearing import Phrase, phrase
+from shared.conversation.later import LANGUAGES, LATER
 from shared.conversation.numerals import keys_told, spoken_digits
 from shared.conversation.problems import describe_problem, key_path
 from shared.conversation.script import GOODBYE, PLACEHOLDER, Script, inline_problem, length_problem, spell
@@ -55,6 +56,7 @@ def check_structure(raw: Table) -> list[Problem]:
         *_check_ids(questions),
         *_check_opt_out_key(raw, questions),
         *_check_next(questions),
+        *_check_later(raw),
         *_check_told_keys(raw),
     ]
     if questions and not any(key.startswith("questions") for key, _ in problems):
@@ -108,11 +110,12 @@ def _phrases(value: object) -> list[Phrase]:
 
 def _check_placeholders(raw: Table) -> Iterator[Problem]:
     declared = _table(raw.get("placeholders"))
+    agreements = {f"{place}.say" for place, _ in _later_answers(raw)}
     used: set[str] = set()
     for key, text in _texts(raw):
         for name in dict.fromkeys(PLACEHOLDER.findall(text)):
             used.add(name)
-            if name not in declared:
+            if name not in declared and not (name == LATER and key in agreements):
                 allowed = ", ".join(f"{{{known}}}" for known in declared) or "none so far"
                 yield key, f"{{{name}}} is not declared under [placeholders]; declared: {allowed}"
     for name in declared:
@@ -146,6 +149,29 @@ def _check_next(questions: list[Table]) -> Iterator[Problem]:
                 yield key, f"{following!r} is not a question; allowed: {', '.join(allowed)}"
 
 
+def _later_answers(raw: Table) -> Iterator[tuple[str, Table]]:
+    for name, question in _named_questions(raw):
+        for key, answer in _answers(question).items():
+            if "later" in answer:
+                yield f"{name}.answers.{key}", answer
+
+
+def _check_later(raw: Table) -> Iterator[Problem]:
+    """The agreed time is said, and the call ends."""
+    if LATER in _table(raw.get("placeholders")):
+        yield f"placeholders.{LATER}", "is the time of a later call: choose another name"
+    for place, answer in _later_answers(raw):
+        if f"{{{LATER}}}" not in (_text(answer, "say") or "") or "play" in answer:
+            yield (
+                f"{place}.say",
+                f"must be words with {{{LATER}}}, the time of the later call; a recording cannot say it",
+            )
+        if "next" in answer:
+            yield f"{place}.next", "has no place beside later: the call ends"
+        if str(raw.get("language")).partition("-")[0] not in LANGUAGES:
+            yield f"{place}.later", f"needs a language in which times can be said: {', '.join(LANGUAGES)}"
+
+
 def _check_told_keys(raw: Table) -> Iterator[Problem]:
     """A text that says "press 4" is followed by a place where key 4 does something."""
     opt_out = {_text(_table(raw.get("opt_out")), "key") or ""}
@@ -172,8 +198,12 @@ def check_reachable(questions: list[Table]) -> Iterator[Problem]:
     following: dict[str, set[str]] = {}
     for question, below in zip(questions, [*ids[1:], GOODBYE], strict=True):
         default = _text(question, "next") or below
+        # A question with `later` is skipped once the person has asked for a later call too often.
+        ends = [GOODBYE, default]
         answers = _answers(question).values()
-        following[question["id"]] = {_text(answer, "next") or default for answer in answers} or {default}
+        following[question["id"]] = {
+            each for answer in answers for each in (ends if "later" in answer else [_text(answer, "next") or default])
+        } or {default}
     reached = _closure(set(ids[:1]), following)
     preceding: dict[str, set[str]] = {}
     for question_id, nexts in following.items():

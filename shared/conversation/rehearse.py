@@ -2,11 +2,13 @@
 
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
+from shared.conversation.later import time_in_words, wished_moment
 from shared.conversation.library import FOLDER, ScriptError, Scripts
 from shared.conversation.script import GOODBYE, Question, Recording, Script
-from shared.conversation.turns import Place, Turn, apology_turn, first_turn, next_turn, voicemail_turn
+from shared.conversation.turns import Place, Turn, agreed_turn, apology_turn, first_turn, next_turn, voicemail_turn
 
 USAGE = "usage: python -m shared.conversation.rehearse check [folder]"
 
@@ -61,7 +63,11 @@ def rehearse(script: Script) -> Iterator[str]:
 def _answers(script: Script, question: Question) -> Iterator[str]:
     for key, answer in question.answers.items():
         turn = next_turn(script, Place(script.name, question.id), key)
-        yield f"    {key} = {answer.means}, then {_following(turn)}{_heard(answer.hear)}"
+        if answer.later:  # as on a Monday at two in the afternoon
+            now = datetime(2026, 1, 5, 14, tzinfo=UTC)
+            turn = agreed_turn(turn, time_in_words(script.language, wished_moment(answer.later, now), now))
+        then = f"called again, {answer.later}" if answer.later else _following(turn)
+        yield f"    {key} = {answer.means}, then {then}{_heard(answer.hear)}"
         yield from quoted(script, turn.says)
     times = {0: "not asked again", 1: "asked once more"}.get(question.repeat, f"asked {question.repeat} times more")
     yield f"    silence, or another key: {times}, then goodbye"

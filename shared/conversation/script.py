@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from shared.conversation.later import is_wish
 from shared.conversation.values import READERS, Kind, read_given_name
 from shared.conversation.voices import is_language, voice_problem
 from shared.models import Person
@@ -109,6 +110,12 @@ def _voice(text: str) -> str:
     return text
 
 
+def _wish(text: str) -> str:
+    if not is_wish(text):
+        raise _problem('must be "2h" (1 to 48 hours), "tomorrow 10:00" or "next weekday 09:00"')
+    return text
+
+
 def _placeholders(value: object) -> object:
     """`company = "your team"` is short for `company = { kind = "words", fallback = "your team" }`."""
     if not isinstance(value, dict):
@@ -143,6 +150,7 @@ QuestionId = Annotated[
 Meaning = Annotated[str, Field(max_length=100), AfterValidator(_words)]
 Heard = Annotated[str, Field(max_length=100), AfterValidator(_words)]
 HearList = Annotated[list[Heard], Field(max_length=40)]
+Wish = Annotated[str, AfterValidator(_wish)]
 Alias = Annotated[str, Field(max_length=64), AfterValidator(_words)]
 
 
@@ -186,12 +194,13 @@ class _Saying(Part):
 
 class Answer(_Saying):
     """One key of a question. `hear`: the words that count as this key. `next`: a question's id or "goodbye"; by default
-    the question's `next`, or the question below."""
+    the question's `next`, or the question below. `later`: the call ends, and another one comes then."""
 
     means: Meaning
     hear: HearList = []
     say: Text | None = None
     next: str | None = None
+    later: Wish | None = None
 
 
 class Question(_Saying):
@@ -203,6 +212,10 @@ class Question(_Saying):
     no_answer: Text | None = None
     next: str | None = None
     answers: dict[Key, Answer] = Field(min_length=1)
+
+    @property
+    def offers_later(self) -> bool:
+        return any(answer.later for answer in self.answers.values())
 
 
 class OptOut(_Saying):
@@ -248,11 +261,12 @@ class Script(Part):
     def question(self, question_id: str) -> Question | None:
         return next((question for question in self.questions if question.id == question_id), None)
 
-    def following_question(self, question: Question, key: str) -> Question | None:
-        """The question after this key; None for the goodbye."""
+    def following_question(self, question: Question, key: str | None = None) -> Question | None:
+        """The question after this key, or after one that is not asked; None for the goodbye."""
         ids = [*(each.id for each in self.questions), GOODBYE]
         below = ids[ids.index(question.id) + 1]
-        return self.question(question.answers[key].next or question.next or below)
+        after_key = question.answers[key].next if key else None
+        return self.question(after_key or question.next or below)
 
     def fill(self, text: str, person: Person | None) -> str:
         """The text with its placeholders filled in, spelled for the voice. A person's value is never read as a template."""

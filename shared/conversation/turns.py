@@ -6,9 +6,10 @@ Nothing is stored between two turns: the place travels in the URL that Twilio ca
 yields the same turn.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shared.conversation.hearing import confirms_opt_out, match, spoken_choices
+from shared.conversation.later import LATER
 from shared.conversation.script import GOODBYE, Question, Recording, Script
 
 _OPT_OUT = "opt_out."
@@ -38,7 +39,7 @@ class Learned:
 class Turn:
     """`says` comes first, then `asks` while keys are accepted. Without a `place` the call ends.
 
-    All texts are the script's own, with their placeholders.
+    All texts are the script's own, with their placeholders. `later`: when another call is wished for; `says` confirms it.
     """
 
     says: tuple[str | Recording, ...] = ()
@@ -46,6 +47,7 @@ class Turn:
     place: Place | None = None
     learned: Learned | None = None
     opts_out: bool = False
+    later: str | None = None
 
 
 def first_turn(script: Script) -> Turn:
@@ -77,6 +79,8 @@ def next_turn(script: Script, place: Place, key: str, heard: str = "") -> Turn:
         return _ask_again(script, question, place.tries)
     says = (answer.say,) if answer.say else ()
     learned = Learned(question.id, answer.means, key)
+    if answer.later:
+        return Turn(says=says, learned=learned, later=answer.later)
     following = script.following_question(question, key)
     if following is None:
         return Turn(says=(*says, script.goodbye), learned=learned)
@@ -98,6 +102,27 @@ def _ask_again(script: Script, question: Question, tries: int) -> Turn:
         return Turn(says=again, asks=(question.say,), place=Place(script.name, question.id, tries + 1))
     last = (question.no_answer,) if question.no_answer else ()
     return Turn(says=(*last, script.goodbye))
+
+
+def agreed_turn(turn: Turn, time: str) -> Turn:
+    """The turn of a wish for a later call, with the agreed time in words."""
+    says = tuple(text.replace(f"{{{LATER}}}", time) if isinstance(text, str) else text for text in turn.says)
+    return replace(turn, says=says)
+
+
+def turn_without_later(script: Script, turn: Turn) -> Turn:
+    """For a person who may not ask for a later call any more: a question that offers one is left out."""
+    asked = following = script.question(turn.place.at) if turn.place else None
+    left_out: set[str] = set()
+    while following and following.offers_later and following.id not in left_out:
+        left_out.add(following.id)
+        following = script.following_question(following)
+    if asked is None or not left_out:
+        return turn
+    opening = turn.asks[:-1]  # the greeting
+    if following is None or following.id in left_out:
+        return replace(turn, says=(*turn.says, *opening, script.goodbye), asks=(), place=None)
+    return replace(turn, asks=(*opening, following.say), place=Place(script.name, following.id))
 
 
 def apology_turn(script: Script) -> Turn:

@@ -69,6 +69,39 @@ def check_hours(
     return None
 
 
+def first_right_moment(
+    number: PhoneNumber, metadata: Mapping[str, Any], settings: Settings, wish: datetime, ring: timedelta = _NOTHING
+) -> datetime | None:
+    """The first moment from `wish` (aware) at which the phone may ring, and `ring` later; None: there is none."""
+    match check_hours(number, metadata, settings, wish, ring):
+        case PutOff(until=until):
+            return until
+        case Refusal():
+            return None
+    return wish
+
+
+def persons_clock(number: PhoneNumber, metadata: Mapping[str, Any], now: datetime) -> tuple[ZoneInfo, str | None]:
+    """The clock by which the person means a time, and its place if other clocks are possible, too.
+
+    It is the zone that the server wrote, else the reported one if that is a place, else one of the number's country: the
+    one where it is earliest, so that no call comes before the agreed time, wherever in the country the phone is.
+    """
+    reported = _stored_zone(metadata, _ZONE_KEYS)
+    stored = _stored_zone(metadata, [_TRUSTED_KEY]) or (reported if reported and country_of_zone(reported) else None)
+    if stored:
+        return clock(stored), None
+    known = [name for name in number.zones if name in ZONE_NAMES] or ["UTC"]
+    own = [name for name in known if country_of_zone(name) == number.region] or known
+    zones = sorted(map(clock, own), key=lambda zone: _offset(zone, now))
+    is_certain = _offset(zones[0], now) == _offset(zones[-1], now)
+    return zones[0], None if is_certain else zones[0].key.rpartition("/")[2].replace("_", " ")
+
+
+def _offset(zone: ZoneInfo, moment: datetime) -> timedelta:
+    return moment.astimezone(zone).utcoffset() or _NOTHING
+
+
 @dataclass(frozen=True)
 class Hours:
     """A schedule, the places whose public holidays count for it, and the name of its place (None: the default)."""

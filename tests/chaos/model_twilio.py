@@ -53,6 +53,7 @@ class Call:
     listed_late: bool
     words: list[str] = field(default_factory=lambda: ["queued"])
     told: str | None = None  # the furthest word that the dispatcher has had; of final words the first
+    asked_for_later: bool = False
 
     @property
     def status(self) -> str:
@@ -65,6 +66,10 @@ class Call:
     @property
     def reached_a_person(self) -> bool:
         return "in-progress" in self.words
+
+    @property
+    def wants_no_more(self) -> bool:
+        return self.reached_a_person and not self.asked_for_later
 
     def __repr__(self) -> str:
         return f"<call {self.sid[-3:]} of job {self.request.job}, {self.status}>"

@@ -38,7 +38,7 @@ from psycopg.types.json import Jsonb
 from shared import backoff
 from shared.dispatcher import ClaimClock, Dispatcher
 from shared.jobs import Jobs, JobsUnavailable
-from shared.models import FINAL_CALL_STATUSES, CallEvent, CallStatus, Placed, TwilioCall, Verdict
+from shared.models import FINAL_CALL_STATUSES, Answer, CallEvent, CallStatus, Placed, TwilioCall, Verdict
 from shared.settings import DIAL_WITHIN_SECONDS, Settings, load_settings
 from shared.telephony import CallNotPlaced, Telephony, TwilioUnavailable
 from tests.sandbox.postgres import Postgres
@@ -79,7 +79,8 @@ class Killed(BaseException):
 
 @dataclass
 class Call:
-    """A call as Twilio knows it. `reached`: a person heard our words."""
+    """A call as Twilio knows it. `reached`: a person heard our words. `asked`: they asked to be called later; `agreed`: and
+    heard the time."""
 
     sid: str
     attempt: UUID
@@ -91,6 +92,8 @@ class Call:
     queue_s: float
     status: CallStatus = "queued"
     reached: bool = False
+    asked: bool = False
+    agreed: bool = False
     held: list[CallStatus] = field(default_factory=list)
 
     @property
@@ -190,6 +193,9 @@ class VirtualTwilio:
         self._tell(call, "in-progress")
         call.reached = self.history.voice(call)
         talk_s = self.history.random.uniform(5, 60) if call.reached else 0.0
+        if call.reached and self.history.chance(0.3):
+            call.asked = True
+            self.history.after(talk_s * self.history.random.uniform(0.5, 1.1), lambda: self.history.ask_for_later(call))
         self.history.after(talk_s, lambda: self._finish(call, "completed"))
 
     def _finish(self, call: Call, status: CallStatus) -> None:
@@ -388,6 +394,22 @@ class History:
         except JobsUnavailable:
             return True
 
+    def ask_for_later(self, call: Call, tries: int = 2) -> None:
+        """What /voice does with an answer's `later`; the person waits while the database is away. It may come late."""
+        with self._living():
+            worker = self.worker()
+            try:
+                live = worker.record_status(call.attempt, CallEvent(call.sid, "in-progress"))
+                later_at = worker.find_later(live, "2h")
+                answer = Answer("2", "good_time", "later", later_at=later_at)
+                stored = worker.record_answer(call.attempt, call.sid, answer)
+            except JobsUnavailable:
+                if tries:
+                    self.after(2.0, lambda: self.ask_for_later(call, tries - 1))
+                return
+            call.agreed = stored.is_wanted and worker.later_in_words(stored, "en-US") is not None
+            self.note(f"{call.to[-4:]} asks for a later call: {stored.later_at}")
+
     def callback(self, call: Call, status: CallStatus, tries: int = 5) -> None:
         """What /status does; Twilio repeats it when it fails."""
         if self._elsewhere:
@@ -478,14 +500,17 @@ class History:
         ).fetchall()
         owners = dict(self.connection.execute("select id, job_id from public.outbound_call_attempts").fetchall())
         reached: dict[int, int] = {}
+        last: dict[int, Call] = {}
         for call in self.twilio.calls:
             if call.reached and call.attempt in owners:
-                reached[owners[call.attempt]] = reached.get(owners[call.attempt], 0) + 1
+                job_id = owners[call.attempt]
+                last[job_id] = call
+                reached[job_id] = reached.get(job_id, 0) + (not call.asked)
         strangers = sum(call.reached for call in self.twilio.calls if call.attempt not in owners)
         twice = sum(count - 1 for count in reached.values() if count > 1) + strangers
         lost = sum(
             status not in ("completed", "failed", "canceled")
-            or (status == "completed" and not reached.get(job_id))
+            or (status == "completed" and (job_id not in last or last[job_id].agreed))
             or (status == "failed" and reason not in ALLOWED_REASONS)
             for job_id, status, reason in jobs
         )

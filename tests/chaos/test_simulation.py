@@ -97,6 +97,12 @@ MUTATIONS: dict[str, tuple[Callable[[Connection], AbstractContextManager[Any]], 
         lambda _: patch("shared.dispatcher.screen", lambda *_: None),
         "against_the_rules",
     ),
+    "a wish for a later call is forgotten when the call ends": (
+        lambda database: sql_changed(
+            database, "public.record_call_status", "if v_attempt.later_at is not null then", "if false then"
+        ),
+        "lost",
+    ),
     "a pause is a request": (
         pause_ignored,
         "against_the_rules",

@@ -52,7 +52,7 @@ JOB_MAY_BECOME: dict[str, set[str]] = {
     "dialing": {"queued", "in_doubt", "calling", "completed", "failed", "canceled"},
     "in_doubt": {"queued", "calling", "completed", "failed", "canceled"},
     "calling": {"queued", "completed", "failed", "canceled"},
-    "completed": {"gone"},
+    "completed": {"queued", "gone"},
     "failed": {"queued", "calling", "completed", "canceled", "gone"},
     "canceled": {"queued", "gone"},
 }
@@ -121,6 +121,9 @@ ALSO = (
     *INTERFERENCES,
     *("contradictions", "sign-ups", "webhooks", "repeated reports", "repeated callbacks", "late lists", "long waits"),
 )
+LATER = "wishes for a later call"
+"""Not in ALSO: the seeds of the mutations were found without it."""
+ALL = (*ALSO, LATER)
 
 
 class OneOf(Protocol):
@@ -153,8 +156,8 @@ class Look:
 
 
 class Dispatching(RuleBasedStateMachine):
-    def __init__(self, steps: Steps, watched: Container[str] | None = None, may: Collection[str] = ALSO) -> None:
-        """`watched`: look at these invariants only. `may`: of ALSO, what may happen."""
+    def __init__(self, steps: Steps, watched: Container[str] | None = None, may: Collection[str] = ALL) -> None:
+        """`watched`: look at these invariants only. `may`: of ALL, what may happen."""
         super().__init__()
         self.watched = watched
         self.may = may
@@ -198,6 +201,7 @@ class Dispatching(RuleBasedStateMachine):
             *[self.a_callback_arrives] * (2 if any(c.told != c.status for c in self.twilio.made) else 0),
             *[self.a_callback_arrives] * (1 if self.twilio.made and "repeated callbacks" in self.also else 0),
             *[self.twilio_contradicts_itself] * (1 if self.over_and_told and "contradictions" in self.also else 0),
+            *[self.somebody_asks_for_later] * (1 if self.reached and LATER in self.may else 0),
             *[self.somebody_signs_up] * (1 if "sign-ups" in self.also else 0),
             *[self.somebody_interferes] * (1 if self.jobs and self.also & INTERFERENCES.keys() else 0),
             *[self.a_webhook_claims] * (1 if self.jobs and "webhooks" in self.also else 0),
@@ -428,6 +432,30 @@ class Dispatching(RuleBasedStateMachine):
         call = one_of(self.over_and_told)
         self._tell(call, one_of(FINAL_WORDS), call.request.attempt)
 
+    def somebody_asks_for_later(self, one_of: OneOf) -> None:
+        """The answer may come after the end of its call, and more than once."""
+        call = one_of(self.reached)
+        row = next((a for a in self.attempts.values() if a["call_sid"] == call.sid), None)
+        job = self.jobs[row["job_id"]] if row else None
+        ended_its_job = (
+            row is not None
+            and job is not None
+            and (row["state"], row["call_status"], row["later_at"]) == ("ended", "completed", None)
+            and (job["status"], job["attempts"]) == ("completed", row["number"])
+        )
+        if call.told is None or rank(call.told) < rank("in-progress"):
+            call.told = "in-progress"
+        at = self.steps.now() + timedelta(hours=one_of([0, 2, 20]))
+        answer = self.do(lambda: self.steps.ask_for_later(call.request.attempt, call.sid, at))
+        after = next((a for a in self.attempts.values() if a["call_sid"] == call.sid), None)
+        call.asked_for_later |= answer["later_at"] is not None
+        if after and (ended_its_job or (after["state"] == "accepted" and answer["then"] == "keep")):
+            self.require(after["later_at"] == at, "a wish for a later call is stored", (call, after))
+        if after and ended_its_job and job is not None:
+            status = self.jobs[job["id"]]["status"]
+            erased = job["phone_number"] == "erased"
+            self.require(status == "queued" or erased, "a late wish takes its job up again", (call, after))
+
     def _tell(self, call: Call, word: str | None, attempt: UUID, *, ending_works: bool = True) -> None:
         """A SID comes in: by the answer to the request (no word), a callback, or our own asking."""
         before = self.attempts.get(attempt)
@@ -504,7 +532,9 @@ class Dispatching(RuleBasedStateMachine):
             states = [a["state"] for a in mine if a["state"] in OPEN]
             wanted = [STATE_OF_THE_OPEN_ATTEMPT[job["status"]]] if job["status"] in STATE_OF_THE_OPEN_ATTEMPT else []
             self.require(states == wanted, "a job's open attempt is in the state that the job says", (job, states))
-            spent = [a for a in mine if not (a["put_off_until"] and a["call_status"] == "canceled")]
+            given_back = [a for a in mine if a["put_off_until"] and a["call_status"] == "canceled"]
+            given_back += [a for a in mine if a["later_at"] and a["state"] == "ended"]
+            spent = [a for a in mine if a not in given_back]
             self.require(job["attempts"] == len(spent), "every attempt is counted once", (job, mine))
             limit = MAX_ATTEMPTS + self.rounds[job["id"]]
             self.require(job["attempts"] <= limit, "no more attempts than allowed", job)
@@ -534,7 +564,7 @@ class Dispatching(RuleBasedStateMachine):
     @invariant()
     def nobody_is_called_twice(self) -> None:
         late = {(c.request.job, c.request.round) for c in self.twilio.calls if c.listed_late}
-        reached = Counter((c.request.job, c.request.round) for c in self.twilio.made if c.reached_a_person)
+        reached = Counter((c.request.job, c.request.round) for c in self.twilio.made if c.wants_no_more)
         twice = [job for job, calls in reached.items() if calls > 1 and job not in late]
         self.require(
             not twice, "nobody is called twice", [c for c in self.twilio.calls if c.request.job in dict(twice)]
@@ -584,7 +614,7 @@ class Dispatching(RuleBasedStateMachine):
             self.require(not blocks, "no number stays blocked", attempt)
         for job in self.jobs.values():
             mine = [a for a in self.attempts.values() if a["job_id"] == job["id"]]
-            words = {a["call_status"] for a in mine if a["state"] == "ended"}
+            words = {a["call_status"] for a in mine if a["state"] == "ended" and not a["later_at"]}
             match job["status"], job["reason_code"]:
                 case "completed", None:
                     fair = "completed" in words
@@ -594,6 +624,9 @@ class Dispatching(RuleBasedStateMachine):
                     fair = job["phone_e164"] in self.out
                 case "canceled", "paused":
                     fair = self.ever_paused
+                case "canceled", "number_reached":
+                    others = [j for j in self.jobs.values() if j["user_id"] != job["user_id"]]
+                    fair = any((j["phone_e164"], j["status"]) == (job["phone_e164"], "completed") for j in others)
                 case "canceled", "call_canceled":
                     fair = "canceled" in words
                 case "failed", "busy" | "no-answer" | "failed" as word:
@@ -618,6 +651,10 @@ class Dispatching(RuleBasedStateMachine):
     @property
     def awake(self) -> list[Worker]:
         return [worker for worker in self.workers if worker.reports < (2 if "repeated reports" in self.also else 1)]
+
+    @property
+    def reached(self) -> list[Call]:
+        return [call for call in self.twilio.made if call.reached_a_person]
 
     @property
     def over_and_told(self) -> list[Call]:
@@ -661,7 +698,7 @@ def a_copy(postgres: Postgres, template: str, name: str) -> Iterator[str]:
 
 @contextmanager
 def the_machine(
-    url: str, watched: Container[str] | None = None, may: Collection[str] = ALSO
+    url: str, watched: Container[str] | None = None, may: Collection[str] = ALL
 ) -> Iterator[Callable[[], Dispatching]]:
     """Makes machines that share two connections to this database, one after the other."""
     with (

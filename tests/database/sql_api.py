@@ -186,6 +186,20 @@ class Steps:
         )
         return answer
 
+    def ask_for_later(self, attempt: uuid.UUID, sid: str, at: datetime) -> Row:
+        """The person presses the key of an answer with `later`."""
+        answer: Row = self.call(
+            "record_call_answer",
+            attempt=attempt,
+            call_sid=sid,
+            ask_s=ASK_S,
+            question="good_time",
+            meaning="later",
+            digits="2",
+            later_at=at,
+        )
+        return answer
+
     def ask(self) -> Row:
         """What the sweep takes to look after."""
         answer: Row = self.call("claim_open_call", hold_s=HOLD_S, ask_s=ASK_S, give_up_s=GIVE_UP_S)

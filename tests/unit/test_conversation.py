@@ -18,7 +18,7 @@ from function.twilio_form import read_place
 from shared.conversation.checks import check
 from shared.conversation.library import Scripts
 from shared.conversation.script import LONGEST_INLINE_TWIML, Recording, Script
-from shared.conversation.turns import Place, Turn, apology_turn, first_turn, next_turn, voicemail_turn
+from shared.conversation.turns import Place, Turn, agreed_turn, apology_turn, first_turn, next_turn, voicemail_turn
 from shared.conversation.twiml import hang_up, render_twiml
 from shared.models import Person
 from tests.sandbox.twilio import twiml
@@ -39,7 +39,7 @@ def walk(script: Script) -> Iterator[Turn]:
         if place is None or place in seen:
             continue
         seen.add(place)
-        turns = [next_turn(script, place, key) for key in KEYS]
+        turns = [agreed_turn(next_turn(script, place, key), "tomorrow at 10:00 AM") for key in KEYS]
         yield from turns
         pending += turns
     for stale in (Place("gone", "gone"), Place(script.name, "gone"), Place(script.name, "", 7), Place("", "")):
@@ -49,7 +49,7 @@ def walk(script: Script) -> Iterator[Turn]:
 def heard(script: Script, text: str | Recording, person: Person | None) -> twiml.Say | twiml.Play:
     if isinstance(text, Recording):
         return twiml.Play(text.play)
-    return twiml.Say(script.fill(text, person))
+    return twiml.Say(script.fill(text, person), language=script.language)
 
 
 def read(turn: Turn, script: Script, person: Person | None) -> list[twiml.Verb]:

@@ -108,6 +108,7 @@ WRONG = {
     "CALL_IN_DOUBT": ["retry"],
     "CALL_MACHINES": ["on", "Enable", "MISSED"],
     "API_BASE_URL_IS_THIS_FUNCTION": ["perhaps"],
+    "CALL_LATER_MAX": ["-1", "11", "twice"],
     "CALL_MAX_ATTEMPTS": ["0", "11", "three", "1.5", "9" * 5000],
     "CALL_DISPATCHER_LIMIT": ["0", "1001"],
     "CALL_RING_SECONDS": ["4", "601"],

@@ -153,6 +153,7 @@ create table public.outbound_call_attempts (
   accepted_at   timestamptz,
   end_due_at    timestamptz,
   put_off_until timestamptz,
+  later_at      timestamptz,
   closed_at     timestamptz,
   constraint open_attempts_have_a_number
     check (phone_e164 is not null or state not in ('started', 'in_doubt', 'accepted')),
@@ -169,6 +170,8 @@ comment on column public.outbound_call_attempts.from_e164 is
   'Our number. A call in doubt is looked for among the calls from this number.';
 comment on column public.outbound_call_attempts.put_off_until is
   'Set when a call in Twilio''s queue must not ring now: it is canceled there, and its job is due again at this time.';
+comment on column public.outbound_call_attempts.later_at is
+  'Set when the person asked in this call to be called later: when the call ends, its job is due again at this time.';
 comment on column public.outbound_call_attempts.end_due_at is 'Only for a duplicate: when the sweep ends it again.';
 
 -- One open attempt per number and per job. It makes a call in Twilio's list unambiguous, and a second ring impossible.

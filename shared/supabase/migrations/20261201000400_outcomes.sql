@@ -127,14 +127,26 @@ begin
   return coalesce(
     (select jsonb_build_object(
        'then', p_then, 'state', a.state, 'call_status', a.call_status, 'by_machine', private.is_by_machine(a),
+       'later_at', a.later_at,
        'job', jsonb_build_object('id', j.id, 'status', j.status, 'first_name', j.first_name,
-                                 'signup_mode', j.signup_mode, 'metadata', private.readable(j.metadata)))
+                                 'signup_mode', j.signup_mode, 'metadata', private.readable(j.metadata),
+                                 'phone_e164', a.phone_e164,
+                                 'laters', (select count(*) from public.outbound_call_attempts b
+                                            where b.job_id = j.id and b.id <> a.id and b.later_at is not null)))
      from public.outbound_call_attempts a join public.outbound_call_jobs j on j.id = a.job_id
      where a.call_sid = p_sid),
     jsonb_build_object('then', p_then, 'state', null, 'call_status', null, 'job', null));
 end
 $$;
 comment on function private.call_answer is 'Call dispatcher: the answer to the dispatcher about a live call.';
+
+create function private.call_later(p_job public.outbound_call_jobs, p_later_at timestamptz) returns void
+language sql set search_path = '' as $$
+  select private.give_back_job(p_job, p_later_at, 'asked_for_later', 'the person asked to be called at this time')
+$$;
+comment on function private.call_later is
+  'Call dispatcher: a call is over in which the person asked for a later one: queue its locked job for then, its'
+  ' attempt unspent.';
 
 create function public.accept_call(p_attempt uuid, p_call_sid text, p_ask_s double precision) returns jsonb
 language plpgsql security definer set search_path = '' as $$
@@ -291,7 +303,9 @@ begin
 
   if v_moved and v_ends_job then
     select * into v_job from public.outbound_call_jobs where id = v_attempt.job_id;
-    if p_call_status = 'canceled' and v_put_off_until is not null then  -- it never rang
+    if v_attempt.later_at is not null then
+      perform private.call_later(v_job, v_attempt.later_at);
+    elsif p_call_status = 'canceled' and v_put_off_until is not null then  -- it never rang
       perform private.give_back_job(v_job, v_put_off_until, v_job.reason_code, v_job.reason);
     elsif p_call_status = 'completed' and p_machine_counts_as = 'missed' and private.is_by_machine(v_attempt) then
       perform private.retry_or_fail(v_job, p_redial_delays_s, 'machine', 'a machine picked up');
@@ -314,7 +328,7 @@ begin
     end if;
   end if;
   return private.call_answer(case when v_final then 'keep' else v_then end, p_call_sid) || jsonb_build_object(
-    'moved', v_moved,
+    'moved', v_moved, 'now', v_now,
     'machine_now', v_attempt.state = 'accepted' and not v_was_machine and private.is_by_machine(v_attempt));
 end
 $$;

@@ -59,6 +59,10 @@ begin
       set state = 'ended', closed_at = v_now, error_code = 'outcome_unknown',
           error_message = 'the end of the call never became known'
       where id = v_attempt.id;
+      if v_attempt.later_at is not null then
+        perform private.call_later(v_job, v_attempt.later_at);
+        continue;
+      end if;
       update public.outbound_call_jobs
       set status = case when cancel_requested then 'canceled' else 'failed' end,
           due_at = null, finished_at = v_now, reason_code = 'outcome_unknown',

@@ -34,7 +34,7 @@ language sql stable set search_path = '' as $$
   where a.job_id = p_job_id and a.state <> 'duplicate'
     and (a.call_status in ('in-progress', 'completed')
          or exists (select from public.outbound_call_answers q where q.job_id = p_job_id and q.attempt_id = a.id))
-  order by a.number desc limit 1
+  order by a.number desc, a.started_at desc limit 1
 $$;
 comment on function private.qualification is
   'Call dispatcher: the summary of a job that is over; null when its call was never answered.';
@@ -62,13 +62,15 @@ create function public.record_call_answer(
   p_meaning  text default null,
   p_digits   text default null,
   p_opt_out  boolean default false,
-  p_heard    text default null
+  p_heard    text default null,
+  p_later_at timestamptz default null
 ) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
   v_now     constant timestamptz := private.clock();
   v_how     constant text := case when p_heard is null then 'key press' else 'spoken' end;
   v_attempt public.outbound_call_attempts;
+  v_job     public.outbound_call_jobs;
   v_answer  jsonb;
 begin
   -- Before the job is locked: an opt_out by hand of this number may have written its row and wait for the job.
@@ -76,7 +78,7 @@ begin
   select * into v_attempt from public.outbound_call_attempts where call_sid = p_call_sid;
   if p_opt_out and v_attempt.phone_e164 is not null then
     perform private.stop_calls_to(v_attempt.phone_e164, v_how,
-                           case when v_attempt.state <> 'duplicate' then v_attempt.id end);
+                           case when v_attempt.state = 'accepted' then v_attempt.id end);
   end if;
   v_answer := public.record_call_status(p_attempt, p_call_sid, 'in-progress', p_ask_s, '{}');
   if v_answer ->> 'then' = 'unknown' then
@@ -85,7 +87,7 @@ begin
   if p_opt_out and v_attempt.id is null then
     select * into v_attempt from public.outbound_call_attempts where call_sid = p_call_sid;
     perform private.stop_calls_to(v_attempt.phone_e164, v_how,
-                           case when v_attempt.state <> 'duplicate' then v_attempt.id end)
+                           case when v_attempt.state = 'accepted' then v_attempt.id end)
     where v_attempt.phone_e164 is not null;
   end if;
   select * into v_attempt from public.outbound_call_attempts where call_sid = p_call_sid;
@@ -99,11 +101,26 @@ begin
     on conflict (job_id, question) do update
     set meaning = excluded.meaning, digits = excluded.digits, heard = excluded.heard,
         attempt_id = excluded.attempt_id, answered_at = excluded.answered_at;
+    if p_later_at is not null and not private.has_opted_out_by_key(v_attempt) then
+      -- The job is locked. A call that has ended counts only if it is the last one, and ended its job.
+      select * into v_job from public.outbound_call_jobs where id = v_attempt.job_id;
+      if v_attempt.state = 'accepted' then
+        update public.outbound_call_attempts set later_at = p_later_at where id = v_attempt.id;
+      elsif v_job.status = 'completed' and v_attempt.number = v_job.attempts and v_attempt.later_at is null then
+        update public.outbound_call_attempts set later_at = p_later_at where id = v_attempt.id;
+        perform private.call_later(v_job, p_later_at);
+      end if;
+    end if;
+  end if;
+  if p_opt_out then
+    update public.outbound_call_attempts set later_at = null where id = v_attempt.id and state = 'accepted';
   end if;
   -- The final status may have come first.
   update public.outbound_call_jobs set qualification = private.qualification(id)
   where id = v_attempt.job_id and finished_at is not null and phone_number <> 'erased';
-  return v_answer || jsonb_build_object('by_machine', private.is_by_machine(v_attempt));
+  return v_answer || jsonb_build_object(
+    'by_machine', private.is_by_machine(v_attempt),
+    'later_at', (select later_at from public.outbound_call_attempts where id = v_attempt.id));
 end
 $$;
 comment on function public.record_call_answer is
@@ -111,7 +128,8 @@ comment on function public.record_call_answer is
   ' meaning (p_question, p_meaning), or that this number is never to be called again (p_opt_out). Binds and answers'
   ' as record_call_status does with "in-progress". Idempotent. No answer is written for a call that is not wanted or'
   ' that a machine took. An opt-out is always written, and holds before this answers; the call goes on to confirm'
-  ' it, and its job counts as reached.'
-  ' -> as record_call_status';
+  ' it, and its job counts as reached. p_later_at, beside an answer: the person asks to be called then; when the call'
+  ' ends, its job is queued again (asked_for_later), the attempt unspent. Of two such answers in a call the last'
+  ' counts. -> as record_call_status; "later_at" is the time that holds';
 
 select private.apply_rights();

@@ -1,0 +1,141 @@
+"""A person asks in the call to be called later: the job waits for then, whatever ends the call, and only if it is wanted."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import pytest
+
+from tests.conftest import Connection
+from tests.database.conftest import Another
+from tests.database.sql_api import ASK_S, GIVE_UP_S, Steps
+from tests.database.test_answers import answers, opt_out, picked_up
+from tests.database.test_races import one_after_the_other
+
+
+def in_hours(steps: Steps, hours: float) -> datetime:
+    return steps.now() + timedelta(hours=hours)
+
+
+@pytest.mark.parametrize("word", ["completed", "busy", "no-answer", "failed", "canceled"])
+def test_job_waits_for_the_agreed_time_unspent(steps: Steps, word: str) -> None:
+    job, attempt, sid = picked_up(steps)
+    at = in_hours(steps, 2)
+    answer = steps.ask_for_later(attempt, sid, in_hours(steps, 1))
+    assert (answer["then"], answer["job"]["laters"], steps.job(job)["status"]) == ("keep", 0, "calling")
+    assert datetime.fromisoformat(steps.ask_for_later(attempt, sid, at)["later_at"]) == at  # the last one counts
+    steps.status(attempt, sid, word)
+    waits = steps.job(job)
+    told = {
+        name: waits[name] for name in ("status", "due_at", "attempts", "reason_code", "finished_at", "qualification")
+    }
+    assert told == {
+        "status": "queued", "due_at": at, "attempts": 0, "reason_code": "asked_for_later", "finished_at": None,
+        "qualification": None,
+    }  # fmt: skip
+    assert answers(steps, job) == {"good_time": "later"}
+    again = steps.call("enqueue_call_job", user_id=waits["user_id"], phone_number=waits["phone_number"],
+                       dedupe_key=waits["dedupe_key"])  # fmt: skip
+    assert again == {"job_id": job, "created": False}
+    assert steps.claim(job)["outcome"] == "none"
+    steps.pass_time(2 * 3600)
+    second = steps.claim(job, per_number=1)
+    assert (second["outcome"], steps.job(job)["reason_code"]) == (
+        "none",
+        "calls_per_number_per_day",
+    )  # it counts as a call
+
+
+def test_laters_of_a_job_are_counted_by_its_calls(steps: Steps) -> None:
+    job, attempt, sid = picked_up(steps)
+    for laters in range(3):
+        told = [steps.ask_for_later(attempt, sid, in_hours(steps, 0))["job"]["laters"] for _ in range(2)]
+        assert told == [laters, laters]
+        steps.status(attempt, sid, "completed")
+        attempt, sid = steps.start(job), f"CA{laters:032x}"
+        assert steps.status(attempt, sid, "in-progress")["job"]["laters"] == laters + 1
+    steps.status(attempt, sid, "completed")
+    done = steps.job(job)
+    assert (done["status"], done["attempts"], done["qualification"]["answers"]) == (
+        "completed",
+        1,
+        {"good_time": "later"},
+    )
+
+
+def test_late_wish_takes_the_finished_job_up_again(steps: Steps) -> None:
+    job, attempt, sid = picked_up(steps)
+    steps.status(attempt, sid, "completed")
+    at = in_hours(steps, 2)
+    for wish in (at, in_hours(steps, 5)):  # the second is a repeated request: the person heard the first time
+        answer = steps.ask_for_later(attempt, sid, wish)
+        assert (answer["then"], datetime.fromisoformat(answer["later_at"])) == ("keep", at)
+        assert (steps.job(job)["status"], steps.job(job)["due_at"], steps.job(job)["attempts"]) == ("queued", at, 0)
+
+
+def test_wish_holds_although_the_end_never_becomes_known(steps: Steps) -> None:
+    job, attempt, sid = picked_up(steps)
+    at = in_hours(steps, 20)
+    steps.ask_for_later(attempt, sid, at)
+    for _ in range(2):
+        steps.pass_time(GIVE_UP_S + ASK_S)
+        steps.ask()
+    assert (steps.job(job)["status"], steps.job(job)["due_at"]) == ("queued", at)
+    assert steps.attempt(attempt)["error_code"] == "outcome_unknown"
+
+
+@pytest.mark.parametrize("wish_first", [True, False], ids=["wish first", "wish last"])
+def test_cancel_and_opt_out_end_the_job(steps: Steps, wish_first: bool) -> None:
+    for code in ("canceled", "opted_out", "user_deleted", None):
+        job, attempt, sid = picked_up(steps)
+        row = steps.job(job)
+        if wish_first:
+            steps.ask_for_later(attempt, sid, in_hours(steps, 2))
+        if code == "canceled":
+            steps.call("cancel_call_job", job_id=job)
+        elif code == "opted_out":
+            steps.call("opt_out", phone_number=row["phone_e164"])
+        elif code == "user_deleted":
+            steps.rows("insert into auth.users (id) values (%s)", row["user_id"])
+            steps.rows("delete from auth.users where id = %s", row["user_id"])
+        else:
+            opt_out(steps, attempt, sid)
+        if not wish_first:
+            steps.ask_for_later(attempt, sid, in_hours(steps, 2))
+        steps.status(attempt, sid, "completed")
+        over = steps.job(job)
+        assert (over["status"], over["reason_code"]) == ("canceled" if code else "completed", code)
+        if not code:
+            steps.ask_for_later(attempt, sid, in_hours(steps, 2))
+            assert steps.job(job)["status"] == "completed"
+
+
+def test_duplicate_and_machine_ask_for_nothing(steps: Steps) -> None:
+    job, attempt, sid = picked_up(steps)
+    assert steps.ask_for_later(attempt, "CA" + "d" * 32, in_hours(steps, 2))["later_at"] is None
+    steps.status(attempt, sid, "in-progress", answered_by="machine_start")
+    assert steps.ask_for_later(attempt, sid, in_hours(steps, 2))["later_at"] is None
+    steps.status(attempt, sid, "completed")
+    assert steps.job(job)["status"] == "completed"
+
+
+@pytest.mark.parametrize("wish_first", [True, False], ids=["wish first", "end first"])
+def test_wish_and_end_at_once_agree(connection: Connection, steps: Steps, another: Another, wish_first: bool) -> None:
+    job, attempt, sid = picked_up(steps)
+    at = in_hours(steps, 2)
+    crowd = [lambda mine: mine.ask_for_later(attempt, sid, at), lambda mine: mine.status(attempt, sid, "completed")]
+    one_after_the_other(connection, another, *(crowd if wish_first else crowd[::-1]))
+    assert (steps.job(job)["status"], steps.job(job)["due_at"], steps.job(job)["attempts"]) == ("queued", at, 0)
+
+
+def test_opt_out_and_wish_at_once_leave_nothing_queued(connection: Connection, steps: Steps, another: Another) -> None:
+    job, attempt, sid = picked_up(steps)
+    steps.ask_for_later(attempt, sid, in_hours(steps, 2))
+    number = steps.job(job)["phone_e164"]
+    one_after_the_other(
+        connection,
+        another,
+        lambda mine: mine.status(attempt, sid, "completed"),
+        lambda mine: mine.call("opt_out", phone_number=number),
+    )
+    assert (steps.job(job)["status"], steps.job(job)["reason_code"]) == ("canceled", "opted_out")

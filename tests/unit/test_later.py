@@ -1,0 +1,167 @@
+"""A later call: the moments that a script may name, their words, the first right moment, and the end of the offers."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from shared.conversation.checks import check
+from shared.conversation.later import LANGUAGES, is_wish, time_in_words, wished_moment
+from shared.conversation.library import FOLDER, Scripts
+from shared.conversation.script import Script
+from shared.conversation.turns import Place, agreed_turn, first_turn, next_turn, turn_without_later
+from shared.models import LiveCall, LiveJob
+from tests.unit.test_dialing_hours import OPENS, World, at
+
+__all__ = ["at"]
+
+BERLIN = ZoneInfo("Europe/Berlin")
+CALLBACK = Scripts().for_mode("callback")
+THURSDAY = datetime(2026, 6, 18, 14, 3, 20, tzinfo=BERLIN)
+
+
+def test_wish_names_a_moment_by_the_persons_clock() -> None:
+    friday = THURSDAY + timedelta(days=1)
+    spring, autumn = datetime(2026, 3, 29, 0, 30, tzinfo=BERLIN), datetime(2026, 10, 25, 0, 30, tzinfo=BERLIN)
+    moments = {
+        ("2h", THURSDAY): "2026-06-18T16:05:00+02:00",
+        ("48h", THURSDAY): "2026-06-20T14:05:00+02:00",
+        ("2h", THURSDAY.replace(minute=5, second=0)): "2026-06-18T16:05:00+02:00",
+        ("2h", spring): "2026-03-29T03:30:00+02:00",
+        ("3h", autumn): "2026-10-25T02:30:00+01:00",
+        ("tomorrow 10:00", THURSDAY): "2026-06-19T10:00:00+02:00",
+        ("tomorrow 10:00", datetime(2026, 12, 31, 23, 59, tzinfo=BERLIN)): "2027-01-01T10:00:00+01:00",
+        ("tomorrow 10:00", spring - timedelta(days=1)): "2026-03-29T10:00:00+02:00",
+        ("next weekday 09:00", THURSDAY): "2026-06-19T09:00:00+02:00",
+        ("next weekday 09:00", friday): "2026-06-22T09:00:00+02:00",
+        ("next weekday 09:00", friday + timedelta(days=2)): "2026-06-22T09:00:00+02:00",
+    }
+    assert {case: wished_moment(*case).isoformat() for case in moments} == moments
+    wrong = [
+        "0h",
+        "49h",
+        "2 h",
+        "2hours",
+        "-1h",
+        "tomorrow",
+        "tomorrow 24:00",
+        "tomorrow 9:00",
+        "weekday 09:00",
+        "²h",
+        "",
+    ]
+    assert [text for text in wrong if is_wish(text)] == []
+
+
+def test_time_is_said_in_each_language() -> None:
+    soon, tomorrow = THURSDAY.replace(hour=16, minute=5), datetime(2026, 6, 19, 10, tzinfo=BERLIN)
+    said = {language: time_in_words(f"{language}-XX", tomorrow, THURSDAY.astimezone(UTC)) for language in LANGUAGES}
+    assert said == {
+        "en": "tomorrow at 10:00 AM", "es": "mañana a las 10:00", "de": "morgen um 10:00 Uhr", "fr": "demain à 10:00",
+        "it": "domani alle 10:00", "pt": "amanhã às 10:00", "nl": "morgen om 10:00",
+    }  # fmt: skip
+    assert time_in_words("en-US", soon, THURSDAY) == "today at 4:05 PM"
+    assert time_in_words("de-DE", datetime(2026, 6, 22, 9, tzinfo=BERLIN), THURSDAY) == "am Montag um 9:00 Uhr"
+    assert time_in_words("en-GB", tomorrow + timedelta(days=7), THURSDAY) == "on Friday, 2026-06-26, at 10:00 AM"
+    assert time_in_words("en-US", tomorrow, THURSDAY, "Perth") == "tomorrow at 10:00 AM, Perth time"
+
+
+def live(now: str, zone: str = "", number: str = "+14155550100", laters: int = 0) -> LiveCall:
+    metadata = {"app_timezone": zone} if zone else {}
+    job = LiveJob(
+        id=7, status="calling", first_name=None, signup_mode="x", metadata=metadata, phone_e164=number, laters=laters
+    )
+    moment = datetime.fromisoformat(now).replace(tzinfo=UTC)
+    return LiveCall(then="keep", state="accepted", call_status="in-progress", job=job, now=moment)
+
+
+def test_later_call_waits_for_the_first_right_moment(at: Callable[[datetime], World]) -> None:
+    dispatcher = at(OPENS).dispatcher
+
+    def agreed(call: LiveCall, wish: str) -> tuple[str, str | None] | None:
+        found = dispatcher.find_later(call, wish)
+        if found is None:
+            return None
+        stored = call.model_copy(update={"later_at": found})
+        return f"{found.astimezone(UTC):%d %H:%M}", dispatcher.later_in_words(stored, "en-US")
+
+    cases = [
+        (live("2026-06-17 18:00"), "2h", ("17 20:00", "today at 1:00 PM")),
+        (live("2026-06-18 02:00"), "2h", ("18 16:00", "tomorrow at 9:00 AM")),  # 21:00 there is too late
+        (live("2026-06-18 02:00"), "tomorrow 08:30", ("18 16:00", "tomorrow at 9:00 AM")),  # a guessed zone: from 09:00
+        (live("2026-06-18 02:00", "America/Los_Angeles"), "tomorrow 08:30", ("18 15:30", "tomorrow at 8:30 AM")),
+        (live("2026-06-18 02:00", "Europe/Berlin"), "tomorrow 10:00", ("19 08:00", "tomorrow at 10:00 AM")),
+        (live("2026-06-18 02:00", laters=1), "2h", ("18 16:00", "tomorrow at 9:00 AM")),
+        (live("2026-06-18 02:00", laters=2), "2h", None),
+        (live("2026-06-18 02:00", number="+61412345678"), "tomorrow 10:00", ("19 02:30", "tomorrow at 10:30 AM, Perth time")),
+    ]  # fmt: skip
+    assert [agreed(call, wish) for call, wish, _ in cases] == [expected for _, _, expected in cases]
+
+
+def test_picked_time_outside_the_hours_is_put_off(at: Callable[[datetime], World]) -> None:
+    world = at(OPENS - timedelta(hours=6))  # the job is due: p_not_before was 03:00 there
+    assert world.dial() == "put_off"
+    assert not world.telephony.place.called
+    assert world.jobs.release.call_args.kwargs["not_before"] == OPENS
+
+
+def test_answer_with_later_confirms_and_ends() -> None:
+    turn = next_turn(CALLBACK, Place("callback", "good_time"), "2")
+    assert (turn.later, turn.place, turn.learned and turn.learned.meaning) == ("2h", None, "in_two_hours")
+    assert agreed_turn(turn, "today at 4:00 PM").says == (
+        "Of course. We will call you again today at 4:00 PM. Goodbye.",
+    )
+
+
+def changed(old: str, new: str) -> Script | list[str]:
+    text = (FOLDER / "callback.toml").read_text()
+    assert old in text
+    return check(tomllib.loads(text.replace(old, new, 1)), "callback")
+
+
+def test_question_is_left_out_when_no_later_call_may_follow() -> None:
+    topic = CALLBACK.questions[1]
+    first = turn_without_later(CALLBACK, first_turn(CALLBACK))
+    assert (first.asks, first.place) == (
+        (CALLBACK.greeting, CALLBACK.opt_out.say, topic.say),
+        Place("callback", "topic"),
+    )
+    again = turn_without_later(CALLBACK, next_turn(CALLBACK, Place("callback", "good_time"), ""))
+    assert (again.asks, again.place) == ((topic.say,), Place("callback", "topic"))
+    answered = next_turn(CALLBACK, Place("callback", "good_time"), "1")
+    assert turn_without_later(CALLBACK, answered) == answered
+    only = changed('id = "topic"', 'id = "topic"\nnext = "good_time"')  # it leads back: nothing is asked for ever
+    assert isinstance(only, Script)
+    every = only.model_copy(update={"questions": [only.questions[0].model_copy(update={"next": "good_time"})]})
+    last = turn_without_later(every, first_turn(every))
+    assert (last.says, last.asks, last.place) == ((only.greeting, only.opt_out.say, only.goodbye), (), None)
+
+
+def test_checker_names_each_mistake_with_later() -> None:
+    later = 'later = "2h"'
+    wish = 'must be "2h" (1 to 48 hours), "tomorrow 10:00" or "next weekday 09:00"'
+    say = "must be words with {later}, the time of the later call; a recording cannot say it"
+    first, place = "Of course. We will call you again {later}. Goodbye.", "questions.good_time.answers.2"
+    undeclared = "{later} is not declared under [placeholders]; declared: {first_name}"
+    expected: dict[tuple[str, str], list[str]] = {
+        (later, 'later = "soon"'): [f"{place}.later: {wish}"],
+        (later, "later = 2"): [f"{place}.later: must be text, in quotes"],
+        (first, "Of course."): [f"{place}.say: {say}"],
+        (f'say = "{first}"\n{later}', later): [f"{place}.say: {say}"],
+        (later, f'{later}\nplay = "https://a.example/b.mp3"'): [f"{place}.say: {say}"],
+        (later, f'{later}\nnext = "topic"'): [f"{place}.next: has no place beside later: the call ends"],
+        (f"{later}\n", ""): [f"{place}.say: {undeclared}"],
+        ("you asked us to call you", "we call {later}"): [f"greeting: {undeclared}"],
+        ("[placeholders]", '[placeholders]\nlater = "soon"'): [
+            "placeholders.later: is the time of a later call: choose another name"
+        ],
+    }
+    told: dict[tuple[str, str], Any] = {case: changed(*case) for case in expected}
+    assert told == expected
+    polish = tomllib.loads((FOLDER / "callback.toml").read_text()) | {"language": "pl-PL", "voice": "Polly.Ewa"}
+    said = check(polish, "callback")
+    known = "needs a language in which times can be said: en, es, de, fr, it, pt, nl"
+    assert said == [f"questions.good_time.answers.{key}.later: {known}" for key in "23"]
