@@ -13,9 +13,13 @@ from functools import partial
 from typing import Any, Final
 
 import gunicorn.config
+import structlog
+from gunicorn.http.errors import ParseException
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from shared.deadline import DEADLINES, shut
+
+log = structlog.get_logger()
 
 READ_SECONDS: Final = 5.0
 CROWDED_SECONDS: Final = 0.1
@@ -113,6 +117,12 @@ class Worker(ThreadWorker):
         if result is False:
             self._linger(conn.sock)
         return result
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """gunicorn answers what is not HTTP by itself, and logs nothing at the level that functions-framework sets."""
+        if isinstance(exc, ParseException):
+            log.warning("refused", kind="bad_request", reason=f"invalid HTTP ({type(exc).__name__})")
+        super().handle_error(req, client, addr, exc)
 
     def _linger(self, client: ClientSocket) -> None:
         """Let the client read its answer before the close. gunicorn would wait for it in the thread that accepts."""

@@ -128,6 +128,8 @@ def test_each_refusal_leaves_one_line_that_says_why(quiet: World) -> None:
     said = [json.loads(line) for line in refusals()[before:]]
     assert [line["status"] for line in said] == [404, 405, 401, 413, 400]
     assert all(line["reason"] for line in said)
+    assert send(quiet, b"GET / HTTP/1.1\r\nbogus\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    assert json.loads(refusals()[-1])["reason"] == "invalid HTTP (InvalidHeader)"
 
 
 def send(world: World, request: bytes) -> bytes:
