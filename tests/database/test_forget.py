@@ -61,7 +61,7 @@ def test_a_user_who_is_only_marked_as_deleted_is_gone_too(steps: Steps) -> None:
 
 
 @pytest.mark.parametrize("how_far", ["started", "in_doubt", "accepted"])
-def test_the_open_call_of_a_deleted_user_is_ended(steps: Steps, how_far: str) -> None:
+def test_open_call_of_a_deleted_user_is_ended(steps: Steps, how_far: str) -> None:
     user, job = a_user(steps)
     attempt = steps.start(job)
     sid = a_sid()
@@ -77,32 +77,23 @@ def test_the_open_call_of_a_deleted_user_is_ended(steps: Steps, how_far: str) ->
     assert (row["status"], row["reason_code"]) == ("canceled", "user_deleted")
 
 
-def test_a_call_that_turns_up_late_for_a_deleted_user_is_ended(steps: Steps) -> None:
+@pytest.mark.parametrize("erased", [False, True])
+def test_late_call_for_a_deleted_user_is_ended(steps: Steps, erased: bool) -> None:
     user, job = a_user(steps)
     attempt = steps.start(job)
     steps.doubt(attempt)
     steps.settle(attempt, gives_up=True)
     delete(steps, user)
-    assert steps.accept(attempt, a_sid())["then"] == "end"
-
-
-def test_even_after_the_number_was_erased_it_is_ended(steps: Steps) -> None:
-    user, job = a_user(steps)
-    attempt = steps.start(job)
-    steps.doubt(attempt)
-    steps.settle(attempt, gives_up=True)
-    delete(steps, user)
-    steps.pass_time(DAY_S + 1)
-    assert prune(steps)["erased"] == 1
+    if erased:
+        steps.pass_time(DAY_S + 1)
+        assert prune(steps)["erased"] == 1
     assert steps.accept(attempt, sid := a_sid())["then"] == "end"
     looked = NEXT_OPEN_CALL.validate_python(steps.ask())  # the sweep can read what it is to end
     assert isinstance(looked, OpenCall)
     assert (looked.call_sid, looked.end) == (sid, True)
 
 
-def test_numbers_are_erased_while_a_late_callback_comes_and_neither_waits_for_the_other(
-    steps: Steps, another: Another
-) -> None:
+def test_pruning_and_a_late_callback_never_deadlock(steps: Steps, another: Another) -> None:
     user, job = a_user(steps)
     attempt = steps.start(job)
     steps.status(attempt, sid := a_sid(), "completed")
@@ -119,7 +110,7 @@ def test_numbers_are_erased_while_a_late_callback_comes_and_neither_waits_for_th
         assert pruning.result(10)["erased"] == 1
 
 
-def test_the_number_stays_for_the_caps_for_a_day_and_is_erased_then(steps: Steps) -> None:
+def test_number_of_a_deleted_user_is_erased_after_a_day(steps: Steps) -> None:
     user, job = a_user(steps, number := a_number())
     attempt = steps.start(job)
     steps.status(attempt, a_sid(), "completed")
