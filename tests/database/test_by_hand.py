@@ -48,7 +48,7 @@ def failed(steps: Steps, number: str | None = None, **columns: object) -> int:
         ("enqueue_call_job", {"user_id": USER, "phone_number": "+1", "not_before": "infinity"}, "p_not_before must"),
     ],
 )
-def test_what_makes_no_sense_is_refused_by_name_and_changes_nothing(
+def test_nonsense_by_hand_is_refused_by_name(
     steps: Steps, function: str, arguments: dict[str, object], named: str
 ) -> None:
     steps.queue()
@@ -62,7 +62,7 @@ def test_what_makes_no_sense_is_refused_by_name_and_changes_nothing(
 
 
 @pytest.mark.parametrize("state", OPEN)
-def test_a_job_is_not_retried_while_a_call_to_its_number_is_under_way(steps: Steps, state: str) -> None:
+def test_job_with_a_live_call_is_not_retried(steps: Steps, state: str) -> None:
     job = failed(steps, number := a_number())
     other = steps.queue(number, user_id=uuid.uuid4())
     steps.pass_time(3601)
@@ -72,7 +72,7 @@ def test_a_job_is_not_retried_while_a_call_to_its_number_is_under_way(steps: Ste
     assert steps.job(job)["status"] == "failed"
 
 
-def test_a_job_is_not_retried_while_a_call_too_many_to_its_number_is_being_ended(steps: Steps) -> None:
+def test_job_with_a_live_duplicate_is_not_retried(steps: Steps) -> None:
     job, attempt = steps.attempt_in("duplicate")
     with pytest.raises(Refused, match="a call too many to its number is being ended"):
         steps.call("retry_call_job", job_id=job)
@@ -80,7 +80,7 @@ def test_a_job_is_not_retried_while_a_call_too_many_to_its_number_is_being_ended
     assert steps.call("retry_call_job", job_id=job) == "queued"
 
 
-def test_a_job_is_not_retried_when_its_user_has_a_newer_one_that_is_open(steps: Steps) -> None:
+def test_job_with_a_newer_open_one_is_not_retried(steps: Steps) -> None:
     user = uuid.uuid4()
     job = failed(steps, user_id=user, dedupe_key="first")
     newer = steps.queue(user_id=user, dedupe_key="second")
@@ -92,7 +92,7 @@ def test_a_job_is_not_retried_when_its_user_has_a_newer_one_that_is_open(steps: 
     assert steps.call("retry_call_job", job_id=job) == "queued"
 
 
-def test_a_job_of_an_opted_out_number_is_not_retried(steps: Steps) -> None:
+def test_job_of_an_opted_out_number_is_not_retried(steps: Steps) -> None:
     job = failed(steps, number := a_number())
     steps.call("opt_out", phone_number=number)
     with pytest.raises(Refused, match="its number has opted out of calls"):
@@ -129,14 +129,14 @@ def test_pause_and_resume_answer_in_words(steps: Steps) -> None:
     assert str(until.year) in steps.call("pause_calls", reason="lunch", until=until)
 
 
-def test_to_resume_what_is_not_paused_says_so_and_harms_nothing(steps: Steps) -> None:
+def test_resume_without_a_pause_says_so(steps: Steps) -> None:
     assert steps.call("resume_calls") == "calls were not paused"
     steps.call("pause_calls", reason="lunch", until=steps.now() + timedelta(minutes=1))
     steps.pass_time(61)
     assert steps.call("resume_calls") == "calls were not paused"
 
 
-def test_to_resume_after_a_halt_lets_all_go_at_once(steps: Steps) -> None:
+def test_resume_after_a_halt_lets_all_go(steps: Steps) -> None:
     steps.release(steps.start(steps.queue()), halt_s=60)
     assert steps.call("resume_calls") == "calls go on; they were paused: too early there"
     steps.release(steps.start(steps.queue()), halt_s=60)
@@ -159,9 +159,7 @@ def test_to_opt_out_twice_is_to_opt_out_once(steps: Steps) -> None:
     assert steps.call("opt_out", phone_number=number) == {"canceled": 0, "ending": 0, "jobs": 0, "calls": 0}
 
 
-def test_a_person_who_asks_for_it_is_called_again_by_the_owner_of_the_database_only(
-    steps: Steps, connect: Connect
-) -> None:
+def test_person_who_asks_is_called_by_the_owner_only(steps: Steps, connect: Connect) -> None:
     job = steps.queue(number := a_number())
     steps.call("opt_out", phone_number=number)
     again = "delete from public.call_opt_outs where phone_e164 = %s"
@@ -175,7 +173,7 @@ def test_a_person_who_asks_for_it_is_called_again_by_the_owner_of_the_database_o
 # --- Studio -----------------------------------------------------------------------------------------------------------
 
 
-def test_every_function_and_view_that_studio_shows_says_what_it_is_for(connection: Connection) -> None:
+def test_functions_and_views_say_what_they_are_for(connection: Connection) -> None:
     silent = connection.execute(
         "select p.proname from pg_proc p where p.pronamespace = 'public'::regnamespace"
         " and obj_description(p.oid, 'pg_proc') is null"
@@ -185,7 +183,7 @@ def test_every_function_and_view_that_studio_shows_says_what_it_is_for(connectio
     assert silent == []
 
 
-def test_a_retried_job_is_dialed_by_the_next_sweep_with_one_more_attempt(steps: Steps) -> None:
+def test_retried_job_is_dialed_by_the_next_sweep(steps: Steps) -> None:
     job = failed(steps)
     steps.call("retry_call_job", job_id=job)
     steps.status(uuid.UUID(steps.claim()["attempt"]["id"]), a_sid(), "busy", delays_s=DELAYS_S[:1])

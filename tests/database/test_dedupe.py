@@ -25,7 +25,7 @@ def finish(steps: Steps, job: int, status: str = "completed") -> None:
     steps.rows(finished, status, job)
 
 
-def test_a_job_that_waits_or_is_open_holds_its_key(steps: Steps) -> None:
+def test_job_that_is_open_holds_its_key(steps: Steps) -> None:
     """A night or a pause is longer than an hour."""
     for state in ("queued", "started", "in_doubt", "accepted"):
         user = uuid.uuid4()
@@ -49,7 +49,7 @@ def test_the_hour_counts_from_the_end_of_the_job(steps: Steps, status: str) -> N
     assert enqueue(steps, user)["created"]
 
 
-def test_the_hour_begins_with_the_end_and_not_with_the_clock(steps: Steps) -> None:
+def test_hour_of_the_key_begins_with_the_end(steps: Steps) -> None:
     to_59_past = 59 * 60 - steps.now().minute * 60 - steps.now().second
     steps.pass_time(to_59_past)
     finish(steps, enqueue(steps, user := uuid.uuid4())["job_id"])
@@ -57,7 +57,7 @@ def test_the_hour_begins_with_the_end_and_not_with_the_clock(steps: Steps) -> No
     assert not enqueue(steps, user)["created"]
 
 
-def test_a_finished_job_that_goes_on_holds_its_key_again(steps: Steps) -> None:
+def test_finished_job_that_goes_on_holds_its_key(steps: Steps) -> None:
     first = enqueue(steps, user := uuid.uuid4())["job_id"]
     finish(steps, first, "failed")
     steps.pass_time(7200)
@@ -66,7 +66,7 @@ def test_a_finished_job_that_goes_on_holds_its_key_again(steps: Steps) -> None:
     assert enqueue(steps, user) == {"job_id": first, "created": False}
 
 
-def test_late_truth_about_a_job_is_taken_though_a_newer_one_holds_the_key(steps: Steps) -> None:
+def test_late_truth_counts_beside_a_newer_jobs_key(steps: Steps) -> None:
     """The exclusion constraint must never refuse an outcome."""
     job, attempt = steps.attempt_in("absent")
     user = steps.job(job)["user_id"]
@@ -83,7 +83,7 @@ def test_late_truth_about_a_job_is_taken_though_a_newer_one_holds_the_key(steps:
     assert enqueue(steps, user) == {"job_id": newer, "created": False}
 
 
-def test_a_sign_up_does_not_wait_for_the_end_of_the_job_before(steps: Steps, another: Another) -> None:
+def test_sign_up_does_not_wait_for_earlier_jobs(steps: Steps, another: Another) -> None:
     first, slow = enqueue(steps, uuid.uuid4())["job_id"], another()
     with slow.service.transaction():
         slow.service.execute("reset role")
@@ -96,7 +96,7 @@ def test_a_sign_up_does_not_wait_for_the_end_of_the_job_before(steps: Steps, ano
         assert time.monotonic() - began < 1
 
 
-def test_twenty_at_once_make_one_job_and_all_are_told_which(steps: Steps, another: Another) -> None:
+def test_twenty_enqueued_at_once_make_one_job(steps: Steps, another: Another) -> None:
     user, callers = uuid.uuid4(), [another() for _ in range(20)]
     answers = all_at_once(lambda caller: enqueue(caller, user), callers)
     assert sum(answer["created"] for answer in answers) == 1
@@ -120,12 +120,12 @@ def test_the_same_key_from_two_people_is_one_job(steps: Steps) -> None:
     assert enqueue(steps, uuid.uuid4(), dedupe_key="household:7") == {"job_id": first["job_id"], "created": False}
 
 
-def test_a_job_for_later_counts_from_when_it_was_made(steps: Steps) -> None:
+def test_job_for_later_counts_from_its_creation(steps: Steps) -> None:
     enqueue(steps, user := uuid.uuid4(), not_before=steps.now().replace(year=2030))
     assert not enqueue(steps, user)["created"]
 
 
-def test_a_call_for_later_is_dialed_then_and_holds_only_its_own_key(steps: Steps) -> None:
+def test_call_for_later_holds_only_its_own_key(steps: Steps) -> None:
     later = enqueue(
         steps, user := uuid.uuid4(), not_before=steps.now() + timedelta(hours=20), dedupe_key=f"demo:{user}"
     )
@@ -161,7 +161,7 @@ def test_what_is_not_said_is_filled_in(steps: Steps) -> None:
 
 
 @pytest.mark.parametrize("typed", ["415 555 0100", "+1 415 555 0100", "0", "+0155550100", "call me", "+14155550100 "])
-def test_what_is_not_e164_as_it_stands_is_left_to_the_dispatcher(steps: Steps, typed: str) -> None:
+def test_number_that_is_not_e164_is_left_unparsed(steps: Steps, typed: str) -> None:
     job = steps.queue(typed)
     assert steps.job(job)["phone_e164"] is None
     assert steps.claim(job) == {"outcome": "unparsed", "job_id": job, "phone_number": typed}
@@ -173,7 +173,7 @@ def test_a_number_once_read_is_dialed(steps: Steps) -> None:
     assert steps.claim(job)["job"]["phone_e164"] == number
 
 
-def test_a_number_that_cannot_be_read_ends_the_job_with_the_reason(steps: Steps) -> None:
+def test_number_that_cannot_be_read_ends_the_job(steps: Steps) -> None:
     job = steps.queue("call me")
     why = {"code": "number_invalid", "reason": "that is no phone number"}
     assert steps.call("set_call_number", job_id=job, phone_number="call me", phone_e164=None, **why)

@@ -52,14 +52,14 @@ def test_a_queued_job_is_canceled_at_once(steps: Steps) -> None:
 @pytest.mark.parametrize(
     ("state", "status"), [("started", "dialing"), ("in_doubt", "in_doubt"), ("accepted", "calling")]
 )
-def test_a_job_under_way_is_canceled_when_its_call_is_over(steps: Steps, state: str, status: str) -> None:
+def test_job_under_way_is_canceled_after_its_call(steps: Steps, state: str, status: str) -> None:
     job, _ = steps.attempt_in(state)
     assert cancel(steps, job) == status
     assert steps.job(job)["cancel_requested"]
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_a_canceled_job_leaves_nothing_open_and_its_number_free(steps: Steps, state: str) -> None:
+def test_canceled_job_leaves_its_number_free(steps: Steps, state: str) -> None:
     job = job_in(steps, state, number := a_number())
     cancel(steps, job)
     follow(steps)
@@ -98,7 +98,7 @@ def test_a_job_that_does_not_exist_is_named(steps: Steps, function: Callable[[St
 # --- retry ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_job_that_spent_its_attempts_is_dialed_once_more(steps: Steps) -> None:
+def test_job_that_spent_its_attempts_is_dialed_again(steps: Steps) -> None:
     job = steps.queue()
     for _ in range(3):
         steps.status(steps.start(job), a_sid(), "busy")
@@ -118,7 +118,7 @@ def test_a_canceled_job_that_is_retried_is_wanted_again(steps: Steps) -> None:
     assert steps.attempt(attempt)["state"] == "ended"
 
 
-def test_late_truth_about_a_job_that_was_retried_is_its_call(steps: Steps) -> None:
+def test_late_truth_about_a_retried_job_counts(steps: Steps) -> None:
     job, attempt = steps.attempt_in("in_doubt")
     steps.settle(attempt, gives_up=True)
     retry(steps, job)
@@ -152,14 +152,14 @@ def there(steps: Steps, job: int) -> list[Row]:
 
 
 @pytest.mark.parametrize("state", ["ended", "refused", "absent", "released"])
-def test_a_job_that_is_not_under_way_is_deleted_with_its_attempts(steps: Steps, state: str) -> None:
+def test_job_not_under_way_is_deleted_with_attempts(steps: Steps, state: str) -> None:
     job, _ = steps.attempt_in(state)
     delete(steps, job)
     assert there(steps, job) == steps.attempts(job) == []
 
 
 @pytest.mark.parametrize("state", OPEN)
-def test_to_delete_a_job_under_way_is_to_cancel_it(steps: Steps, state: str) -> None:
+def test_delete_of_a_job_under_way_cancels_it(steps: Steps, state: str) -> None:
     job, _ = steps.attempt_in(state)
     status = steps.job(job)["status"]
     delete(steps, job)
@@ -169,7 +169,7 @@ def test_to_delete_a_job_under_way_is_to_cancel_it(steps: Steps, state: str) -> 
     assert there(steps, job) == []
 
 
-def test_a_job_whose_second_call_lives_is_not_deleted_before_that_is_over(steps: Steps) -> None:
+def test_job_with_a_live_duplicate_is_not_deleted(steps: Steps) -> None:
     job, attempt = steps.attempt_in("duplicate")
     delete(steps, job)
     assert len(there(steps, job)) == 1
