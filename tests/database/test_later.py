@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import Connection
 from tests.database.conftest import Another
-from tests.database.sql_api import ASK_S, GIVE_UP_S, Steps
+from tests.database.sql_api import ASK_S, GIVE_UP_S, Steps, a_sid
 from tests.database.test_answers import answers, opt_out, picked_up
 from tests.database.test_races import one_after_the_other
 
@@ -71,6 +71,10 @@ def test_late_wish_takes_the_finished_job_up_again(steps: Steps) -> None:
         answer = steps.ask_for_later(attempt, sid, wish)
         assert (answer["then"], datetime.fromisoformat(answer["later_at"])) == ("keep", at)
         assert (steps.job(job)["status"], steps.job(job)["due_at"], steps.job(job)["attempts"]) == ("queued", at, 0)
+    steps.make_due(job)
+    steps.status(steps.start(job), a_sid(), "completed")
+    steps.ask_for_later(attempt, sid, in_hours(steps, 5))  # once more, after the later call
+    assert steps.job(job)["status"] == "completed"
 
 
 def test_wish_holds_although_the_end_never_becomes_known(steps: Steps) -> None:
