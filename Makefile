@@ -54,6 +54,11 @@ chaos: setup ## prove the guarantee: simulated histories (RUNS=1000 SEED=1), the
 	$(BIN)/python -m tests.chaos.crash $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.chaos.burst
 
+BENCH := $(VENV)/bench
+bench: setup ## this product beside other queues: promises and costs, a table and a chart, 15 minutes (ROUNDS=3)
+	@[ $(BENCH)/.ready -nt tests/bench/requirements.txt ] || { $(PYTHON) -m venv --clear $(BENCH) && $(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r tests/bench/requirements.txt && touch $(BENCH)/.ready; }
+	@$(BIN)/python -m tests.bench.compare $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
 check: setup ## lint, format, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -75,6 +80,7 @@ lock: ## renew the locks from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra dev -c requirements.txt pyproject.toml -o tests/requirements.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group image -o tests/image/requirements.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group page -o tests/page_check/requirements.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header tests/bench/requirements.in -o tests/bench/requirements.txt
 
 size: setup ## lines and imports, beside their goals
 	@$(BIN)/python -m tests.size
@@ -82,4 +88,4 @@ size: setup ## lines and imports, beside their goals
 clean: ## remove the files that these commands made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
-.PHONY: help setup demo play test hours scripts database-check page-check pictures image-check chaos check format size sandbox lock clean
+.PHONY: help setup demo play test hours scripts database-check page-check pictures image-check chaos bench check format size sandbox lock clean
