@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import re
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from shared.conversation.library import FOLDER
 from tests.sandbox.page import author
 from tests.sandbox.sandbox import Sandbox
 
@@ -195,3 +199,23 @@ def test_script_checks_by_key_and_walks_without_touching_the_disk(page: Browser)
     refused = page.http.put("/api/scripts", json={"name": "demo", "text": text})
     assert (refused.status_code, "--write" in refused.json()["error"]["message"]) == (409, True)
     assert author.files() == before
+
+
+def test_script_is_written_to_disk_when_that_was_allowed(
+    page: Browser, sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in FOLDER.glob("*.toml"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    monkeypatch.setattr(author, "FOLDER", tmp_path)
+    monkeypatch.setattr(sandbox._page, "_write", True)
+    text = (tmp_path / "demo.toml").read_text(encoding="utf-8")
+    before = sandbox.ready.function_pid
+    bad = page.http.put("/api/scripts", json={"name": "demo", "text": text.replace('key = "9"', 'key = "#"')})
+    assert (bad.status_code, (tmp_path / "demo.toml").read_text(encoding="utf-8")) == (409, text)
+    new = text.replace("thanks for asking", "many thanks for asking")
+    assert page.http.put("/api/scripts", json={"name": "demo", "text": new}).status_code == 200
+    assert (tmp_path / "demo.toml").read_text(encoding="utf-8") == new
+    deadline = time.monotonic() + 30
+    while sandbox.ready.function_pid == before:  # it starts again, and reads the new words
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.05)

@@ -197,6 +197,16 @@ def test_nothing_is_cut_off_at_either_width(window: Any) -> None:
         assert window.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+@pytest.mark.timeout(400)
+def test_worst_hour_ends_with_nobody_called_twice_or_lost(window: Any, sandbox: Sandbox) -> None:
+    window.get_by_role("button", name="Replay the worst hour").click()
+    said = window.locator("#worst-said", has_text="60 people in")
+    said.wait_for(timeout=300_000)
+    assert "called twice: 0 · lost: 0 · still open: 0" in said.inner_text()
+    assert verdict(window) == "called twice: 0 · lost: 0"
+    assert len({call.to for call in sandbox.twilio.calls}) == 60
+
+
 def test_address_without_token_says_so(browser: Any, sandbox: Sandbox) -> None:
     window = browser.new_page()
     window.goto(str(sandbox.ready.page_url).partition("?")[0])

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 Event = dict[str, Any]
-KEPT = 5000
+KEPT = 20_000
 
 
 class Events:

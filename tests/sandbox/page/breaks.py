@@ -30,7 +30,7 @@ LIST_DELAY_S = 4.0  # below the settling time; beyond it one repeat is possible,
 PEOPLE, CROWD = 60, 200
 AT_ONCE = 20
 STEP_S, END_S = 12.0, 150.0
-NIGHT, MORNING = 3, 9
+NIGHT, MORNING = 3, 10
 HOURS = "08:00-21:00"
 
 
@@ -83,7 +83,7 @@ SWITCHES: dict[str, Switch] = {
     ),
     "webhooks_lost": Switch("Webhooks are lost", "The sweep finds the sign-up a second later.", "webhooks"),
     "paused": Switch("Calls are paused", "pause_calls(); off is resume_calls().", "paused"),
-    "night": Switch("It is 03:00 where the phone is", "Nobody is called. Off: it is 09:00 there.", "night"),
+    "night": Switch("It is 03:00 where the phone is", "Nobody is called. Off: it is 10:00 there.", "night"),
 }  # fmt: skip
 ACTIONS: dict[str, tuple[str, str]] = {
     "kill": ("Kill the function (kill -9)", "Its whole process group; it starts again, as on Cloud Run."),

@@ -230,7 +230,7 @@ class Exchange:
     def act(self, call: Call, act: Act) -> None:
         """What the person does who holds the phone. Raises Refusal 21220 where the call is not in that state."""
         wanted = "in-progress" if act.do in ("press", "hang-up") else "ringing"
-        if call.status != wanted or not call.in_hand:
+        if call.status != wanted or not call.in_hand or call.picked_up_by == "machine":
             raise Refusal(21220, f"{act.do}: the call is {call.status}")
         self._tell(call, "person", do=act.do, keys=act.keys)
         match act.do:

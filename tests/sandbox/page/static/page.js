@@ -135,7 +135,7 @@ addEventListener("keydown", (event) => {
   if (!KEYS.includes(event.key) || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.target.closest("input, select, textarea") || $("telephone").hidden) return;
   const here = document.activeElement?.closest?.(".phone")?.dataset.number;
-  const talking = [...phones.values()].filter((phone) => phone.status === "in-progress");
+  const talking = [...phones.values()].filter((phone) => phone.status === "in-progress" && !phone.machine);
   const phone = talking.find((each) => each.number === here) ?? talking.at(-1);
   if (phone) press(phone, event.key);
 });
@@ -143,12 +143,13 @@ addEventListener("keydown", (event) => {
 function show(phone) {
   const { card, status } = phone;
   const name = names.get(phone.number);
+  const talks = status === "in-progress" && !phone.machine;
   card.dataset.status = status;
   card.ariaLabel = `Phone ${pretty(phone.number)}${name ? ` of ${name}` : ""}`;
   card.querySelector("h3").replaceChildren(name || "Phone", element("small", { textContent: pretty(phone.number) }));
-  card.querySelector(".state").textContent = status === "ringing" ? `Ringing: call from ${pretty(caller)}` : STATES[status];
+  card.querySelector(".state").textContent = status === "ringing" ? `Ringing: call from ${pretty(caller)}` : talks || status !== "in-progress" ? STATES[status] : "Voice mail has the call";
   card.querySelector(".ring").hidden = status !== "ringing";
-  for (const part of card.querySelectorAll(".keys, .hang-up")) part.hidden = status !== "in-progress";
+  for (const part of card.querySelectorAll(".keys, .hang-up")) part.hidden = !talks;
 }
 
 function write(phone, className, text) {
@@ -165,11 +166,14 @@ function hearPhone(event, live) {
     if (live && phone.status === "in-progress") speak(event.text, event.language);
   } else if (event.kind === "gather" && !event.listens && event.digits) {
     write(phone, "mine", `pressed ${event.digits}`);
+  } else if (event.kind === "person" && event.do === "voice-mail") {
+    phone.machine = true;
   } else if (event.kind === "person" && event.do === "let-ring") {
     write(phone, "note", "You let it ring. It stops when the ring time is over.");
   } else if (event.kind === "call") {
     if (phone.sid !== event.sid && LIVE.includes(phone.status) && phone.sid && event.status !== "queued") return;
     if (phone.sid !== event.sid) phone.card.querySelector(".words").replaceChildren();
+    if (phone.sid !== event.sid) phone.machine = false;
     phone.sid = event.sid;
     phone.status = event.status;
     const hadFocus = phone.card.contains(document.activeElement);
