@@ -17,6 +17,7 @@ import pytest
 
 from shared.conversation.library import FOLDER
 from tests.sandbox.page import author
+from tests.sandbox.page.watch import is_lost
 from tests.sandbox.sandbox import Sandbox
 
 ADA = "+14155550100"
@@ -219,3 +220,36 @@ def test_script_is_written_to_disk_when_that_was_allowed(
     while sandbox.ready.function_pid == before:  # it starts again, and reads the new words
         assert time.monotonic() < deadline
         threading.Event().wait(0.05)
+
+
+def test_second_ring_that_the_readme_concedes_is_counted(page: Browser, sandbox: Sandbox) -> None:
+    sandbox.twilio.behave(callbacks="none", outcome="person")
+    # Not listed by the end of the settling time, and no callback: the one repeat that remains possible.
+    sandbox.twilio.behave(create="accept_then_drop", list_delay_s=60, times=1)
+    ready = sandbox.ready
+    with page.events() as events:
+        httpx.post(
+            f"{ready.supabase_url}/auth/v1/signup", json=SIGN_UP, headers={"apikey": ready.supabase_anon_key}
+        ).raise_for_status()
+        counts = next(e["counts"] for e in events if e["kind"] == "counts" and e["counts"]["twice"])
+    assert (counts["twice"], counts["calls"]) == (1, 2)
+
+
+def test_job_over_without_a_call_is_counted_as_lost() -> None:
+    def job(status: str, attempts: int = 3) -> Event:
+        return {"status": status, "attempts": attempts}
+
+    absent = [{"id": str(n), "state": "absent", "call_status": None} for n in range(3)]
+    refused = [{"id": "1", "state": "refused", "call_status": None}]
+    cases = {
+        "completed, and Twilio knows of no call": (job("completed"), absent[:1], True),
+        "failed after two attempts": (job("failed", 2), absent[:2], True),
+        "failed after three attempts in vain": (job("failed"), absent, False),
+        "refused by Twilio": (job("failed", 1), refused, False),
+        "refused by screening": (job("failed", 0), [], False),
+        "still open": (job("in_doubt"), absent, False),
+        "canceled": (job("canceled"), [], False),
+    }
+    assert {name: is_lost(each, attempts, []) for name, (each, attempts, _) in cases.items()} == {
+        name: lost for name, (_, _, lost) in cases.items()
+    }

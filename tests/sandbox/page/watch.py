@@ -110,7 +110,7 @@ class Watch:
             await asyncio.sleep(COUNT_S)
 
     def _judge(self) -> dict[str, int]:
-        """twice: calls that a person picked up beyond the first of their sign-up. lost: people whom nobody called, and whose
+        """twice: see _repeats. lost: people whom nobody called, and whose
         job is over although no rule allows that."""
         calls: dict[int | None, list[Call]] = defaultdict(list)
         attempts: dict[int, list[Row]] = defaultdict(list)
@@ -118,20 +118,28 @@ class Watch:
             attempts[attempt["job_id"]].append(attempt)
         for call in self._twilio.calls:
             calls[self.attempts.get(attempt_of(call.url) or "", {}).get("job_id")].append(call)
-        picked_up = {job: sum(call.picked_up_by == "human" for call in theirs) for job, theirs in calls.items()}
         statuses = Counter(job["status"] for job in self.jobs.values())
-        lost = sum(_is_lost(job, attempts[job["id"]], calls[job["id"]]) for job in self.jobs.values())
+        lost = sum(is_lost(job, attempts[job["id"]], calls[job["id"]]) for job in self.jobs.values())
         return {
             **{name: statuses[name] for name in ("queued", "dialing", "in_doubt", "calling", *FINAL)},
             "ended": sum(statuses[name] for name in FINAL),
             "jobs": len(self.jobs),
             "calls": len(self._twilio.calls),
-            "twice": sum(count - 1 for job, count in picked_up.items() if job is not None and count > 1),
+            "twice": sum(_repeats(theirs) for job, theirs in calls.items() if job is not None),
             "lost": lost,
         }
 
 
-def _is_lost(job: Row, attempts: list[Row], calls: list[Call]) -> bool:
+def _repeats(calls: list[Call]) -> int:
+    """Calls of one sign-up that rang although an earlier one was picked up by a person, or was not over yet."""
+    rang = [call for call in calls if call.started_at]
+    return sum(
+        any(e.picked_up_by == "human" or e.ended_at is None or e.ended_at > call.accepted_at for e in rang[:place])
+        for place, call in enumerate(rang)
+    )
+
+
+def is_lost(job: Row, attempts: list[Row], calls: list[Call]) -> bool:
     if job["status"] == "completed":
         return not any(call.status in ("completed", "in-progress") for call in calls)
     if job["status"] != "failed":
