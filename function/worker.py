@@ -27,10 +27,11 @@ LINGER_SECONDS: Final = 1.0
 
 # As functions-framework counts them.
 THREADS: Final = int(os.environ.get("THREADS") or (os.cpu_count() or 1) * 4)
-STALLED_CLIENTS: Final = max(1, THREADS // 4)
-# Threads of webhooks and status callbacks that may wait for Twilio, or for a slot of the rate.
-TWILIO_WAITERS = threading.BoundedSemaphore(max(1, THREADS * 3 // 8))
-SWEEPS = threading.BoundedSemaphore(max(1, THREADS // 4))
+STALLED_CLIENTS: Final = max(1, THREADS // 8)
+# Threads of webhooks and status callbacks that may wait for Twilio, or for a slot of the rate. 10 of 16 carry 50 calls a second
+# while Twilio answers in 100 ms; with sweeps and stalled clients at their most, two stay free for /voice.
+TWILIO_WAITERS = threading.BoundedSemaphore(max(1, THREADS * 5 // 8))
+SWEEPS = threading.BoundedSemaphore(max(1, THREADS // 8))
 
 
 class Crowd:
@@ -76,9 +77,8 @@ class ClientSocket(socket.socket):
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
         timeout = self.gettimeout()
-        self.settimeout(
-            0
-        )  # with a timeout, recv() would wait here, uncounted: gunicorn sets one to skip an unread body
+        # With a timeout, recv() would wait here, uncounted. gunicorn sets one to skip an unread body.
+        self.settimeout(0)
         try:
             return super().recv(size, flags)
         except BlockingIOError:

@@ -20,7 +20,7 @@ from tests.sandbox.sandbox import Sandbox
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv/bench/bin/python"
-THREADS = 43  # of which 3/8, 16, may wait for Twilio; the others are for /voice and sweeps
+THREADS = 26  # of which 5/8, 16, may wait for Twilio; the others are for /voice and sweeps
 START_SECONDS = 30.0
 
 
