@@ -58,10 +58,10 @@ def main() -> int:
     options = parser.parse_args()
     assert hasattr(sys.stdout, "reconfigure")
     sys.stdout.reconfigure(line_buffering=True, encoding="utf-8")
-    signal.signal(signal.SIGINT, interrupt)
     started, text = time.monotonic(), options.text or options.once
-    print("Starting Postgres, the stand-ins and the function ...")
     try:
+        signal.signal(signal.SIGINT, interrupt)
+        print("Starting Postgres, the stand-ins and the function ...")
         # Nothing of the environment: the demo shows the same wherever it runs.
         with Sandbox(
             environ={}, port=options.port, ready_file=READY_FILE, page=not text, write=options.write

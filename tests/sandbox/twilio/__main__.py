@@ -29,17 +29,17 @@ def main() -> int:
     except (OSError, OverflowError) as error:
         print(f"The stand-in did not start: {error}", file=sys.stderr)
         return 1
-    print(
-        f"Twilio (stand-in)  {server.url}  (its state and its phones: open this in a browser)\n"
-        f"account SID        {options.account_sid}\n"
-        f"auth token         {options.auth_token}\n"
-        f"twilio-python      client.api.base_url = {server.url!r}\n"
-        f'twilio-node        client.api.baseUrl = "{server.url}"\n'
-        "Ctrl-C ends it.",
-        flush=True,
-    )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        print(
+            f"Twilio (stand-in)  {server.url}  (its state and its phones: open this in a browser)\n"
+            f"account SID        {options.account_sid}\n"
+            f"auth token         {options.auth_token}\n"
+            f"twilio-python      client.api.base_url = {server.url!r}\n"
+            f'twilio-node        client.api.baseUrl = "{server.url}"\n'
+            "Ctrl-C ends it.",
+            flush=True,
+        )
         signal.pause()
     server.stop()
     return 0
