@@ -227,7 +227,9 @@ def test_no_spelling_stops_another_number_than_is_dialed(connection: Connection)
         dialed = dispatcher_reads(typed)
         read.append(dialed)
         # A number that no phone has is refused by the dispatcher, and never dialed.
-        assert isinstance(dialed, Refusal) or dialed == stopped, (typed, stopped, dialed)
+        # Mexico's old 1 is another spelling of one phone, and an opt-out stops both.
+        same = isinstance(dialed, Refusal) or stopped in (dialed, dialed.replace("+52", "+521", 1))
+        assert same, (typed, stopped, dialed)
 
     check()
     assert sum(isinstance(dialed, str) for dialed in read) > 30
