@@ -207,7 +207,7 @@ def problem(status: int, code: str, message: str, reason: str | None = None, **h
     if status in UNREAD:
         # functions-framework reads the rest of the body before any answer that is not streamed.
         response.response = iter([response.get_data()])
-        response.headers["Connection"] = "close"
+        worker.close_after(flask.request.environ)
     return response
 
 

@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -71,6 +72,8 @@ class Crowd:
 class ClientSocket(socket.socket):
     """A client's connection. A read that has to wait is counted, and ends with the deadline of its request."""
 
+    request: Any  # gunicorn's, while it is handled
+
     def begin(self, seconds: float) -> None:
         self._deadline = time.monotonic() + seconds
         self._is_watched = False
@@ -118,6 +121,10 @@ class Worker(ThreadWorker):
             self._linger(conn.sock)
         return result
 
+    def handle_request(self, req: Any, conn: TConn) -> Any:
+        conn.sock.request = req
+        return super().handle_request(req, conn)
+
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """gunicorn answers what is not HTTP by itself, and logs nothing at the level that functions-framework sets."""
         if isinstance(exc, ParseException):
@@ -134,6 +141,12 @@ class Worker(ThreadWorker):
             client.shutdown(socket.SHUT_RD)
         except OSError:
             pass
+
+
+def close_after(environ: Mapping[str, Any]) -> None:
+    """Close the connection after this answer, and say so in it. gunicorn drops the header `Connection` of an application."""
+    if isinstance(client := environ.get("gunicorn.socket"), ClientSocket):
+        client.request.force_close()
 
 
 def install() -> None:

@@ -85,15 +85,8 @@ class _Connection(HTTPConnection):
         super().request(*arguments, **named)
 
 
-class _TlsConnection(HTTPSConnection):
-    def connect(self) -> None:
-        _note(self)
-        super().connect()
-        _note(self)
-
-    def request(self, *arguments: Any, **named: Any) -> None:
-        _note(self)
-        super().request(*arguments, **named)
+class _TlsConnection(_Connection, HTTPSConnection):
+    """The same over TLS: `super()` above is then HTTPSConnection."""
 
 
 class _Pool(HTTPConnectionPool):

@@ -28,7 +28,6 @@ STATUS_EVENTS = ["initiated", "ringing", "answered", "completed"]
 # The fragment is for Twilio alone. It is neither sent nor signed.
 CALLBACK_RETRIES = "#rc=5&rp=all"
 
-
 # Twilio's clock and the database's clock differ, and date_created has whole seconds.
 CLOCK_SKEW = timedelta(seconds=5)
 
