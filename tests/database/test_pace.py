@@ -7,7 +7,8 @@ from datetime import timedelta
 
 import pytest
 
-from tests.database.sql_api import LEASE_S, Steps, a_number, a_sid
+from tests.database.conftest import Another
+from tests.database.sql_api import LEASE_S, Steps, a_number, a_sid, behind
 
 HALT_S = 60.0
 
@@ -195,6 +196,15 @@ def test_probe_holds_others_for_its_lease_only(steps: Steps, probed: uuid.UUID, 
     assert steps.claim()["outcome"] == "paused"
     steps.pass_time(LEASE_S + 1)
     assert steps.claim()["outcome"] == "claimed"
+
+
+def test_one_of_two_claims_at_once_is_the_probe(steps: Steps, another: Another) -> None:
+    """Both see the gate open before either has committed."""
+    halt(steps, steps.start(steps.queue()))
+    steps.pass_time(HALT_S + 1)
+    jobs, second = [steps.queue(), steps.queue()], another()
+    answers = behind(steps, lambda: steps.claim(jobs[0]), second, lambda: second.claim(jobs[1]))
+    assert [answer["outcome"] for answer in answers] == ["claimed", "paused"]
 
 
 def test_probe_that_meets_the_fault_lengthens_the_pause(steps: Steps, probed: uuid.UUID) -> None:
