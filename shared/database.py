@@ -6,7 +6,8 @@ The transport adds a deadline and a limit. supabase-py's own, HTTP/2 over one co
 
 import httpx
 from postgrest import SyncPostgrestClient
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ReadTimeoutError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
+from urllib3.exceptions import TimeoutError as HttpTimeout
 
 from shared.http import Http
 from shared.settings import Settings
@@ -47,7 +48,7 @@ class Transport(httpx.BaseTransport):
             raise httpx.ConnectError(str(error), request=request) from error
         except ConnectTimeoutError as error:
             raise httpx.ConnectTimeout(str(error), request=request) from error
-        except ReadTimeoutError as error:
+        except HttpTimeout as error:
             raise httpx.ReadTimeout(str(error), request=request) from error
         except (HTTPError, OSError) as error:
             raise httpx.NetworkError(f"{type(error).__name__}: {error}", request=request) from error

@@ -20,7 +20,8 @@ from urllib.parse import urlsplit
 import certifi
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager, ProxyManager, Timeout
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import DecodeError, ReadTimeoutError
+from urllib3.exceptions import DecodeError
+from urllib3.exceptions import TimeoutError as HttpTimeout
 
 from shared.deadline import DEADLINES, shut
 
@@ -122,11 +123,12 @@ class Http:
         connect_s: float,
         total_s: float,
     ) -> HttpAnswer:
-        """Return the answer within `total_s`, or raise urllib3's exceptions; ReadTimeoutError at the deadline.
+        """Return the answer within `total_s`, or raise urllib3's exceptions; its TimeoutError at the deadline.
 
         `connect_s` counts for each address of the host. Name resolution has the resolver's own timeout.
         """
         _current.exchange = exchange = _Exchange(time.monotonic() + total_s)
+        too_late = HttpTimeout(f"no whole answer within {total_s:g} s")
         try:
             response = self._pools.urlopen(
                 method,
@@ -145,21 +147,17 @@ class Http:
             response.release_conn()
         except Exception as error:
             if exchange.was_cut:
-                raise _deadline_passed(url, total_s) from error
+                raise too_late from error
             raise
         finally:
             exchange.over = True
         if exchange.was_cut:  # an answer without a length looks whole when it is cut
-            raise _deadline_passed(url, total_s)
+            raise too_late
         return HttpAnswer(response.status, response.headers, content)
 
     def forget_connections(self) -> None:
         """Close the kept connections that are idle."""
         self._pools.clear()
-
-
-def _deadline_passed(url: str, total_s: float) -> ReadTimeoutError:
-    return ReadTimeoutError(None, url, f"no whole answer within {total_s:g} s")  # type: ignore[arg-type]
 
 
 def _proxy(scheme: str, host: str) -> str | None:

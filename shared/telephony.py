@@ -15,7 +15,8 @@ from uuid import UUID
 
 import urllib3
 from twilio.base.exceptions import TwilioException, TwilioRestException
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NameResolutionError, NewConnectionError, ReadTimeoutError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NameResolutionError, NewConnectionError
+from urllib3.exceptions import TimeoutError as HttpTimeout
 
 from shared.http import Http
 from shared.models import CALL_SID, CallStatus, Placed, TwilioCall, Verdict
@@ -300,7 +301,7 @@ def verdict_on(error: BaseException, *, was_sent: bool = True) -> Verdict:
         return Verdict("halt", "certificate", "Twilio's certificate could not be verified; nothing was sent")
     if caused_by(NewConnectionError, NameResolutionError, ConnectTimeoutError) or not was_sent:
         return Verdict("later", "not_connected", "Twilio could not be reached; nothing was sent")
-    if caused_by(ReadTimeoutError):
+    if caused_by(HttpTimeout):
         return Verdict("in_doubt", "read_timeout", "Twilio did not answer in time")
     if caused_by(HTTPError, OSError):
         return Verdict("in_doubt", "connection_lost", "the connection to Twilio was lost after the request was sent")
