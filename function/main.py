@@ -22,7 +22,6 @@ import logging
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 import flask
 import structlog
@@ -39,7 +38,7 @@ from function.auth import (
     own_path,
 )
 from function.sweep import sweep_once
-from function.twilio_form import read_attempt, read_digits, read_event, read_heard, read_place, read_waits
+from function.twilio_form import read_attempt, read_event, read_voice_request
 from function.worker import READ_SECONDS, SWEEPS
 from shared.conversation.library import ScriptError, Scripts
 from shared.conversation.turns import apology_turn
@@ -147,22 +146,21 @@ def on_sweep(request: flask.Request) -> flask.Response:
 
 def on_voice(request: flask.Request) -> flask.Response:
     authenticate_form(request)
-    attempt, place, waits = attempt_id(request), read_place(request.args), read_waits(request.args)
-    digits, heard = read_digits(request.form, request.args), read_heard(request.form)
-    action = f"{settings.api_base_url}/voice?attempt={attempt}"
+    asked = read_voice_request(request.form, request.args, settings.api_base_url)
     try:
-        event = read_event(request.form)
-        twiml = voice.handle(attempt, place, event, digits, heard, waits, action, parts()[1], scripts)
+        twiml = voice.handle(asked, parts()[1], scripts)
     except Exception:
         # A person is on the line. For an error page Twilio would read out its own apology, in English.
-        log.exception("internal error: the person hears the apology", attempt=str(attempt), place=place, digits=digits)
+        about = {"attempt": str(asked.attempt), "place": asked.place, "digits": asked.digits}
+        log.exception("internal error: the person hears the apology", **about)
         twiml = render_twiml(apology_turn(scripts.default), scripts.default, None)
     return flask.Response(twiml, content_type="text/xml; charset=utf-8")
 
 
 def on_status(request: flask.Request) -> flask.Response:
     authenticate_form(request)
-    call_status.handle(attempt_id(request), read_event(request.form), parts()[1], scripts)
+    attempt = read_attempt(request.args.get("attempt"))
+    call_status.handle(attempt, read_event(request.form), parts()[1], scripts)
     return flask.Response(status=204)
 
 
@@ -171,10 +169,6 @@ def authenticate_form(request: flask.Request) -> None:
     if request.mimetype != "application/x-www-form-urlencoded":
         raise AuthenticationError("not a form of Twilio's content type")
     authenticate_twilio(settings, request.headers, request.path, request.query_string, request.form)
-
-
-def attempt_id(request: flask.Request) -> UUID | None:
-    return read_attempt(request.args.get("attempt"))
 
 
 def on_health(_request: flask.Request) -> flask.Response:

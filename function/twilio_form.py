@@ -21,6 +21,44 @@ _WORD: Final = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 _KEYS: Final = re.compile(r"[0-9*#A-D]{1,32}")
 
 
+@dataclass(frozen=True)
+class Waits:
+    """How often the person was asked to wait for this answer, and since when (Unix seconds)."""
+
+    count: int = 0
+    since: int = 0
+
+
+@dataclass(frozen=True)
+class VoiceRequest:
+    """Twilio's request for the next words, parsed.
+
+    `place` is None when the person picks up. `action` is the URL, without a place, that Twilio requests next.
+    """
+
+    attempt: UUID | None
+    event: CallEvent
+    place: Place | None
+    digits: str
+    heard: str
+    waits: Waits
+    action: str
+
+
+def read_voice_request(form: Mapping[str, str], query: Mapping[str, str], base_url: str) -> VoiceRequest:
+    """Parse an authenticated request. `base_url`: API_BASE_URL."""
+    attempt = read_attempt(query.get("attempt"))
+    return VoiceRequest(
+        attempt=attempt,
+        event=read_event(form),
+        place=read_place(query),
+        digits=read_digits(form, query),
+        heard=read_heard(form),
+        waits=read_waits(query),
+        action=f"{base_url}/voice?attempt={attempt}",
+    )
+
+
 def read_event(form: Mapping[str, str]) -> CallEvent:
     """Parse an authenticated form. Unknown, missing and invalid fields are allowed; `call_sid` is then empty.
 
@@ -74,14 +112,6 @@ def read_place(query: Mapping[str, str]) -> Place | None:
         return None
     tries = _int(query.get("try"))
     return Place(query.get("script", ""), query["at"] if tries else "", tries or 1)
-
-
-@dataclass(frozen=True)
-class Waits:
-    """How often the person was asked to wait for this answer, and since when (Unix seconds)."""
-
-    count: int = 0
-    since: int = 0
 
 
 def read_waits(query: Mapping[str, str]) -> Waits:

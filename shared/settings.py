@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
 from shared.opening_hours import CallingHours, calling_hours
@@ -119,7 +119,6 @@ class Settings(BaseModel):
     call_redial_spread: Literal["on", "off"] = Field(
         default="off", description="on: a redial prefers another time of day than the one at which nobody picked up"
     )
-
     call_later_max: int = Field(
         default=2, ge=0, le=10, description="how often one job's person may ask to be called later"
     )
@@ -152,12 +151,6 @@ class Settings(BaseModel):
         description="ignore: no detection; else Twilio charges for it, and a call that a machine answered counts as this",
     )
     call_retention_days: int = Field(default=90, ge=1, le=3650, description="then a finished job is deleted")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_is_not_set(cls, given: dict[str, Any]) -> dict[str, Any]:
-        stripped = {name: value.strip() if isinstance(value, str) else value for name, value in given.items()}
-        return {name: value for name, value in stripped.items() if value != ""}
 
     # A rule over two fields is a validator of the later one. pydantic runs a validator of the whole model only when every
     # field is right, and then the other problems would be told first.
@@ -236,8 +229,7 @@ def load_settings(*, http: bool = True, environ: Mapping[str, str] | None = None
     Raises `SettingsError` with everything that is missing or wrong.
     """
     environ = os.environ if environ is None else environ
-    # Every field is passed, empty when absent, so that pydantic reads nothing but `environ`.
-    given = {field: environ.get(field.upper(), "").strip() for field in Settings.model_fields}
+    given = {field: value for field in Settings.model_fields if (value := environ.get(field.upper(), "").strip())}
     quoted = [field for field, value in given.items() if value.startswith(_QUOTES) or value.endswith(_QUOTES)]
     problems = [f"{field.upper()} has quotes around its value: leave them out" for field in quoted]
     # twilio-python reads these two itself, and then asks another host.
@@ -246,7 +238,7 @@ def load_settings(*, http: bool = True, environ: Mapping[str, str] | None = None
         for name in _UNSUPPORTED
         if environ.get(name)
     ]
-    if http and not given["dispatch_secret"]:
+    if http and "dispatch_secret" not in given:
         problems.append("DISPATCH_SECRET is missing: whsec_ and the base64 of at least 24 bytes")
     try:
         settings = Settings(**cast(dict[str, Any], given))
