@@ -207,6 +207,15 @@ def test_person_who_presses_the_key_is_never_called(steps: Steps) -> None:
     assert steps.job(job)["qualification"] == {"answers": {}, "opted_out": True, "answered_by": None}
 
 
+def test_spoken_opt_out_counts_as_one_in_this_call(steps: Steps) -> None:
+    job, attempt, sid = picked_up(steps)
+    steps.status(attempt, sid, "in-progress", answered_by="machine_start")
+    answer = steps.call("record_call_answer", attempt=attempt, call_sid=sid, ask_s=ASK_S, opt_out=True, heard="stop it")
+    assert not answer["by_machine"]
+    steps.status(attempt, sid, "completed")
+    assert steps.job(job)["qualification"]["opted_out"]
+
+
 def test_opt_out_before_a_failure_is_not_redialed(steps: Steps) -> None:
     job, attempt, sid = picked_up(steps)
     opt_out(steps, attempt, sid)

@@ -1,13 +1,13 @@
 -- The results of a call: answers by key, the opt-out key, person or machine, and the job's summary.
 
-create function private.has_opted_out_by_key(p_attempt public.outbound_call_attempts) returns boolean
+create function private.has_opted_out_in_call(p_attempt public.outbound_call_attempts) returns boolean
 language sql stable set search_path = '' as $$
   select exists (select from public.call_opt_outs o
-                 where o.phone_e164 = p_attempt.phone_e164 and o.how = 'key press'
+                 where o.phone_e164 = p_attempt.phone_e164 and o.how in ('key press', 'spoken')
                    and o.opted_out_at >= p_attempt.started_at)
 $$;
-comment on function private.has_opted_out_by_key is
-  'Call dispatcher: whether the opt-out key was pressed in this call.';
+comment on function private.has_opted_out_in_call is
+  'Call dispatcher: whether the person opted out in this call, by key or in words.';
 
 create function private.is_by_machine(p_attempt public.outbound_call_attempts) returns boolean
 language plpgsql stable set search_path = '' as $$
@@ -15,20 +15,20 @@ begin
   if p_attempt.answered_by = 'fax' or p_attempt.answered_by like 'machine%' then  -- rare, and asked with each status
     return not exists (select from public.outbound_call_answers a
                        where a.job_id = p_attempt.job_id and a.attempt_id = p_attempt.id)
-           and not private.has_opted_out_by_key(p_attempt);
+           and not private.has_opted_out_in_call(p_attempt);
   end if;
   return false;
 end
 $$;
 comment on function private.is_by_machine is
-  'Call dispatcher: whether a machine answered, as far as is known. Detection errs: a pressed key means a person.';
+  'Call dispatcher: whether a machine answered, as far as is known. Detection errs: a key or a spoken answer means a person.';
 
 create function private.qualification(p_job_id bigint) returns jsonb
 language sql stable set search_path = '' as $$
   select jsonb_build_object(
     'answers', coalesce((select jsonb_object_agg(q.question, q.meaning) from public.outbound_call_answers q
                          where q.job_id = p_job_id), '{}'),
-    'opted_out', private.has_opted_out_by_key(a),
+    'opted_out', private.has_opted_out_in_call(a),
     'answered_by', a.answered_by)
   from public.outbound_call_attempts a
   where a.job_id = p_job_id and a.state <> 'duplicate'
@@ -101,7 +101,7 @@ begin
     on conflict (job_id, question) do update
     set meaning = excluded.meaning, digits = excluded.digits, heard = excluded.heard,
         attempt_id = excluded.attempt_id, answered_at = excluded.answered_at;
-    if p_later_at is not null and not private.has_opted_out_by_key(v_attempt) then
+    if p_later_at is not null and not private.has_opted_out_in_call(v_attempt) then
       -- The job is locked. A call that has ended counts only if it is the last one, and ended its job.
       select * into v_job from public.outbound_call_jobs where id = v_attempt.job_id;
       if v_attempt.state = 'accepted' then
