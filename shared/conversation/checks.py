@@ -13,7 +13,8 @@ from shared.conversation.hearing import Phrase, phrase
 from shared.conversation.later import LANGUAGES, LATER
 from shared.conversation.numerals import keys_told, spoken_digits
 from shared.conversation.problems import describe_problem, key_path
-from shared.conversation.script import GOODBYE, PLACEHOLDER, Script, inline_problem, length_problem, spell
+from shared.conversation.script import GOODBYE, Script
+from shared.conversation.texts import PLACEHOLDER, inline_problem, length_problem, spell
 from shared.conversation.voices import fits_language, is_language, voice_problem
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}(\.[a-z]{2,3}(-[a-z0-9]{2,8})*)?")

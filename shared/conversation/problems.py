@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
-from shared.conversation.script import Answer, OptOut, Part, Placeholder, Question, Recording, Script
+from shared.conversation.script import Answer, OptOut, Placeholder, Question, Script
+from shared.conversation.texts import Part, Recording
 
 PartName = Literal["script", "opt_out", "question", "answer", "placeholder", "recording"]
 

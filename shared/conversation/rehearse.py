@@ -7,7 +7,8 @@ from pathlib import Path
 
 from shared.conversation.later import time_in_words, wished_moment
 from shared.conversation.library import FOLDER, ScriptError, Scripts
-from shared.conversation.script import GOODBYE, Question, Recording, Script
+from shared.conversation.script import GOODBYE, Question, Script
+from shared.conversation.texts import Recording
 from shared.conversation.turns import Place, Turn, agreed_turn, apology_turn, first_turn, next_turn, voicemail_turn
 
 USAGE = "usage: python -m shared.conversation.rehearse check [folder]"

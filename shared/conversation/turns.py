@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 from shared.conversation.hearing import confirms_opt_out, match, spoken_choices
 from shared.conversation.later import LATER
-from shared.conversation.script import GOODBYE, Question, Recording, Script
+from shared.conversation.script import GOODBYE, Question, Script
+from shared.conversation.texts import Recording
 
 _OPT_OUT = "opt_out."
 """Before the id of a question: the place where a spoken opt-out waits for its confirmation."""

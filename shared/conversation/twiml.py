@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from shared.conversation.hearing import hints
-from shared.conversation.script import Recording, Script
+from shared.conversation.script import Script
+from shared.conversation.texts import Recording
 from shared.conversation.turns import Turn
 from shared.models import Person
 

@@ -11,7 +11,8 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from shared.conversation.library import Scripts
-from shared.conversation.script import Recording, Script
+from shared.conversation.script import Script
+from shared.conversation.texts import Recording
 from shared.conversation.twiml import PLEASE_WAIT
 from tests.e2e.conftest import World, fresh_world
 from tests.e2e.test_failures import hook

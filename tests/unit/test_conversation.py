@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from function.twilio_form import read_place
 from shared.conversation.checks import check
 from shared.conversation.library import Scripts
-from shared.conversation.script import LONGEST_INLINE_TWIML, Recording, Script
+from shared.conversation.script import Script
+from shared.conversation.texts import LONGEST_INLINE_TWIML, Recording
 from shared.conversation.turns import Place, Turn, agreed_turn, apology_turn, first_turn, next_turn, voicemail_turn
 from shared.conversation.twiml import hang_up, render_twiml
 from shared.models import Person

@@ -14,7 +14,8 @@ from shared.conversation.checks import check
 from shared.conversation.library import FOLDER, ScriptError, Scripts
 from shared.conversation.numerals import keys_told
 from shared.conversation.rehearse import main, rehearse
-from shared.conversation.script import Recording, Script
+from shared.conversation.script import Script
+from shared.conversation.texts import Recording
 from shared.models import Person
 
 GOOD = """

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from shared.conversation.library import FOLDER, ScriptError, Scripts
-from shared.conversation.script import Recording, Script
+from shared.conversation.script import Script
+from shared.conversation.texts import Recording
 from shared.conversation.turns import Place, Turn, first_turn, next_turn, voicemail_turn
 from shared.models import Person
 
