@@ -7,14 +7,14 @@ The program's errors, and the status that each becomes:
     AuthenticationError   401  the caller did not prove its identity                 function/auth.py
     KeysUnavailable       503  Google's signing keys could not be fetched            function/auth.py
     BadPayload            400  the body is not a Database Webhook                    function/webhook.py
-    JobsUnavailable       503  the database did not answer; /voice says the apology  shared/jobs.py
+    JobsUnavailable       503  the database did not answer; on_voice says the apology  shared/jobs.py
     CallNotPlaced         200  Twilio did not take the call; a verdict says why      shared/telephony.py
       DeadlinePassed           its cause when the claim was too old to dial
     TwilioUnavailable     200  Twilio did not answer another question; ask later     shared/telephony.py
     SettingsError         -    the process exits at start                            shared/settings.py
     ScriptError           -    the process exits at start                            shared/conversation/script.py
 
-Any other exception is a defect: 500, and a stack trace in the log; on /voice the apology.
+Any other exception is a defect: 500, and a stack trace in the log; on_voice says the apology.
 """
 
 import io
@@ -146,7 +146,7 @@ def on_sweep(request: flask.Request) -> flask.Response:
 
 def on_voice(request: flask.Request) -> flask.Response:
     authenticate_form(request)
-    asked = read_voice_request(request.form, request.args, settings.api_base_url)
+    asked = read_voice_request(request.form, request.args, settings.voice_url)
     try:
         twiml = voice.handle(asked, parts()[1], scripts)
     except Exception:
@@ -176,10 +176,11 @@ def on_health(_request: flask.Request) -> flask.Response:
 
 
 ROUTES: dict[str, tuple[tuple[str, ...], Callable[[flask.Request], flask.Response]]] = {
+    settings.voice_path: (("POST",), on_voice),
+    settings.status_path: (("POST",), on_status),
+    # These win over the paths of another voice service.
     "/": (("POST",), on_webhook),
     "/sweep": (("POST",), on_sweep),
-    "/voice": (("POST",), on_voice),
-    "/status": (("POST",), on_status),
     "/health": (("GET", "HEAD"), on_health),
 }
 

@@ -45,8 +45,8 @@ class VoiceRequest:
     action: str
 
 
-def read_voice_request(form: Mapping[str, str], query: Mapping[str, str], base_url: str) -> VoiceRequest:
-    """Parse an authenticated request. `base_url`: API_BASE_URL."""
+def read_voice_request(form: Mapping[str, str], query: Mapping[str, str], voice_url: str) -> VoiceRequest:
+    """Parse an authenticated request. `voice_url`: the URL of the settings, without a query."""
     attempt = read_attempt(query.get("attempt"))
     return VoiceRequest(
         attempt=attempt,
@@ -55,7 +55,7 @@ def read_voice_request(form: Mapping[str, str], query: Mapping[str, str], base_u
         digits=read_digits(form, query),
         heard=read_heard(form),
         waits=read_waits(query),
-        action=f"{base_url}/voice?attempt={attempt}",
+        action=f"{voice_url}?attempt={attempt}",
     )
 
 

@@ -176,7 +176,7 @@ class Dispatcher:
                 return StepResult("put_off", job.id, code)
         self._fault_point("screened")
         try:
-            placed = self._telephony.place(attempt, job.phone_e164, since.is_fresh)
+            placed = self._telephony.place(attempt, job.id, job.phone_e164, since.is_fresh)
         except CallNotPlaced as failure:
             self._fault_point("failed")
             return self._record_failure(job.id, attempt, failure.verdict)

@@ -58,6 +58,13 @@ def _public_url(value: str) -> str:
     return value
 
 
+def _route_path(value: str) -> str:
+    # Twilio, a proxy and Flask each decode and normalize other characters in their own way, and the path is signed.
+    if not re.fullmatch(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+/?|/", value):
+        raise refusal("must be a path such as /twilio/voice, of letters, digits and - . _ ~, without query, % and /../")
+    return value
+
+
 def _loopback_url(value: str) -> str:
     # This host receives the account's credentials.
     if not _is_loopback(_parts(value).hostname or ""):
@@ -143,6 +150,7 @@ def _words(value: object) -> object:
 
 
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
+RoutePath = Annotated[str, AfterValidator(_route_path)]
 PublicUrl = Annotated[BaseUrl, AfterValidator(_public_url)]
 LoopbackUrl = Annotated[BaseUrl, AfterValidator(_loopback_url)]
 E164 = Annotated[str, AfterValidator(_e164)]

@@ -12,6 +12,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from typing import Any, Final, Literal, cast
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
@@ -32,6 +33,7 @@ from shared.setting_types import (
     LoopbackUrl,
     Numbers,
     PublicUrl,
+    RoutePath,
     Seconds,
     ServiceAccount,
     refusal,
@@ -43,10 +45,14 @@ TWILIO_CONNECT_SECONDS: Final = 5.0
 """Longest wait for a connection to Twilio. A failed connection has not placed a call."""
 LEASE_MARGIN_SECONDS: Final = 1.0
 """Time to write down Twilio's answer before the request ends."""
+OWN_PATHS: Final = ("/", "/sweep", "/health", "/favicon.ico", "/robots.txt")
+"""The function answers other requests here: ours, and the two last ones in functions-framework."""
 REQUEST_PARTS: Final = 11
 """A sweep ends one part of REQUEST_TIMEOUT_SECONDS before its request, and a lease one part after it: 50 < 55 < 60."""
 
-_PREFIXES: Final = ("CALL_", "CALLS_", "TWILIO_", "SUPABASE_", "SWEEP_", "DISPATCH_", "API_BASE_", "REQUEST_")
+_PREFIXES: Final = (
+    "CALL_", "CALLS_", "TWILIO_", "SUPABASE_", "SWEEP_", "DISPATCH_", "API_BASE_", "REQUEST_", "VOICE_", "STATUS_",
+)  # fmt: skip
 _UNSUPPORTED: Final = ("TWILIO_REGION", "TWILIO_EDGE")
 _QUOTES: Final = tuple("\"'`\u2018\u2019\u201c\u201d")
 
@@ -82,7 +88,11 @@ class Settings(BaseModel):
     # HTTP: our address, and the proofs that Supabase and Cloud Scheduler send.
     api_base_url: PublicUrl
     api_base_url_is_this_function: bool = Field(
-        default=True, description="false where another web service answers /voice and /status"
+        default=True, description="false where another web service answers Twilio"
+    )
+    voice_path: RoutePath = Field(default="/voice", description="below API_BASE_URL: Twilio asks there what to say")
+    status_path: RoutePath = Field(
+        default="/status", validate_default=True, description="below API_BASE_URL: Twilio reports there on the call"
     )
     dispatch_secret: DispatchSecrets | None = None
     sweep_service_account: ServiceAccount | None = Field(
@@ -155,6 +165,18 @@ class Settings(BaseModel):
     # A rule over two fields is a validator of the later one. pydantic runs a validator of the whole model only when every
     # field is right, and then the other problems would be told first.
 
+    @field_validator("voice_path", "status_path")
+    @classmethod
+    def _path_leads_to_one_route(cls, path: str, info: ValidationInfo) -> str:
+        prefix = urlsplit(info.data.get("api_base_url", "")).path
+        if prefix and path.startswith(f"{prefix}/"):
+            raise refusal("must be the path below API_BASE_URL, without that URL's own path")
+        taken = (*OWN_PATHS, info.data.get("voice_path"))
+        if path in taken and info.data.get("api_base_url_is_this_function", True):
+            others = (*OWN_PATHS, *(["VOICE_PATH"] if info.field_name == "status_path" else []))
+            raise refusal(f"must be another path than {', '.join(others)}: something else is answered there")
+        return path
+
     @field_validator("request_timeout_seconds")
     @classmethod
     def _request_outlasts_the_call_to_twilio(cls, timeout: float, info: ValidationInfo) -> float:
@@ -186,6 +208,14 @@ class Settings(BaseModel):
             return settling
         # Another service may not pass on the callbacks that bear the attempt's id. Then only Twilio's list can tell.
         return 120.0 if info.data.get("api_base_url_is_this_function", True) else 600.0
+
+    @property
+    def voice_url(self) -> str:
+        return self.api_base_url + self.voice_path
+
+    @property
+    def status_url(self) -> str:
+        return self.api_base_url + self.status_path
 
     @property
     def sweep_timeout_seconds(self) -> float:

@@ -179,15 +179,16 @@ class Telephony:
             client.api.base_url = settings.twilio_api_base_url
         return client
 
-    def place(self, attempt: UUID, to: str, in_time: Callable[[], bool]) -> Placed:
+    def place(self, attempt: UUID, job_id: int, to: str, in_time: Callable[[], bool]) -> Placed:
         """Ask Twilio once for a call to `to` (E.164), if still `in_time` when the body is due. Raises CallNotPlaced.
 
         Takes at most TWILIO_TIMEOUT_SECONDS plus the time to connect, whatever Twilio sends.
         """
-        base, settings = self._settings.api_base_url, self._settings
+        settings = self._settings
+        about = f"?attempt={attempt}&job_id={job_id}"
+        callback = f"{settings.status_url}{about}{CALLBACK_RETRIES}"
         detection: dict[str, Any] = {}
         if settings.call_machines != "ignore":
-            callback = f"{base}/status?attempt={attempt}{CALLBACK_RETRIES}"
             # Wait for the end of the machine's greeting, or it talks over our message. A person hears us meanwhile.
             detection = {
                 "machine_detection": "DetectMessageEnd",
@@ -200,9 +201,9 @@ class Telephony:
             call = self._connect(request).calls.create(
                 to=to,
                 from_=settings.twilio_phone_number,
-                url=f"{base}/voice?attempt={attempt}",
+                url=f"{settings.voice_url}{about}",
                 method="POST",
-                status_callback=f"{base}/status?attempt={attempt}{CALLBACK_RETRIES}",
+                status_callback=callback,
                 status_callback_method="POST",
                 status_callback_event=STATUS_EVENTS,
                 timeout=settings.call_ring_seconds,

@@ -25,7 +25,7 @@ CHECKS: Final = ("public address", "unproved requests", "signed webhook", "Twili
 HARMLESS: Final = json.dumps({"type": "DOCTOR", "schema": "public", "table": "outbound_call_jobs"}).encode()
 IGNORED: Final = "DOCTOR on public.outbound_call_jobs"
 
-_BASE: Final = "set API_BASE_URL, here and in the service, to the exact public address that answers /voice and /status"
+_BASE: Final = "set API_BASE_URL, here and in the service, to the exact public address that answers Twilio"
 _LOGS: Final = "read the service's log; at its start it names the settings that are wrong"
 _IAM: Final = "gcloud run services update <service> --no-invoker-iam-check (Supabase and Twilio have no Google tokens)"
 _REFUSED: Final = (
@@ -60,7 +60,7 @@ def check_public_url(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
             first = wrong(CHECKS[0], found, _BASE)
         else:
             answer = _send(http, "GET", f"{base}/health" if is_ours else base, clocks)
-            first = _reached(CHECKS[0], base, answer, is_ours)
+            first = _reached(CHECKS[0], settings, answer)
         yield first
         if first.state != "ok" or not is_ours:
             why = "the public address does not reach this function" if is_ours else "another service answers there"
@@ -75,11 +75,12 @@ def check_public_url(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
         else:
             yield skipped("signed webhook", "there is no DISPATCH_SECRET here to sign with")
         answer = _post_callback(http, settings, clocks)
-        silent = "/status refuses Twilio's signature: so would /voice, and the person would hear an error"
-        said = "/status accepts Twilio's signature"
+        voice, status = settings.voice_path, settings.status_path
+        silent = f"{status} refuses Twilio's signature: so would {voice}, and the person would hear an error"
+        said = f"{status} accepts Twilio's signature"
         yield _judge("Twilio's callbacks", answer, answer.status == 204, said, (silent, _UNHEARD))
-        answer = _send(http, "POST", f"{base}/voice?attempt={uuid.uuid4()}", clocks, data={"CallSid": "none"})
-        said = "/voice is reached, and refuses a request without Twilio's signature"
+        answer = _send(http, "POST", f"{settings.voice_url}?attempt={uuid.uuid4()}", clocks, data={"CallSid": "none"})
+        said = f"{voice} is reached, and refuses a request without Twilio's signature"
         yield _judge("Twilio's questions", answer, answer.is_unauthorized, said)
 
 
@@ -125,19 +126,21 @@ def _signed_webhook(check: str, http: httpx.Client, settings: Settings, url: str
 
 
 def _post_callback(http: httpx.Client, settings: Settings, clocks: Clocks) -> _Answer:
-    url = f"{settings.api_base_url}/status?attempt={uuid.uuid4()}"
+    url = f"{settings.status_url}?attempt={uuid.uuid4()}"
     # The empty field is signed, too. Some proxies drop it.
     form = {"CallSid": "none", "CallStatus": "doctor", "AnsweredBy": ""}
     signature = RequestValidator(settings.twilio_auth_tokens[0]).compute_signature(url, form)
     return _send(http, "POST", url, clocks, data=form, headers={"X-Twilio-Signature": signature})
 
 
-def _reached(check: str, base: str, answer: _Answer, is_ours: bool) -> Finding:
+def _reached(check: str, settings: Settings, answer: _Answer) -> Finding:
+    base, is_ours = settings.api_base_url, settings.api_base_url_is_this_function
     where, status = shown_url(base), answer.status
     if answer.is_health and is_ours:
         return ok(check, f"{where} reaches this function")
     if 0 < status < 500 and not is_ours:
-        return ok(check, f"{where} answers (HTTP {status}); a first call shows whether its /voice and /status do")
+        ask = f"a first call shows whether its {settings.voice_path} and {settings.status_path} do"
+        return ok(check, f"{where} answers (HTTP {status}); {ask}")
     if answer.no_answer:
         found, advice = answer.no_answer, f"{_BASE}; its service must run, and this container must reach it"
     elif 300 <= status < 400:

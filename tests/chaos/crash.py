@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+from urllib.parse import parse_qsl, urlsplit
 
 import httpx
 import psutil
@@ -418,7 +419,7 @@ def is_alive_in(pgid: int, pid: int) -> bool:
 
 def attempt_of(call: Row) -> str:
     """The attempt's id, which travels in the URL."""
-    return str(call["url"]).partition("attempt=")[2]
+    return dict(parse_qsl(urlsplit(str(call["url"])).query))["attempt"]
 
 
 def shown(row: Row) -> str:

@@ -132,7 +132,7 @@ class VirtualTwilio:
         self.history = history
         self.calls: list[Call] = []
 
-    def place(self, attempt: UUID, to: str, in_time: Callable[[], bool]) -> Placed:
+    def place(self, attempt: UUID, _job_id: int, to: str, in_time: Callable[[], bool]) -> Placed:
         history = self.history
         history.maybe_die("before the request")
         history.maybe_freeze("about to ask Twilio")

@@ -145,7 +145,9 @@ def open_clinic() -> Iterator[tuple[Sandbox, Proxy, psycopg.Connection[Any]]]:
     with (
         pytest.MonkeyPatch.context() as patch,
         Server(proxy.app) as front,
-        Sandbox(scheduler=False, webhooks=False, environ={"API_BASE_URL": front.url}) as sandbox,
+        Sandbox(
+            scheduler=False, webhooks=False, environ={"API_BASE_URL": front.url, "VOICE_PATH": "/twilio/voice"}
+        ) as sandbox,
         psycopg.connect(sandbox.ready.database_url, autocommit=True) as database,
     ):
         # To load the authorities' certificates takes most of a visit's time; here nobody shows one.

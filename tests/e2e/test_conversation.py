@@ -377,7 +377,12 @@ def test_unstored_opt_out_is_critical_and_not_confirmed(quiet: World) -> None:
 @pytest.fixture(scope="module")
 def detecting_sandbox() -> Iterator[Sandbox]:
     port = free_port()  # under a path of its own, too: the place in the conversation must come back signed all the same
-    environ = {"CALL_MACHINES": "missed", "API_BASE_URL": f"http://127.0.0.1:{port}/calls"}
+    paths = {
+        "API_BASE_URL": f"http://127.0.0.1:{port}/calls",
+        "VOICE_PATH": "/voice/of_twilio/",
+        "STATUS_PATH": "/voice",
+    }
+    environ = {"CALL_MACHINES": "missed", **paths}
     with Sandbox(webhooks=False, scheduler=False, environ=environ, words_per_second=40, port=port) as sandbox:
         yield sandbox
 

@@ -114,7 +114,10 @@ def test_a_caller_hears_an_apology_when_the_database_is_down(quiet: World) -> No
 def test_calls_of_another_service_that_reports_nothing_are_ended_by_asking() -> None:
     """API_BASE_URL is somebody else's: no callback and no /voice comes here, and both secrets of a rotation are taken."""
 
-    async def silent(_: web.Request) -> web.Response:
+    asked: list[tuple[str, dict[str, str]]] = []
+
+    async def silent(request: web.Request) -> web.Response:
+        asked.append((request.path, {**request.query}))
         return web.Response(text="<Response><Say>Hello from elsewhere</Say></Response>", content_type="text/xml")
 
     app = web.Application()
@@ -122,10 +125,15 @@ def test_calls_of_another_service_that_reports_nothing_are_ended_by_asking() -> 
     secrets = ["whsec_" + base64.b64encode(letter * 32).decode() for letter in (b"a", b"b")]
     with Server(app) as elsewhere:
         environ = {"API_BASE_URL": elsewhere.url, "DISPATCH_SECRET": " ".join(secrets), "CALL_ASK_SECONDS": "1"}
+        environ |= {"API_BASE_URL_IS_THIS_FUNCTION": "false", "VOICE_PATH": "/", "STATUS_PATH": "/twilio/status"}
         with Sandbox(environ=environ) as sandbox, open_world(sandbox) as world:
             number = world.number()
-            world.until_status(world.insert_job(number), "completed")
+            job_id = world.insert_job(number)
+            world.until_status(job_id, "completed")
             (call,) = world.calls(number)
             assert call["transcript"][0]["text"] == "Hello from elsewhere"
+            carried = {"attempt": str(world.attempts(job_id)[0]["id"]), "job_id": str(job_id)}
+            assert asked[:2] == [("/twilio/status", carried)] * 2
+            assert ("/", carried) in asked
             for secret in secrets:
                 assert world.webhook(hook(2**40), secret).status_code == 200

@@ -349,6 +349,7 @@ def twilio_signed(url: str) -> dict[str, str]:
 def test_requests_that_twilio_signed_are_proved() -> None:
     twice = MultiDict([*FORM.items(), ("CallStatus", "busy")])
     behind = settings(API_BASE_URL="https://x.example/calls")  # a proxy may keep this path, or take it away
+    own = settings(API_BASE_URL="https://x.example/calls", VOICE_PATH="/twilio/say/")
     voice, status = twilio_signed("/voice"), twilio_signed(f"/status?{QUERY}")
     table: list[tuple[Any, ...]] = [
         (BY_SECRET, status, "/status", QUERY, FORM),
@@ -359,6 +360,7 @@ def test_requests_that_twilio_signed_are_proved() -> None:
         (BY_SECRET, by_twilio(f"{AUDIENCE}/status", twice), "/status", b"", twice),
         *((ROTATING, by_twilio(f"{AUDIENCE}/voice", auth_token=key * 32), "/voice", b"", FORM) for key in "af"),
         *((behind, by_twilio(f"https://x.example/calls/voice?{QUERY}"), path, QUERY, FORM) for path in ("/calls/voice", "/voice")),
+        (own, by_twilio(f"https://x.example/calls/twilio/say/?{QUERY}"), "/twilio/say/", QUERY, FORM),
     ]  # fmt: skip
     assert [row for row in table if unproved(authenticate_twilio, *row[:4], MultiDict(row[4]))] == []
 

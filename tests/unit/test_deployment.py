@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def deploy(step: str, folder: Path, answers: dict[str, str] | None = None) -> Acted:
-    if step == "deploy" and not (folder / "settings.env").exists():
+    if step in ("deploy", "smoke-test") and not (folder / "settings.env").exists():
         deploy("try", folder)
     acted = act(scripts()[step], folder, substitutions(**OURS), THERE if answers is None else answers)
     assert acted.code == 0, acted.output
@@ -195,6 +195,9 @@ def test_smoke_test_asks_the_candidate_and_expects_three_refusals(folder: Path) 
         for path, code in (("health", "200"), ("", "401"))
     }
     assert len(deploy("smoke-test", folder, answers).commands) == 4
+    (folder / "settings.env").write_text("VOICE_PATH=/twilio/voice\n")
+    asked = [command[-3] for command in deploy("smoke-test", folder, answers).commands]
+    assert asked[-1].endswith(".run.app/twilio/voice")
 
 
 @pytest.mark.parametrize("health", ["503", "401", "000"])

@@ -129,7 +129,7 @@ def test_a_dripping_twilio_leaves_the_call_in_doubt_in_time() -> None:
         ours = settings(TWILIO_API_BASE_URL=url, TWILIO_TIMEOUT_SECONDS="0.3")
         began = time.monotonic()
         with pytest.raises(CallNotPlaced) as failure:
-            Telephony(ours).place(uuid4(), "+14155550100", lambda: True)
+            Telephony(ours).place(uuid4(), 7, "+14155550100", lambda: True)
     assert (failure.value.verdict.kind, failure.value.verdict.code) == ("in_doubt", "read_timeout")
     assert time.monotonic() - began < 2
 
@@ -158,7 +158,7 @@ def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple
 
 def place(url: str) -> CallNotPlaced | None:
     try:
-        Telephony(settings(TWILIO_API_BASE_URL=url)).place(uuid4(), "+14155550100", lambda: True)
+        Telephony(settings(TWILIO_API_BASE_URL=url)).place(uuid4(), 7, "+14155550100", lambda: True)
     except CallNotPlaced as failure:
         return failure
     return None

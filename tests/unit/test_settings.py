@@ -81,6 +81,10 @@ NO_URLS = [
     "https://127.0.0.1/?a=hunter2", "https://127.0.0.1/#", "https://127.0.0.1:port", "https://127.0.0.1:99999",
     "https://127.0.0.1/a b", "https://[::1", "https://bücher.example",
 ]  # fmt: skip
+NO_PATHS = [
+    "voice", "voice/", "//voice", "/a//b", "/voice?tenant=7", "/voice#now", "/..", "/../voice", "/a/./b", "/a/..", "/voice%2Fa",
+    "/a%2e%2e", "/stimme-ü", "/a b", "/a\\b", "/a;b", "https://x.example/voice", "/sweep", "/health", "/", "/robots.txt",
+]  # fmt: skip
 NO_TIMES = ["0", "-1", "86401", "nan", "inf", "a minute"]
 NO_DELAYS = [*NO_TIMES, ",", "60;120", "60,0", "60,-1", "60,86401", "60,nan", "60,soon"]
 WRONG = {
@@ -108,6 +112,8 @@ WRONG = {
     "CALL_IN_DOUBT": ["retry"],
     "CALL_MACHINES": ["on", "Enable", "MISSED"],
     "API_BASE_URL_IS_THIS_FUNCTION": ["perhaps"],
+    "VOICE_PATH": NO_PATHS,
+    "STATUS_PATH": [*NO_PATHS, "/voice"],
     "CALL_LATER_MAX": ["-1", "11", "twice"],
     "CALL_MAX_ATTEMPTS": ["0", "11", "three", "1.5", "9" * 5000],
     "CALL_DISPATCHER_LIMIT": ["0", "1001"],
@@ -274,6 +280,34 @@ def test_doubt_settles_more_slowly_where_another_service_answers() -> None:
     assert settings().call_settling_seconds == 120
     assert settings(**other).call_settling_seconds == 600
     assert settings(**other, CALL_SETTLING_SECONDS="3.5").call_settling_seconds == 3.5
+
+
+def test_paths_of_twilio_lead_to_one_route_each() -> None:
+    """VOICE_PATH, STATUS_PATH, whether another service answers -> the settings that are refused."""
+    below = "https://x.example/calls"
+    table = {
+        ("/twilio/voice", "/twilio/voice/status", ""): [],
+        ("/status", "/voice", ""): [],
+        ("/Voice/", "/v1.0/_status-~", ""): [],
+        ("/status", "", ""): ["STATUS_PATH"],
+        ("/twilio", "/twilio", ""): ["STATUS_PATH"],
+        ("/twilio", "/twilio", "false"): [],
+        ("/", "/sweep", "false"): [],
+        ("/callsvoice", "/a/calls/status", ""): [],
+        ("/calls", "/calls/status", ""): ["STATUS_PATH"],
+        ("/calls/voice", "/status", "false"): ["VOICE_PATH"],
+    }
+    told: dict[tuple[str, str, str], list[str]] = {}
+    for voice, status, other in table:
+        try:
+            ours = settings(
+                API_BASE_URL=below, VOICE_PATH=voice, STATUS_PATH=status, API_BASE_URL_IS_THIS_FUNCTION=other
+            )
+            told[voice, status, other] = []
+            assert (ours.voice_url, ours.status_url) == (below + voice, below + (status or "/status"))
+        except SettingsError as error:
+            told[voice, status, other] = [problem.split()[0] for problem in error.problems]
+    assert told == table
 
 
 def test_calling_hours_and_day_limit_can_be_lifted() -> None:

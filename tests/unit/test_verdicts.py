@@ -101,7 +101,7 @@ def _reset(connection: socket.socket) -> None:
 )  # fmt: skip
 def test_each_failure_has_its_verdict(reply: Reply, kind: str, code: str) -> None:
     with twilio_that(reply) as ours, pytest.raises(CallNotPlaced) as failure:
-        Telephony(ours).place(uuid4(), "+14155550100", lambda: True)
+        Telephony(ours).place(uuid4(), 7, "+14155550100", lambda: True)
     assert (failure.value.verdict.kind, failure.value.verdict.code) == (kind, code)
 
 
@@ -110,7 +110,7 @@ def test_a_refused_connection_sent_nothing() -> None:
         port = closed.getsockname()[1]
     ours = settings(TWILIO_API_BASE_URL=f"http://127.0.0.1:{port}")
     with pytest.raises(CallNotPlaced) as failure:
-        Telephony(ours).place(uuid4(), "+14155550100", lambda: True)
+        Telephony(ours).place(uuid4(), 7, "+14155550100", lambda: True)
     assert failure.value.verdict.kind == "later"
 
 
@@ -155,7 +155,7 @@ def test_a_process_that_freezes_while_it_connects_sends_no_request() -> None:
             return False
 
         with pytest.raises(CallNotPlaced) as failure:
-            Telephony(ours).place(uuid4(), "+14155550100", in_time)
+            Telephony(ours).place(uuid4(), 7, "+14155550100", in_time)
         thread.join(5)
     assert (failure.value.verdict.kind, failure.value.verdict.code) == ("later", "too_late")
     assert len(looks) == 1
