@@ -64,7 +64,7 @@ def _masked(found: re.Match[str]) -> str:
     return f"{found['plus'] or ''}{digits[0]}*******{digits[-2:]}"
 
 
-class _Mask:
+class Mask:
     """Replaces phone numbers and secrets at any depth, and turns every other value into one that JSON has."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
@@ -197,7 +197,7 @@ def configure_logs(stream: TextIO | None = None, json: bool | None = None, *, se
                 structlog.processors.StackInfoRenderer(),
                 structlog.processors.ExceptionRenderer(),
                 _stack_trace,
-                _Mask(secrets),
+                Mask(secrets),
                 *written,
             ],
         )

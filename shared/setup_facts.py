@@ -6,16 +6,14 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 
 class _Fact(BaseModel):
-    """A newer database may report more, and an older one less where there is a default."""
-
+    # A newer database may report more.
     model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
 class VaultFacts(_Fact):
-    """`hmac`: hexadecimal, of the nonce, under the key that signs webhooks."""
+    """`hmac`: hexadecimal, of the nonce, under the key that signs webhooks; None without a secret."""
 
     url: str | None = None
-    form: Literal["missing", "no prefix", "not base64", "ok"] = "missing"
     hmac: str | None = None
     error: str | None = None
 
@@ -29,19 +27,10 @@ class WebhookAnswer(_Fact):
 
 
 class NetFacts(_Fact):
-    installed: bool = True
     waiting: int = 0
     oldest_waiting: int | None = None
     answers: list[WebhookAnswer] = []
     error: str | None = None
-
-
-class OpenFact(_Fact):
-    """A function, table or view that anon or authenticated may use. `ours` is False for a user's view over our tables."""
-
-    name: str
-    ours: bool
-    roles: list[str]
 
 
 class CallFacts(_Fact):
@@ -54,7 +43,10 @@ class CallFacts(_Fact):
 
 
 class SetupFacts(_Fact):
-    """`functions`: those of ours that the service may call. `guards`: valid indexes that forbid duplicates. Ages in seconds."""
+    """`functions`: those of ours that the service may call. `guards`: valid indexes that forbid duplicates. Ages in seconds.
+
+    `open`: our functions, tables and views that anon or authenticated may use, as GRANT names them.
+    """
 
     now: AwareDatetime
     postgres: str
@@ -62,7 +54,7 @@ class SetupFacts(_Fact):
     vault: VaultFacts
     net: NetFacts
     functions: list[str]
-    open: list[OpenFact]
+    open: list[str]
     guards: list[str]
     calls: CallFacts | None
     oldest_due_s: float | None

@@ -1,6 +1,7 @@
 """The database: does it answer, is it whole and closed, and do its webhooks leave, signed with our secret?"""
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import itertools
@@ -12,7 +13,7 @@ from typing import Final
 import httpx
 
 from shared.database import connect
-from shared.doctor.connection import KEY, PROJECT, PUSH, explain_silence
+from shared.doctor.connection import PUSH, explain_silence
 from shared.doctor.findings import Clocks, Finding, note_clock, ok, skipped, warning, wrong
 from shared.doctor.url import check_vault_url
 from shared.jobs import RPCS, Jobs, JobsUnavailable
@@ -22,11 +23,8 @@ from shared.setup_facts import SetupFacts
 QUEUE_LOOK_SECONDS: Final = 2.5
 """Between two looks at pg_net's queue. Its worker takes a batch each second."""
 LATE_SECONDS: Final = 300
-SLOW_SECONDS: Final = 3.0
-CHECKS: Final = (
-    *("functions", "rights", "guards", "pg_net", "webhook answers", "Vault's secret"),
-    *("calls", "waiting calls", "Vault's URL"),
-)
+WEBHOOK_CHECKS: Final = ("pg_net", "webhook answers", "Vault's secret")
+CHECKS: Final = ("functions", "rights", "guards", *WEBHOOK_CHECKS, "calls", "waiting calls", "Vault's URL")
 """The checks that need the facts, in their order."""
 PAUSES: Final = {
     "hand": ("by hand", "see to the reason; then: select resume_calls();"),
@@ -46,129 +44,97 @@ _SWEEP: Final = "look at the sweep (Cloud Scheduler's job; the log of the worker
 
 def check_database(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
     responses: list[httpx.Response] = []
-
-    def note(response: httpx.Response) -> None:
-        responses.append(response)
-        note_clock(clocks, "Supabase", response.headers.get("date"))
-
     began, nonce = time.monotonic(), secrets.token_hex(16)
     try:
         client = connect(settings)
-        client.session.event_hooks["response"].append(note)
+        client.session.event_hooks["response"].append(responses.append)
         jobs = Jobs(client)
         facts = jobs.check_setup(nonce)
-    except Exception as error:  # noqa: BLE001 - supabase-py refuses some keys with an exception of its own
-        if isinstance(error, JobsUnavailable):
-            found = explain_silence(settings, error, responses[-1] if responses else None)
-        else:
-            found = [wrong("database", f"supabase-py refuses the key or the URL ({type(error).__name__})", KEY)]
-        yield from found
-        told = {finding.check for finding in found}
-        yield from (skipped(check, "the database gave no facts") for check in CHECKS if check not in told)
+    except JobsUnavailable as error:
+        yield explain_silence(error, responses[-1] if responses else None)
+        yield from (skipped(check, "the database gave no facts") for check in CHECKS)
         return
+    note_clock(clocks, "Supabase", responses[-1].headers.get("date"))
     clocks["Postgres"] = facts.now.timestamp() - time.time()
-    yield _answers(facts, time.monotonic() - began)
-    yield _functions(facts)
-    yield _rights(facts)
-    yield _guards(facts)
+    if facts.read_only:
+        disk = "Supabase dashboard: Database, Disk: a full disk makes a project read-only; make room, or a bigger disk"
+        yield wrong("database", "answers, but is read-only: nothing can be queued or claimed", disk)
+    else:
+        yield ok("database", f"answers in {1000 * (time.monotonic() - began):.0f} ms, Postgres {facts.postgres}")
+    yield from _schema(facts)
     if settings.dispatch_secrets:
         yield _pg_net(facts, jobs)
         yield _webhook_answers(facts)
         yield _secret(settings, facts, nonce)
     else:
-        yield from (skipped(check, "no DISPATCH_SECRET, no webhooks: jobs wait for the sweep") for check in CHECKS[3:6])
+        why = "no DISPATCH_SECRET, no webhooks: jobs wait for the sweep"
+        yield from (skipped(check, why) for check in WEBHOOK_CHECKS)
     yield _calls(facts)
     yield _waiting(facts)
-    yield check_vault_url(settings, facts)
+    yield check_vault_url(settings, facts, clocks)
 
 
-def _answers(facts: SetupFacts, took_s: float) -> Finding:
-    if facts.read_only:
-        disk = "Supabase dashboard: Database, Disk: a full disk makes a project read-only; make room, or a bigger disk"
-        return wrong("database", "answers, but is read-only: nothing can be queued or claimed", disk)
-    if took_s > SLOW_SECONDS:
-        return warning("database", f"answers, and took {took_s:.1f} s", f"a claim waits as long. {PROJECT}")
-    return ok("database", f"answers in {1000 * took_s:.0f} ms, Postgres {facts.postgres}")
-
-
-def _functions(facts: SetupFacts) -> Finding:
+def _schema(facts: SetupFacts) -> Iterator[Finding]:
     if missing := [name for name in RPCS if name not in facts.functions]:
         advice = f"{PUSH}; if that finds nothing to do, one was dropped by hand: then select private.apply_rights();"
-        return wrong("functions", f"missing, or closed to the service: {', '.join(missing)}", advice)
-    return ok("functions", f"all {len(RPCS)} that this code calls are there")
-
-
-def _rights(facts: SetupFacts) -> Finding:
-    """Every browser has the anon key. With it nobody may queue a call or read a person's calls."""
-    if not facts.open:
-        return ok("rights", "only the service key may call our functions and read our tables")
-    found = "; ".join(f"{each.name} ({', '.join(each.roles)})" for each in facts.open)
-    advice = " ".join(f"revoke all on {each.name} from public, anon, authenticated;" for each in facts.open)
-    if any(each.ours or role.startswith("anon") for each in facts.open for role in each.roles):
-        return wrong("rights", f"open to others: {found}", advice)
-    # Perhaps the view shows each user their own rows. Only its author knows.
-    return warning("rights", f"a view of yours shows our tables to signed-in users: {found}", advice)
-
-
-def _guards(facts: SetupFacts) -> Finding:
-    if missing := sorted(GUARDS - set(facts.guards)):
-        found = f"missing or invalid: {', '.join(missing)}: without them one person may be called twice"
+        yield wrong("functions", f"missing, or closed to the service: {', '.join(missing)}", advice)
+    else:
+        yield ok("functions", f"all {len(RPCS)} that this code calls are there")
+    if facts.open:
+        # Every browser has the anon key. With it nobody may queue a call or read a person's calls.
+        advice = " ".join(f"revoke all on {name} from public, anon, authenticated;" for name in facts.open)
+        yield wrong("rights", f"open to browsers: {', '.join(facts.open)}", advice)
+    else:
+        yield ok("rights", "only the service key may call our functions and read our tables")
+    if gone := sorted(GUARDS - set(facts.guards)):
         create = "create them again, as tables.sql in shared/supabase/migrations does"
         pause = f"select pause_calls('a guard is missing'); {create}; then select resume_calls();"
-        return wrong("guards", found, pause)
-    return ok("guards", "the indexes that forbid a second call are there")
+        yield wrong("guards", f"missing or invalid: {', '.join(gone)}: one person may be called twice", pause)
+    else:
+        yield ok("guards", "the indexes that forbid a second call are there")
 
 
 def _pg_net(facts: SetupFacts, jobs: Jobs) -> Finding:
     net = facts.net
-    if net.error or not net.installed:
-        found = f"cannot be read: {net.error}" if net.error else "is not installed: jobs wait for the sweep"
-        return wrong("pg_net", found, "Supabase: Database, Extensions, enable pg_net; or: create extension pg_net;")
-    if net.waiting and _is_stuck(net.oldest_waiting, jobs):
-        found = f"its worker is stuck: {net.waiting} requests wait, and none left in {QUEUE_LOOK_SECONDS:g} s"
-        return wrong("pg_net", found, "select net.worker_restart(); or: Project Settings, Restart project")
+    if net.error:
+        enable = "Supabase: Database, Extensions, enable pg_net; or: create extension pg_net;"
+        return wrong("pg_net", f"cannot be used, so jobs wait for the sweep: {net.error}", enable)
+    if net.waiting:
+        time.sleep(QUEUE_LOOK_SECONDS)
+        with contextlib.suppress(JobsUnavailable):
+            if jobs.check_setup(secrets.token_hex(16)).net.oldest_waiting == net.oldest_waiting:
+                found = f"its worker is stuck: {net.waiting} requests wait, and none left in {QUEUE_LOOK_SECONDS:g} s"
+                return wrong("pg_net", found, "select net.worker_restart(); or: Project Settings, Restart project")
     return ok("pg_net", "installed, and its queue is " + ("moving" if net.waiting else "empty"))
-
-
-def _is_stuck(oldest: int | None, jobs: Jobs) -> bool:
-    time.sleep(QUEUE_LOOK_SECONDS)
-    try:
-        return jobs.check_setup(secrets.token_hex(16)).net.oldest_waiting == oldest
-    except JobsUnavailable:
-        return False
 
 
 def _webhook_answers(facts: SetupFacts) -> Finding:
     """Failures before the last success are over: the newest come first."""
     check, answers = "webhook answers", facts.net.answers
-    if facts.net.error or not facts.net.installed:
+    if facts.net.error:
         return skipped(check, "pg_net cannot be used")
     failed = list(itertools.takewhile(lambda answer: answer.status is None or answer.status >= 300, answers))
     if not failed:
         return ok(check, "the newest succeeded" if answers else "none within the hour")
     kinds = ", ".join(sorted({f"HTTP {each.status}" if each.status else each.error or "no answer" for each in failed}))
     found = f"the last {len(failed)} within the hour failed ({kinds}), {failed[0].age_s:.0f} s ago"
-    other = "if Vault and the signed webhook are ok, they are older, or another webhook's of this project"
-    return warning(check, found, f"{other}: table net._http_response;")
+    other = "if Vault's lines are ok, they are older, or another webhook's of this project: table net._http_response;"
+    return warning(check, found, other)
 
 
 def _secret(settings: Settings, facts: SetupFacts, nonce: str) -> Finding:
     check, vault = "Vault's secret", facts.vault
+    row = "(select id from vault.secrets where name = 'call_dispatcher_secret')"
+    update = f"select vault.update_secret({row}, '<DISPATCH_SECRET>');"
     if vault.error:
-        return wrong(check, f"cannot be read: {vault.error}", "Supabase: Database, Extensions, enable supabase_vault")
-    if vault.form == "missing":
+        advice = f"Supabase: Database, Extensions, enable supabase_vault; if it is there: {update}"
+        return wrong(check, f"cannot be read: {vault.error}", advice)
+    if vault.hmac is None:
         return wrong(check, "is missing", "select vault.create_secret('<DISPATCH_SECRET>', 'call_dispatcher_secret');")
     keys = [base64.b64decode(secret.removeprefix("whsec_")) for secret in settings.dispatch_secrets]
-    proofs = [hmac.new(key, f"doctor:{nonce}".encode(), hashlib.sha256).hexdigest() for key in keys]
-    if vault.form == "ok" and vault.hmac in proofs:
-        return ok(check, "is DISPATCH_SECRET" if vault.hmac == proofs[0] else "is the second of two in DISPATCH_SECRET")
-    malformed = {
-        "no prefix": "does not begin with whsec_: every webhook gets a wrong signature",
-        "not base64": "is not whsec_ and base64: no webhook is sent",
-    }
-    found = malformed.get(vault.form, "is not DISPATCH_SECRET: every webhook is refused with 401")
-    row = "(select id from vault.secrets where name = 'call_dispatcher_secret')"
-    return wrong(check, found, f"select vault.update_secret({row}, '<DISPATCH_SECRET>');")
+    if vault.hmac in [hmac.new(key, f"doctor:{nonce}".encode(), hashlib.sha256).hexdigest() for key in keys]:
+        return ok(check, "is DISPATCH_SECRET" + (", or the second of two" if len(keys) > 1 else ""))
+    return wrong(check, "is not DISPATCH_SECRET: every webhook is refused with 401", update)
 
 
 def _calls(facts: SetupFacts) -> Finding:

@@ -30,7 +30,10 @@ _GEO: Final = "Twilio console: Voice, Settings, Geo permissions"
 
 
 def check_twilio(settings: Settings) -> Iterator[Finding]:
-    twilio = _client(settings)
+    http = TwilioHttpClient(pool_connections=False, timeout=TIMEOUT_SECONDS)
+    twilio = Client(settings.twilio_account_sid, settings.twilio_auth_tokens[0], http_client=http)
+    if settings.twilio_api_base_url:
+        twilio.api.base_url = twilio.voice.base_url = settings.twilio_api_base_url
     try:
         account = twilio.api.accounts(settings.twilio_account_sid).fetch()
     except Exception as error:  # noqa: BLE001 - every failure is a finding, and verdict_on knows them all
@@ -45,16 +48,8 @@ def check_twilio(settings: Settings) -> Iterator[Finding]:
             yield look(check, settings, twilio)
         except Exception as error:  # noqa: BLE001 - as above
             # Some accounts may not read the permissions, and still may call.
-            found = _unreadable(check, error)
-            yield warning(check, found.found, f"look yourself: {_GEO}") if look is _countries else found
-
-
-def _client(settings: Settings) -> Client:
-    http = TwilioHttpClient(pool_connections=False, timeout=TIMEOUT_SECONDS)
-    client = Client(settings.twilio_account_sid, settings.twilio_auth_tokens[0], http_client=http)
-    if settings.twilio_api_base_url:
-        client.api.base_url = client.voice.base_url = settings.twilio_api_base_url
-    return client
+            finding = _unreadable(check, error)
+            yield warning(check, finding.found, f"look yourself: {_GEO}") if look is _countries else finding
 
 
 def _unreadable(check: str, error: BaseException) -> Finding:
@@ -69,9 +64,7 @@ def _account(settings: Settings, account: Any) -> Finding:
         return wrong(check, f"the account is {status}", "Twilio console: its banner says why (funds, terms, review)")
     if account.type == "Trial":
         return warning(check, "a trial account calls only verified numbers", "Twilio console: Upgrade")
-    sub = account.owner_account_sid not in (None, account.sid)
-    kind = ", a subaccount: it has its own numbers and permissions" if sub else ""
-    return ok(check, f"active{kind}{'; a stand-in (TWILIO_API_BASE_URL)' if settings.twilio_api_base_url else ''}")
+    return ok(check, "active" + ("; a stand-in (TWILIO_API_BASE_URL)" if settings.twilio_api_base_url else ""))
 
 
 def _auth_token(settings: Settings, account: Any) -> Finding:
@@ -99,11 +92,10 @@ def _number(check: str, settings: Settings, twilio: Client) -> Finding:
 
 def _countries(check: str, settings: Settings, twilio: Client) -> Finding:
     called, listed = called_countries(settings), twilio.voice.v1.dialing_permissions.countries.list(page_size=1000)
-    permissions = {country.iso_code: country for country in listed}
-    known = [region for region in called if region in permissions]
-    closed = [region for region in known if not permissions[region].low_risk_numbers_enabled]
+    known = {country.iso_code: country for country in listed if country.iso_code in called}
+    closed = [region for region, country in known.items() if not country.low_risk_numbers_enabled]
     fraud = ("high_risk_special_numbers_enabled", "high_risk_tollfraud_numbers_enabled")
-    risky = [region for region in known if any(getattr(permissions[region], name) for name in fraud)]
+    risky = [region for region, country in known.items() if any(getattr(country, name) for name in fraud)]
     if closed:
         tick = f"{_GEO}: tick {', '.join(closed)}, low-risk numbers only; or take it out of CALL_COUNTRIES"
         return wrong(check, f"calls to {', '.join(closed)} are not allowed (they would be refused with 21215)", tick)

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from shared.models import Redial
-from shared.screening.area_codes import library_date, table_date
+from shared.screening.area_codes import table_date
 from shared.screening.hours import PutOff, check_hours, first_right_moment, persons_clock
 from shared.screening.number_rules import called_countries, check_number
 from shared.screening.numbers import PhoneNumber, Refusal, parse_number
@@ -20,7 +20,6 @@ __all__ = [
     "check_hours",
     "check_number",
     "first_right_moment",
-    "library_date",
     "parse_number",
     "persons_clock",
     "screen",

@@ -6,8 +6,6 @@ When a new version of the library knows a code, its line here goes: a test names
 from datetime import date
 from typing import Final, NamedTuple
 
-import phonenumbers
-
 _EASTERN: Final = "America/New_York"
 _CENTRAL: Final = "America/Chicago"
 _PACIFIC: Final = "America/Los_Angeles"
@@ -23,9 +21,6 @@ class AreaCode(NamedTuple):
 
 READ_ON: Final = date(2026, 11, 28)
 """The day on which the sources of the table were read."""
-COMPARED_WITH: Final = ("9.0.43", date(2026, 11, 1))
-"""The version of the library that lacks these codes, and the month of its release."""
-
 AREA_CODES: Final = {
     "357": AreaCode("CA", (_PACIFIC,), "2025-03-26"),  # overlay of 559; California PUC
     "436": AreaCode("OH", (_EASTERN,), "2024-03"),  # overlay of 440; nyaruka/phonenumbers#227
@@ -47,9 +42,3 @@ AREA_CODES: Final = {
 def table_date() -> date:
     """The day on which the table of area codes was last compared with its sources."""
     return READ_ON
-
-
-def library_date() -> date | None:
-    """The month in which the installed library was released; None for another version than the compared one."""
-    version, released = COMPARED_WITH
-    return released if phonenumbers.__version__ == version else None

@@ -5,17 +5,14 @@ from __future__ import annotations
 import functools
 import json
 import ssl
-import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import aiohttp
 import psycopg
 import pytest
-import trustme
 from aiohttp import web
 
 from function.doctor import main
@@ -75,21 +72,6 @@ def says(status: int, body: str, kind: str = "text/html", **headers: str) -> Ans
         return web.Response(status=status, text=body, content_type=kind, headers=headers)
 
     return answer
-
-
-@contextmanager
-def tls_server() -> Iterator[str]:
-    """An https URL on this machine, with a certificate of an authority that nobody trusts."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
-    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-        server.handle_error = lambda *_: None  # type: ignore[method-assign]
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        yield f"https://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
 
 
 @dataclass

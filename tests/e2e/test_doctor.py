@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-import httpx
 import psycopg
 import pytest
 from aiohttp import web
@@ -19,14 +18,11 @@ from aiohttp import web
 import function.doctor
 from function.doctor import main
 from shared import jobs
-from shared.conversation.library import ScriptError
 from shared.doctor import database as doctor_database
 from shared.doctor import twilio as doctor_twilio
 from shared.doctor import url as doctor_url
-from shared.doctor.connection import key_problem
-from shared.doctor.findings import why_no_answer, wrong
-from shared.setup_facts import SetupFacts, VaultFacts
-from tests.e2e.doctor_cases import Clinic, Passing, Proxy, Visit, open_clinic, says, tls_server
+from shared.doctor.findings import wrong
+from tests.e2e.doctor_cases import Clinic, Passing, Proxy, Visit, open_clinic, says
 from tests.sandbox.sandbox import Sandbox, free_port
 from tests.sandbox.serve import Server
 from tests.sandbox.supabase.gateway import user_key
@@ -61,7 +57,7 @@ def deviation(visit: Visit, checks: set[str], remedy: str) -> object:
 def test_healthy_system_is_ok_from_top_to_bottom(clinic: Clinic) -> None:
     visit = clinic.visit()
     assert {found["check"]: found for found in visit.findings if found["state"] != "ok"} == {}
-    assert len(visit.findings) == len({found["check"] for found in visit.findings}) == 23
+    assert len(visit.findings) == len({found["check"] for found in visit.findings}) == 19
 
 
 def test_doctor_neither_dials_nor_writes_nor_alerts(clinic: Clinic) -> None:
@@ -84,7 +80,7 @@ def test_lines_are_for_people_and_give_advice(clinic: Clinic) -> None:
     lines = clinic.capsys.readouterr().out.splitlines()
     at = next(number for number, line in enumerate(lines) if line.startswith("WARNING  Twilio account"))
     assert lines[at + 1].split() == ["->", "Twilio", "console:", "Upgrade"]
-    assert lines[-1] == "22 ok, 1 warning"
+    assert lines[-1] == "18 ok, 1 warning"
 
 
 # --- settings -----------------------------------------------------------------------------------------------------------
@@ -97,7 +93,6 @@ def test_wrong_settings_are_all_named_with_exit_code_2(clinic: Clinic) -> None:
     wrong = [found for found in findings if found["state"] == "wrong"]
     assert {found["found"].split()[0] for found in wrong} == {"TWILIO_ACCOUNT_SID", "TWILIO_REGION"}
     assert all(".env.example" in found["advice"] for found in wrong)
-    assert findings[-1]["check"] == "scripts"
 
 
 def test_worker_without_dispatch_secret_skips_the_webhooks_lines(clinic: Clinic) -> None:
@@ -106,7 +101,7 @@ def test_worker_without_dispatch_secret_skips_the_webhooks_lines(clinic: Clinic)
     assert list(visit.trouble) == ["webhook secret"]
     assert "worker" in visit.trouble["webhook secret"]["found"]
     assert {found["check"] for found in visit.findings if found["state"] == "skipped"} == {
-        *("pg_net", "webhook answers", "Vault's secret", "Vault's URL", "signed webhook")
+        *("pg_net", "webhook answers", "Vault's secret", "Vault's URL")
     }
 
 
@@ -124,7 +119,7 @@ def test_new_keys_and_rotating_secrets_are_healthy(clinic: Clinic) -> None:
     # The service itself does not know the first one yet.
     visit = clinic.visit(DISPATCH_SECRET=f"{other} {clinic.sandbox.dispatch_secret}")
     assert visit.state("Vault's secret") == "ok"
-    assert list(visit.trouble) == ["signed webhook"]
+    assert list(visit.trouble) == ["Vault's URL"]
 
 
 def changed_setting(clinic: Clinic, case: str) -> dict[str, str]:
@@ -170,7 +165,7 @@ SETTINGS = [
     ("a country more", "Twilio countries", "tick DE"),
     ("a country unknown to Twilio", "Twilio countries", "Geo permissions"),
     ("no service", "public address, Vault's URL", "set API_BASE_URL"),
-    ("another secret", "Vault's secret, signed webhook", "vault.update_secret"),
+    ("another secret", "Vault's secret, Vault's URL", "vault.update_secret"),
     ("staging", "CALL_ONLY_TO", "take CALL_ONLY_TO out"),
     ("staging abroad", "CALL_ONLY_TO", "CALL_COUNTRIES"),
     ("no stand-in", "Twilio account", "take TWILIO_API_BASE_URL out"),
@@ -198,8 +193,8 @@ PAUSED = "update private.call_settings set paused_until = "
 BREAKS: dict[str, tuple[str, ...]] = {
     # by fault: the SQL that makes it, the line that is not ok, words of its advice; and the SQL that mends it, where
     # neither `mend` nor `reset` knows
-    "older than the doctor": (f"alter {SETUP} rename to gone", "functions", "supabase db push"),
-    "the doctor locked out": (f"revoke execute on {SETUP} from service_role", "rights", f"grant execute on {SETUP}"),
+    "older than the doctor": (f"alter {SETUP} rename to gone", "database", "supabase db push"),
+    "the doctor locked out": (f"revoke execute on {SETUP} from service_role", "database", f"grant execute on {SETUP}"),
     "a function dropped by hand": ("alter function public.settle_call rename to gone", "functions", "supabase db push"),
     "the service locked out": (
         "revoke execute on function public.settle_call from service_role",
@@ -230,19 +225,6 @@ BREAKS: dict[str, tuple[str, ...]] = {
         "update pg_index set indisvalid = true where indexrelid = 'public.one_job_per_key_and_hour'::regclass",
     ),
     "the private schema gone": ("alter schema private rename to gone", "database", "restore a backup"),
-    "a view of the user's over our tables": (
-        "create view public.my_calls as select * from public.outbound_call_overview; grant select on public.my_calls to anon",
-        "rights",
-        "revoke all on public.my_calls",
-        "drop view public.my_calls",
-    ),
-    "a materialized view over such a view": (
-        f"create schema api; create view api.one as select id from {JOBS};"
-        " create materialized view api.two as table api.one; grant select on api.two to authenticated",
-        "rights",
-        "revoke all on api.two",
-        "drop schema api cascade",
-    ),
     "no pg_net": ("alter function net.http_post rename to gone", "pg_net", "create extension pg_net"),
     "no right to pg_net": ("revoke execute on function net.http_post from public", "pg_net", "Extensions"),
     "pg_net's worker dead": (
@@ -367,27 +349,15 @@ def test_broken_databases_are_named_by_one_line_each(clinic: Clinic, monkeypatch
     assert {name: trouble for name, trouble in deviations.items() if trouble is not None} == {}
 
 
-def test_own_view_for_signed_in_users_is_only_a_warning(clinic: Clinic) -> None:
-    broken, *_, mended = BREAKS["a materialized view over such a view"]
-    clinic.sql(broken)
-    assert clinic.visit().exit_code == 0
-    clinic.sql(mended)
-
-
 HARMLESS: dict[str, tuple[str, str]] = {
     "a newline behind the secret in Vault": (f"update vault.secrets set secret = secret || chr(10) {OF_SECRET}", ""),
     "bad answers before a good one": (
         "insert into net._http_response (id, status_code, created) values (1, 401, now() - interval '9 min'), (2, 200, now())",
         "",
     ),
-    "a view that reads with its reader's rights": (
-        f"create view public.my_calls with (security_invoker = on) as table {JOBS};"
-        " grant select on public.my_calls to anon",
-        "drop view public.my_calls",
-    ),
-    "a view over our tables for the service alone": (
-        f"create view public.my_calls as table {JOBS}; revoke all on public.my_calls from anon, authenticated, public",
-        "drop view public.my_calls",
+    "an address without its slash, in capitals": (
+        f"update vault.secrets set secret = replace(rtrim(secret, '/'), 'http', 'HTTP') {OF_URL}",
+        "",
     ),
 }
 
@@ -420,10 +390,10 @@ SILENCES = [
     (540, "Project paused", "text/plain", "paused", "Restore project"),
     (502, "<html>Bad gateway</html>", "text/html", "a page", "Restore project"),
     (200, "<html>Supabase</html>", "text/html", "a page", "copy the project's URL"),
-    (503, '{"code": "PGRST001", "message": "no connection"}', "application/json", "its Postgres does not", "paused"),
+    (503, '{"code": "PGRST001", "message": "no connection"}', "application/json", "PGRST001): no connection", "paused"),
     (401, '{"message": "Invalid API key"}', "application/json", "Invalid API key", "service_role key"),
     (406, '{"code": "PGRST106", "message": "no"}', "application/json", "public is not served", "expose public"),
-    (404, '{"message": "no Route matched"}', "application/json", "404", "copy the project's URL"),
+    (404, '{"message": "no Route matched"}', "application/json", "(HTTP 404)", "copy the project's URL"),
 ]
 
 
@@ -531,12 +501,12 @@ def close_voice(passing: Passing) -> None:
 
 
 SPOILERS = [
-    (drop("webhook-signature"), "signed webhook"),
-    (rewrite_json, "signed webhook"),
+    (drop("webhook-signature"), "Vault's URL"),
+    (rewrite_json, "Vault's URL"),
     (drop("x-twilio-signature"), "Twilio's callbacks"),
     (drop_query, "Twilio's callbacks"),
     (drop_blank_fields, "Twilio's callbacks"),
-    (close_voice, "Twilio's questions"),
+    (close_voice, "unproved requests"),
 ]
 
 
@@ -555,8 +525,8 @@ def test_door_that_stands_open_is_wrong(clinic: Clinic) -> None:
 
     clinic.proxy.answer = open_door
     visit = clinic.visit()
-    assert set(visit.trouble) == {"unproved requests", "Twilio's questions"}
-    assert "anybody" in visit.trouble["unproved requests"]["found"]
+    assert set(visit.trouble) == {"unproved requests"}
+    assert "/sweep: HTTP 200" in visit.trouble["unproved requests"]["found"]
 
 
 # --- the doctor itself --------------------------------------------------------------------------------------------------
@@ -578,52 +548,8 @@ def test_hosts_that_hang_are_named_and_soon(clinic: Clinic, monkeypatch: pytest.
         began = time.monotonic()
         visit = clinic.visit(SUPABASE_URL=server.url, TWILIO_API_BASE_URL=server.url, API_BASE_URL=server.url)
     assert set(visit.trouble) == {"database", "Twilio account", "public address"}
-    assert all("in time" in found["found"] for found in visit.trouble.values())
+    assert all(re.search("in time|timed out|Timeout", found["found"]) for found in visit.trouble.values())
     assert time.monotonic() - began < 10
-
-
-def test_a_doctor_who_stumbles_says_so_and_goes_on(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
-    def check_public_url(*_: object) -> Iterator[Any]:
-        raise ZeroDivisionError("oh")
-        yield
-
-    monkeypatch.setattr(function.doctor, "check_public_url", check_public_url)
-    visit = clinic.visit()
-    assert list(visit.trouble) == ["public address"]
-    assert visit.state("clock") == "ok"
-
-
-def test_wrong_scripts_are_named(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
-    def scripts() -> None:
-        raise ScriptError("scripts are wrong:\n  demo.toml: greeting: too long")
-
-    monkeypatch.setattr(function.doctor, "Scripts", scripts)
-    visit = clinic.visit()
-    assert list(visit.trouble) == ["scripts"]
-    assert "demo.toml: greeting" in visit.trouble["scripts"]["found"]
-
-
-def test_address_in_vault_may_differ_only_in_case_and_last_slash(monkeypatch: pytest.MonkeyPatch) -> None:
-    def sent(check: str, *_: object) -> object:
-        return wrong(check, "refused", "advice")
-
-    monkeypatch.setattr(doctor_url, "_signed_webhook", sent)
-    cases = {
-        ("https://calls.example.com", "https://Calls.example.com"): "ok",
-        ("https://calls.example.com", "https://calls.example.com/"): "ok",
-        ("https://calls.example.com/calls", "https://calls.example.com/calls/"): "ok",
-        (
-            "https://calls.example.com/calls",
-            "https://calls.example.com/calls",
-        ): "wrong",  # the function answers 404 there
-        ("https://calls.example.com", "https://calls.example.com/\n"): "wrong",
-        ("https://calls.example.com", "http://calls.example.com/"): "wrong",
-    }
-    found = {}
-    for base, url in cases:
-        facts = SetupFacts.model_construct(vault=VaultFacts(url=url))
-        found[base, url] = doctor_url.check_vault_url(settings(API_BASE_URL=base), facts).state
-    assert found == cases
 
 
 @pytest.mark.parametrize("url", ["https://127.0.0.1:9", "https://10.0.0.1", "https://localhost", "https://function"])
@@ -633,34 +559,14 @@ def test_an_address_that_twilio_cannot_reach_is_wrong_even_where_we_can(url: str
     assert "Twilio cannot reach it" in finding.found
 
 
-def test_a_certificate_that_is_not_valid_is_told_apart() -> None:
-    with tls_server() as url, pytest.raises(httpx.ConnectError) as refused:
-        httpx.get(url, timeout=5)
-    assert "certificate is not valid for us: " in why_no_answer(refused.value)
-
-
-def test_an_address_with_a_long_number_in_it_can_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_with_a_long_number_in_it_can_be_copied(capsys: pytest.CaptureFixture[str]) -> None:
     ours = settings(API_BASE_URL="https://calls-123456789012.us-east1.run.app")
-    finding = wrong(
-        "check", f"no {ours.api_base_url}/ for +14155550100", f"set {ours.api_base_url}/, {ours.dispatch_secrets[0]}"
+    base, secret = ours.api_base_url, ours.dispatch_secrets[0]
+    (line,) = function.doctor._print(
+        [wrong("check", f"no {base}/ for +14155550100", f"{base}/, {secret}")], ours, False
     )
-    hidden = function.doctor._hide(finding, ours)
-    assert hidden.found == f"no {ours.api_base_url}/ for +1*******00"
-    assert hidden.advice == f"set {ours.api_base_url}/, [secret]"
-
-
-def test_legacy_keys_tell_whose_they_are() -> None:
-    cases: list[tuple[dict[str, Any], str]] = [
-        ({"role": "anon"}, "is the anon key"),
-        ({"role": "service_role", "ref": "abcdefghijklmnopqrst"}, "of the project abcdefghijklmnopqrst"),
-        ({"role": "service_role", "exp": 1700000001}, "has expired"),
-        ({"role": "service_role", "ref": "zyxwvutsrqponmlkjihg"}, ""),
-    ]
-    url = "https://zyxwvutsrqponmlkjihg.supabase.co"
-    told = [key_problem(settings(SUPABASE_URL=url, SUPABASE_SERVICE_KEY=mint("x" * 64, claims))) for claims, _ in cases]
-    assert [
-        said in problem and bool(said) == bool(problem) for problem, (_, said) in zip(told, cases, strict=True)
-    ] == [True] * 4
+    assert (line["found"], line["advice"]) == (f"no {base}/ for +1*******00", f"{base}/, [secret]")
+    assert secret not in capsys.readouterr().out
 
 
 def test_doctor_knows_every_function_that_the_code_calls() -> None:
