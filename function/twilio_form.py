@@ -9,7 +9,7 @@ from uuid import UUID
 import structlog
 
 from shared.conversation.hearing import LEAST_CONFIDENCE
-from shared.conversation.turns import Place
+from shared.conversation.turns import AGENT_ENDED, AGENT_FAILED, Place
 from shared.models import CALL_SID, CallEvent, CallStatus
 
 log = structlog.get_logger()
@@ -51,7 +51,7 @@ def read_voice_request(form: Mapping[str, str], query: Mapping[str, str], voice_
     return VoiceRequest(
         attempt=attempt,
         event=read_event(form),
-        place=read_place(query),
+        place=read_place(query, form),
         digits=read_digits(form, query),
         heard=read_heard(form),
         waits=read_waits(query),
@@ -103,15 +103,21 @@ def read_attempt(text: str | None) -> UUID | None:
         return None
 
 
-def read_place(query: Mapping[str, str]) -> Place | None:
+def read_place(query: Mapping[str, str], form: Mapping[str, str]) -> Place | None:
     """Position in the script, from the Gather's action URL; None on the first request.
 
-    An invalid value maps to a position that no script has.
+    An invalid value maps to a position that no script has. After a handover the form says how the agent's session ended.
     """
     if "at" not in query:
         return None
     tries = _int(query.get("try"))
-    return Place(query.get("script", ""), query["at"] if tries else "", tries or 1)
+    at = AGENT_ENDED if query["at"] == AGENT_FAILED and session_ended(form) else query["at"]
+    return Place(query.get("script", ""), at if tries else "", tries or 1)
+
+
+def session_ended(form: Mapping[str, str]) -> bool:
+    """Whether the agent, or the person, ended the session of a ConversationRelay. A Stream's end has no such fields."""
+    return form.get("SessionStatus") in ("ended", "completed") and not form.get("ErrorCode")
 
 
 def read_waits(query: Mapping[str, str]) -> Waits:

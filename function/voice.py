@@ -12,16 +12,19 @@ from function.twilio_form import VoiceRequest
 from shared.conversation.library import Scripts
 from shared.conversation.script import Script
 from shared.conversation.turns import (
+    AGENT_ENDED,
+    AGENT_FAILED,
     Place,
     Turn,
     agreed_turn,
     apology_turn,
     first_turn,
     next_turn,
-    turn_without_later,
+    opt_out_turn,
+    turn_without,
     voicemail_turn,
 )
-from shared.conversation.twiml import hang_up, render_twiml, render_wait
+from shared.conversation.twiml import hang_up, render_handover, render_twiml, render_wait
 from shared.jobs import JobsUnavailable
 from shared.models import Answer, CallEvent, LiveCall
 
@@ -34,6 +37,8 @@ log = structlog.get_logger()
 MAX_WAITS = 2
 PATIENCE_SECONDS = 20
 PAUSE_SECONDS = 2
+AGENT = "agent"
+"""The question that an agent answers when its work is done. Twilio does not report how a Stream ended."""
 
 
 def handle(asked: VoiceRequest, dispatcher: "Dispatcher", scripts: Scripts) -> str:
@@ -81,10 +86,21 @@ def _go_on(attempt: UUID, place: Place, asked: VoiceRequest, dispatcher: "Dispat
     except JobsUnavailable as error:
         _log_unstored(asked, answer, error)
         return _wait(asked, script, answer.digits)  # spoken words travel in no URL, only their key
+    if place.at == AGENT_FAILED and script.connect is not None:
+        turn = _turn_after_failure(script, place, turn, call, asked)
     if turn.later:
         agreed = dispatcher.later_in_words(call, script.language)
         turn = agreed_turn(turn, agreed) if agreed else Turn(says=(script.goodbye,))
     return _render(turn, script, call, asked, dispatcher)
+
+
+def _turn_after_failure(script: Script, place: Place, turn: Turn, call: LiveCall, asked: VoiceRequest) -> Turn:
+    """An agent that has recorded an answer to "agent" has ended well, however its socket closed."""
+    if AGENT in call.agent_answers:
+        return next_turn(script, replace(place, at=AGENT_ENDED), "")
+    about = {"attempt": str(asked.attempt), "call_sid": asked.event.call_sid, "error_code": asked.event.error_code}
+    log.error("the agent's session failed: the script goes on", kind="agent_failed", **about)
+    return turn
 
 
 def _answered(event: CallEvent) -> CallEvent:
@@ -107,10 +123,14 @@ def _render(turn: Turn, script: Script, call: LiveCall, asked: VoiceRequest, dis
     if not call.is_wanted or call.job is None:
         _log_unwanted(asked.event.call_sid, call)
         return hang_up()
-    if call.by_machine and not turn.opts_out:
+    if turn.opts_out or call.opted_out:
+        turn = opt_out_turn(script)
+    elif call.by_machine:
         turn = voicemail_turn(script)
-    if not dispatcher.may_ask_for_later(call):
-        turn = turn_without_later(script, turn)
+    elif turn.connects and asked.attempt is not None:
+        return render_handover(script, call.job, asked.attempt, asked.action)
+    may_ask_for_later = dispatcher.may_ask_for_later(call)
+    turn = turn_without(script, turn, call.agent_answers, may_ask_for_later=may_ask_for_later)
     return render_twiml(turn, script, call.job, asked.action)
 
 

@@ -112,6 +112,7 @@ class LiveCall(_Answer):
 
     by_machine: a machine answered, as far as we know. machine_now: this event is the first to say so.
     later_at: when the person is called again, as they asked in this call. now: the database's clock.
+    agent_answers: question -> meaning, as an agent recorded them in this call. opted_out: in this call.
     """
 
     then: Literal["keep", "end", "unknown"]
@@ -123,6 +124,8 @@ class LiveCall(_Answer):
     machine_now: bool = False
     later_at: datetime | None = None
     now: datetime | None = None
+    agent_answers: dict[str, str] = {}
+    opted_out: bool = False
 
     @property
     def is_wanted(self) -> bool:

@@ -19,6 +19,11 @@ from shared.conversation.voices import fits_language, is_language, voice_problem
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}(\.[a-z]{2,3}(-[a-z0-9]{2,8})*)?")
 
+PARAMETERS: Final = ("attempt", "job", "mode", "opt_out_key", "first_name")
+"""What each agent is told, as twiml.py names it."""
+WITH_OPT_OUT: Final = ("greeting", "opt_out.say", "opt_out.ask", "connect.welcome")
+"""The texts during which the opt-out key works, and no other before an agent has the call."""
+
 Problem = tuple[str, str]
 Table = Mapping[str, Any]
 
@@ -57,11 +62,12 @@ def check_structure(raw: Table) -> list[Problem]:
         *_check_ids(questions),
         *_check_opt_out_key(raw, questions),
         *_check_next(questions),
+        *_check_connect(raw, questions),
         *_check_later(raw),
         *_check_told_keys(raw),
     ]
     if questions and not any(key.startswith("questions") for key, _ in problems):
-        problems += check_reachable(questions)
+        problems += check_reachable(questions, _starts(raw, questions))
     return problems
 
 
@@ -150,6 +156,30 @@ def _check_next(questions: list[Table]) -> Iterator[Problem]:
                 yield key, f"{following!r} is not a question; allowed: {', '.join(allowed)}"
 
 
+def _check_connect(raw: Table, questions: list[Table]) -> Iterator[Problem]:
+    """The script goes on at questions that exist, and no value of the metadata replaces another parameter."""
+    connect = _table(raw.get("connect"))
+    allowed = [*dict.fromkeys(question["id"] for question in questions), GOODBYE]
+    for key in ("then", "failed"):
+        at = _text(connect, key)
+        if at is not None and at not in allowed:
+            yield f"connect.{key}", f"{at!r} is not a question; allowed: {', '.join(allowed)}"
+    names: list[object] = given if isinstance(given := connect.get("metadata"), list) else []
+    for name in names:
+        if name in PARAMETERS or names.count(name) > 1:
+            yield "connect.metadata", f"{name!r} is told already: take it out"
+    if connect.get("kind") == "stream":
+        for key in ("welcome", "relay"):
+            if key in connect:
+                yield f"connect.{key}", 'works with kind = "conversation_relay" only: take it out'
+
+
+def _starts(raw: Table, questions: list[Table]) -> set[str]:
+    """The questions at which a conversation begins: the first one, or those after an agent."""
+    connect = _table(raw.get("connect"))
+    return {_text(connect, "then") or "", _text(connect, "failed") or questions[0]["id"]}
+
+
 def _later_answers(raw: Table) -> Iterator[tuple[str, Table]]:
     for name, question in _named_questions(raw):
         for key, answer in _answers(question).items():
@@ -184,8 +214,9 @@ def _check_told_keys(raw: Table) -> Iterator[Problem]:
         if place in by_question:
             allowed = by_question[place] | opt_out
         else:
-            keys_work = place.startswith("questions.") or place in ("greeting", "opt_out.say", "again", "opt_out.ask")
-            allowed = anywhere if keys_work else set()
+            opening = () if "connect" in raw else ("greeting", "opt_out.say", "opt_out.ask")
+            keys_work = place.startswith("questions.") or place in (*opening, "again", "connect.sorry")
+            allowed = anywhere if keys_work else opt_out if place in WITH_OPT_OUT else set()
         for key, words in keys_told(text, str(raw.get("language"))).items():
             if key not in allowed:
                 known = ", ".join(sorted(allowed - {""})) or "none"
@@ -193,7 +224,7 @@ def _check_told_keys(raw: Table) -> Iterator[Problem]:
                 yield place, f"{nothing}: change the words, or add the key"
 
 
-def check_reachable(questions: list[Table]) -> Iterator[Problem]:
+def check_reachable(questions: list[Table], starts: set[str]) -> Iterator[Problem]:
     """Each question can be reached, and from each one some answers lead to the goodbye. Needs valid ids and nexts."""
     ids = [question["id"] for question in questions]
     following: dict[str, set[str]] = {}
@@ -205,7 +236,7 @@ def check_reachable(questions: list[Table]) -> Iterator[Problem]:
         following[question["id"]] = {
             each for answer in answers for each in (ends if "later" in answer else [_text(answer, "next") or default])
         } or {default}
-    reached = _closure(set(ids[:1]), following)
+    reached = _closure(starts & set(ids), following)
     preceding: dict[str, set[str]] = {}
     for question_id, nexts in following.items():
         for each in nexts:
@@ -233,6 +264,7 @@ def _texts(raw: Table) -> Iterator[tuple[str, str]]:
     tables: list[tuple[str, Table, tuple[str, ...]]] = [
         ("", raw, ("greeting", "goodbye", "apology", "again", "please_wait", "machine")),
         ("opt_out.", _table(raw.get("opt_out")), ("say", "confirm", "ask")),
+        ("connect.", _table(raw.get("connect")), ("sorry", "welcome")),
     ]
     for name, question in _named_questions(raw):
         tables.append((f"{name}.", question, ("say", "no_answer")))

@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
-from shared.conversation.script import Answer, OptOut, Placeholder, Question, Script
+from shared.conversation.script import Answer, Connect, OptOut, Placeholder, Question, Script
 from shared.conversation.texts import Part, Recording
 
-PartName = Literal["script", "opt_out", "question", "answer", "placeholder", "recording"]
+PartName = Literal["script", "opt_out", "connect", "question", "answer", "placeholder", "recording"]
 
 _PARTS: Final[dict[PartName, type[Part]]] = {
     "script": Script,
     "opt_out": OptOut,
+    "connect": Connect,
     "question": Question,
     "answer": Answer,
     "placeholder": Placeholder,
@@ -20,6 +21,8 @@ _MUST_BE: Final = {
     "opt_out": "a table [opt_out] with key, say and confirm",
     "answers": "a table [questions.answers.1] with means, and one more for each other key",
     "kind": "one of name, words, number",
+    "connect": "a table [connect] with url and kind",
+    "connect.kind": "conversation_relay or stream",
     "listen": "one of keys, speech, both",
 }
 
@@ -37,9 +40,10 @@ def describe_problem(place: tuple[int | str, ...], kind: str, message: str, cont
         case "int_type" | "greater_than_equal" | "less_than_equal":
             return "must be a whole number from 0 to 5, without quotes"
         case "literal_error":
-            return f"must be {_MUST_BE[str(place[-1])]}"
+            name = str(place[-1])
+            return f"must be {_MUST_BE[f'connect.{name}' if place[0] == 'connect' else name]}"
         case "list_type":
-            is_texts = place[-1] in ("aliases", "hear", "yes")
+            is_texts = place[-1] in ("aliases", "hear", "yes", "metadata")
             return 'must be a list: ["one", "two"]' if is_texts else "must be written as [[questions]], each time"
         case "dict_type" | "model_type":
             if _part(place) == "placeholder":
@@ -61,6 +65,8 @@ def _part(place: tuple[int | str, ...]) -> PartName:
             return "recording"
         case ("opt_out", _, *_):
             return "opt_out"
+        case ("connect", _, *_):
+            return "connect"
         case ("placeholders", _, *_):
             return "placeholder"
         case ("questions", _, "answers", _, _, *_):

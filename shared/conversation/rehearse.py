@@ -5,11 +5,22 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from shared.conversation.checks import PARAMETERS
 from shared.conversation.later import time_in_words, wished_moment
 from shared.conversation.library import FOLDER, ScriptError, Scripts
-from shared.conversation.script import GOODBYE, Question, Script
+from shared.conversation.script import GOODBYE, Connect, Question, Script
 from shared.conversation.texts import Recording
-from shared.conversation.turns import Place, Turn, agreed_turn, apology_turn, first_turn, next_turn, voicemail_turn
+from shared.conversation.turns import (
+    AGENT_ENDED,
+    AGENT_FAILED,
+    Place,
+    Turn,
+    agreed_turn,
+    apology_turn,
+    first_turn,
+    next_turn,
+    voicemail_turn,
+)
 
 USAGE = "usage: python -m shared.conversation.rehearse check [folder]"
 
@@ -40,12 +51,14 @@ def rehearse(script: Script) -> Iterator[str]:
         yield f"  also for {', '.join(script.aliases)}"
     turn = first_turn(script)
     yield from quoted(script, turn.says + turn.asks)
-    if not script.questions:
+    if script.connect is not None:
+        yield from _handover(script, script.connect)
+    elif not script.questions:
         yield "    (silence, or any key but the one to opt out)"
         yield from quoted(script, next_turn(script, Place(script.name, GOODBYE), "").says)
     for number, question in enumerate(script.questions):
         yield f"  {question.id}"
-        if number:
+        if number or script.connect is not None:
             yield from quoted(script, (question.say,))
         yield from _answers(script, question)
     yield f"  {script.opt_out.key}, at any time: never called again"
@@ -59,6 +72,16 @@ def rehearse(script: Script) -> Iterator[str]:
     yield "  when our database is down"
     yield from quoted(script, (script.please_wait,) if script.please_wait else ())
     yield from quoted(script, apology_turn(script).says)
+
+
+def _handover(script: Script, connect: Connect) -> Iterator[str]:
+    yield f"  hands over to the agent at {connect.url}, as a {connect.kind}"
+    yield f"    it is told {', '.join([*PARAMETERS, *connect.metadata])}"
+    yield from quoted(script, (connect.welcome,) if connect.welcome else ())
+    for at, event in ((AGENT_ENDED, "has ended"), (AGENT_FAILED, "cannot be had, or breaks")):
+        turn = next_turn(script, Place(script.name, at), "")
+        yield f"    when the agent {event}: {_following(turn)}"
+        yield from quoted(script, turn.says)
 
 
 def _answers(script: Script, question: Question) -> Iterator[str]:

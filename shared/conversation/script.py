@@ -14,6 +14,7 @@ from shared.conversation.texts import (
     Fallback,
     Part,
     Saying,
+    Spoken,
     Text,
     inline_text,
     matches,
@@ -59,6 +60,19 @@ def _placeholders(value: object) -> object:
     }
 
 
+_RELAY: Final = (
+    *("voice", "ttsProvider", "transcriptionProvider", "speechModel", "hints", "interruptible", "interruptSensitivity"),
+    *("welcomeGreetingInterruptible", "preemptible", "profanityFilter", "reportInputDuringAgentSpeech", "debug"),
+)
+SocketUrl = Annotated[
+    str,
+    matches(
+        r"(?=.{1,600}$)(wss://[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+|wss?://(localhost|127\.0\.0\.1|\[::1\]))(:\d+)?"
+        r"(/[!-\"$->A-Z\[-~]*)?",
+        "must be a URL that begins with wss:// and has at most 600 characters, without a login, a query or blanks;"
+        " ws:// only on this machine",
+    ),
+]
 # Not #: it is Twilio's key for "done". After "1#" it would answer the next question.
 Key = Annotated[str, matches(r"[0-9*]", "is not a key that can be asked for; allowed: one of 0 1 2 3 4 5 6 7 8 9 *")]
 Name = Annotated[
@@ -110,6 +124,9 @@ class Question(Saying):
     def offers_later(self) -> bool:
         return any(answer.later for answer in self.answers.values())
 
+    def key_of(self, meaning: str | None) -> str | None:
+        return next((key for key, answer in self.answers.items() if answer.means == meaning), None)
+
 
 class OptOut(Saying):
     """The key that works everywhere. `say` tells of it; `confirm` is said after it was pressed, before the call ends.
@@ -121,6 +138,25 @@ class OptOut(Saying):
     hear: HearList = Field([])
     ask: Text | None = None
     yes: HearList = Field([])
+
+
+class Connect(Part):
+    """The handover to your own agent at `url`. When it has ended, the script goes on at `then`; when it cannot be had or breaks,
+    it says `sorry` and goes on at `failed`, by default the first question. `welcome`: said as the agent's first words.
+    `metadata`: the keys of the sign-up's metadata that the agent is told. `relay`: more attributes for Twilio.
+    """
+
+    url: SocketUrl
+    kind: Literal["conversation_relay", "stream"]
+    then: str = GOODBYE
+    failed: str | None = None
+    sorry: Text | None = None
+    welcome: Spoken | None = None
+    metadata: list[Name] = Field([], max_length=20)
+    relay: dict[
+        Annotated[str, matches("|".join(_RELAY), f"is not passed on; allowed: {', '.join(_RELAY)}")],
+        Annotated[str, Field(max_length=200), AfterValidator(words_only)],
+    ] = Field({})
 
 
 class Script(Part):
@@ -145,6 +181,7 @@ class Script(Part):
     placeholders: Annotated[dict[Name, Placeholder], BeforeValidator(_placeholders)] = Field({})
     say_as: dict[Fallback, Fallback] = Field({})
     opt_out: OptOut
+    connect: Connect | None = None
     questions: list[Question] = Field([])
 
     @property
@@ -180,12 +217,12 @@ def _value(name: str, placeholder: Placeholder, person: Person | None) -> str:
         return placeholder.fallback
     read = READERS[placeholder.kind]
     if name == "first_name" and placeholder.kind == "name":
-        return _first_name(person) or placeholder.fallback
+        return first_name(person) or placeholder.fallback
     theirs: list[Any] = [person.first_name] if name == "first_name" else []
     return next(filter(None, map(read, [*theirs, person.metadata.get(name)])), placeholder.fallback)
 
 
-def _first_name(person: Person) -> str | None:
+def first_name(person: Person) -> str | None:
     """From the job's first_name, else from the metadata's first_name, name or full_name. The sign-up trigger fills the job's
     first_name from the same metadata, with a full name or its first word: then the full name is read instead."""
     full = [text for key in ("name", "full_name") if isinstance(text := person.metadata.get(key), str)]

@@ -29,6 +29,11 @@ def script_problem(message: str) -> PydanticCustomError:
     return PydanticCustomError("script", "{message}", {"message": message})
 
 
+def one_line(text: str) -> str:
+    """The text on one line, without the characters that XML does not allow."""
+    return " ".join(_NOT_IN_XML.sub(" ", text).split())
+
+
 def words_only(text: str) -> str:
     if _NOT_IN_XML.search(text):
         raise script_problem("holds a control character: write words only")

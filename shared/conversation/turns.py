@@ -6,15 +6,21 @@ Nothing is stored between two turns: the place travels in the URL that Twilio ca
 yields the same turn.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from shared.conversation.hearing import confirms_opt_out, match, spoken_choices
 from shared.conversation.later import LATER
-from shared.conversation.script import GOODBYE, Question, Script
+from shared.conversation.script import GOODBYE, Connect, Question, Script
 from shared.conversation.texts import Recording
 
 _OPT_OUT = "opt_out."
 """Before the id of a question: the place where a spoken opt-out waits for its confirmation."""
+CONNECT = "connect.wait"
+"""The place after the greeting of a script with an agent: the call waits a moment for the opt-out key, then the agent has it."""
+AGENT_ENDED = "connect.ended"
+AGENT_FAILED = "connect.failed"
+"""The places after the agent's session, as Twilio reports its end."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Learned:
 
 @dataclass(frozen=True)
 class Turn:
-    """`says` comes first, then `asks` while keys are accepted. Without a `place` the call ends.
+    """`says` comes first, then `asks` while keys are accepted. Without a `place` the call ends. `connects`: the agent has the call.
 
     All texts are the script's own, with their placeholders. `later`: when another call is wished for; `says` confirms it.
     """
@@ -49,11 +55,14 @@ class Turn:
     learned: Learned | None = None
     opts_out: bool = False
     later: str | None = None
+    connects: bool = False
 
 
 def first_turn(script: Script) -> Turn:
     """The greeting and the opt-out line. The opt-out key works from the first word, also in a script without questions."""
     opening = (script.greeting, script.opt_out.say)
+    if script.connect is not None:
+        return Turn(asks=opening, place=Place(script.name, CONNECT))
     if not script.questions:
         return Turn(asks=opening, place=Place(script.name, GOODBYE))
     first = script.questions[0]
@@ -64,9 +73,11 @@ def next_turn(script: Script, place: Place, key: str, heard: str = "") -> Turn:
     """The turn after `key` was pressed, or `heard` was said, at `place`; both are "" for silence. A place that the script
     does not have leads to the goodbye: the scripts may have changed since the question was asked."""
     if key == script.opt_out.key:
-        return Turn(says=(script.opt_out.confirm,), opts_out=True)
+        return opt_out_turn(script)
     at = place.at.removeprefix(_OPT_OUT)
     question = script.question(at) if place.script == script.name else None
+    if place.script == script.name and script.connect is not None and at in (AGENT_ENDED, AGENT_FAILED):
+        return _turn_after_agent(script, script.connect, ended=at == AGENT_ENDED)
     if place.at.startswith(_OPT_OUT):
         return _after_opt_out_question(script, question, place, "" if key else heard)
     if heard and not key and script.listen != "keys":
@@ -74,7 +85,7 @@ def next_turn(script: Script, place: Place, key: str, heard: str = "") -> Turn:
         if key == script.opt_out.key and script.opt_out.ask is not None:
             return Turn(asks=(script.opt_out.ask,), place=Place(script.name, f"{_OPT_OUT}{at}", place.tries))
     if question is None:
-        return Turn(says=(script.goodbye,))
+        return _turn_without_question(script, place, at)
     answer = question.answers.get(key)
     if answer is None:
         return _ask_again(script, question, place.tries)
@@ -91,10 +102,26 @@ def next_turn(script: Script, place: Place, key: str, heard: str = "") -> Turn:
 def _after_opt_out_question(script: Script, question: Question | None, place: Place, heard: str) -> Turn:
     """Only a clear yes confirms a spoken opt-out. After anything else the conversation goes on where it was."""
     if heard and confirms_opt_out(script, heard):
-        return Turn(says=(script.opt_out.confirm,), opts_out=True)
+        return opt_out_turn(script)
     if question is None:
-        return Turn(says=(script.goodbye,))
+        return _turn_without_question(script, place, place.at.removeprefix(_OPT_OUT))
     return Turn(asks=(question.say,), place=Place(script.name, question.id, place.tries))
+
+
+def _turn_without_question(script: Script, place: Place, at: str) -> Turn:
+    """The handover to the agent; or the goodbye."""
+    if script.connect is not None and (place.script, at) == (script.name, CONNECT):
+        return Turn(place=Place(script.name, AGENT_FAILED), connects=True)
+    return Turn(says=(script.goodbye,))
+
+
+def _turn_after_agent(script: Script, connect: Connect, *, ended: bool) -> Turn:
+    first = script.questions[0].id if script.questions else GOODBYE
+    question = script.question(connect.then if ended else connect.failed or first)
+    says = (connect.sorry,) if connect.sorry is not None and not ended else ()
+    if question is not None:
+        return Turn(says=says, asks=(question.say,), place=Place(script.name, question.id))
+    return Turn(says=(*(says if ended or says else (script.apology,)), script.goodbye))
 
 
 def _ask_again(script: Script, question: Question, tries: int) -> Turn:
@@ -111,19 +138,26 @@ def agreed_turn(turn: Turn, time: str) -> Turn:
     return replace(turn, says=says)
 
 
-def turn_without_later(script: Script, turn: Turn) -> Turn:
-    """For a person who may not ask for a later call any more: a question that offers one is left out."""
+def turn_without(script: Script, turn: Turn, answered: Mapping[str, str], *, may_ask_for_later: bool) -> Turn:
+    """Leave out the questions that the agent has `answered`, and those that offer a later call if none may be asked for."""
     asked = following = script.question(turn.place.at) if turn.place else None
     left_out: set[str] = set()
-    while following and following.offers_later and following.id not in left_out:
+    while following and following.id not in left_out:
+        meaning = answered.get(following.id)
+        if meaning is None and (may_ask_for_later or not following.offers_later):
+            break
         left_out.add(following.id)
-        following = script.following_question(following)
+        following = script.following_question(following, following.key_of(meaning))
     if asked is None or not left_out:
         return turn
     opening = turn.asks[:-1]  # the greeting
     if following is None or following.id in left_out:
         return replace(turn, says=(*turn.says, *opening, script.goodbye), asks=(), place=None)
     return replace(turn, asks=(*opening, following.say), place=Place(script.name, following.id))
+
+
+def opt_out_turn(script: Script) -> Turn:
+    return Turn(says=(script.opt_out.confirm,), opts_out=True)
 
 
 def apology_turn(script: Script) -> Turn:

@@ -6,18 +6,23 @@ with a request. https://www.twilio.com/docs/voice/twiml/gather https://www.twili
 
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
+from uuid import UUID
 
 from shared.conversation.hearing import hints
-from shared.conversation.script import Script
-from shared.conversation.texts import Recording
-from shared.conversation.turns import Turn
-from shared.models import Person
+from shared.conversation.script import Connect, Script, first_name
+from shared.conversation.texts import Recording, one_line
+from shared.conversation.turns import AGENT_FAILED, CONNECT, Place, Turn
+from shared.models import LiveJob, Person
 
 if TYPE_CHECKING:
     from twilio.twiml.voice_response import Gather, VoiceResponse
 
 SILENCE_SECONDS = 6
 """How long the call waits for a key or a word after the question."""
+CONNECT_SECONDS = 3
+"""How long the call waits for the opt-out key before the agent has it."""
+LONGEST_PARAMETER = 200
+"""Longest value that the agent is told, in characters; longer ones are left out."""
 SPEECH_END_SECONDS = 2
 """Silence that ends a spoken answer. "auto" is refused with Twilio's default model (warning 13335)."""
 
@@ -30,7 +35,7 @@ def render_twiml(turn: Turn, script: Script, person: Person | None, voice_url: s
     if turn.place is None:
         twiml.hangup()
         return str(twiml)
-    place = urlencode({"script": turn.place.script, "at": turn.place.at, "try": turn.place.tries})
+    action = f"{voice_url}&{place_query(turn.place)}"
     speech = {}
     if script.listen != "keys":
         known = hints(script, script.question(turn.place.at))
@@ -39,8 +44,8 @@ def render_twiml(turn: Turn, script: Script, person: Person | None, voice_url: s
         input="dtmf speech" if speech else "dtmf",
         num_digits=1,
         finish_on_key="#",
-        timeout=SILENCE_SECONDS,
-        action=f"{voice_url}&{place}",
+        timeout=CONNECT_SECONDS if turn.place.at == CONNECT else SILENCE_SECONDS,
+        action=action,
         method="POST",
         action_on_empty_result=True,  # by default Twilio does not report silence
         **speech,
@@ -48,6 +53,37 @@ def render_twiml(turn: Turn, script: Script, person: Person | None, voice_url: s
     for text in turn.asks:
         add_text(gather, script, text, person)
     return str(twiml)
+
+
+def render_handover(script: Script, job: LiveJob, attempt: UUID, voice_url: str) -> str:
+    """Hand the call over to the script's agent. Twilio asks `voice_url` when the session ends, and if there is none."""
+    assert script.connect is not None
+    connect, twiml = script.connect, _response()
+    action = f"{voice_url}&{place_query(Place(script.name, AGENT_FAILED))}"
+    verb = twiml.connect(action=action, method="POST")
+    if connect.kind == "stream":
+        agent = verb.stream(url=connect.url)
+    else:
+        welcome = script.fill(connect.welcome, job) if connect.welcome else None
+        told = {"language": script.language, "dtmf_detection": True, "welcome_greeting": welcome}
+        agent = verb.conversation_relay(url=connect.url, **told, **connect.relay)
+    for name, value in _parameters(script, connect, job, attempt).items():
+        agent.parameter(name=name, value=value)
+    twiml.redirect(action, method="POST")
+    return str(twiml)
+
+
+def _parameters(script: Script, connect: Connect, job: LiveJob, attempt: UUID) -> dict[str, str]:
+    """What the agent is told. A value of the metadata is passed as it was typed, on one line."""
+    typed = {name: job.metadata.get(name) for name in connect.metadata}
+    ours = {"attempt": str(attempt), "job": job.id, "mode": job.signup_mode, "opt_out_key": script.opt_out.key}
+    told = typed | ours | {"first_name": first_name(job)}
+    lines = {name: one_line(str(value)) for name, value in told.items() if isinstance(value, str | int | float)}
+    return {name: line for name, line in lines.items() if 0 < len(line) <= LONGEST_PARAMETER}
+
+
+def place_query(place: Place) -> str:
+    return urlencode({"script": place.script, "at": place.at, "try": place.tries})
 
 
 PLEASE_WAIT = {

@@ -216,6 +216,36 @@ def test_spoken_opt_out_counts_as_one_in_this_call(steps: Steps) -> None:
     assert steps.job(job)["qualification"]["opted_out"]
 
 
+def test_agent_reports_answers_and_an_opt_out_of_its_call(steps: Steps) -> None:
+    """Answers without digits are the agent's. They are told with each later answer of this call, and stand in the summary."""
+    number = a_number()
+    job, attempt, sid = picked_up(steps, number)
+    waiting = steps.queue(number)
+    report = {"attempt": attempt, "call_sid": sid, "ask_s": ASK_S}
+    assert press(steps, attempt, sid, "size", "many", "2")["agent_answers"] == {}
+    steps.call("record_call_answer", **report, question="start", meaning="next week", heard="Next week, I think.")
+    told = steps.call("record_call_answer", **report, question="agent", meaning="done")
+    assert (told["agent_answers"], told["opted_out"]) == ({"start": "next week", "agent": "done"}, False)
+    stopped = steps.call("opt_out", phone_number=number, how="agent", attempt=attempt)
+    assert (stopped["canceled"], steps.job(waiting)["status"]) == (1, "canceled")
+    silence = press(steps, attempt, sid, None, None, "")
+    assert (silence["then"], silence["opted_out"]) == ("keep", True)
+    assert press(steps, attempt, sid, "start", "now", "1")["agent_answers"] == {"agent": "done"}
+    steps.status(attempt, sid, "completed")
+    assert steps.job(job)["qualification"] == {
+        "answers": {"size": "many", "start": "now", "agent": "done"}, "opted_out": True, "answered_by": None,
+    }  # fmt: skip
+    other, again, another_sid = picked_up(steps)
+    assert press(steps, again, another_sid)["agent_answers"] == {}
+    steps.call("record_call_answer", attempt=again, call_sid=another_sid, ask_s=ASK_S, question="late", meaning="x")
+    steps.status(again, another_sid, "completed")
+    late = steps.call(
+        "record_call_answer", attempt=again, call_sid=another_sid, ask_s=ASK_S, question="end", meaning="y"
+    )
+    assert late["agent_answers"] == {"late": "x", "end": "y"}
+    assert steps.job(other)["qualification"]["answers"] == {"late": "x", "end": "y"}
+
+
 def test_opt_out_before_a_failure_is_not_redialed(steps: Steps) -> None:
     job, attempt, sid = picked_up(steps)
     opt_out(steps, attempt, sid)

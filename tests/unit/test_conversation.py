@@ -9,24 +9,38 @@ import re
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from function.twilio_form import read_place
-from shared.conversation.checks import check
+from shared.conversation.checks import PARAMETERS, check
 from shared.conversation.library import Scripts
-from shared.conversation.script import Script
+from shared.conversation.script import Connect, Script
 from shared.conversation.texts import LONGEST_INLINE_TWIML, Recording
-from shared.conversation.turns import Place, Turn, agreed_turn, apology_turn, first_turn, next_turn, voicemail_turn
-from shared.conversation.twiml import hang_up, render_twiml
-from shared.models import Person
+from shared.conversation.turns import (
+    AGENT_ENDED,
+    AGENT_FAILED,
+    CONNECT,
+    Place,
+    Turn,
+    agreed_turn,
+    apology_turn,
+    first_turn,
+    next_turn,
+    turn_without,
+    voicemail_turn,
+)
+from shared.conversation.twiml import hang_up, render_handover, render_twiml
+from shared.models import LiveJob, Person
 from tests.sandbox.twilio import twiml
 
 SHIPPED = Scripts()
 KEYS = [*"0123456789*#ABCD", "", "12", "99"]
 URL = "https://calls.example.com/base/voice?attempt=6f1f5a0e-7a38-4d36-8d3f-000000000001"
+ATTEMPT = UUID("6f1f5a0e-7a38-4d36-8d3f-000000000001")
 NOBODY = Person(first_name=None, signup_mode="x", metadata={})
 
 
@@ -34,6 +48,8 @@ def walk(script: Script) -> Iterator[Turn]:
     """Every turn of this script."""
     seen: set[Place] = set()
     pending = [first_turn(script)]
+    if script.connect:
+        pending += [next_turn(script, Place(script.name, at), "") for at in (AGENT_ENDED, AGENT_FAILED)]
     yield from (*pending, apology_turn(script), voicemail_turn(script))
     while pending:
         place = pending.pop().place
@@ -55,6 +71,8 @@ def heard(script: Script, text: str | Recording, person: Person | None) -> twiml
 
 def read(turn: Turn, script: Script, person: Person | None) -> list[twiml.Verb]:
     """The document of a turn as Twilio reads it: without warnings, and with the words of the turn."""
+    if turn.connects:
+        return read_handover(script, person)
     text = render_twiml(turn, script, person, URL)
     parsed = twiml.parse(text.encode(), "text/xml")
     assert parsed.warnings == []
@@ -71,7 +89,34 @@ def read(turn: Turn, script: Script, person: Person | None) -> list[twiml.Verb]:
         assert last.action is not None
         assert last.action.startswith(f"{URL}&")
         query = {name: values[0] for name, values in parse_qs(urlsplit(last.action).query).items()}
-        assert read_place(query) == turn.place
+        assert read_place(query, {}) == turn.place
+    return parsed.verbs
+
+
+def read_handover(script: Script, person: Person | None) -> list[twiml.Verb]:
+    """Twilio asks the same URL when the agent's session ends, and when it executes no Connect."""
+    fields = vars(person or NOBODY) | {"id": 7, "status": "calling"}
+    text = render_handover(script, LiveJob.model_construct(None, **fields), ATTEMPT, URL)
+    parsed = twiml.parse(text.encode(), "text/xml")
+    assert parsed.warnings == []
+    connect, redirect = parsed.verbs
+    assert script.connect is not None
+    assert isinstance(connect, twiml.Connect)
+    assert isinstance(redirect, twiml.Redirect)
+    assert redirect.url == connect.action
+    assert (connect.url, connect.method) == (script.connect.url, "POST")
+    told = dict(connect.parameters)
+    assert {"attempt": str(ATTEMPT), "job": "7", "opt_out_key": script.opt_out.key}.items() <= told.items()
+    assert {*told} <= {*PARAMETERS, *script.connect.metadata}
+    query = {name: values[0] for name, values in parse_qs(urlsplit(redirect.url).query).items()}
+    for status, at in (
+        ("ended", AGENT_ENDED),
+        ("completed", AGENT_ENDED),
+        ("failed", AGENT_FAILED),
+        ("", AGENT_FAILED),
+    ):
+        assert read_place(query, {"SessionStatus": status}) == Place(script.name, at)
+        assert read_place(query, {"SessionStatus": status, "ErrorCode": "64105"}) == Place(script.name, AGENT_FAILED)
     return parsed.verbs
 
 
@@ -130,12 +175,66 @@ def test_missing_place_is_a_goodbye_without_an_answer() -> None:
             assert next_turn(script, place, "1") == Turn(says=(script.goodbye,))
 
 
+def test_agent_has_the_call_after_the_greeting() -> None:
+    """What comes after each place of a script with an agent."""
+    default = SHIPPED.default
+    connect = Connect.model_validate(
+        {"url": "wss://agent.example.com", "kind": "stream", "then": "wants_help", "sorry": "Sorry, by key."}
+    )
+    script = default.model_copy(update={"connect": connect})
+    bare = script.model_copy(update={"questions": [], "connect": connect.model_copy(update={"sorry": None})})
+    question, place = script.questions[0], Place(script.name, "wants_help")
+    handover = Turn(place=Place(script.name, AGENT_FAILED), connects=True)
+    assert first_turn(script) == Turn(asks=(script.greeting, script.opt_out.say), place=Place(script.name, CONNECT))
+    found = {
+        (made.name if made is script else "bare", at, key): next_turn(made, Place(script.name, at), key)
+        for made in (script, bare)
+        for at in (CONNECT, AGENT_ENDED, AGENT_FAILED)
+        for key in ("", "1", "9")
+    }
+    opted_out = Turn(says=(script.opt_out.confirm,), opts_out=True)
+    after = {
+        ("default", CONNECT): handover,
+        ("default", AGENT_ENDED): Turn(asks=(question.say,), place=place),
+        ("default", AGENT_FAILED): Turn(says=("Sorry, by key.",), asks=(question.say,), place=place),
+        ("bare", CONNECT): handover,
+        ("bare", AGENT_ENDED): Turn(says=(script.goodbye,)),
+        ("bare", AGENT_FAILED): Turn(says=(script.apology, script.goodbye)),
+    }
+    assert found == {
+        (*at, key): opted_out if key == "9" else turn for at, turn in after.items() for key in ("", "1", "9")
+    }
+    for at in (CONNECT, AGENT_ENDED, AGENT_FAILED):  # the agent was taken out of the script during the call
+        assert next_turn(default, Place("default", at), "1") == Turn(says=(default.goodbye,))
+        assert next_turn(default, Place("gone", at), "1") == Turn(says=(default.goodbye,))
+
+
+def test_question_that_the_agent_answered_is_left_out() -> None:
+    """The conversation goes on where the answer leads. Turns to other questions stay."""
+    demo = SHIPPED.for_mode("demo")
+    ids = [question.id for question in demo.questions]
+    turn = Turn(says=("Sorry.",), asks=(demo.questions[0].say,), place=Place("demo", ids[0], 2))
+    cases: dict[str, dict[str, str]] = {
+        "team_size": {},
+        "single_sign_on": {"team_size": "more_than_10"},
+        "timeline": {"team_size": "just_me"},
+        "goodbye": dict.fromkeys(ids, "of another script"),
+    }
+    for at, answered in cases.items():
+        found = turn_without(demo, turn, answered, may_ask_for_later=True)
+        assert (found.place.at if found.place else "goodbye") == at, answered
+        assert found.says[:1] == ("Sorry.",)
+        assert (demo.goodbye in found.says) == (found.place is None)
+
+
 def test_place_in_the_url_is_read_back() -> None:
-    assert read_place({"attempt": "x"}) is None
-    assert read_place({"script": "demo", "at": "timeline", "try": "2"}) == Place("demo", "timeline", 2)
+    assert read_place({"attempt": "x"}, {}) is None
+    assert read_place({"script": "demo", "at": "timeline", "try": "2"}, {"SessionStatus": "ended"}) == Place(
+        "demo", "timeline", 2
+    )
     for odd in ("", "0", "-1", "x", "9" * 30):
-        assert read_place({"script": "demo", "at": "timeline", "try": odd}) == Place("demo", "", 1)
-    assert read_place({"at": "timeline"}) == Place("", "", 1)
+        assert read_place({"script": "demo", "at": "timeline", "try": odd}, {}) == Place("demo", "", 1)
+    assert read_place({"at": "timeline"}, {}) == Place("", "", 1)
 
 
 # --- documents ----------------------------------------------------------------------------------------------------------
@@ -182,6 +281,13 @@ people = st.builds(
 words = st.text(st.sampled_from("ab <>&'\"é🎉!"), min_size=1, max_size=40).map(lambda text: f"a{text}")
 
 
+def agent(sorry: Any, ids: list[str]) -> dict[str, Any]:
+    """The handover of a generated script. Its first question is asked when the agent fails."""
+    relay = {"kind": "conversation_relay", "welcome": "Hi {company} & co", "relay": {"voice": "x"}, "then": "goodbye"}
+    kind: dict[str, Any] = {"kind": "stream", "failed": ids[0]} if ids else relay
+    return {"connect": {"url": "wss://agent.example.com/a", "sorry": sorry, "metadata": ["company", "x"]} | kind}
+
+
 @st.composite
 def scripts(draw: st.DrawFn) -> Script:
     """Any valid script: one answer of each question leads on, the others lead anywhere."""
@@ -209,6 +315,7 @@ def scripts(draw: st.DrawFn) -> Script:
         "placeholders": {"company": draw(words)}, "opt_out": opting_out,
         "questions": questions, "machine": draw(said), "say_as": draw(st.dictionaries(words, words, max_size=2)),
     }  # fmt: skip
+    raw |= draw(st.sampled_from([{}, agent(draw(said), ids)]))
     script = check(raw, "generated")
     assert isinstance(script, Script), script
     return script

@@ -12,7 +12,7 @@ from shared.conversation.checks import check
 from shared.conversation.later import LANGUAGES, is_wish, time_in_words, wished_moment
 from shared.conversation.library import FOLDER, Scripts
 from shared.conversation.script import Script
-from shared.conversation.turns import Place, agreed_turn, first_turn, next_turn, turn_without_later
+from shared.conversation.turns import Place, agreed_turn, first_turn, next_turn, turn_without
 from shared.models import LiveCall, LiveJob
 from tests.unit.test_dialing_hours import OPENS, World, at
 
@@ -124,19 +124,19 @@ def changed(old: str, new: str) -> Script | list[str]:
 
 def test_question_is_left_out_when_no_later_call_may_follow() -> None:
     topic = CALLBACK.questions[1]
-    first = turn_without_later(CALLBACK, first_turn(CALLBACK))
+    first = turn_without(CALLBACK, first_turn(CALLBACK), {}, may_ask_for_later=False)
     assert (first.asks, first.place) == (
         (CALLBACK.greeting, CALLBACK.opt_out.say, topic.say),
         Place("callback", "topic"),
     )
-    again = turn_without_later(CALLBACK, next_turn(CALLBACK, Place("callback", "good_time"), ""))
+    again = turn_without(CALLBACK, next_turn(CALLBACK, Place("callback", "good_time"), ""), {}, may_ask_for_later=False)
     assert (again.asks, again.place) == ((topic.say,), Place("callback", "topic"))
     answered = next_turn(CALLBACK, Place("callback", "good_time"), "1")
-    assert turn_without_later(CALLBACK, answered) == answered
+    assert turn_without(CALLBACK, answered, {}, may_ask_for_later=False) == answered
     only = changed('id = "topic"', 'id = "topic"\nnext = "good_time"')  # it leads back: nothing is asked for ever
     assert isinstance(only, Script)
     every = only.model_copy(update={"questions": [only.questions[0].model_copy(update={"next": "good_time"})]})
-    last = turn_without_later(every, first_turn(every))
+    last = turn_without(every, first_turn(every), {}, may_ask_for_later=False)
     assert (last.says, last.asks, last.place) == ((only.greeting, only.opt_out.say, only.goodbye), (), None)
 
 

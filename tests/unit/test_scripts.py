@@ -53,6 +53,17 @@ say = "When?"
 means = "now"
 """
 
+AGENT = """
+[connect]
+url = "wss://agent.example.com/calls"
+kind = "conversation_relay"
+then = "start"
+sorry = "Sorry, by key."
+welcome = "Hi {first_name}."
+metadata = ["company"]
+relay = { voice = "Joanna-Neural" }
+"""
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -370,6 +381,69 @@ ERRORS = [
 ]  # fmt: skip
 
 
+BAD_URL = "connect.url: must be a URL that begins with wss://"
+AGENT_ERRORS = [
+    ('url = "wss://agent.example.com/calls"', "", "connect.url: is missing; it must be text"),
+    *(
+        ("wss://agent.example.com/calls", url, BAD_URL)
+        for url in (
+            *("https://agent.example.com", "ws://agent.example.com", "wss://me:secret@agent.example.com", "wss://agent", ""),
+            *("wss://agent.example.com/?token=x", "wss://agent.example.com/#x", "wss://agent.example.com/a b", "ws://127.0.0.1.nip.io"),
+            *(f"wss://agent.example.com/{'x' * 600}", "wss://agent_1.example.com", "wss://agent.example.com@x", "ws://localhost@x.com"),
+        )
+    ),
+    ('"conversation_relay"', '"relay"', "connect.kind: must be conversation_relay or stream"),
+    ('"conversation_relay"', '"stream"', "connect.welcome: works with kind = \"conversation_relay\" only"),
+    ('then = "start"', 'then = "end"', "connect.then: 'end' is not a question; allowed: size, start, goodbye"),
+    ('then = "start"', 'failed = "end"', "connect.failed: 'end' is not a question; allowed: size, start, goodbye"),
+    ('then = "start"', 'failed = "start"', "questions.size: is never asked"),
+    ('then = "start"', "then = 1", "connect.then: must be text"),
+    ('["company"]', '["company", "company"]', "connect.metadata: 'company' is told already"),
+    ('["company"]', '["attempt"]', "connect.metadata: 'attempt' is told already"),
+    ('["company"]', '["a b"]', "connect.metadata.0: is not a name"),
+    ('["company"]', f"{[f'n{n}' for n in range(21)]}", "connect.metadata: holds too many: at most 20"),
+    ('["company"]', '"company"', "connect.metadata: must be a list"),
+    ("voice =", "vioce =", "connect.relay.vioce: is not passed on; allowed: voice, ttsProvider"),
+    ("voice =", "url =", "connect.relay.url: is not passed on"),
+    ('"Joanna-Neural"', f'"{"x" * 201}"', "connect.relay.voice: is too long: at most 200"),
+    ('"Hi {first_name}."', '"Hi {surname}."', "connect.welcome: {surname} is not declared"),
+    ('"Hi {first_name}."', '"Press 4."', "connect.welcome: says 'press 4', but key 4 does nothing there (keys: 9)"),
+    ('"Sorry, by key."', '"Press 4."', "connect.sorry: says 'press 4', but key 4 does nothing there (keys: 1, 2, 9)"),
+    ("sorry =", "sory =", "connect.sory: is not a key here; allowed: url, kind, then, failed"),
+    ("[connect]", "[connection]", "connection: is not a key here"),
+]  # fmt: skip
+
+
+def test_a_wrong_handover_is_refused_and_a_right_one_is_read_out(folder: Path) -> None:
+    wrong = []
+    for old, new, says in AGENT_ERRORS:
+        assert old in AGENT
+        found = problems(folder, GOOD + AGENT.replace(old, new, 1))
+        if not [line for line in found if line.startswith(f"odd.toml: {says}")]:
+            wrong.append((new, says, found))
+    assert wrong == []
+    told = "greeting: says 'press 1', but key 1 does nothing there (keys: 9)"
+    assert f"odd.toml: {told}: change the words, or add the key" in problems(
+        folder, GOOD.replace("Hello ", "Press 1. Hello ") + AGENT
+    )
+    (folder / "odd.toml").unlink()
+    for url in ("ws://127.0.0.1:8080/a", "ws://[::1]:8080", "wss://localhost:1", "wss://a.example.com:8443/x-y_z~/%20"):
+        script = a_script(
+            folder, **{'means = "now"\n': f'means = "now"\n{AGENT}', "wss://agent.example.com/calls": url}
+        )
+        assert script.connect is not None
+    said = "\n".join(rehearse(script))
+    expected = [
+        *(
+            f"  hands over to the agent at {url}, as a conversation_relay",
+            "it is told attempt, job, mode, opt_out_key,",
+        ),
+        *('"Hi there."', "    when the agent has ended: start", "    when the agent cannot be had, or breaks: size"),
+        *('"Sorry, by key."', '"How many?"'),
+    ]
+    assert [each for each in expected if each not in said] == []
+
+
 def test_an_error_names_file_key_and_allowed_values(folder: Path) -> None:
     wrong = []
     for old, new, says in ERRORS:
@@ -533,9 +607,9 @@ def test_any_value_in_any_place_is_reported_without_a_crash() -> None:
     wrongs: list[Any] = [
         3, 1.5, True, "", "x", "\x00", [], [1], [[]], [{}], {}, {"x": 1}, {"1": {"next": []}}, {"kind": []},
     ]  # fmt: skip
-    for place in leaves(tomllib.loads(GOOD)):
+    for place in leaves(tomllib.loads(GOOD + AGENT)):
         for wrong in [None, *wrongs]:
-            raw: Any = tomllib.loads(GOOD)
+            raw: Any = tomllib.loads(GOOD + AGENT)
             table = raw
             for part in place[:-1]:
                 table = table[part]

@@ -199,7 +199,7 @@ create table public.outbound_call_answers (
   job_id      bigint not null references public.outbound_call_jobs (id) on delete cascade,
   question    text not null check (length(question) between 1 and 64),
   meaning     text not null check (length(meaning) between 1 and 100),
-  digits      text not null check (digits ~ '^[0-9*#A-D]{1,32}$'),
+  digits      text check (digits ~ '^[0-9*#A-D]{1,32}$'),
   attempt_id  uuid not null,  -- no reference: each release of an attempt would have to look here
   answered_at timestamptz not null,
   heard       text check (length(heard) between 1 and 500),
@@ -208,7 +208,7 @@ create table public.outbound_call_answers (
 comment on table public.outbound_call_answers is
   'Call dispatcher: a person''s answers by question; the last answer wins. Written by record_call_answer.';
 comment on column public.outbound_call_answers.meaning is
-  'The key''s meaning in the script ("means"); digits is the key.';
+  'The key''s meaning in the script ("means"), or an agent''s word; digits is the key, null for an agent''s answer.';
 comment on column public.outbound_call_answers.heard is
   'The words that were said in place of the key; null for a pressed key.';
 

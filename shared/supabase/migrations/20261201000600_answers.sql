@@ -3,11 +3,11 @@
 create function private.has_opted_out_in_call(p_attempt public.outbound_call_attempts) returns boolean
 language sql stable set search_path = '' as $$
   select exists (select from public.call_opt_outs o
-                 where o.phone_e164 = p_attempt.phone_e164 and o.how in ('key press', 'spoken')
+                 where o.phone_e164 = p_attempt.phone_e164 and o.how in ('key press', 'spoken', 'agent')
                    and o.opted_out_at >= p_attempt.started_at)
 $$;
 comment on function private.has_opted_out_in_call is
-  'Call dispatcher: whether the person opted out in this call, by key or in words.';
+  'Call dispatcher: whether the person opted out in this call, by key, in words or to an agent.';
 
 create function private.is_by_machine(p_attempt public.outbound_call_attempts) returns boolean
 language plpgsql stable set search_path = '' as $$
@@ -21,7 +21,8 @@ begin
 end
 $$;
 comment on function private.is_by_machine is
-  'Call dispatcher: whether a machine answered, as far as is known. Detection errs: a key or a spoken answer means a person.';
+  'Call dispatcher: whether a machine answered, as far as is known. Detection errs: a key or a spoken answer means a'
+  ' person.';
 
 create function private.qualification(p_job_id bigint) returns jsonb
 language sql stable set search_path = '' as $$
@@ -120,7 +121,11 @@ begin
   where id = v_attempt.job_id and finished_at is not null and phone_number <> 'erased';
   return v_answer || jsonb_build_object(
     'by_machine', private.is_by_machine(v_attempt),
-    'later_at', (select later_at from public.outbound_call_attempts where id = v_attempt.id));
+    'later_at', (select later_at from public.outbound_call_attempts where id = v_attempt.id),
+    'opted_out', private.has_opted_out_in_call(v_attempt),
+    'agent_answers', (select coalesce(jsonb_object_agg(a.question, a.meaning), '{}')
+                      from public.outbound_call_answers a
+                      where a.job_id = v_attempt.job_id and a.attempt_id = v_attempt.id and a.digits is null));
 end
 $$;
 comment on function public.record_call_answer is
@@ -130,6 +135,7 @@ comment on function public.record_call_answer is
   ' that a machine took. An opt-out is always written, and holds before this answers; the call goes on to confirm'
   ' it, and its job counts as reached. p_later_at, beside an answer: the person asks to be called then; when the call'
   ' ends, its job is queued again (asked_for_later), the attempt unspent. Of two such answers in a call the last'
-  ' counts. -> as record_call_status; "later_at" is the time that holds';
+  ' counts. -> as record_call_status; "later_at" is the time that holds; "opted_out": in this call;'
+  ' "agent_answers": question -> meaning of the answers without p_digits, as your own agent records them';
 
 select private.apply_rights();

@@ -1,4 +1,4 @@
-"""Reads a TwiML document as Twilio would: Say, Play, Pause, Gather, Redirect and Hangup, and an error code for anything else.
+"""Reads a TwiML document as Twilio would: Say, Play, Pause, Gather, Connect, Redirect and Hangup. Anything else is an error.
 
 Codes and limits are those of Twilio's error dictionary and of its pages on the verbs (www.twilio.com/docs/voice/twiml).
 Where Twilio only warns and goes on, a `Document` carries the warning: a test can insist that there is none.
@@ -10,10 +10,13 @@ import re
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field
 from typing import Literal
+from urllib.parse import urlsplit
 
 MAX_BYTES = 64 * 1024
 MAX_SAY_CHARACTERS = 4096
 MAX_URL = 4000
+MAX_PARAMETER = 500  # name and value of a Parameter together
+LOOPBACK = ("localhost", "127.0.0.1", "::1")  # ws is allowed here, as Twilio never does
 XML_TYPES = {"text/xml", "application/xml", "text/html"}  # what Twilio reads as TwiML; text/plain is not done here
 
 Method = Literal["GET", "POST"]
@@ -63,6 +66,18 @@ class Gather:
 
 
 @dataclass(frozen=True)
+class Connect:
+    """A call handed over to a socket. `attributes`: of the noun, without its url."""
+
+    kind: Literal["ConversationRelay", "Stream"]
+    url: str
+    action: str | None
+    method: Method
+    parameters: tuple[tuple[str, str], ...]
+    attributes: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class Redirect:
     url: str
     method: Method = "POST"
@@ -73,7 +88,7 @@ class Hangup:
     pass
 
 
-Verb = Say | Play | Pause | Gather | Redirect | Hangup
+Verb = Say | Play | Pause | Gather | Connect | Redirect | Hangup
 
 
 @dataclass
@@ -95,6 +110,14 @@ ATTRIBUTES = {
         *("speechTimeout", "profanityFilter", "speechModel", "enhanced", "bargeIn", "debug", "partialResultCallback"),
         *("partialResultCallbackMethod", "maxSpeechTime"),
     },
+    "Connect": {"action", "method"},
+    "ConversationRelay": {
+        *("url", "language", "ttsLanguage", "transcriptionLanguage", "ttsProvider", "voice", "transcriptionProvider"),
+        *("speechModel", "profanityFilter", "dtmfDetection", "welcomeGreeting", "welcomeGreetingInterruptible", "debug"),
+        *("interruptible", "interruptSensitivity", "preemptible", "hints", "reportInputDuringAgentSpeech"),
+    },
+    "Stream": {"url", "name", "track", "statusCallback", "statusCallbackMethod"},
+    "Parameter": {"name", "value"},
     "Redirect": {"method"},
     "Hangup": set[str](),
 }  # fmt: skip
@@ -133,6 +156,8 @@ def _verb(element: ET.Element, document: Document) -> Verb:
             return Pause(_integer(element, "length", 1, 0, 13910))
         case "Gather":
             return _gather(element, document)
+        case "Connect":
+            return _connect(element, document)
         case "Redirect":
             return Redirect("".join(element.itertext()).strip(), _method(element, 13710))
         case "Hangup":
@@ -202,6 +227,30 @@ def _gather(element: ET.Element, document: Document) -> Gather:
         on_empty_result=empty == "true",
         listens="speech" in inputs,
     )
+
+
+def _connect(element: ET.Element, document: Document) -> Connect:
+    """One noun: ConversationRelay or Stream. Other nouns are not done here."""
+    if len(element) != 1 or (noun := element[0]).tag not in ("ConversationRelay", "Stream"):
+        raise ApplicationError(12200, "Schema validation: Connect needs a ConversationRelay or a Stream")
+    _check(noun, document)
+    url = noun.get("url", "")
+    host = urlsplit(url).hostname or ""
+    if len(url) > MAX_URL or not re.match(r"wss://" if host not in LOOPBACK else r"wss?://", url):
+        raise ApplicationError(64101 if noun.tag == "ConversationRelay" else 31941, f"Invalid URL {url!r}")
+    if noun.tag == "Stream" and urlsplit(url).query:
+        document.warnings.append(ApplicationError(31920, "Stream: a URL with a query"))
+    parameters = []
+    for inner in noun:
+        _check(inner, document)
+        name, value = inner.get("name", ""), inner.get("value", "")
+        if inner.tag != "Parameter" or not name or len(name + value) > MAX_PARAMETER:
+            raise ApplicationError(12200, f"Schema validation: {noun.tag}: {inner.tag} {name!r}")
+        parameters.append((name, value))
+    attributes = tuple((name, value) for name, value in noun.attrib.items() if name != "url")
+    action = element.get("action") or None
+    kind: Literal["ConversationRelay", "Stream"] = "Stream" if noun.tag == "Stream" else "ConversationRelay"
+    return Connect(kind, url, action, _method(element, 12200), tuple(parameters), attributes)
 
 
 def _check(element: ET.Element, document: Document) -> None:
