@@ -336,7 +336,7 @@ class History:
     def _reset(self) -> None:
         self.connection.execute(
             "truncate public.outbound_call_jobs, public.outbound_call_attempts restart identity cascade;"
-            "truncate private.missed_signups, private.deleted_calls, public.call_opt_outs;"
+            "truncate private.missed_signups, private.deleted_calls, public.call_opt_outs, private.call_counts;"
             "update private.call_settings"
             " set paused_until = null, paused_by = null, halts = 0, probe_until = null, next_call_at = '-infinity'"
         )
