@@ -41,19 +41,27 @@ grant execute on function public.whoami() to authenticated;
 """
 
 
-@pytest.fixture
-def connection(postgres: Postgres) -> Iterator[psycopg.Connection[Any]]:
-    """The superuser's, to a database like a project without our migrations, but with a witness."""
+@pytest.fixture(scope="module")
+def auth_url(postgres: Postgres) -> Iterator[str]:
+    """The superuser's URL of a database like a project without our migrations, but with a witness."""
     database.create_database(postgres, "auth")
     database.bootstrap(postgres, "auth")
     with psycopg.connect(postgres.url(database="auth"), autocommit=True) as connection:
         connection.execute(WITNESS)
-        yield connection
+    yield postgres.url(database="auth")
     database.drop_database(postgres, "auth")
 
 
 @pytest.fixture
-def server(postgres: Postgres, connection: psycopg.Connection[Any]) -> Iterator[Server]:
+def connection(auth_url: str) -> Iterator[psycopg.Connection[Any]]:
+    """The superuser's, where nobody has signed up yet."""
+    with psycopg.connect(auth_url, autocommit=True) as connection:
+        connection.execute("delete from auth.users; truncate public.seen")
+        yield connection
+
+
+@pytest.fixture(scope="module")
+def server(postgres: Postgres, auth_url: str) -> Iterator[Server]:
     """Both halves of the stand-in on one port, as the sandbox serves them."""
 
     def app() -> web.Application:
@@ -71,7 +79,7 @@ def client_with(key: str, server: Server) -> Client:
 
 
 @pytest.fixture
-def anyone(server: Server) -> Client:
+def anyone(server: Server, connection: psycopg.Connection[Any]) -> Client:
     return client_with(anon_key(SECRET), server)
 
 
@@ -84,9 +92,7 @@ def users(connection: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:
     return connection.execute("select email, phone, raw_user_meta_data from auth.users order by created_at").fetchall()
 
 
-def test_a_sign_up_by_email_writes_the_user_with_what_was_said_about_them(
-    anyone: Client, connection: psycopg.Connection[Any]
-) -> None:
+def test_sign_up_by_email_writes_user_and_metadata(anyone: Client, connection: psycopg.Connection[Any]) -> None:
     answer = anyone.auth.sign_up(
         {"email": "Someone@Example.com", "password": PASSWORD, "options": {"data": {"phone_number": PHONE}}}
     )
@@ -95,22 +101,18 @@ def test_a_sign_up_by_email_writes_the_user_with_what_was_said_about_them(
     assert (answer.user.email, answer.user.user_metadata) == (EMAIL, {"phone_number": PHONE})
 
 
-def test_a_sign_up_by_phone_is_stored_without_the_plus(anyone: Client, connection: psycopg.Connection[Any]) -> None:
-    anyone.auth.sign_up({"phone": PHONE, "password": PASSWORD})
-    assert users(connection) == [(None, PHONE.removeprefix("+"), {})]
-
-
-def test_a_trigger_sees_an_unconfirmed_insert_and_then_its_confirmation_in_one_transaction(
+def test_trigger_sees_insert_and_confirmation_in_one_transaction(
     anyone: Client, connection: psycopg.Connection[Any]
 ) -> None:
     anyone.auth.sign_up({"phone": PHONE, "password": PASSWORD, "options": {"data": {"mode": "phone"}}})
     seen = connection.execute("select what, by, phone, confirmed, metadata from public.seen").fetchall()
     told = ("supabase_auth_admin", PHONE.removeprefix("+"))
+    assert users(connection) == [(None, PHONE.removeprefix("+"), {"mode": "phone"})]
     assert seen == [("INSERT", *told, False, {"mode": "phone"}), ("UPDATE", *told, True, {"mode": "phone"})]
     assert connection.execute("select count(distinct xact) from public.seen").fetchone() == (1,)
 
 
-def test_whoever_signed_up_is_signed_in_and_known_to_sql(anyone: Client) -> None:
+def test_person_who_signed_up_is_known_to_sql(anyone: Client) -> None:
     answer = anyone.auth.sign_up({"email": EMAIL, "password": PASSWORD})
     assert answer.session is not None
     assert answer.user is not None
@@ -120,7 +122,7 @@ def test_whoever_signed_up_is_signed_in_and_known_to_sql(anyone: Client) -> None
     assert known.user.id == answer.user.id
 
 
-def test_a_second_sign_up_is_told_that_the_user_exists(anyone: Client, connection: psycopg.Connection[Any]) -> None:
+def test_second_sign_up_says_that_the_user_exists(anyone: Client, connection: psycopg.Connection[Any]) -> None:
     anyone.auth.sign_up({"email": EMAIL, "password": PASSWORD})
     with pytest.raises(AuthApiError, match="User already registered") as error:
         anyone.auth.sign_up({"email": EMAIL, "password": PASSWORD})
@@ -128,22 +130,19 @@ def test_a_second_sign_up_is_told_that_the_user_exists(anyone: Client, connectio
     assert len(users(connection)) == 1
 
 
-def test_a_trigger_that_fails_fails_the_sign_up(anyone: Client, connection: psycopg.Connection[Any]) -> None:
+def test_trigger_that_fails_fails_the_sign_up(
+    anyone: Client, server: Server, connection: psycopg.Connection[Any]
+) -> None:
+    answer = httpx.post(f"{server.url}/auth/v1/signup", json={"email": "refused@example.com", "password": PASSWORD})
+    expected = {"code": 500, "error_code": "unexpected_failure", "msg": "Database error saving new user"}
+    assert (answer.status_code, answer.json()) == (500, expected)
     with pytest.raises(AuthApiError, match="Database error saving new user") as error:
         anyone.auth.sign_up({"email": "refused@example.com", "password": PASSWORD})
     assert (error.value.status, error.value.code) == (500, "unexpected_failure")
     assert users(connection) == []
 
 
-def test_the_body_of_an_error_is_that_of_supabase_auth(server: Server) -> None:
-    answer = httpx.post(f"{server.url}/auth/v1/signup", json={"email": "refused@example.com", "password": PASSWORD})
-    expected = {"code": 500, "error_code": "unexpected_failure", "msg": "Database error saving new user"}
-    assert (answer.status_code, answer.json()) == (500, expected)
-
-
-def test_a_short_password_and_a_number_that_is_none_are_refused(
-    anyone: Client, connection: psycopg.Connection[Any]
-) -> None:
+def test_short_passwords_and_invalid_numbers_are_refused(anyone: Client, connection: psycopg.Connection[Any]) -> None:
     with pytest.raises(AuthWeakPasswordError):
         anyone.auth.sign_up({"email": EMAIL, "password": "12345"})
     with pytest.raises(AuthApiError, match="Invalid phone number format"):
@@ -167,18 +166,18 @@ def test_an_administrator_adds_and_deletes_users(admin: Client, connection: psyc
     assert users(connection) == []
 
 
-def test_a_secret_key_is_as_good_as_the_legacy_service_key(server: Server, connection: psycopg.Connection[Any]) -> None:
+def test_secret_key_may_what_the_service_key_may(server: Server, connection: psycopg.Connection[Any]) -> None:
     added = client_with(secret_key(SECRET), server).auth.admin.create_user({"phone": PHONE, "phone_confirm": True})
     assert added.user.phone_confirmed_at is not None
 
 
-def test_nobody_else_adds_users(anyone: Client, connection: psycopg.Connection[Any]) -> None:
+def test_anonymous_key_adds_no_user_as_administrator(anyone: Client, connection: psycopg.Connection[Any]) -> None:
     with pytest.raises(AuthApiError, match="User not allowed"):
         anyone.auth.admin.create_user({"phone": PHONE})
     assert users(connection) == []
 
 
-def test_what_the_stand_in_does_not_do_is_501_and_named(anyone: Client) -> None:
+def test_requests_that_auth_does_not_know_are_501(anyone: Client) -> None:
     with pytest.raises(AuthApiError, match="does not do POST /auth/v1/otp") as error:
         anyone.auth.sign_in_with_otp({"phone": PHONE})
     assert error.value.status == 501
