@@ -38,11 +38,6 @@ THERE = {
 }
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path
-
-
 def deploy(step: str, folder: Path, answers: dict[str, str] | None = None) -> Acted:
     if step in ("deploy", "smoke-test") and not (folder / "settings.env").exists():
         deploy("try", folder)
@@ -59,27 +54,19 @@ def seconds(text: str) -> float:
     return float(text.removesuffix("s"))
 
 
-# --- valid ----------------------------------------------------------------------------------------------------------------
-
-
 def test_cloudbuild_yaml_follows_the_schema_of_cloud_build() -> None:
     command = [str(Path(sys.executable).with_name("check-jsonschema")), "--builtin-schema", "vendor.cloudbuild"]
     done = subprocess.run([*command, ROOT / "cloudbuild.yaml"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("step", scripts())
-def test_scripts_are_bash_and_read_substitutions_as_variables(step: str) -> None:
-    script = scripts()[step]
-    assert script.startswith("#!/usr/bin/env bash\nset -euo pipefail\n")
-    assert "$$" not in script  # Cloud Build leaves scripts as they are, so this would be the shell's pid
-    checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, timeout=10)
-    assert checked.returncode == 0, checked.stderr
-
-
-def test_substitutions_and_variables_of_scripts_are_the_same() -> None:
-    text = (ROOT / "cloudbuild.yaml").read_text()
-    used = set(re.findall(r"\$\{?(_[A-Z_]+)", text))
+def test_scripts_are_bash_and_read_substitutions_as_variables() -> None:
+    for script in scripts().values():
+        assert script.startswith("#!/usr/bin/env bash\nset -euo pipefail\n")
+        assert "$$" not in script  # Cloud Build leaves scripts as they are, so this would be the shell's pid
+        checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, timeout=10)
+        assert checked.returncode == 0, checked.stderr
+    used = set(re.findall(r"\$\{?(_[A-Z_]+)", (ROOT / "cloudbuild.yaml").read_text()))
     assert used == set(cloudbuild()["substitutions"])
 
 
@@ -92,12 +79,9 @@ def test_steps_push_nothing_that_is_not_tested() -> None:
     assert not any("waitFor" in step for step in steps[4:])  # without it, a step waits for all before it
 
 
-# --- as the code needs it --------------------------------------------------------------------------------------------
-
-
-def test_deployed_settings_are_valid_and_complete(folder: Path) -> None:
-    deploy("try", folder)
-    lines = [line for line in (folder / "settings.env").read_text().splitlines() if line]
+def test_deployed_settings_are_valid_and_complete(tmp_path: Path) -> None:
+    deploy("try", tmp_path)
+    lines = [line for line in (tmp_path / "settings.env").read_text().splitlines() if line]
     environ = dict(line.split("=", 1) for line in lines)
     assert len(environ) == len(lines)
     assert {*ENVIRON} - SECRETS <= {*environ} <= (SETTINGS - SECRETS) | {"THREADS"}
@@ -115,8 +99,8 @@ def test_defaults_in_cloudbuild_equal_those_of_the_code() -> None:
         assert getattr(settings(**{name: values[f"_{name}"]}), name.lower()) == getattr(defaults, name.lower())
 
 
-def test_secrets_are_pinned_and_read_by_the_service_alone(folder: Path) -> None:
-    command = deploy("deploy", folder).of("gcloud", "run", "deploy")
+def test_secrets_are_pinned_and_read_by_the_service_alone(tmp_path: Path) -> None:
+    command = deploy("deploy", tmp_path).of("gcloud", "run", "deploy")
     secrets = dict(pair.split("=") for pair in flags(command)["--set-secrets"].split(","))
     assert secrets == {
         "SUPABASE_SERVICE_KEY": "supabase-service-key:1",
@@ -126,45 +110,40 @@ def test_secrets_are_pinned_and_read_by_the_service_alone(folder: Path) -> None:
     assert "availableSecrets" not in cloudbuild()
 
 
-def test_concurrency_equals_the_number_of_threads_of_the_image(folder: Path) -> None:
+def test_concurrency_equals_the_number_of_threads_of_the_image(tmp_path: Path) -> None:
     threads = re.search(r"THREADS=(\d+)", DOCKERFILE)
     assert threads is not None
     assert substitutions()["_CONCURRENCY"] == threads[1]
-    assert flags(deploy("deploy", folder).of("gcloud", "run", "deploy"))["--concurrency"] == threads[1]
-    deploy("try", folder)
-    assert f"\nTHREADS={threads[1]}\n" in (folder / "settings.env").read_text()
+    assert flags(deploy("deploy", tmp_path).of("gcloud", "run", "deploy"))["--concurrency"] == threads[1]
+    deploy("try", tmp_path)
+    assert f"\nTHREADS={threads[1]}\n" in (tmp_path / "settings.env").read_text()
 
 
-def test_sweep_ends_before_its_request_and_request_before_lease(folder: Path) -> None:
+def test_sweep_ends_before_its_request_and_request_before_lease(tmp_path: Path) -> None:
     values = substitutions()
-    request = seconds(flags(deploy("deploy", folder).of("gcloud", "run", "deploy"))["--timeout"])
-    deadline = seconds(
-        flags(deploy("schedule", folder).of("gcloud", "scheduler", "jobs", "update"))["--attempt-deadline"]
-    )
+    request = seconds(flags(deploy("deploy", tmp_path).of("gcloud", "run", "deploy"))["--timeout"])
+    schedule = deploy("schedule", tmp_path).of("gcloud", "scheduler", "jobs", "update")
+    deadline = seconds(flags(schedule)["--attempt-deadline"])
     deployed = settings(REQUEST_TIMEOUT_SECONDS=values["_REQUEST_TIMEOUT_SECONDS"])
     assert deployed.sweep_timeout_seconds < request < deployed.call_lease_seconds
     assert request <= deadline <= 60  # a minute, the scheduler's pace
     assert values["_SCHEDULE"] == "* * * * *"
 
 
-def test_sweep_has_time_for_as_many_calls_as_allowed() -> None:
+def test_sweep_and_instances_have_room_for_a_batch() -> None:
     """CALL_DISPATCHER_LIMIT fits into the time in which a sweep claims, at CALLS_PER_SECOND."""
     values = substitutions()
     deployed = settings(**{name: values[f"_{name}"] for name in ("CALLS_PER_SECOND", "REQUEST_TIMEOUT_SECONDS")})
     claims_for_s = deployed.sweep_timeout_seconds - _longest_step_s(deployed)
     assert claims_for_s == 23
+    assert int(values["_MAX_INSTANCES"]) * int(values["_CONCURRENCY"]) >= 200  # one whole pg_net.batch_size
     assert 0.8 * claims_for_s * deployed.calls_per_second < int(values["_CALL_DISPATCHER_LIMIT"]) <= claims_for_s
 
 
-def test_instances_take_one_whole_batch_of_pg_net() -> None:
-    values = substitutions()
-    assert int(values["_MAX_INSTANCES"]) * int(values["_CONCURRENCY"]) >= 200  # pg_net.batch_size
-
-
-def test_scheduler_sends_the_token_that_the_function_expects(folder: Path) -> None:
-    deploy("try", folder)
-    environ = dict(line.split("=", 1) for line in (folder / "settings.env").read_text().splitlines() if line)
-    job = flags(deploy("schedule", folder).of("gcloud", "scheduler", "jobs", "update"))
+def test_scheduler_sends_the_token_that_the_function_expects(tmp_path: Path) -> None:
+    deploy("try", tmp_path)
+    environ = dict(line.split("=", 1) for line in (tmp_path / "settings.env").read_text().splitlines() if line)
+    job = flags(deploy("schedule", tmp_path).of("gcloud", "scheduler", "jobs", "update"))
     assert job["--oidc-service-account-email"] == environ["SWEEP_SERVICE_ACCOUNT"]
     assert job["--oidc-token-audience"] == environ["API_BASE_URL"]
     assert job["--uri"] == f"{environ['API_BASE_URL']}/sweep"
@@ -173,57 +152,54 @@ def test_scheduler_sends_the_token_that_the_function_expects(folder: Path) -> No
     assert job["--max-retry-attempts"] == "0"
 
 
-# --- in the right order ------------------------------------------------------------------------------------------------
+def test_release_gets_no_traffic_unless_it_is_the_first(tmp_path: Path) -> None:
+    command = deploy("deploy", tmp_path).of("gcloud", "run", "deploy")
+    assert {"--no-traffic", "--no-invoker-iam-check"} <= {*command}
+    # Cloud Run refuses --no-traffic for a service that does not exist.
+    assert "--no-traffic" not in deploy("deploy", tmp_path, {}).of("gcloud", "run", "deploy")
+    assert deploy("schedule", tmp_path, {}).of("gcloud", "scheduler", "jobs", "create")
 
 
-def test_later_release_gets_no_traffic_before_its_smoke_test(folder: Path) -> None:
-    command = deploy("deploy", folder).of("gcloud", "run", "deploy")
-    assert "--no-traffic" in command
-    assert "--no-invoker-iam-check" in command
-
-
-def test_first_deployment_is_one_that_cloud_run_accepts(folder: Path) -> None:
-    """It refuses --no-traffic for a service that does not exist."""
-    assert "--no-traffic" not in deploy("deploy", folder, {}).of("gcloud", "run", "deploy")
-    assert deploy("schedule", folder, {}).of("gcloud", "scheduler", "jobs", "create")
-
-
-def test_smoke_test_asks_the_candidate_and_expects_three_refusals(folder: Path) -> None:
-    answers = {
-        f"curl --silent --show-error --retry 5 --retry-all-errors --max-time 30 --output /dev/null --write-out %{{http_code}}"
-        f" https://candidate---call-dispatcher-123456789012.europe-west1.run.app/{path}": code
-        for path, code in (("health", "200"), ("", "401"))
+def test_smoke_test_passes_one_health_and_three_refusals(tmp_path: Path) -> None:
+    candidate = "https://candidate---call-dispatcher-123456789012.europe-west1.run.app"
+    options = (
+        "--silent --show-error --retry 5 --retry-all-errors --max-time 30 --output /dev/null --write-out %{http_code}"
+    )
+    answers = {f"curl {options} {candidate}/{path}": code for path, code in (("health", "200"), ("", "401"))}
+    assert len(deploy("smoke-test", tmp_path, answers).commands) == 4
+    codes = {  # the last one authenticates nobody
+        code: act(scripts()["smoke-test"], tmp_path, substitutions(**OURS), {"curl": code}).code
+        for code in ("503", "401", "000", "200")
     }
-    assert len(deploy("smoke-test", folder, answers).commands) == 4
-    (folder / "settings.env").write_text("VOICE_PATH=/twilio/voice\n")
-    asked = [command[-3] for command in deploy("smoke-test", folder, answers).commands]
+    assert 0 not in codes.values()
+    (tmp_path / "settings.env").write_text("VOICE_PATH=/twilio/voice\n")
+    asked = [command[-3] for command in deploy("smoke-test", tmp_path, answers).commands]
     assert asked[-1].endswith(".run.app/twilio/voice")
 
 
-@pytest.mark.parametrize("health", ["503", "401", "000"])
-def test_smoke_test_that_fails_stops_the_build(folder: Path, health: str) -> None:
-    assert act(scripts()["smoke-test"], folder, substitutions(**OURS), {"curl": health}).code != 0
-
-
-def test_smoke_test_stops_a_build_that_authenticates_nobody(folder: Path) -> None:
-    assert act(scripts()["smoke-test"], folder, substitutions(**OURS), {"curl": "200"}).code != 0
-
-
-def test_traffic_goes_to_the_candidate_and_keeps_previous(folder: Path) -> None:
-    command = deploy("traffic", folder).of("gcloud", "run", "services", "update-traffic")
+def test_traffic_goes_to_the_candidate_and_keeps_previous(tmp_path: Path) -> None:
+    command = deploy("traffic", tmp_path).of("gcloud", "run", "services", "update-traffic")
     assert flags(command)["--to-tags"] == "candidate=100"
     assert flags(command)["--update-tags"] == "previous=call-dispatcher-00007-abc"
 
 
-def test_unreadable_list_of_services_stops_the_deployment(folder: Path) -> None:
-    deploy("try", folder)
+def test_unreadable_list_of_services_stops_the_deployment(tmp_path: Path) -> None:
+    deploy("try", tmp_path)
     failing = scripts()["deploy"].replace("#!/usr/bin/env bash\n", "gcloud() { return 1; }\n", 1)
-    acted = act(failing, folder, substitutions(**OURS))
+    acted = act(failing, tmp_path, substitutions(**OURS))
     assert acted.code != 0
     assert acted.commands == []
 
 
-# --- flags ------------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def guide_commands(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
+    """The command lines of every shell block of cloud-run.md and secrets.md."""
+    blocks = [block for name in ("cloud-run.md", "secrets.md") for block in code_blocks(page(name), "sh")]
+    answers = {"gcloud projects describe": "123456789012\n", "gcloud secrets versions access": "whsec_new whsec_old"}
+    acted = act("\n".join(["set -u", *blocks]), tmp_path_factory.mktemp("readme"), {}, answers)
+    assert acted.code == 0, acted.output
+    assert "unbound variable" not in acted.output
+    return acted.commands
 
 
 @pytest.fixture(scope="module")
@@ -270,48 +246,19 @@ def refusals(commands: list[list[str]], environ: dict[str, str], folder: Path) -
 
 
 @pytest.mark.timeout(300)  # gcloud reads its own tables of flags: seconds, or a minute on a busy machine
-def test_gcloud_knows_each_flag_of_the_build(gcloud: dict[str, str], folder: Path) -> None:
-    steps: list[tuple[str, dict[str, str]]] = [
-        (step, there) for step in ("deploy", "traffic", "schedule") for there in (THERE, {})
-    ]
-    commands = [command for step, there in steps for command in deploy(step, folder, there).commands]
-    assert len(commands) >= 8
-    assert refusals(commands, gcloud, folder) == {}
-
-
-@pytest.mark.timeout(300)  # gcloud reads its own tables of flags: seconds, or a minute on a busy machine
-def test_gcloud_knows_each_flag_of_the_guide(
-    gcloud: dict[str, str], folder: Path, guide_commands: list[list[str]]
+def test_gcloud_knows_each_flag_of_build_and_guide(
+    gcloud: dict[str, str], tmp_path: Path, guide_commands: list[list[str]]
 ) -> None:
-    assert len(guide_commands) > 40
-    assert refusals(guide_commands, gcloud, folder) == {}
-
-
-@pytest.mark.timeout(300)
-def test_unknown_flags_and_values_of_gcloud_are_noticed(gcloud: dict[str, str], folder: Path) -> None:
+    steps = [(step, there) for step in ("deploy", "traffic", "schedule") for there in (THERE, dict[str, str]())]
+    build = [command for step, there in steps for command in deploy(step, tmp_path, there).commands]
+    assert (len(build) >= 8, len(guide_commands) > 40) == (True, True)
     wrong = [
-        shlex.split(line)
-        for line in (
-            "gcloud run deploy x --image=y --region=z --nonsense",
-            "gcloud scheduler jobs create http x --schedule='* * * * *' --uri=https://x --http-method=no",
-            "gcloud run no-such-command",
-        )
+        "gcloud run deploy x --image=y --region=z --nonsense",
+        "gcloud scheduler jobs create http x --schedule='* * * * *' --uri=https://x --http-method=no",
+        "gcloud run no-such-command",
     ]
-    assert len(refusals(wrong, gcloud, folder)) == len(wrong)
-
-
-# --- the guide's commands ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def guide_commands(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
-    """The command lines of every shell block of cloud-run.md and secrets.md."""
-    blocks = [block for name in ("cloud-run.md", "secrets.md") for block in code_blocks(page(name), "sh")]
-    answers = {"gcloud projects describe": "123456789012\n", "gcloud secrets versions access": "whsec_new whsec_old"}
-    acted = act("\n".join(["set -u", *blocks]), tmp_path_factory.mktemp("readme"), {}, answers)
-    assert acted.code == 0, acted.output
-    assert "unbound variable" not in acted.output
-    return acted.commands
+    refused = refusals([*build, *guide_commands, *map(shlex.split, wrong)], gcloud, tmp_path)
+    assert refused.keys() == {" ".join(map(quoted, shlex.split(line))) for line in wrong}, refused
 
 
 def test_guide_creates_and_removes_each_resource_of_cloudbuild(guide_commands: list[list[str]]) -> None:
@@ -337,9 +284,6 @@ def test_guide_rolls_back_as_cloudbuild_says(guide_commands: list[list[str]]) ->
     back = "update-traffic call-dispatcher --region=europe-west1 --to-tags=previous=100"
     assert back in (ROOT / "cloudbuild.yaml").read_text()
     assert any(back in " ".join(command) for command in guide_commands)
-
-
-# --- Render -----------------------------------------------------------------------------------------------------------------------
 
 
 def render() -> dict[str, Any]:
