@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Final
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 FOLDER: Final = Path(__file__).parent / "hours"
 _DAYS: Final = ("Mo", "Tu", "We", "Th", "Fr", "Sa", "Su", "PH")
@@ -75,31 +75,23 @@ def _named_days(text: str, position: int) -> list[int]:
         if first not in _DAYS or (dash and (last not in _DAYS or "PH" in (first, last))):
             raise ValueError(f"part {position} has a day that is none of {' '.join(_DAYS)}")
         start, end = _DAYS.index(first), _DAYS.index(last or first)
-        named += (
-            [day % _HOLIDAY for day in range(start, end + 1 + (_HOLIDAY if end < start else 0))] if dash else [start]
-        )
+        weekdays = range(start, end + 1 + (_HOLIDAY if end < start else 0))  # Sa-Mo goes over the end of the week
+        named += [day % _HOLIDAY for day in weekdays] if dash else [start]
     return named
 
 
 def _spans(text: str, position: int) -> tuple[Span, ...]:
     spans: list[Span] = []
     for item in text.replace(" ", "").split(","):
-        match = _SPAN.fullmatch(item)
         start, end = item[:5], item[6:]
-        if not match or start >= end or (spans and spans[-1][1] > time.fromisoformat(start)):
-            raise ValueError(
-                f"part {position} has times that are not HH:MM-HH:MM, each after the one before, at most 23:59"
-            )
+        if not _SPAN.fullmatch(item) or start >= end or (spans and spans[-1][1] > time.fromisoformat(start)):
+            form = "times that are not HH:MM-HH:MM, each after the one before, at most 23:59"
+            raise ValueError(f"part {position} has {form}")
         spans.append((time.fromisoformat(start), time.fromisoformat(end)))
     return tuple(spans)
 
 
 # --- rules by place -----------------------------------------------------------------------------------------------------
-
-
-def _schedule_text(text: str) -> str:
-    parse_schedule(text)
-    return text
 
 
 def _place(text: str) -> str:
@@ -108,7 +100,7 @@ def _place(text: str) -> str:
     return text
 
 
-_Hours = Annotated[str, AfterValidator(_schedule_text)]
+_Hours = Annotated[Schedule, BeforeValidator(lambda hours: parse_schedule(hours) if isinstance(hours, str) else hours)]
 
 
 class PlaceRule(BaseModel):
@@ -121,10 +113,6 @@ class PlaceRule(BaseModel):
     hours: _Hours
     source: str
 
-    @property
-    def schedule(self) -> Schedule:
-        return _cached_schedule(self.hours)
-
 
 class CallingHours(BaseModel):
     """One file of shared/hours, or CALL_HOURS itself as `default`."""
@@ -136,20 +124,12 @@ class CallingHours(BaseModel):
     review_after: date | None = None
     rules: tuple[PlaceRule, ...] = ()
 
-    @property
-    def schedule(self) -> Schedule:
-        return _cached_schedule(self.default)
-
-
-_cached_schedule = cache(parse_schedule)
-
 
 @cache
 def calling_hours(setting: str) -> CallingHours:
     """The hours that CALL_HOURS names: a file of shared/hours, or the notation. Raises ValueError, which names the fault."""
     if not re.fullmatch(r"[a-z][a-z0-9_-]*", setting):
-        parse_schedule(setting)
-        return CallingHours(default=setting)
+        return CallingHours(default=parse_schedule(setting))
     path = FOLDER / f"{setting}.toml"
     if not path.is_file():
         files = ", ".join(sorted(file.stem for file in FOLDER.glob("*.toml")))

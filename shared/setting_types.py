@@ -3,7 +3,7 @@
 import base64
 import ipaddress
 import re
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 import phonenumbers
@@ -14,11 +14,23 @@ from shared.opening_hours import calling_hours
 
 ALWAYS: Final = "always"
 _E164: Final = re.compile(r"\+[1-9][0-9]{7,14}")
+Text = TypeVar("Text", str, SecretStr)
 
 
 def refusal(allowed: str) -> PydanticCustomError:
     """Refuse a value and say which values are allowed. The template is fixed, because `allowed` may hold braces."""
     return PydanticCustomError("setting", "{allowed}", {"allowed": allowed})
+
+
+def _matching(pattern: str, allowed: str) -> AfterValidator:
+    """A text, or a secret, of this form."""
+
+    def check(value: Text) -> Text:
+        if not re.fullmatch(pattern, value.get_secret_value() if isinstance(value, SecretStr) else value):
+            raise refusal(allowed)
+        return value
+
+    return AfterValidator(check)
 
 
 def _is_loopback(host: str) -> bool:
@@ -58,13 +70,6 @@ def _public_url(value: str) -> str:
     return value
 
 
-def _route_path(value: str) -> str:
-    # Twilio, a proxy and Flask each decode and normalize other characters in their own way, and the path is signed.
-    if not re.fullmatch(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+/?|/", value):
-        raise refusal("must be a path such as /twilio/voice, of letters, digits and - . _ ~, without query, % and /../")
-    return value
-
-
 def _loopback_url(value: str) -> str:
     # This host receives the account's credentials.
     if not _is_loopback(_parts(value).hostname or ""):
@@ -90,14 +95,12 @@ def _region(value: str) -> str:
 
 
 def _hours(value: str) -> str:
-    if value != ALWAYS:
-        try:
+    try:
+        if value != ALWAYS:
             calling_hours(value)
-        except ValueError as error:
-            form = (
-                "must be HH:MM-HH:MM, opening hours (Mo-Fr 09:00-20:00; Su,PH off), a file of shared/hours, or always"
-            )
-            raise refusal(f"{form}: {error}") from None
+    except ValueError as error:
+        form = "must be HH:MM-HH:MM, opening hours (Mo-Fr 09:00-20:00; Su,PH off), a file of shared/hours, or always"
+        raise refusal(f"{form}: {error}") from None
     return value
 
 
@@ -115,32 +118,6 @@ def _dispatch_secrets(value: SecretStr) -> SecretStr:
     return value
 
 
-def _auth_tokens(value: SecretStr) -> SecretStr:
-    tokens = value.get_secret_value()
-    if not (tokens.isascii() and tokens.isprintable() and len(tokens.split()) <= 2):
-        raise refusal("must be the account's auth token; two of them, separated by a space, while rotating")
-    return value
-
-
-def _key(value: SecretStr) -> SecretStr:
-    # The key is sent in a header, which takes only these characters.
-    if not re.fullmatch(r"[!-~]+", value.get_secret_value()):
-        raise refusal("must be one printable ASCII word")
-    return value
-
-
-def _account(value: str) -> str:
-    if not re.fullmatch(r"[^@\s]+@[^@\s]+", value):
-        raise refusal("must be the e-mail address of a service account")
-    return value
-
-
-def _account_sid(value: str) -> str:
-    if not re.fullmatch(r"AC[0-9a-fA-F]{32}", value):
-        raise refusal("must be AC and 32 hexadecimal digits (Twilio console, Account Info)")
-    return value
-
-
 def _none_when_off(value: object) -> object:
     return None if value == "off" else value
 
@@ -150,7 +127,14 @@ def _words(value: object) -> object:
 
 
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
-RoutePath = Annotated[str, AfterValidator(_route_path)]
+# Twilio, a proxy and Flask each decode and normalize other characters in their own way, and the path is signed.
+RoutePath = Annotated[
+    str,
+    _matching(
+        r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+/?|/",
+        "must be a path such as /twilio/voice, of letters, digits and - . _ ~, without query, % and /../",
+    ),
+]
 PublicUrl = Annotated[BaseUrl, AfterValidator(_public_url)]
 LoopbackUrl = Annotated[BaseUrl, AfterValidator(_loopback_url)]
 E164 = Annotated[str, AfterValidator(_e164)]
@@ -158,10 +142,18 @@ Numbers = Annotated[tuple[E164, ...], BeforeValidator(_words)]
 Countries = Annotated[tuple[Annotated[str, AfterValidator(_region)], ...], BeforeValidator(_words)]
 Hours = Annotated[str, AfterValidator(_hours)]
 DispatchSecrets = Annotated[SecretStr, AfterValidator(_dispatch_secrets)]
-AuthTokens = Annotated[SecretStr, AfterValidator(_auth_tokens)]
-Key = Annotated[SecretStr, AfterValidator(_key)]
-ServiceAccount = Annotated[str, AfterValidator(_account)]
-AccountSid = Annotated[str, AfterValidator(_account_sid)]
+AuthTokens = Annotated[
+    SecretStr,
+    _matching(
+        r"[!-~]+( +[!-~]+)?", "must be the account's auth token; two of them, separated by a space, while rotating"
+    ),
+]
+# The key is sent in a header, which takes only these characters.
+Key = Annotated[SecretStr, _matching(r"[!-~]+", "must be one printable ASCII word")]
+ServiceAccount = Annotated[str, _matching(r"[^@\s]+@[^@\s]+", "must be the e-mail address of a service account")]
+AccountSid = Annotated[
+    str, _matching(r"AC[0-9a-fA-F]{32}", "must be AC and 32 hexadecimal digits (Twilio console, Account Info)")
+]
 DayLimit = Annotated[int | None, BeforeValidator(_none_when_off)]
 # pydantic reads "inf" and "nan" as floats.
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]

@@ -17,27 +17,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
+from shared import setting_types as types
 from shared.opening_hours import CallingHours, calling_hours
-from shared.setting_types import (
-    ALWAYS,
-    E164,
-    AccountSid,
-    AuthTokens,
-    BaseUrl,
-    Countries,
-    DayLimit,
-    Delays,
-    DispatchSecrets,
-    Hours,
-    Key,
-    LoopbackUrl,
-    Numbers,
-    PublicUrl,
-    RoutePath,
-    Seconds,
-    ServiceAccount,
-    refusal,
-)
 
 DIAL_WITHIN_SECONDS: Final = 2.0
 """The request to Twilio starts within this time of the claim, or the job is released."""
@@ -57,6 +38,19 @@ _UNSUPPORTED: Final = ("TWILIO_REGION", "TWILIO_EDGE")
 _QUOTES: Final = tuple("\"'`\u2018\u2019\u201c\u201d")
 
 
+_WRONG: Final = {
+    "missing": "is missing",
+    "greater_than": "must be more than {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "literal_error": "must be {expected}",
+    "bool_parsing": "must be true or false",
+    **dict.fromkeys(("int_parsing", "int_from_float", "int_parsing_size", "int_type"), "must be a whole number"),
+    **dict.fromkeys(("float_parsing", "finite_number"), "must be a number"),
+}
+"""By pydantic's type of the error: the same in our words."""
+
+
 class SettingsError(Exception):
     """The environment has missing or wrong settings. `problems` holds one line for each, without values."""
 
@@ -71,96 +65,83 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
     # The database.
-    supabase_url: BaseUrl
-    supabase_service_key: Key = Field(description="a secret key (sb_secret_...) or the legacy service_role key")
+    supabase_url: types.BaseUrl
+    supabase_service_key: types.Key = Field(description="a secret key (sb_secret_...) or the legacy service_role key")
 
     # Twilio.
-    twilio_account_sid: AccountSid
-    twilio_auth_token: AuthTokens = Field(
+    twilio_account_sid: types.AccountSid
+    twilio_auth_token: types.AuthTokens = Field(
         description="requests use the first; callbacks signed with either are accepted, while Twilio changes over"
     )
-    twilio_phone_number: E164
-    twilio_api_base_url: LoopbackUrl | None = Field(default=None, description="a Twilio stand-in on this machine")
-    twilio_timeout_seconds: Seconds = Field(
-        default=20, description="for the answer, once connected; Twilio itself gives up after about 26 s"
+    twilio_phone_number: types.E164
+    twilio_api_base_url: types.LoopbackUrl | None = Field(None, description="a Twilio stand-in on this machine")
+    twilio_timeout_seconds: types.Seconds = Field(
+        20, description="for the answer, once connected; Twilio itself gives up after about 26 s"
     )
 
     # HTTP: our address, and the proofs that Supabase and Cloud Scheduler send.
-    api_base_url: PublicUrl
-    api_base_url_is_this_function: bool = Field(
-        default=True, description="false where another web service answers Twilio"
+    api_base_url: types.PublicUrl
+    api_base_url_is_this_function: bool = Field(True, description="false where another web service answers Twilio")
+    voice_path: types.RoutePath = Field("/voice", description="below API_BASE_URL: Twilio asks there what to say")
+    status_path: types.RoutePath = Field(
+        "/status", validate_default=True, description="below API_BASE_URL: Twilio reports there on the call"
     )
-    voice_path: RoutePath = Field(default="/voice", description="below API_BASE_URL: Twilio asks there what to say")
-    status_path: RoutePath = Field(
-        default="/status", validate_default=True, description="below API_BASE_URL: Twilio reports there on the call"
+    dispatch_secret: types.DispatchSecrets | None = None
+    sweep_service_account: types.ServiceAccount | None = Field(
+        None, description="its Google ID token, made for the audience API_BASE_URL, may start a sweep"
     )
-    dispatch_secret: DispatchSecrets | None = None
-    sweep_service_account: ServiceAccount | None = Field(
-        default=None, description="its Google ID token, made for the audience API_BASE_URL, may start a sweep"
-    )
-    request_timeout_seconds: Seconds = Field(
-        default=55,
-        validate_default=True,
-        description="the platform's limit for a request; sweep and lease follow from it",
+    request_timeout_seconds: types.Seconds = Field(
+        55, validate_default=True, description="the platform's limit for a request; sweep and lease follow from it"
     )
 
     # How much at a time.
-    call_dispatcher_limit: int = Field(default=10, ge=1, le=1000, description="jobs per sweep")
+    call_dispatcher_limit: int = Field(10, ge=1, le=1000, description="jobs per sweep")
     calls_per_second: float = Field(
-        default=1, ge=0.01, le=1000, allow_inf_nan=False, description="the account's own limit; 1 is Twilio's default"
+        1, ge=0.01, le=1000, allow_inf_nan=False, description="the account's own limit; 1 is Twilio's default"
     )
-    calls_per_day: DayLimit = Field(
-        default=500, ge=1, description="to all numbers, in any 24 hours; off lifts the limit"
-    )
-    calls_per_number_per_day: int = Field(default=3, ge=1, description="in any 24 hours")
+    calls_per_day: types.DayLimit = Field(500, ge=1, description="to all numbers, in any 24 hours; off lifts the limit")
+    calls_per_number_per_day: int = Field(3, ge=1, description="in any 24 hours")
     calls_per_prefix_per_hour: int = Field(
-        default=20, ge=0, description="per number without its last four digits, against pumped traffic; 0 is off"
+        20, ge=0, description="per number without its last four digits, against pumped traffic; 0 is off"
     )
 
     # How often one person.
-    call_max_attempts: int = Field(default=3, ge=1, le=10)
-    call_retry_seconds: Delays = Field(
-        default=(60,),
-        description="when a call could not be placed: the base of the backoff, or the delays: 600,3600",
+    call_max_attempts: int = Field(3, ge=1, le=10)
+    call_retry_seconds: types.Delays = Field(
+        (60,), description="when a call could not be placed: the base of the backoff, or the delays: 600,3600"
     )
-    call_redial_seconds: Delays = Field(
-        default=(900,), description="when nobody picked up: the base of the backoff, or the delays: 600,3600"
+    call_redial_seconds: types.Delays = Field(
+        (900,), description="when nobody picked up: the base of the backoff, or the delays: 600,3600"
     )
     call_redial_spread: Literal["on", "off"] = Field(
-        default="off", description="on: a redial prefers another time of day than the one at which nobody picked up"
+        "off", description="on: a redial prefers another time of day than the one at which nobody picked up"
     )
-    call_later_max: int = Field(
-        default=2, ge=0, le=10, description="how often one job's person may ask to be called later"
-    )
+    call_later_max: int = Field(2, ge=0, le=10, description="how often one job's person may ask to be called later")
 
     # Never twice.
-    call_settling_seconds: Seconds = Field(
-        default=None,
+    call_settling_seconds: types.Seconds = Field(
+        None,
         validate_default=True,
         description="how long Twilio is asked about a call in doubt before it counts as absent",
     )
     call_in_doubt: Literal["redial", "give-up"] = "redial"
-    call_ask_seconds: Seconds = Field(
-        default=60, description="wait before each question about a call without callbacks"
-    )
+    call_ask_seconds: types.Seconds = Field(60, description="wait before each question about a call without callbacks")
 
     # Whom, and when.
-    call_hours: Hours = Field(
-        default="08:00-21:00", description="by the clock where the phone is; always allows any hour"
+    call_hours: types.Hours = Field(
+        "08:00-21:00", description="by the clock where the phone is; always allows any hour"
     )
-    call_countries: Countries | None = Field(default=None, description="not set: the country of TWILIO_PHONE_NUMBER")
-    call_only_to: Numbers | None = Field(default=None, description="staging: only these numbers are dialed")
+    call_countries: types.Countries | None = Field(None, description="not set: the country of TWILIO_PHONE_NUMBER")
+    call_only_to: types.Numbers | None = Field(None, description="staging: only these numbers are dialed")
 
     # The call itself, and after it.
-    call_ring_seconds: int = Field(default=25, ge=5, le=600, description="less than voice mail's")
-    call_time_limit_seconds: int = Field(
-        default=600, ge=1, le=14_400, description="limits the cost of a call that hangs"
-    )
+    call_ring_seconds: int = Field(25, ge=5, le=600, description="less than voice mail's")
+    call_time_limit_seconds: int = Field(600, ge=1, le=14_400, description="limits the cost of a call that hangs")
     call_machines: Literal["ignore", "reached", "missed"] = Field(
-        default="ignore",
+        "ignore",
         description="ignore: no detection; else Twilio charges for it, and a call that a machine answered counts as this",
     )
-    call_retention_days: int = Field(default=90, ge=1, le=3650, description="then a finished job is deleted")
+    call_retention_days: int = Field(90, ge=1, le=3650, description="then a finished job is deleted")
 
     # A rule over two fields is a validator of the later one. pydantic runs a validator of the whole model only when every
     # field is right, and then the other problems would be told first.
@@ -170,11 +151,11 @@ class Settings(BaseModel):
     def _path_leads_to_one_route(cls, path: str, info: ValidationInfo) -> str:
         prefix = urlsplit(info.data.get("api_base_url", "")).path
         if prefix and path.startswith(f"{prefix}/"):
-            raise refusal("must be the path below API_BASE_URL, without that URL's own path")
+            raise types.refusal("must be the path below API_BASE_URL, without that URL's own path")
         taken = (*OWN_PATHS, info.data.get("voice_path"))
         if path in taken and info.data.get("api_base_url_is_this_function", True):
             others = (*OWN_PATHS, *(["VOICE_PATH"] if info.field_name == "status_path" else []))
-            raise refusal(f"must be another path than {', '.join(others)}: something else is answered there")
+            raise types.refusal(f"must be another path than {', '.join(others)}: something else is answered there")
         return path
 
     @field_validator("request_timeout_seconds")
@@ -184,7 +165,7 @@ class Settings(BaseModel):
         connect = min(TWILIO_CONNECT_SECONDS, answer)
         least = DIAL_WITHIN_SECONDS + connect + answer + LEASE_MARGIN_SECONDS
         if timeout <= least:
-            raise refusal(
+            raise types.refusal(
                 f"must be more than {least:g}: {DIAL_WITHIN_SECONDS:g} to start, {connect:g} to connect,"
                 f" {answer:g} (TWILIO_TIMEOUT_SECONDS) and a margin of {LEASE_MARGIN_SECONDS:g}"
             )
@@ -195,7 +176,7 @@ class Settings(BaseModel):
     def _delays_fit_the_attempts(cls, delays: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
         attempts = info.data.get("call_max_attempts", 1)
         if 1 < len(delays) < attempts - 1:
-            raise refusal(
+            raise types.refusal(
                 f"must be one number, or at least {attempts - 1} delays:"
                 f" one after each attempt but the last (CALL_MAX_ATTEMPTS: {attempts})"
             )
@@ -204,10 +185,9 @@ class Settings(BaseModel):
     @field_validator("call_settling_seconds", mode="before")
     @classmethod
     def _settling_without_callbacks_takes_longer(cls, settling: object, info: ValidationInfo) -> object:
-        if settling is not None:
-            return settling
         # Another service may not pass on the callbacks that bear the attempt's id. Then only Twilio's list can tell.
-        return 120.0 if info.data.get("api_base_url_is_this_function", True) else 600.0
+        default = 120.0 if info.data.get("api_base_url_is_this_function", True) else 600.0
+        return default if settling is None else settling
 
     @property
     def voice_url(self) -> str:
@@ -250,7 +230,7 @@ class Settings(BaseModel):
     @property
     def calling_hours(self) -> CallingHours | None:
         """By the clock where the phone is; None means any hour."""
-        return None if self.call_hours == ALWAYS else calling_hours(self.call_hours)
+        return None if self.call_hours == types.ALWAYS else calling_hours(self.call_hours)
 
 
 def load_settings(*, http: bool = True, environ: Mapping[str, str] | None = None) -> Settings:
@@ -289,24 +269,7 @@ def unknown_settings(environ: Mapping[str, str]) -> dict[str, str | None]:
 def _problem(details: ErrorDetails) -> str:
     """One line in our words: the variable, the values that are allowed, the meaning."""
     field, limits = str(details["loc"][0]), details.get("ctx", {})
-    match details["type"]:
-        case "missing":
-            wrong = "is missing"
-        case "greater_than":
-            wrong = f"must be more than {limits['gt']:g}"
-        case "greater_than_equal":
-            wrong = f"must be at least {limits['ge']:g}"
-        case "less_than_equal":
-            wrong = f"must be at most {limits['le']:g}"
-        case "literal_error":
-            wrong = f"must be {limits['expected']}".replace("'", "")
-        case "bool_parsing":
-            wrong = "must be true or false"
-        case "int_parsing" | "int_from_float" | "int_parsing_size" | "int_type":
-            wrong = "must be a whole number" + (", or off" if field == "calls_per_day" else "")
-        case "float_parsing" | "finite_number":
-            wrong = "must be a number"
-        case _:
-            wrong = details["msg"]
+    template = _WRONG.get(details["type"])
+    wrong = template.format(**limits).replace("'", "") if template else details["msg"]
     meaning = Settings.model_fields[field].description
     return f"{field.upper()} {wrong}" + (f" ({meaning})" if meaning else "")

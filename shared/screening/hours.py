@@ -147,12 +147,12 @@ def _all_hours(number: PhoneNumber, given: CallingHours, lives_in: str | None, n
     """The default, and the rule of each place where the phone may be. `lives_in`: a zone that may say otherwise."""
     states = _states(number, lives_in, now)
     countries = {number.region} | ({country_of_zone(lives_in)} if lives_in else set())
-    hours = [Hours(given.schedule, states or tuple(sorted(filter(None, countries))))]
+    hours = [Hours(given.default, states or tuple(sorted(filter(None, countries))))]
     for rule in given.rules:
         country = rule.place.partition("-")[0]
         may_apply = rule.place in (*countries, *states) or (rule.place != country in countries and not states)
         if may_apply:
-            hours.append(Hours(rule.schedule, (rule.place,), rule.name))
+            hours.append(Hours(rule.hours, (rule.place,), rule.name))
     return tuple(hours)
 
 

@@ -32,13 +32,13 @@ def in_words(schedule: Schedule) -> str:
 
 
 def lines(given: CallingHours, now: datetime) -> list[str]:
-    printed = [f"everywhere: {in_words(given.schedule)}"]
+    printed = [f"everywhere: {in_words(given.default)}"]
     for rule in given.rules:
-        hours = Hours(rule.schedule, (rule.place,), rule.name)
+        hours = Hours(rule.hours, (rule.place,), rule.name)
         locals_ = [now.astimezone(clock(zone)) for zone in zones_of_place(rule.place)]
         closed = sorted({f"closed ({hours.why_closed(local)})" for local in locals_ if not hours.is_open(local)})
         is_open = any(hours.is_open(local) for local in locals_)
-        printed.append(f"{rule.name} ({rule.place}): {in_words(rule.schedule)}")
+        printed.append(f"{rule.name} ({rule.place}): {in_words(rule.hours)}")
         printed.append(f"    source: {rule.source}" + (f", read {given.read:%d %b %Y}" if given.read else ""))
         printed.append(f"    now: {', '.join([*(['open'] if is_open else []), *closed])}")
     if given.review_after:

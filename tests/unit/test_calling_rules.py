@@ -117,7 +117,7 @@ def test_hours_are_printed_with_source_and_now(capsys: pytest.CaptureFixture[str
     assert main(["strict"]) == 0
     out = capsys.readouterr().out
     for rule in calling_hours("strict").rules:
-        assert f"{rule.name} ({rule.place}): {in_words(rule.schedule)}\n    source: {rule.source}" in out
+        assert f"{rule.name} ({rule.place}): {in_words(rule.hours)}\n    source: {rule.source}" in out
     assert out.count("    now: ") == 27
     assert main(["nowhere"]) == 1
     assert "strict" in capsys.readouterr().err

@@ -172,7 +172,10 @@ def test_limits_are_part_of_the_message() -> None:
         ("CALL_MACHINES", "on"): "CALL_MACHINES must be ignore, reached or missed",
         ("API_BASE_URL_IS_THIS_FUNCTION", "x"): "API_BASE_URL_IS_THIS_FUNCTION must be true or false",
         ("TWILIO_ACCOUNT_SID", "x"): "TWILIO_ACCOUNT_SID must be AC and 32 hexadecimal digits",
-        ("CALLS_PER_DAY", "x"): "CALLS_PER_DAY must be a whole number, or off",
+        (
+            "CALLS_PER_DAY",
+            "x",
+        ): "CALLS_PER_DAY must be a whole number (to all numbers, in any 24 hours; off lifts the limit)",
     }
     told = {case: problems_or_none(*case)[0] for case in cases}
     assert {case: said for case, said in told.items() if not said.startswith(cases[case])} == {}
@@ -313,7 +316,7 @@ def test_paths_of_twilio_lead_to_one_route_each() -> None:
 def test_calling_hours_and_day_limit_can_be_lifted() -> None:
     hours = settings().calling_hours
     assert hours is not None
-    assert hours.schedule.starts == {time(8)}
+    assert hours.default.starts == {time(8)}
     assert settings(CALL_HOURS="always").calling_hours is None
     assert (settings().calls_per_day, settings(CALLS_PER_DAY="off").calls_per_day) == (500, None)
 
