@@ -19,9 +19,7 @@ _TZDATA: Final = files("tzdata")
 ZONE_NAMES: Final = frozenset(_TZDATA.joinpath("zones").read_text("utf-8").split()) - {"Factory"}
 
 # Abbreviations are no places, also where tzdata links them to one: EST is "Panama" there.
-_NO_PLACE: Final = frozenset(
-    {"CET", "CST6CDT", "EET", "EST", "EST5EDT", "HST", "MET", "MST", "MST7MDT", "PST8PDT", "WET"}
-)
+_NO_PLACE: Final = frozenset("CET CST6CDT EET EST EST5EDT HST MET MST MST7MDT PST8PDT WET".split())
 # Old names that tzdata links to another country, where the clocks agree since 1970.
 _RENAMED: Final = {
     "Africa/Asmera": "Africa/Asmara",
@@ -45,16 +43,9 @@ _MORE_NAMES: Final = {
     **{"österreich": "AT", "schweiz": "CH", "suisse": "CH", "méxico": "MX", "brasil": "BR", "uae": "AE"},
 }
 # +1 867 is Yukon, Northwest Territories and Nunavut. Coral Harbour has Atikokan's clocks, Yellowknife has Edmonton's.
-_NORTH: Final = (
-    "America/Whitehorse",
-    "America/Dawson",
-    "America/Inuvik",
-    "America/Edmonton",
-    "America/Cambridge_Bay",
-    "America/Rankin_Inlet",
-    "America/Resolute",
-    "America/Iqaluit",
-    "America/Atikokan",
+_NORTH: Final = tuple(
+    f"America/{city}"
+    for city in "Whitehorse Dawson Inuvik Edmonton Cambridge_Bay Rankin_Inlet Resolute Iqaluit Atikokan".split()
 )
 _ALASKA: Final = ("America/Anchorage", "America/Adak")
 # The area code of these countries' mobile numbers is the one of a place. Elsewhere a mobile may be anywhere.
@@ -63,14 +54,15 @@ _FIXED: Final = frozenset({PhoneNumberType.FIXED_LINE, PhoneNumberType.FIXED_LIN
 _JANUARY: Final = datetime(2026, 1, 15, tzinfo=UTC)
 
 
+def _rows(table: str) -> list[list[str]]:
+    lines = _TZDATA.joinpath("zoneinfo", table).read_text("utf-8").splitlines()
+    return [line.split("\t") for line in lines if not line.startswith("#")]
+
+
 @cache
 def _zone_tab() -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
     """zone -> country, and country -> its zones."""
-    country: dict[str, str] = {}
-    for line in _TZDATA.joinpath("zoneinfo", "zone.tab").read_text("utf-8").splitlines():
-        if not line.startswith("#"):
-            code, _, name = line.split("\t")[:3]
-            country[name] = code
+    country = {name: code for code, _, name, *_ in _rows("zone.tab")}
     zones: dict[str, tuple[str, ...]] = {}
     for name, code in country.items():
         zones[code] = (*zones.get(code, ()), name)
@@ -80,10 +72,8 @@ def _zone_tab() -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
 @cache
 def country_names() -> dict[str, str]:
     """Name, in lower case -> ISO 3166 code: the codes, their English names by iso3166.tab, and other spellings that people use."""
-    lines = _TZDATA.joinpath("zoneinfo", "iso3166.tab").read_text("utf-8").splitlines()
-    rows = [line.split("\t") for line in lines if not line.startswith("#")]
-    english = {name.casefold(): code for code, name in rows} | {code.casefold(): code for code, _ in rows}
-    return english | _MORE_NAMES
+    rows = _rows("iso3166.tab")
+    return {name.casefold(): code for code, *names in rows for name in (code, *names)} | _MORE_NAMES
 
 
 def zones_of_country(country: str) -> tuple[str, ...]:

@@ -325,6 +325,21 @@ def test_right_moment_is_searched_on_the_next_fifteen_days() -> None:
     assert when(US_TOLL_FREE, first - 15 * DAY - MICROSECOND) == "no_calling_hours"
 
 
+def test_zones_change_their_clocks_on_quarters_of_an_hour() -> None:
+    """The search for the next right moment tries no other moments."""
+    odd = set()
+    for zone in map(ZoneInfo, ZONE_NAMES):
+        for month in range(36):
+            before, after = utc("2026-11-15 00:00") + 30 * month * DAY, utc("2026-12-15 00:00") + 30 * month * DAY
+            was = before.astimezone(zone).utcoffset()
+            while was != after.astimezone(zone).utcoffset() and after - before > MICROSECOND:
+                middle = before + (after - before) // 2
+                before, after = (middle, after) if middle.astimezone(zone).utcoffset() == was else (before, middle)
+            if was is None or was % timedelta(minutes=15) or (after - utc("2026-01-01 00:00")) % timedelta(minutes=15):
+                odd.add((zone.key, after))
+    assert odd == set()
+
+
 def test_guess_of_a_zone_only_narrows_the_window() -> None:
     night, noon = utc("2026-01-14 09:00"), utc("2026-01-14 20:00")
     assert when(SAN_FRANCISCO, night, call_hours="10:30-12:00") == utc("2026-01-14 18:30")
