@@ -57,7 +57,7 @@ log = structlog.get_logger()
 
 try:
     settings = load_settings()
-    scripts = Scripts()
+    scripts = Scripts(settings=settings)
 except (SettingsError, ScriptError) as error:
     raise SystemExit(str(error)) from None
 configure_logs(secrets=settings.secrets)

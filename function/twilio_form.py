@@ -1,6 +1,7 @@
 """Parse the form that Twilio posts about a call, and the query string of the URLs that we gave it."""
 
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, cast, get_args
@@ -9,7 +10,8 @@ from uuid import UUID
 import structlog
 
 from shared.conversation.hearing import LEAST_CONFIDENCE
-from shared.conversation.turns import AGENT_ENDED, AGENT_FAILED, Place
+from shared.conversation.script import GOODBYE
+from shared.conversation.turns import AGENT_ENDED, AGENT_FAILED, DIAL, Place
 from shared.models import CALL_SID, CallEvent, CallStatus
 
 log = structlog.get_logger()
@@ -33,11 +35,14 @@ class Waits:
 class VoiceRequest:
     """Twilio's request for the next words, parsed.
 
-    `place` is None when the person picks up. `action` is the URL, without a place, that Twilio requests next.
+    `place` is None when the person picks up. `action` is the URL, without a place, that Twilio requests next. `picked_up_at`:
+    Unix seconds. `first_leg`: on a colleague's leg, the SID of the person's call; else "".
     """
 
     attempt: UUID | None
     event: CallEvent
+    first_leg: str
+    picked_up_at: int
     place: Place | None
     digits: str
     heard: str
@@ -48,29 +53,32 @@ class VoiceRequest:
 def read_voice_request(form: Mapping[str, str], query: Mapping[str, str], voice_url: str) -> VoiceRequest:
     """Parse an authenticated request. `voice_url`: the URL of the settings, without a query."""
     attempt = read_attempt(query.get("attempt"))
+    picked_up_at = _unix_time(query, "picked_up") or int(time.time())
     return VoiceRequest(
         attempt=attempt,
         event=read_event(form),
+        first_leg=_sid(form.get("ParentCallSid")),
+        picked_up_at=picked_up_at,
         place=read_place(query, form),
         digits=read_digits(form, query),
         heard=read_heard(form),
         waits=read_waits(query),
-        action=f"{voice_url}?attempt={attempt}",
+        action=f"{voice_url}?attempt={attempt}&picked_up={picked_up_at}",
     )
 
 
 def read_event(form: Mapping[str, str]) -> CallEvent:
     """Parse an authenticated form. Unknown, missing and invalid fields are allowed; `call_sid` is then empty.
 
+    So it is for a colleague's leg: that is no call of ours, and must not count as a second one of its attempt.
     The result of asynchronous machine detection has AnsweredBy and no CallStatus: the call is in progress.
     """
     answered_by = _word(form.get("AnsweredBy"))
     status = form.get("CallStatus") or ("in-progress" if answered_by else "")
-    call_sid = form.get("CallSid", "")
     if status and status not in get_args(CallStatus):
-        log.warning("unknown CallStatus", call_sid=call_sid[:40], status=status[:40])
+        log.warning("unknown CallStatus", call_sid=form.get("CallSid", "")[:40], status=status[:40])
     return CallEvent(
-        call_sid=call_sid if CALL_SID.fullmatch(call_sid) else "",
+        call_sid="" if _sid(form.get("ParentCallSid")) else _sid(form.get("CallSid")),
         call_status=cast(CallStatus, status) if status in get_args(CallStatus) else None,
         answered_by=answered_by,
         duration_s=_int(form.get("CallDuration")),
@@ -106,12 +114,17 @@ def read_attempt(text: str | None) -> UUID | None:
 def read_place(query: Mapping[str, str], form: Mapping[str, str]) -> Place | None:
     """Position in the script, from the Gather's action URL; None on the first request.
 
-    An invalid value maps to a position that no script has. After a handover the form says how the agent's session ended.
+    An invalid value maps to a position that no script has. After a handover the form says how the agent's session ended, and
+    after a talk with a colleague only the goodbye follows.
     """
     if "at" not in query:
         return None
     tries = _int(query.get("try"))
-    at = AGENT_ENDED if query["at"] == AGENT_FAILED and session_ended(form) else query["at"]
+    at = query["at"]
+    if at == AGENT_FAILED and session_ended(form):
+        at = AGENT_ENDED
+    elif at.startswith(DIAL) and _talked(form):
+        at = GOODBYE
     return Place(query.get("script", ""), at if tries else "", tries or 1)
 
 
@@ -120,10 +133,26 @@ def session_ended(form: Mapping[str, str]) -> bool:
     return form.get("SessionStatus") in ("ended", "completed") and not form.get("ErrorCode")
 
 
+def _talked(form: Mapping[str, str]) -> bool:
+    """Whether the two legs were connected. A leg that ended in the whisper is "completed", too: DialBridged tells them apart.
+
+    https://www.twilio.com/docs/voice/twiml/changelog (2020.12.09)
+    """
+    return form.get("DialCallStatus") in ("completed", "answered") and form.get("DialBridged", "").lower() == "true"
+
+
 def read_waits(query: Mapping[str, str]) -> Waits:
     """From the URL that `Waits` made; it is signed, like all that Twilio requests."""
-    since = query.get("since", "")
-    return Waits(_int(query.get("waits")) or 0, int(since) if since.isdecimal() and len(since) < 12 else 0)
+    return Waits(_int(query.get("waits")) or 0, _unix_time(query, "since"))
+
+
+def _unix_time(query: Mapping[str, str], name: str) -> int:
+    text = query.get(name, "")
+    return int(text) if text.isdecimal() and len(text) < 12 else 0
+
+
+def _sid(text: str | None) -> str:
+    return text if text and CALL_SID.fullmatch(text) else ""
 
 
 def _word(text: str | None) -> str | None:

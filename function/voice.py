@@ -14,17 +14,27 @@ from shared.conversation.script import Script
 from shared.conversation.turns import (
     AGENT_ENDED,
     AGENT_FAILED,
+    WHISPER,
     Place,
     Turn,
     agreed_turn,
     apology_turn,
+    dialed_answer,
     first_turn,
     next_turn,
     opt_out_turn,
     turn_without,
     voicemail_turn,
 )
-from shared.conversation.twiml import hang_up, render_handover, render_twiml, render_wait
+from shared.conversation.twiml import (
+    hang_up,
+    join_the_two,
+    render_handover,
+    render_transfer,
+    render_twiml,
+    render_wait,
+    render_whisper,
+)
 from shared.jobs import JobsUnavailable
 from shared.models import Answer, CallEvent, LiveCall
 
@@ -47,6 +57,8 @@ def handle(asked: VoiceRequest, dispatcher: "Dispatcher", scripts: Scripts) -> s
     When the database does not answer, the person is asked to wait, and Twilio to ask again; at last comes the apology.
     """
     attempt, place = asked.attempt, asked.place
+    if attempt and place and place.at.startswith(WHISPER):
+        return _whisper(attempt, place, asked, dispatcher, scripts.named(place.script))
     if attempt is None or not asked.event.call_sid:
         log.critical("a call without a known attempt: hanging up", kind="call_unknown", call_sid=asked.event.call_sid)
         return hang_up()
@@ -103,6 +115,26 @@ def _turn_after_failure(script: Script, place: Place, turn: Turn, call: LiveCall
     return turn
 
 
+def _whisper(attempt: UUID, place: Place, asked: VoiceRequest, dispatcher: "Dispatcher", script: Script) -> str:
+    """On a colleague's leg, which has a SID of its own. The database is asked about the person's call, once."""
+    dialed = dialed_answer(script, place)
+    if dialed is None or dialed[2].whisper is None:
+        return hang_up()
+    if asked.digits:
+        return join_the_two()
+    person = None
+    if asked.first_leg:
+        try:
+            call = dispatcher.record_status(attempt, CallEvent(asked.first_leg, "in-progress"))
+        except JobsUnavailable as error:
+            log.error("the database did not answer; a colleague hears the whisper without a name", reason=str(error))
+        else:
+            if not call.is_wanted:
+                return hang_up()
+            person = call.job
+    return render_whisper(script, dialed[2].whisper, person)
+
+
 def _answered(event: CallEvent) -> CallEvent:
     return replace(event, call_status=event.call_status or "in-progress")
 
@@ -129,6 +161,13 @@ def _render(turn: Turn, script: Script, call: LiveCall, asked: VoiceRequest, dis
         turn = voicemail_turn(script)
     elif turn.connects and asked.attempt is not None:
         return render_handover(script, call.job, asked.attempt, asked.action)
+    dialed = dialed_answer(script, turn.place) if turn.dials and turn.place else None
+    if turn.place and dialed:
+        transfer = dispatcher.plan_transfer(dialed[2], call, asked.picked_up_at)
+        if transfer:
+            log.info("a colleague is rung", call_sid=asked.event.call_sid, limit_s=transfer.limit_s)
+            return render_transfer(turn, transfer, script, call.job, asked.action)
+        turn = next_turn(script, turn.place, "")
     may_ask_for_later = dispatcher.may_ask_for_later(call)
     turn = turn_without(script, turn, call.agent_answers, may_ask_for_later=may_ask_for_later)
     return render_twiml(turn, script, call.job, asked.action)

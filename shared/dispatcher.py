@@ -17,7 +17,9 @@ from uuid import UUID, uuid4
 import structlog
 
 from shared import backoff
+from shared.conversation.colleagues import Transfer, plan_transfer
 from shared.conversation.later import time_in_words, wished_moment
+from shared.conversation.script import Answer as ScriptAnswer
 from shared.jobs import Jobs
 from shared.models import (
     FINAL_CALL_STATUSES,
@@ -380,6 +382,11 @@ class Dispatcher:
     def _number_of(self, call: LiveCall) -> PhoneNumber | None:
         number = parse_number(call.job.phone_e164 or "", self._settings) if call.job else None
         return number if isinstance(number, PhoneNumber) else None
+
+    def plan_transfer(self, answer: ScriptAnswer, call: LiveCall, picked_up_at: float) -> Transfer | None:
+        """Whether the answer's colleague is rung now. `picked_up_at`: when this call was answered, in Unix seconds."""
+        left_s = self._settings.call_time_limit_seconds - max(0.0, time.time() - picked_up_at)
+        return plan_transfer(answer, self._settings, call.now or datetime.now(UTC), left_s)
 
     def play_twiml(self, call_sid: str, twiml: str) -> None:
         """Replace the running TwiML of a live call with this document."""

@@ -23,6 +23,7 @@ PARAMETERS: Final = ("attempt", "job", "mode", "opt_out_key", "first_name")
 """What each agent is told, as twiml.py names it."""
 WITH_OPT_OUT: Final = ("greeting", "opt_out.say", "opt_out.ask", "connect.welcome")
 """The texts during which the opt-out key works, and no other before an agent has the call."""
+DIAL_KEYS: Final = ("hours", "zone", "ring_s", "whisper", "no_answer")
 
 Problem = tuple[str, str]
 Table = Mapping[str, Any]
@@ -64,6 +65,7 @@ def check_structure(raw: Table) -> list[Problem]:
         *_check_next(questions),
         *_check_connect(raw, questions),
         *_check_later(raw),
+        *_check_dial(raw),
         *_check_told_keys(raw),
     ]
     if questions and not any(key.startswith("questions") for key, _ in problems):
@@ -203,14 +205,36 @@ def _check_later(raw: Table) -> Iterator[Problem]:
             yield f"{place}.later", f"needs a language in which times can be said: {', '.join(LANGUAGES)}"
 
 
+def _check_dial(raw: Table) -> Iterator[Problem]:
+    """A colleague is told who calls, and a person what happens when no colleague takes the call."""
+    for name, question in _named_questions(raw):
+        for key, answer in _answers(question).items():
+            place = f"{name}.answers.{key}"
+            if "dial" not in answer:
+                yield from (
+                    (f"{place}.{each}", "has no place here without dial") for each in DIAL_KEYS if each in answer
+                )
+                continue
+            if "later" in answer:
+                yield f"{place}.dial", "has no place beside later: the call ends"
+            for each in ("whisper", "no_answer"):
+                if each not in answer:
+                    yield (
+                        f"{place}.{each}",
+                        "is missing beside dial: the words for the colleague, and for nobody's answer",
+                    )
+            if ("hours" in answer) != ("zone" in answer):
+                yield f"{place}.hours", "and zone belong together: the colleague's hours, and whose clock shows them"
+
+
 def _check_told_keys(raw: Table) -> Iterator[Problem]:
     """A text that says "press 4" is followed by a place where key 4 does something."""
     opt_out = {_text(_table(raw.get("opt_out")), "key") or ""}
     by_question = {f"{name}.say": {*_answers(question)} for name, question in _named_questions(raw)}
     anywhere = opt_out.union(*by_question.values())
     for place, text in _texts(raw):
-        if place == "machine":
-            continue  # its words may speak of the menu of another phone number
+        if place == "machine" or place.endswith(".whisper"):
+            continue  # these words may speak of the menu of another phone number, or are not for the person
         if place in by_question:
             allowed = by_question[place] | opt_out
         else:
@@ -268,7 +292,10 @@ def _texts(raw: Table) -> Iterator[tuple[str, str]]:
     ]
     for name, question in _named_questions(raw):
         tables.append((f"{name}.", question, ("say", "no_answer")))
-        tables += [(f"{name}.answers.{key}.", answer, ("say",)) for key, answer in _answers(question).items()]
+        tables += [
+            (f"{name}.answers.{key}.", answer, ("say", "whisper", "no_answer"))
+            for key, answer in _answers(question).items()
+        ]
     for place, table, keys in tables:
         for key in keys:
             if (text := _text(table, key)) is not None:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from shared.conversation.checks import check
+from shared.conversation.colleagues import dial_problem
 from shared.conversation.script import Script
 from shared.models import Person
+from shared.settings import Settings
 
 FOLDER: Final = Path(__file__).parents[1] / "scripts"
 DEFAULT: Final = "default"
@@ -25,9 +27,9 @@ class ScriptError(Exception):
 
 
 class Scripts:
-    """All scripts of a folder. Raises ScriptError."""
+    """All scripts of a folder. With `settings` the numbers of colleagues are screened by them. Raises ScriptError."""
 
-    def __init__(self, folder: Path = FOLDER) -> None:
+    def __init__(self, folder: Path = FOLDER, settings: Settings | None = None) -> None:
         self._by_name: dict[str, Script] = {}
         problems: list[str] = []
         if not folder.is_dir():
@@ -44,7 +46,7 @@ class Scripts:
         if not (folder / f"{DEFAULT}.toml").exists():
             problems.append(f"{DEFAULT}.toml is missing: it speaks for every signup_mode without a file of its own")
         self._by_mode = {name: script for name, script in self._by_name.items() if name == script.mode}
-        problems += [*self._add_aliases(), *self._check_modes(folder)]
+        problems += [*self._add_aliases(), *self._check_modes(folder), *self._screen_colleagues(settings)]
         if problems:
             raise ScriptError("scripts are wrong:\n  " + "\n  ".join(problems))
         self.default = self._by_name[DEFAULT]
@@ -87,6 +89,13 @@ class Scripts:
         for script in self:
             if script.name != script.mode and not (folder / f"{script.mode}.toml").exists():
                 yield f"{script.name}.toml: {script.mode}.toml is missing: it speaks for every other language"
+
+    def _screen_colleagues(self, settings: Settings | None) -> Iterator[str]:
+        for script in self:
+            for question in script.questions:
+                for key, answer in question.answers.items():
+                    if answer.dial and (problem := dial_problem(answer, settings)):
+                        yield f"{script.name}.toml: questions.{question.id}.answers.{key}.dial: {problem}"
 
 
 def language_tags(value: object) -> list[str]:

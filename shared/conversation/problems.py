@@ -38,7 +38,8 @@ def describe_problem(place: tuple[int | str, ...], kind: str, message: str, cont
         case "string_type":
             return "must be text, in quotes"
         case "int_type" | "greater_than_equal" | "less_than_equal":
-            return "must be a whole number from 0 to 5, without quotes"
+            span = "5 to 60" if place[-1] == "ring_s" else "0 to 5"
+            return f"must be a whole number from {span}, without quotes"
         case "literal_error":
             name = str(place[-1])
             return f"must be {_MUST_BE[f'connect.{name}' if place[0] == 'connect' else name]}"

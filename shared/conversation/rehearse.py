@@ -8,7 +8,7 @@ from pathlib import Path
 from shared.conversation.checks import PARAMETERS
 from shared.conversation.later import time_in_words, wished_moment
 from shared.conversation.library import FOLDER, ScriptError, Scripts
-from shared.conversation.script import GOODBYE, Connect, Question, Script
+from shared.conversation.script import GOODBYE, Answer, Connect, Question, Script
 from shared.conversation.texts import Recording
 from shared.conversation.turns import (
     AGENT_ENDED,
@@ -21,6 +21,8 @@ from shared.conversation.turns import (
     next_turn,
     voicemail_turn,
 )
+from shared.logs import mask_phone
+from shared.settings import SettingsError, load_settings
 
 USAGE = "usage: python -m shared.conversation.rehearse check [folder]"
 
@@ -32,13 +34,23 @@ def main(arguments: list[str] | None = None) -> int:
         print(USAGE, file=sys.stderr)
         return 2
     try:
-        scripts = list(Scripts(Path(given[1]) if given[1:] else FOLDER))
+        settings = load_settings(http=False)
+    except SettingsError:
+        settings = None
+    try:
+        scripts = list(Scripts(Path(given[1]) if given[1:] else FOLDER, settings))
     except ScriptError as error:
         print(error, file=sys.stderr)
         return 1
     for script in scripts:
         print("\n".join(rehearse(script)), end="\n\n")
     print(f"{len(scripts)} scripts, all of them valid")
+    if settings is None and any(
+        each.dial for script in scripts for q in script.questions for each in q.answers.values()
+    ):
+        print(
+            "the service's settings are not known here: CALL_COUNTRIES and our own number were not compared with dial"
+        )
     return 0
 
 
@@ -90,14 +102,25 @@ def _answers(script: Script, question: Question) -> Iterator[str]:
         if answer.later:  # as on a Monday at two in the afternoon
             now = datetime(2026, 1, 5, 14, tzinfo=UTC)
             turn = agreed_turn(turn, time_in_words(script.language, wished_moment(answer.later, now), now))
-        then = f"called again, {answer.later}" if answer.later else _following(turn)
+        then = "a colleague" if turn.dials else f"called again, {answer.later}" if answer.later else _following(turn)
         yield f"    {key} = {answer.means}, then {then}{_heard(answer.hear)}"
         yield from quoted(script, turn.says)
+        if turn.dials and turn.place:
+            yield from _transfer(script, answer, turn.place)
     times = {0: "not asked again", 1: "asked once more"}.get(question.repeat, f"asked {question.repeat} times more")
     yield f"    silence, or another key: {times}, then goodbye"
     if question.repeat:
         yield from quoted(script, next_turn(script, Place(script.name, question.id), "").says)
     yield from quoted(script, next_turn(script, Place(script.name, question.id, question.repeat + 1), "").says)
+
+
+def _transfer(script: Script, answer: Answer, place: Place) -> Iterator[str]:
+    hours = f", {answer.hours} by the clock of {answer.zone}" if answer.hours else ""
+    yield f"      puts through to {mask_phone(answer.dial or '')}{hours}; rings {answer.ring_s} seconds; the colleague hears"
+    yield from quoted(script, (answer.whisper,) if answer.whisper else ())
+    turn = next_turn(script, place, "")
+    yield f"      when no colleague presses a key: {_following(turn)}"
+    yield from quoted(script, turn.says)
 
 
 def _heard(phrases: list[str]) -> str:

@@ -4,6 +4,7 @@ shared/docs/scripts.md, the order of a conversation is decided in turns.py."""
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Final, Literal
+from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -25,6 +26,7 @@ from shared.conversation.texts import (
 from shared.conversation.values import READERS, Kind, read_given_name
 from shared.conversation.voices import is_language, voice_problem
 from shared.models import Person
+from shared.opening_hours import parse_schedule
 
 GOODBYE: Final = "goodbye"
 """The place after the last question."""
@@ -47,6 +49,22 @@ def _voice(text: str) -> str:
 def _wish(text: str) -> str:
     if not is_wish(text):
         raise script_problem('must be "2h" (1 to 48 hours), "tomorrow 10:00" or "next weekday 09:00"')
+    return text
+
+
+def _hours(text: str) -> str:
+    try:
+        parse_schedule(text)
+    except ValueError as error:
+        raise script_problem(f"must be opening hours, such as Mo-Fr 09:00-17:00: {error}") from None
+    return text
+
+
+def _zone(text: str) -> str:
+    try:
+        ZoneInfo(text)
+    except (ValueError, OSError, LookupError):  # a path, a folder, an unknown name
+        raise script_problem("must be a time zone such as Europe/Berlin or America/New_York") from None
     return text
 
 
@@ -89,6 +107,9 @@ Meaning = Annotated[str, Field(max_length=100), AfterValidator(words_only)]
 Heard = Annotated[str, Field(max_length=100), AfterValidator(words_only)]
 HearList = Annotated[list[Heard], Field(max_length=40)]
 Wish = Annotated[str, AfterValidator(_wish)]
+DialNumber = Annotated[
+    str, matches(r"\+[1-9][0-9]{6,14}", 'must be a phone number with + and country code: "+14155550123"')
+]
 Alias = Annotated[str, Field(max_length=64), AfterValidator(words_only)]
 
 
@@ -101,13 +122,22 @@ class Placeholder(Part):
 
 class Answer(Saying):
     """One key of a question. `hear`: the words that count as this key. `next`: a question's id or "goodbye"; by default
-    the question's `next`, or the question below. `later`: the call ends, and another one comes then."""
+    the question's `next`, or the question below. `later`: the call ends, and another one comes then.
+
+    `dial`: a colleague's phone rings for `ring_s` seconds, if it is inside `hours` by the clock of `zone`. The colleague hears
+    `whisper` and presses a key, and the two talk. Otherwise the person hears `no_answer`, and the script goes on."""
 
     means: Meaning
     hear: HearList = Field([])
     say: Text | None = None
     next: str | None = None
     later: Wish | None = None
+    dial: DialNumber | None = None
+    hours: Annotated[str, AfterValidator(_hours)] | None = None
+    zone: Annotated[str, AfterValidator(_zone)] | None = None
+    ring_s: Annotated[int, Field(strict=True, ge=5, le=60)] = 20
+    whisper: Text | None = None
+    no_answer: Text | None = None
 
 
 class Question(Saying):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from shared.conversation.hearing import confirms_opt_out, match, spoken_choices
 from shared.conversation.later import LATER
-from shared.conversation.script import GOODBYE, Connect, Question, Script
+from shared.conversation.script import GOODBYE, Answer, Connect, Question, Script
 from shared.conversation.texts import Recording
 
 _OPT_OUT = "opt_out."
@@ -21,6 +21,9 @@ CONNECT = "connect.wait"
 AGENT_ENDED = "connect.ended"
 AGENT_FAILED = "connect.failed"
 """The places after the agent's session, as Twilio reports its end."""
+DIAL = "dial."
+WHISPER = "whisper."
+"""Before a key and the id of a question: the place after the colleague's leg, and the place on that leg itself."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Turn:
     """`says` comes first, then `asks` while keys are accepted. Without a `place` the call ends. `connects`: the agent has the call.
 
     All texts are the script's own, with their placeholders. `later`: when another call is wished for; `says` confirms it.
+    `dials`: after `says` a colleague is rung, and the call comes back to `place`.
     """
 
     says: tuple[str | Recording, ...] = ()
@@ -56,6 +60,7 @@ class Turn:
     opts_out: bool = False
     later: str | None = None
     connects: bool = False
+    dials: bool = False
 
 
 def first_turn(script: Script) -> Turn:
@@ -74,6 +79,8 @@ def next_turn(script: Script, place: Place, key: str, heard: str = "") -> Turn:
     does not have leads to the goodbye: the scripts may have changed since the question was asked."""
     if key == script.opt_out.key:
         return opt_out_turn(script)
+    if place.at.startswith(DIAL):
+        return _turn_after_dial(script, place)
     at = place.at.removeprefix(_OPT_OUT)
     question = script.question(at) if place.script == script.name else None
     if place.script == script.name and script.connect is not None and at in (AGENT_ENDED, AGENT_FAILED):
@@ -93,10 +100,33 @@ def next_turn(script: Script, place: Place, key: str, heard: str = "") -> Turn:
     learned = Learned(question.id, answer.means, key)
     if answer.later:
         return Turn(says=says, learned=learned, later=answer.later)
+    if answer.dial:
+        return Turn(says=says, place=Place(script.name, f"{DIAL}{key}.{question.id}"), learned=learned, dials=True)
+    return replace(_following_turn(script, question, key, says), learned=learned)
+
+
+def _following_turn(script: Script, question: Question, key: str, says: tuple[str | Recording, ...]) -> Turn:
     following = script.following_question(question, key)
     if following is None:
-        return Turn(says=(*says, script.goodbye), learned=learned)
-    return Turn(says=says, asks=(following.say,), place=Place(script.name, following.id), learned=learned)
+        return Turn(says=(*says, script.goodbye))
+    return Turn(says=says, asks=(following.say,), place=Place(script.name, following.id))
+
+
+def dialed_answer(script: Script, place: Place) -> tuple[Question, str, Answer] | None:
+    """The answer that rings a colleague, at a place of this leg or of the colleague's; None: the script has it no more."""
+    key, _, question_id = place.at.removeprefix(DIAL).removeprefix(WHISPER).partition(".")
+    question = script.question(question_id) if place.script == script.name else None
+    answer = question.answers.get(key) if question else None
+    return (question, key, answer) if question and answer and answer.dial else None
+
+
+def _turn_after_dial(script: Script, place: Place) -> Turn:
+    """No colleague took the call."""
+    dialed = dialed_answer(script, place)
+    if dialed is None:
+        return Turn(says=(script.goodbye,))
+    question, key, answer = dialed
+    return _following_turn(script, question, key, (answer.no_answer,) if answer.no_answer else ())
 
 
 def _after_opt_out_question(script: Script, question: Question | None, place: Place, heard: str) -> Turn:

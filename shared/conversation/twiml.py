@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 from uuid import UUID
 
+from shared.conversation.colleagues import Transfer
 from shared.conversation.hearing import hints
 from shared.conversation.script import Connect, Script, first_name
 from shared.conversation.texts import Recording, one_line
-from shared.conversation.turns import AGENT_FAILED, CONNECT, Place, Turn
+from shared.conversation.turns import AGENT_FAILED, CONNECT, DIAL, WHISPER, Place, Turn
 from shared.models import LiveJob, Person
 
 if TYPE_CHECKING:
@@ -84,6 +85,44 @@ def _parameters(script: Script, connect: Connect, job: LiveJob, attempt: UUID) -
 
 def place_query(place: Place) -> str:
     return urlencode({"script": place.script, "at": place.at, "try": place.tries})
+
+
+WHISPER_SECONDS = 6
+"""How long the colleague's leg waits for a key after the whisper. A voicemail presses none."""
+
+
+def render_transfer(turn: Turn, transfer: Transfer, script: Script, person: Person | None, voice_url: str) -> str:
+    """Ring the colleague. Twilio asks `voice_url` what to whisper on the second leg, and what follows when it has ended."""
+    assert turn.place is not None
+    twiml = _response()
+    for text in turn.says:
+        add_text(twiml, script, text, person)
+    dial = twiml.dial(
+        action=f"{voice_url}&{place_query(turn.place)}",
+        method="POST",
+        timeout=transfer.ring_s,
+        time_limit=transfer.limit_s,
+        caller_id=transfer.caller_id,
+        answer_on_bridge=True,  # the person hears the ringing tone while the colleague hears the whisper
+    )
+    there = Place(turn.place.script, WHISPER + turn.place.at.removeprefix(DIAL))
+    dial.number(transfer.number, url=f"{voice_url}&{place_query(there)}", method="POST")
+    return str(twiml)
+
+
+def render_whisper(script: Script, whisper: str | Recording, person: Person | None) -> str:
+    """For the colleague. A key posts to the URL of this document; without one the leg ends. Allowed are Say, Play, Gather and
+    Hangup: https://www.twilio.com/docs/voice/twiml/number#attributes-url"""
+    twiml = _response()
+    gather = twiml.gather(input="dtmf", num_digits=1, finish_on_key="", timeout=WHISPER_SECONDS, method="POST")
+    add_text(gather, script, whisper, person)
+    twiml.hangup()
+    return str(twiml)
+
+
+def join_the_two() -> str:
+    """An empty document ends the whisper, and Twilio connects the two legs."""
+    return str(_response())
 
 
 PLEASE_WAIT = {

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from function.twilio_form import read_place
 from shared.conversation.checks import PARAMETERS, check
+from shared.conversation.colleagues import Transfer
 from shared.conversation.library import Scripts
 from shared.conversation.script import Connect, Script
 from shared.conversation.texts import LONGEST_INLINE_TWIML, Recording
@@ -24,16 +25,18 @@ from shared.conversation.turns import (
     AGENT_ENDED,
     AGENT_FAILED,
     CONNECT,
+    WHISPER,
     Place,
     Turn,
     agreed_turn,
     apology_turn,
+    dialed_answer,
     first_turn,
     next_turn,
     turn_without,
     voicemail_turn,
 )
-from shared.conversation.twiml import hang_up, render_handover, render_twiml
+from shared.conversation.twiml import hang_up, render_handover, render_transfer, render_twiml, render_whisper
 from shared.models import LiveJob, Person
 from tests.sandbox.twilio import twiml
 
@@ -41,6 +44,7 @@ SHIPPED = Scripts()
 KEYS = [*"0123456789*#ABCD", "", "12", "99"]
 URL = "https://calls.example.com/base/voice?attempt=6f1f5a0e-7a38-4d36-8d3f-000000000001"
 ATTEMPT = UUID("6f1f5a0e-7a38-4d36-8d3f-000000000001")
+LEG = Transfer("+14155550111", "+15005550006", ring_s=20, limit_s=500)
 NOBODY = Person(first_name=None, signup_mode="x", metadata={})
 
 
@@ -73,7 +77,7 @@ def read(turn: Turn, script: Script, person: Person | None) -> list[twiml.Verb]:
     """The document of a turn as Twilio reads it: without warnings, and with the words of the turn."""
     if turn.connects:
         return read_handover(script, person)
-    text = render_twiml(turn, script, person, URL)
+    text = render_transfer(turn, LEG, script, person, URL) if turn.dials else render_twiml(turn, script, person, URL)
     parsed = twiml.parse(text.encode(), "text/xml")
     assert parsed.warnings == []
     said = [heard(script, each, person) for each in turn.says]
@@ -82,14 +86,28 @@ def read(turn: Turn, script: Script, person: Person | None) -> list[twiml.Verb]:
     if turn.place is None:
         assert last == twiml.Hangup()
         assert turn.asks == ()
+    elif turn.dials:
+        assert isinstance(last, twiml.Dial)
+        assert (last.number, last.caller_id, last.timeout, last.time_limit) == (LEG.number, LEG.caller_id, 20, 500)
+        assert place_of(last.action) == turn.place
+        dialed = dialed_answer(script, place_of(last.whisper))
+        assert dialed
+        whisper = dialed[2].whisper or ""
+        assert dialed == dialed_answer(script, turn.place)
+        assert last.whisper
+        assert f"at={WHISPER}" in last.whisper
+        heard_there = twiml.parse(render_whisper(script, whisper, person).encode(), "text/xml")
+        assert heard_there.warnings == []
+        gather, hang_up_ = heard_there.verbs
+        assert isinstance(gather, twiml.Gather)
+        assert isinstance(hang_up_, twiml.Hangup)
+        assert gather.prompt == (heard(script, whisper, person),)
+        assert (gather.num_digits, gather.finish_on_key, gather.on_empty_result, gather.action) == (1, "", False, None)
     else:
         assert isinstance(last, twiml.Gather)
         assert last.prompt == tuple(heard(script, each, person) for each in turn.asks)
         assert (last.num_digits, last.on_empty_result, last.method) == (1, True, "POST")
-        assert last.action is not None
-        assert last.action.startswith(f"{URL}&")
-        query = {name: values[0] for name, values in parse_qs(urlsplit(last.action).query).items()}
-        assert read_place(query, {}) == turn.place
+        assert place_of(last.action) == turn.place
     return parsed.verbs
 
 
@@ -118,6 +136,14 @@ def read_handover(script: Script, person: Person | None) -> list[twiml.Verb]:
         assert read_place(query, {"SessionStatus": status}) == Place(script.name, at)
         assert read_place(query, {"SessionStatus": status, "ErrorCode": "64105"}) == Place(script.name, AGENT_FAILED)
     return parsed.verbs
+
+
+def place_of(url: str | None, **form: str) -> Place:
+    assert url is not None
+    assert url.startswith(f"{URL}&")
+    place = read_place({name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}, form)
+    assert place is not None
+    return place
 
 
 # --- the next words -----------------------------------------------------------------------------------------------------
@@ -229,9 +255,8 @@ def test_question_that_the_agent_answered_is_left_out() -> None:
 
 def test_place_in_the_url_is_read_back() -> None:
     assert read_place({"attempt": "x"}, {}) is None
-    assert read_place({"script": "demo", "at": "timeline", "try": "2"}, {"SessionStatus": "ended"}) == Place(
-        "demo", "timeline", 2
-    )
+    of_others = {"SessionStatus": "ended", "DialCallStatus": "completed", "DialBridged": "true"}
+    assert read_place({"script": "demo", "at": "timeline", "try": "2"}, of_others) == Place("demo", "timeline", 2)
     for odd in ("", "0", "-1", "x", "9" * 30):
         assert read_place({"script": "demo", "at": "timeline", "try": odd}, {}) == Place("demo", "", 1)
     assert read_place({"at": "timeline"}, {}) == Place("", "", 1)
@@ -306,6 +331,8 @@ def scripts(draw: st.DrawFn) -> Script:
         answers: dict[str, dict[str, Any]] = {
             key: {"means": draw(words), "next": draw(st.sampled_from([*ids, "goodbye"]))} for key in keys
         }
+        if draw(st.booleans()):
+            answers[keys[-1]] |= {"dial": "+14155550111", "whisper": draw(said), "no_answer": draw(said)}
         answers[keys[0]] = {"means": draw(words), "say": draw(said), "next": ([*ids, "goodbye"])[n + 1]}
         question = {"id": question_id, "say": draw(said), "repeat": draw(st.integers(0, 5)), "answers": answers}
         questions.append(question | draw(st.sampled_from([{}, {"no_answer": draw(said)}])))
@@ -352,7 +379,7 @@ def test_any_conversation_ends_after_enough_silence(script: Script, keys: list[s
         if turn.place is None:
             break
         turn = next_turn(script, turn.place, key)
-    for _ in range(7):  # repeat is at most 5
+    for _ in range(9):  # repeat is at most 5; an agent or a colleague may be tried before
         if turn.place is not None:
             turn = next_turn(script, turn.place, "")
     assert turn.place is None

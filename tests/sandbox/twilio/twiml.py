@@ -78,6 +78,20 @@ class Connect:
 
 
 @dataclass(frozen=True)
+class Dial:
+    """A second leg to one Number. timeout, time_limit: seconds. whisper: the URL of the Number."""
+
+    number: str
+    action: str | None = None
+    method: Method = "POST"
+    timeout: int = 30
+    time_limit: int = 14_400
+    caller_id: str | None = None
+    whisper: str | None = None
+    whisper_method: Method = "POST"
+
+
+@dataclass(frozen=True)
 class Redirect:
     url: str
     method: Method = "POST"
@@ -88,7 +102,7 @@ class Hangup:
     pass
 
 
-Verb = Say | Play | Pause | Gather | Connect | Redirect | Hangup
+Verb = Say | Play | Pause | Gather | Connect | Dial | Redirect | Hangup
 
 
 @dataclass
@@ -118,6 +132,11 @@ ATTRIBUTES = {
     },
     "Stream": {"url", "name", "track", "statusCallback", "statusCallbackMethod"},
     "Parameter": {"name", "value"},
+    "Dial": {
+        *("action", "method", "timeout", "timeLimit", "callerId", "answerOnBridge", "hangupOnStar", "record", "trim"),
+        *("ringTone", "sequential", "recordingStatusCallback", "recordingTrack", "referUrl", "referMethod"),
+    },
+    "Number": {"url", "method", "sendDigits", "byoc", "statusCallback", "statusCallbackEvent", "statusCallbackMethod"},
     "Redirect": {"method"},
     "Hangup": set[str](),
 }  # fmt: skip
@@ -158,6 +177,8 @@ def _verb(element: ET.Element, document: Document) -> Verb:
             return _gather(element, document)
         case "Connect":
             return _connect(element, document)
+        case "Dial":
+            return _dial(element, document)
         case "Redirect":
             return Redirect("".join(element.itertext()).strip(), _method(element, 13710))
         case "Hangup":
@@ -251,6 +272,29 @@ def _connect(element: ET.Element, document: Document) -> Connect:
     action = element.get("action") or None
     kind: Literal["ConversationRelay", "Stream"] = "Stream" if noun.tag == "Stream" else "ConversationRelay"
     return Connect(kind, url, action, _method(element, 12200), tuple(parameters), attributes)
+
+
+def _dial(element: ET.Element, document: Document) -> Dial:
+    """One Number. Other nouns, several Numbers and a bare number are not done here."""
+    if len(element) != 1 or (noun := element[0]).tag != "Number":
+        raise ApplicationError(13215, "Dial: the stand-in takes one Number")
+    _check(noun, document)
+    number = "".join(noun.itertext()).strip()
+    if not re.fullmatch(r"\+[1-9][0-9]{6,14}", number):
+        raise ApplicationError(13223, f"Dial->Number: Invalid phone number format {number!r}")
+    timeout = _integer(element, "timeout", 30, 5, 13212)
+    if timeout > 600:
+        document.warnings.append(ApplicationError(13212, "Dial: Invalid timeout value"))
+    return Dial(
+        number,
+        action=element.get("action") or None,
+        method=_method(element, 13211),
+        timeout=timeout,
+        time_limit=_integer(element, "timeLimit", 14_400, 1, 13216),
+        caller_id=element.get("callerId"),
+        whisper=noun.get("url") or None,
+        whisper_method=_method(noun, 13221),
+    )
 
 
 def _check(element: ET.Element, document: Document) -> None:

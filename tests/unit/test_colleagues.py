@@ -1,0 +1,181 @@
+"""A colleague is rung for an answer's `dial`: which numbers, when, how long, and what a form of Twilio means for it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from function.twilio_form import read_event, read_place, read_voice_request
+from shared.conversation.colleagues import Transfer, plan_transfer
+from shared.conversation.library import ScriptError, Scripts
+from shared.conversation.rehearse import main
+from shared.conversation.script import GOODBYE, Answer, Script
+from shared.conversation.turns import DIAL, Place, next_turn
+from tests.unit.examples import ENVIRON, settings
+from tests.unit.test_scripts import GOOD, folder
+
+__all__ = ["folder"]
+
+DIALS = 'means = "one"\nsay = "One moment."\ndial = "+14155550111"\nwhisper = "A lead. Press 1."\nno_answer = "Nobody is free."'
+CHILD, PARENT = "CA" + "c" * 32, "CA" + "a" * 32
+
+
+def script(folder: Path, old: str = "", new: str = "", **environ: str) -> Script | str:
+    """The script of GOOD whose first answer dials, with a change; or what is wrong with it."""
+    text = GOOD.replace('means = "one"', DIALS)
+    assert old in text
+    (folder / "default.toml").write_text(text.replace(old, new) if old else text)
+    try:
+        return Scripts(folder, settings(**environ)).default
+    except ScriptError as error:
+        return str(error).splitlines()[1].strip().removeprefix("default.toml: questions.size.answers.1.")
+
+
+def test_bad_dial_is_refused_in_clear_words(folder: Path) -> None:
+    number, hours = "+14155550111", 'whisper = "A lead. Press 1."\nhours = '
+    form = 'dial: must be a phone number with + and country code: "+14155550123"'
+    table = {
+        **dict.fromkeys([(number, odd) for odd in ("14155550111", "+1 415 555 0111", "911", "+0155550111", "")], form),
+        (f'"{number}"', "14155550111"): "dial: must be text, in quotes",
+        (number, "+14155550"): "dial: no phone in its country has such a number",
+        (number, "+19005550111"): "dial: a premium rate number: its owner earns money from each call",
+        (number, "+14159765000"): "dial: a premium rate number: its owner earns money from each call",
+        (number, "+18005550111"): "dial: a toll-free number: it belongs to a company, not to a person",
+        (number, "+14155551212"): "dial: a number of the telephone network itself, not a person's phone",
+        (number, "+881612345678"): "dial: a satellite phone, or another network",
+        (
+            number,
+            "+4930123456",
+        ): "dial: calls do not go to the country of this number (DE): CALL_COUNTRIES does not name it",
+        (number, ENVIRON["TWILIO_PHONE_NUMBER"]): "dial: this is our own number",
+        ('no_answer = "Nobody is free."', ""): "no_answer: is missing beside dial",
+        ('whisper = "A lead. Press 1."', ""): "whisper: is missing beside dial",
+        ('dial = "+14155550111"', ""): "whisper: has no place here without dial",
+        ('dial = "+14155550111"', 'dial = "+14155550111"\nlater = "2h"'): "say: must be words with {later}",
+        ('whisper = "A lead. Press 1."', 'whisper = "For {x}."'): "whisper: {x} is not declared",
+        ('whisper = "A lead. Press 1."', f'whisper = "{"x" * 1501}"'): "whisper: is too long",
+        **{
+            (
+                'whisper = "A lead. Press 1."',
+                f'whisper = "A lead."\nring_s = {odd}',
+            ): "ring_s: must be a whole number from 5 to 60"
+            for odd in ("4", "61", "true", '"20"', "20.5")
+        },
+        (
+            'whisper = "A lead. Press 1."',
+            hours + '"9 to 5"\nzone = "Europe/Berlin"',
+        ): "hours: must be opening hours, such as",
+        ('whisper = "A lead. Press 1."', hours + '"Mo-Fr 09:00-17:00"'): "hours: and zone belong together",
+        (
+            'whisper = "A lead. Press 1."',
+            hours.replace("hours", "zone") + '"Europe/Berlin"',
+        ): "hours: and zone belong together",
+        **{
+            (
+                'whisper = "A lead. Press 1."',
+                hours + f'"09:00-17:00"\nzone = "{odd}"',
+            ): "zone: must be a time zone such as"
+            for odd in ("Berlin", "../etc", "Europe", "", "/etc/passwd")
+        },
+    }
+    told = {case: str(script(folder, *case)) for case in table}
+    assert {case: said for case, said in told.items() if not said.startswith(table[case])} == {}
+    assert "leaves no time to ring and to talk" in str(script(folder, CALL_TIME_LIMIT_SECONDS="64"))
+    for right in ({}, {"CALL_TIME_LIMIT_SECONDS": "65"}, {"CALL_ONLY_TO": "+14155550199"}):
+        assert isinstance(script(folder, **right), Script)
+
+
+def test_rehearsal_reads_the_transfer_without_its_number(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script(
+        folder,
+        'whisper = "A lead. Press 1."',
+        'whisper = "A lead."\nhours = "Mo-Fr 09:00-17:00"\nzone = "Europe/Berlin"',
+    )
+    assert main(["check", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "1 = one, then a colleague" in said
+    assert "puts through to +1*******11, Mo-Fr 09:00-17:00 by the clock of Europe/Berlin; rings 20 seconds" in said
+    assert '"A lead."' in said
+    assert 'when no colleague presses a key: start\n      "Nobody is free."' in said
+    assert "were not compared with dial" in said
+    script(folder, "+14155550111", "+19005550111")
+    assert main(["check", str(folder)]) == 1  # also where no settings are known
+
+
+def test_colleague_is_rung_inside_hours_and_while_time_is_left(folder: Path) -> None:
+    """hours, zone, the moment (UTC), seconds left -> the limit of the leg; None: not rung."""
+    monday, holiday = datetime(2026, 6, 15, 7, 0, tzinfo=UTC), datetime(2026, 12, 25, 12, 0, tzinfo=UTC)
+    work = "Mo-Fr 09:00-17:00; PH off"
+    table = {
+        (None, None, holiday, 600.0): 585,
+        (work, "Europe/Berlin", monday, 600.0): 585,
+        (work, "Europe/Berlin", monday.replace(hour=6, minute=59), 600.0): None,
+        (work, "Europe/Berlin", monday.replace(hour=15), 600.0): None,
+        (work, "Europe/London", monday, 600.0): None,
+        (work, "Europe/Berlin", monday.replace(day=14), 600.0): None,
+        (work, "Europe/Berlin", holiday, 600.0): None,
+        ("Mo-Fr 09:00-17:00", "Europe/Berlin", holiday, 600.0): 585,
+        (work, "UTC", holiday, 600.0): 585,  # of no country
+        (None, None, monday, 65.9): 50,
+        (None, None, monday, 64.9): None,
+        (None, None, monday, -1.0): None,
+    }
+    answer = Answer.model_validate({"means": "x", "dial": "+14155550111"})
+    found = {}
+    for case in table:
+        hours, zone, now, left_s = case
+        plan = plan_transfer(answer.model_copy(update={"hours": hours, "zone": zone}), settings(), now, left_s)
+        found[case] = plan.limit_s if plan else None
+        assert plan in (None, Transfer("+14155550111", ENVIRON["TWILIO_PHONE_NUMBER"], 20, found[case] or 0))
+    assert found == table
+    staging = settings(CALL_ONLY_TO="+14155550199")
+    assert plan_transfer(answer, staging, monday, 600) is None
+
+
+def test_only_two_connected_legs_count_as_a_talk(folder: Path) -> None:
+    """Every other end of the second leg, and every forged one, leads to the words for nobody's answer."""
+    made = script(folder)
+    assert isinstance(made, Script)
+    turn = next_turn(made, Place("default", "size"), "1")
+    assert (turn.says, turn.dials, turn.asks) == (("One moment.",), True, ())
+    assert turn.place == Place("default", f"{DIAL}1.size")
+    query = {"script": "default", "at": f"{DIAL}1.size", "try": "1"}
+    statuses = (
+        "completed",
+        "answered",
+        "busy",
+        "no-answer",
+        "failed",
+        "canceled",
+        "in-progress",
+        "",
+        "COMPLETED",
+        "x" * 99,
+    )
+    forms = {(status, bridged): {"DialCallStatus": status, "DialBridged": bridged}
+             for status in statuses for bridged in ("true", "false", "", "1", "TRUE")}  # fmt: skip
+    talked = {(status, bridged) for status in ("completed", "answered") for bridged in ("true", "TRUE")}
+    for case, form in forms.items():
+        place = read_place(query, form)
+        assert place
+        after = next_turn(made, place, "")
+        if case in talked:
+            assert (place.at, after.says, after.place) == (GOODBYE, ("Goodbye.",), None), case
+        else:
+            assert (after.says, after.place) == (("Nobody is free.",), Place("default", "start")), case
+    for gone in (f"{DIAL}3.size", f"{DIAL}2.size", f"{DIAL}1.gone", DIAL, f"{DIAL}1", f"{DIAL}.size"):
+        assert next_turn(made, Place("default", gone), "").says == ("Goodbye.",)
+    assert next_turn(made, Place("gone", f"{DIAL}1.size"), "").says == ("Goodbye.",)
+
+
+def test_second_leg_is_no_call_of_our_attempt() -> None:
+    leg = {"CallSid": CHILD, "ParentCallSid": PARENT, "CallStatus": "in-progress"}
+    assert read_event(leg).call_sid == ""
+    assert [read_event(leg | {"ParentCallSid": odd}).call_sid for odd in ("", "x", PARENT[:-1])] == [CHILD] * 3
+    query = {"attempt": str(uuid4()), "picked_up": "1700000000"}
+    asked = read_voice_request(leg, query, "https://x.example/voice")
+    assert (asked.first_leg, asked.picked_up_at) == (PARENT, 1_700_000_000)
+    assert asked.action.endswith("&picked_up=1700000000")
