@@ -96,9 +96,10 @@ def test_no_call_is_begun_in_the_last_half_minute(at: Callable[[datetime], World
     assert not world.telephony.place.called
     assert world.jobs.release.call_args.kwargs["not_before"] == OPENS
     assert world.jobs.release.call_args.kwargs["slot_s"] == 1.0
+    assert at(CLOSES - 31 * SECOND).dial() == "called"
 
 
-def test_who_is_refused_before_twilio_is_asked_gives_the_slot_back(at: Callable[[datetime], World]) -> None:
+def test_refusal_before_twilio_gives_the_slot_back(at: Callable[[datetime], World]) -> None:
     world = at(CLOSES - 3600 * SECOND)
     assert world.dial(number="+19005550100") == "refused"
     assert not world.telephony.place.called
@@ -116,50 +117,35 @@ def test_redial_is_put_off_to_another_time_of_day(at: Callable[[datetime], World
     assert at(now).dial(redial=redial) == "called"
 
 
-def test_until_then_calls_are_begun(at: Callable[[datetime], World]) -> None:
-    world = at(CLOSES - 31 * SECOND)
-    assert world.dial() == "called"
-    assert not world.jobs.put_off.called
+def test_calls_that_leave_twilios_queue_too_late_are_canceled(at: Callable[[datetime], World]) -> None:
+    """Seconds to the end of the hours, in the queue, until Twilio's answer; does the database agree -> put off, canceled."""
+    table: dict[tuple[int, int, int, bool], tuple[datetime | None, bool]] = {
+        (31, 0, 0, True): (None, False),
+        (60, 59, 0, True): (None, False),
+        (60, 61, 0, True): (OPENS, True),
+        (60, 50, 15, True): (OPENS, True),
+        (60, 61, 0, False): (OPENS, False),
+    }
+    seen = {}
+    for left_s, queue_s, answer_s, agrees in table:
+        world = at(CLOSES - left_s * SECOND)
+        world.jobs.put_off.return_value = agrees
+        assert world.dial(queue_s=queue_s, answers_after_s=answer_s) == "called"
+        seen[left_s, queue_s, answer_s, agrees] = (world.put_off_until, world.canceled)
+    assert seen == table
 
 
-def test_a_call_that_would_leave_twilios_queue_too_late_is_taken_back(at: Callable[[datetime], World]) -> None:
-    world = at(CLOSES - 60 * SECOND)
-    assert world.dial(queue_s=61) == "called"
-    assert world.put_off_until == OPENS
-    assert world.canceled
-
-
-def test_a_call_that_leaves_it_in_time_is_not(at: Callable[[datetime], World]) -> None:
-    world = at(CLOSES - 60 * SECOND)
-    assert world.dial(queue_s=59) == "called"
-    assert not world.canceled
-
-
-def test_the_time_that_twilio_took_to_answer_counts(at: Callable[[datetime], World]) -> None:
-    world = at(CLOSES - 60 * SECOND)
-    assert world.dial(queue_s=50, answers_after_s=15) == "called"
-    assert world.put_off_until == OPENS
-
-
-def test_a_call_is_canceled_only_when_the_database_agrees(at: Callable[[datetime], World]) -> None:
-    world = at(CLOSES - 60 * SECOND)
-    world.jobs.put_off.return_value = False
-    assert world.dial(queue_s=61) == "called"
-    assert not world.canceled
-
-
-def test_a_call_without_any_right_moment_after_the_queue_is_taken_back_too(
+def test_call_without_a_right_moment_after_it_is_canceled(
     at: Callable[[datetime], World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = at(CLOSES - 60 * SECOND)
     never = Refusal("no_calling_hours", "no moment is right")
     monkeypatch.setattr(dispatcher, "check_hours", lambda *given: never if given[-1] > CLOSES else None)
     assert world.dial(queue_s=61) == "called"
-    assert world.put_off_until == CLOSES + SECOND  # when it is screened again, and refused
-    assert world.canceled
+    assert (world.put_off_until, world.canceled) == (CLOSES + SECOND, True)  # then it is screened again, and refused
 
 
-def test_the_sweep_takes_back_what_may_leave_the_queue_before_its_next_look(at: Callable[[datetime], World]) -> None:
+def test_sweep_cancels_calls_that_may_leave_too_late(at: Callable[[datetime], World]) -> None:
     world = at(CLOSES - 100 * SECOND)
     world.look_after("queued")
     assert (world.put_off_until, world.canceled) == (OPENS, True)
@@ -168,10 +154,10 @@ def test_the_sweep_takes_back_what_may_leave_the_queue_before_its_next_look(at: 
     assert not early.canceled
 
 
-@pytest.mark.parametrize(("status", "canceled"), [("queued", True), ("ringing", False), ("in-progress", False)])
-def test_what_was_put_off_is_canceled_while_it_is_in_the_queue(
-    at: Callable[[datetime], World], status: str, canceled: bool
-) -> None:
-    world = at(CLOSES - 3600 * SECOND)  # by a pause, at a good hour
-    world.look_after(status, put_off=True)
-    assert world.canceled is canceled
+def test_put_off_call_is_canceled_while_it_is_queued(at: Callable[[datetime], World]) -> None:
+    canceled = {}
+    for status in ("queued", "ringing", "in-progress"):
+        world = at(CLOSES - 3600 * SECOND)  # by a pause, at a good hour
+        world.look_after(status, put_off=True)
+        canceled[status] = world.canceled
+    assert canceled == {"queued": True, "ringing": False, "in-progress": False}

@@ -122,7 +122,7 @@ def changed(old: str, new: str) -> Script | list[str]:
     return check(tomllib.loads(text.replace(old, new, 1)), "callback")
 
 
-def test_question_is_left_out_when_no_later_call_may_follow() -> None:
+def test_question_without_a_possible_later_call_is_skipped() -> None:
     topic = CALLBACK.questions[1]
     first = turn_without(CALLBACK, first_turn(CALLBACK), {}, may_ask_for_later=False)
     assert (first.asks, first.place) == (

@@ -39,31 +39,23 @@ def problems_or_none(name: str, value: str, **more: str) -> tuple[str, ...]:
     return ()
 
 
-# --- missing --------------------------------------------------------------------------------------------------------------
-
-
 def test_empty_environment_is_refused_with_every_required_name() -> None:
     with pytest.raises(SettingsError) as refused:
         load_settings(environ={})
     assert {problem.split()[0] for problem in refused.value.problems} == {*REQUIRED, "DISPATCH_SECRET"}
+    with pytest.raises(SettingsError) as refused:  # nor does the example start as it stands
+        load_settings(environ={name: value for name, _, value in EXAMPLE})
+    assert {problem.split()[0] for problem in refused.value.problems} >= {*REQUIRED, "DISPATCH_SECRET"}
+    without = {name: value for name, value in ENVIRON.items() if name != "DISPATCH_SECRET"}
+    assert load_settings(http=False, environ=without).dispatch_secrets == ()  # only a server needs it
+    with pytest.raises(SettingsError, match="DISPATCH_SECRET"):
+        load_settings(http=False, environ={**ENVIRON, "DISPATCH_SECRET": "whsec_short"})
 
 
 def test_empty_variables_count_as_missing() -> None:
     blanks = [(name, blank) for name in (*REQUIRED, "DISPATCH_SECRET") for blank in ("", " ", "\n")]
     told = {(name, blank): problems_or_none(name, blank) for name, blank in blanks}
     assert {case: said for case, said in told.items() if not " ".join(said).startswith(f"{case[0]} is missing")} == {}
-
-
-def test_empty_optional_variables_leave_the_defaults() -> None:
-    optional = {name: " " for field in Settings.model_fields if (name := field.upper()) not in ENVIRON}
-    assert settings(**optional) == settings()
-
-
-def test_only_a_server_needs_the_dispatch_secret() -> None:
-    without = {name: value for name, value in ENVIRON.items() if name != "DISPATCH_SECRET"}
-    assert load_settings(http=False, environ=without).dispatch_secrets == ()
-    with pytest.raises(SettingsError, match="DISPATCH_SECRET"):
-        load_settings(http=False, environ={**ENVIRON, "DISPATCH_SECRET": "whsec_short"})
 
 
 def test_the_process_environment_is_read_when_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,8 +65,6 @@ def test_the_process_environment_is_read_when_none_is_given(monkeypatch: pytest.
     assert load_settings().call_max_attempts == 7
     assert settings().call_max_attempts == 3  # an environment that is given is the only one
 
-
-# --- wrong ----------------------------------------------------------------------------------------------------------------
 
 NO_URLS = [
     "example.com", "/calls", "ftp://127.0.0.1", "https://", "https://user:hunter2@127.0.0.1", "https://127.0.0.1?",
@@ -96,14 +86,9 @@ WRONG = {
     "TWILIO_AUTH_TOKEN": ["one two three", "schlüssel"],
     "TWILIO_PHONE_NUMBER": ["14155550199", "+04155550199", "+1 415 555 0199", "+1415555019912345", "+9995550199"],
     "DISPATCH_SECRET": [
-        "hunter2",
-        SECRET.removeprefix("whsec_"),
-        "whsec_",
+        *("hunter2", SECRET.removeprefix("whsec_"), "whsec_", SECRET + "!", SECRET[:20] + "-" + SECRET[20:]),
         "whsec_" + base64.b64encode(b"23 bytes are not enough").decode(),
-        SECRET + "!",
-        SECRET[:20] + "-" + SECRET[20:],
-        f"{SECRET} whsec_hunter2",
-        f"{SECRET} {SECRET} {SECRET}",
+        *(f"{SECRET} whsec_hunter2", f"{SECRET} {SECRET} {SECRET}"),
     ],
     "SWEEP_SERVICE_ACCOUNT": ["scheduler"],
     "CALL_HOURS": ["8-21", "21:00-08:00", "08:00-08:00", "08:00-24:00", "never", "Mo-Fr sunrise-sunset", "Su off"],
@@ -207,9 +192,6 @@ def test_secret_values_are_never_part_of_the_error(name: str, value: str) -> Non
     assert "hunter2" not in f"{refused.value!s}{refused.value!r}{refused.value.__context__!s}"
 
 
-# --- unknown --------------------------------------------------------------------------------------------------------------
-
-
 def test_unknown_variables_are_named_with_the_nearest_setting() -> None:
     cases = {
         "CALL_HOUR": "CALL_HOURS", "call_hours": "CALL_HOURS", "CALLS_PER_DAYS": "CALLS_PER_DAY",
@@ -224,31 +206,36 @@ def test_unknown_variables_are_named_with_the_nearest_setting() -> None:
     assert unknown_settings({**ours, **dict.fromkeys(cases, "x")}) == cases
 
 
-# --- right ----------------------------------------------------------------------------------------------------------------
+def test_right_values_are_read_as_they_are_meant() -> None:
+    elsewhere, nothing = {"API_BASE_URL_IS_THIS_FUNCTION": "false"}, dict[str, str]()
+    table: list[tuple[str, object, dict[str, str]]] = [
+        ("twilio_auth_tokens", ("f" * 32,), {"TWILIO_AUTH_TOKEN": "f" * 32 + "\r\n"}),
+        ("api_base_url", "https://calls.example.com/Up", {"API_BASE_URL": "HTTPS://Calls.Example.com/Up/"}),  # as Twilio signs it
+        ("twilio_connect_seconds", 0.5, {"TWILIO_TIMEOUT_SECONDS": "0.5"}), ("twilio_connect_seconds", 5, nothing),
+        ("call_settling_seconds", 120, nothing), ("call_settling_seconds", 600, elsewhere),
+        ("call_settling_seconds", 3.5, elsewhere | {"CALL_SETTLING_SECONDS": "3.5"}),
+        ("calling_hours", None, {"CALL_HOURS": "always"}),
+        ("calls_per_day", 500, nothing), ("calls_per_day", None, {"CALLS_PER_DAY": "off"}),
+        ("call_countries", ("US", "CA", "GB"), {"CALL_COUNTRIES": "us, CA gb"}),
+        ("call_only_to", ("+14155550123", "+14155550124"), {"CALL_ONLY_TO": " +14155550123,+14155550124 "}),
+        ("call_redial_seconds", (600, 3600.5), {"CALL_REDIAL_SECONDS": "600,3600.5"}),
+        *((name, url, {name.upper(): url}) for name in ("api_base_url", "twilio_api_base_url") for url in (
+            "http://localhost:8080", "http://127.0.0.1:8080", "http://[::1]:8080",
+        )),
+        *((name, getattr(settings(), name), {name.upper(): " "}) for name in Settings.model_fields if name.upper() not in ENVIRON),
+    ]  # fmt: skip
+    seen = [(name, getattr(settings(**given), name), given) for name, _, given in table]
+    assert [(row, right) for row, right in zip(seen, table, strict=True) if row != right] == []
+    hours = settings().calling_hours
+    assert hours is not None
+    assert hours.default.starts == {time(8)}
 
 
-def test_white_space_around_a_value_is_dropped() -> None:
-    assert settings(TWILIO_AUTH_TOKEN="f" * 32 + "\r\n").twilio_auth_tokens == ("f" * 32,)
-
-
-def test_secrets_are_not_shown_with_the_settings() -> None:
+def test_settings_are_frozen_and_show_no_secret() -> None:
     shown = settings()
     assert not any(secret in f"{shown!r}{shown!s}{shown.model_dump_json()}" for secret in shown.secrets)
-
-
-def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        settings().call_max_attempts = 9
-
-
-def test_the_base_url_is_written_as_twilio_signs_it() -> None:
-    assert settings(API_BASE_URL="HTTPS://Calls.Example.com/Up/").api_base_url == "https://calls.example.com/Up"
-
-
-def test_loopback_urls_need_no_tls() -> None:
-    urls = ["http://localhost:8080", "http://127.0.0.1:8080", "http://[::1]:8080"]
-    local = [settings(API_BASE_URL=url, TWILIO_API_BASE_URL=url) for url in urls]
-    assert [(each.api_base_url, each.twilio_api_base_url) for each in local] == [(url, url) for url in urls]
+        shown.call_max_attempts = 9
 
 
 def test_two_secrets_and_two_tokens_hold_while_rotating() -> None:
@@ -271,18 +258,6 @@ def test_request_timeout_must_outlast_the_request_to_twilio() -> None:
     assert problem.startswith("REQUEST_TIMEOUT_SECONDS must be more than 28")
     (problem,) = problems(TWILIO_TIMEOUT_SECONDS="100")  # also the default is compared
     assert problem.startswith("REQUEST_TIMEOUT_SECONDS must be more than 108")
-
-
-def test_connection_takes_no_longer_than_its_answer_may() -> None:
-    assert settings(TWILIO_TIMEOUT_SECONDS="0.5").twilio_connect_seconds == 0.5
-    assert settings().twilio_connect_seconds == 5
-
-
-def test_doubt_settles_more_slowly_where_another_service_answers() -> None:
-    other = {"API_BASE_URL_IS_THIS_FUNCTION": "false"}
-    assert settings().call_settling_seconds == 120
-    assert settings(**other).call_settling_seconds == 600
-    assert settings(**other, CALL_SETTLING_SECONDS="3.5").call_settling_seconds == 3.5
 
 
 def test_paths_of_twilio_lead_to_one_route_each() -> None:
@@ -313,20 +288,6 @@ def test_paths_of_twilio_lead_to_one_route_each() -> None:
     assert told == table
 
 
-def test_calling_hours_and_day_limit_can_be_lifted() -> None:
-    hours = settings().calling_hours
-    assert hours is not None
-    assert hours.default.starts == {time(8)}
-    assert settings(CALL_HOURS="always").calling_hours is None
-    assert (settings().calls_per_day, settings(CALLS_PER_DAY="off").calls_per_day) == (500, None)
-
-
-def test_lists_take_commas_and_spaces() -> None:
-    listed = settings(CALL_COUNTRIES="us, CA gb", CALL_ONLY_TO=" +14155550123,+14155550124 ")
-    assert listed.call_countries == ("US", "CA", "GB")
-    assert listed.call_only_to == ("+14155550123", "+14155550124")
-
-
 def test_delays_fit_the_attempts_or_are_refused() -> None:
     """attempts and delays -> what is wrong; nothing when they fit."""
     few = "must be one number, or at least 4 delays: one after each attempt but the last (CALL_MAX_ATTEMPTS: 5)"
@@ -351,27 +312,10 @@ def test_delays_fit_the_attempts_or_are_refused() -> None:
         if (said[0].split(" (when")[0] if said else None) != (f"{name} {cases[case]}" if cases[case] else None)
     }
     assert wrong == {}
-    assert settings(CALL_REDIAL_SECONDS="600,3600.5").call_redial_seconds == (600, 3600.5)
     assert problems(CALL_MAX_ATTEMPTS="eleven", CALL_REDIAL_SECONDS="1,2") == problems(CALL_MAX_ATTEMPTS="eleven")
 
 
-# --- .env.example ---------------------------------------------------------------------------------------------------------
-
-
-def test_example_names_every_setting_once_and_no_other() -> None:
+def test_example_names_every_setting_and_its_default() -> None:
     assert sorted(name for name, _, _ in EXAMPLE) == sorted(field.upper() for field in Settings.model_fields)
-
-
-def test_example_shows_the_defaults() -> None:
-    optional = {name: value for name, _, value in EXAMPLE if name not in ENVIRON}
-    assert settings(**optional) == settings()
-
-
-def test_example_names_the_required_settings_first() -> None:
-    assert {name for name, _, _ in EXAMPLE[: len(ENVIRON)]} == {*ENVIRON}
-
-
-def test_example_does_not_start_as_it_stands() -> None:
-    with pytest.raises(SettingsError) as refused:
-        load_settings(environ={name: value for name, _, value in EXAMPLE})
-    assert {problem.split()[0] for problem in refused.value.problems} >= {*REQUIRED, "DISPATCH_SECRET"}
+    assert {name for name, _, _ in EXAMPLE[: len(ENVIRON)]} == {*ENVIRON}  # the required ones first
+    assert settings(**{name: value for name, _, value in EXAMPLE if name not in ENVIRON}) == settings()

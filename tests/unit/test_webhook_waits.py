@@ -39,11 +39,12 @@ def post(job_id: int, busy: Busy) -> Any:
     return handle(json.dumps(body).encode(), cast(Dispatcher, busy))["did"]
 
 
-def test_one_that_comes_too_early_waits_and_is_called() -> None:
+def test_webhook_waits_briefly_and_leaves_the_rest_to_sweeps() -> None:
     assert post(1, Busy(crowd=1)) == "called"
+    assert post(1, Busy(crowd=1, wait_s=webhook.MAX_WAIT_SECONDS)) == "waiting"
 
 
-def test_a_busy_process_leaves_the_job_to_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_busy_process_leaves_the_job_to_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each dial may wait 25 s for a slow Twilio, and the threads for /voice stay free."""
     monkeypatch.setattr(webhook, "TWILIO_WAITERS", taken := threading.BoundedSemaphore(1))
     taken.acquire()
@@ -52,11 +53,7 @@ def test_a_busy_process_leaves_the_job_to_the_sweep(monkeypatch: pytest.MonkeyPa
     assert handle(json.dumps(body).encode(), never) == {"did": "waiting", "job": 7}
 
 
-def test_one_that_would_wait_for_long_is_left_to_the_sweep() -> None:
-    assert post(1, Busy(crowd=1, wait_s=webhook.MAX_WAIT_SECONDS)) == "waiting"
-
-
-def test_of_a_crowd_only_a_few_wait_so_that_twilio_finds_somebody_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crowd_of_webhooks_leaves_threads_for_twilio(monkeypatch: pytest.MonkeyPatch) -> None:
     leave = threading.Event()
     monkeypatch.setattr(webhook, "TWILIO_WAITERS", threading.BoundedSemaphore(CROWD))
     monkeypatch.setattr("function.webhook.time.sleep", lambda _s: leave.wait(30))

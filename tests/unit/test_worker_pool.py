@@ -51,13 +51,15 @@ def swept(claim: Callable[[], Step], limit: int = 1000) -> tuple[WorkerPool, lis
         return pool, pool.join()
 
 
-def test_an_idle_sweep_claims_once() -> None:
+def test_sweep_ends_when_idle_halted_or_at_its_limit() -> None:
     queue = Queue(0)
-    assert swept(queue.claim)[1] == []
-    assert queue.claims == 1
+    assert (swept(queue.claim)[1], queue.claims) == ([], 1)
+    assert swept(Queue(JOBS).claim, limit=7)[0].counts == {"called": 7}
+    steps = iter([StepResult("halted", 1)])
+    assert swept(lambda: next(steps))[0].counts == {"halted": 1}
 
 
-def test_one_thread_waits_for_the_next_slot() -> None:
+def test_sweep_waits_for_slots_in_one_thread() -> None:
     """Each call costs its claim, and at most one that came too early."""
     queue = Queue(JOBS, interval_s=0.02)
     pool, _ = swept(queue.claim)
@@ -65,17 +67,13 @@ def test_one_thread_waits_for_the_next_slot() -> None:
     assert queue.claims <= 2 * JOBS + DIALING_THREADS
 
 
-def test_a_full_queue_uses_all_threads() -> None:
+def test_full_queue_uses_all_dialing_threads() -> None:
     queue = Queue(8 * DIALING_THREADS)
     assert swept(queue.claim)[0].counts == {"called": 8 * DIALING_THREADS}
     assert queue.most_dialing == DIALING_THREADS
 
 
-def test_the_limit_counts_jobs_over_all_threads() -> None:
-    assert swept(Queue(JOBS).claim, limit=7)[0].counts == {"called": 7}
-
-
-def test_a_threads_error_ends_the_others_and_is_told() -> None:
+def test_error_of_a_thread_ends_the_others() -> None:
     queue = Queue(1000)
 
     def claim() -> Step:
@@ -86,8 +84,3 @@ def test_a_threads_error_ends_the_others_and_is_told() -> None:
     pool, errors = swept(claim)
     assert {str(error) for error in errors} == {"the database is away"}
     assert sum(pool.counts.values()) == 11
-
-
-def test_a_halt_ends_the_sweep() -> None:
-    steps = iter([StepResult("halted", 1)])
-    assert swept(lambda: next(steps))[0].counts == {"halted": 1}
