@@ -37,6 +37,7 @@ from function.auth import (
     authenticate_webhook,
     own_path,
 )
+from function.sender import Sender
 from function.sweep import sweep_once
 from function.twilio_form import read_attempt, read_event, read_voice_request
 from function.worker import READ_SECONDS, SWEEPS
@@ -45,6 +46,7 @@ from shared.conversation.turns import apology_turn
 from shared.conversation.twiml import render_twiml
 from shared.jobs import Jobs, JobsUnavailable
 from shared.logs import bind_trace, clear, configure_logs
+from shared.models import FINAL_CALL_STATUSES
 from shared.settings import SettingsError, load_settings
 
 if TYPE_CHECKING:
@@ -63,17 +65,26 @@ except (SettingsError, ScriptError) as error:
 configure_logs(secrets=settings.secrets)
 
 _parts: "tuple[Jobs, Dispatcher] | None" = None
+_sender: Sender | None = None
 _wiring = threading.Lock()
 
 
 def parts() -> "tuple[Jobs, Dispatcher]":
     """Wired at the first request: gunicorn imports this module in its master process and forks its workers afterwards."""
-    global _parts
+    global _parts, _sender
     with _wiring:
         from shared.dispatcher import wire  # with all that dials: listening does not wait for it
 
         _parts = _parts or wire(settings)
+        _sender = _sender or Sender(settings, _parts[0])
         return _parts
+
+
+def sender() -> Sender:
+    """Tells results, in threads of its own. Wired with the other parts."""
+    parts()
+    assert _sender is not None
+    return _sender
 
 
 def dispatch(request: flask.Request) -> flask.Response:
@@ -131,7 +142,10 @@ def read_body(request: flask.Request) -> flask.Response | None:
 def on_webhook(request: flask.Request) -> flask.Response:
     body = request.get_data()
     authenticate_webhook(settings, request.headers, body)
-    return reply(webhook.handle(body, parts()[1]))
+    answer = webhook.handle(body, parts()[1])
+    if answer.get("did") == "refused":
+        sender().wake()
+    return reply(answer)
 
 
 def on_sweep(request: flask.Request) -> flask.Response:
@@ -139,7 +153,7 @@ def on_sweep(request: flask.Request) -> flask.Response:
     if not SWEEPS.acquire(blocking=False):
         return reply({"ignored": "enough sweeps are running"})
     try:
-        return reply(sweep_once(settings, *parts()))
+        return reply(sweep_once(settings, *parts(), sender=sender()))
     finally:
         SWEEPS.release()
 
@@ -160,7 +174,10 @@ def on_voice(request: flask.Request) -> flask.Response:
 def on_status(request: flask.Request) -> flask.Response:
     authenticate_form(request)
     attempt = read_attempt(request.args.get("attempt"))
-    call_status.handle(attempt, read_event(request.form), parts()[1], scripts)
+    event = read_event(request.form)
+    call_status.handle(attempt, event, parts()[1], scripts)
+    if event.call_status in FINAL_CALL_STATUSES:
+        sender().wake()
     return flask.Response(status=204)
 
 

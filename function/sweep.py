@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from function.sender import Sender
 from shared.jobs import Jobs, JobsUnavailable
 from shared.logs import configure_logs
 from shared.models import Step, StepResult, finished
@@ -41,12 +42,22 @@ NEAR_THE_CEILING = 0.8
 
 
 def sweep_once(
-    settings: Settings, jobs: Jobs, dispatcher: "Dispatcher", stop: threading.Event | None = None
+    settings: Settings,
+    jobs: Jobs,
+    dispatcher: "Dispatcher",
+    stop: threading.Event | None = None,
+    sender: Sender | None = None,
 ) -> dict[str, Any]:
-    """Run one sweep, shorter than REQUEST_TIMEOUT_SECONDS, and return its counts. Raises JobsUnavailable."""
+    """Run one sweep, shorter than REQUEST_TIMEOUT_SECONDS, and return its counts. Raises JobsUnavailable.
+
+    Then wait for `sender`, for a share of that time: what it sends stops when the process stops, or loses its CPU.
+    """
     stop = stop or threading.Event()
+    began = time.monotonic()
     # The last claim leaves time for its request to Twilio, timeouts included.
-    last_claim = time.monotonic() + max(1.0, settings.sweep_timeout_seconds - _longest_step_s(settings))
+    last_claim = began + max(1.0, settings.sweep_timeout_seconds - _longest_step_s(settings))
+    if sender:
+        sender.wake()
 
     healed = jobs.heal_signups()
     limit = settings.call_dispatcher_limit
@@ -63,12 +74,15 @@ def sweep_once(
     if failed:
         log.error("sweep cut short: the database did not answer", kind="sweep_failed", reason=str(failed[0]), **counts)
         raise failed[0]
-    counts |= jobs.prune(retention_days=settings.call_retention_days)
+    counts |= jobs.prune(retention_days=settings.call_retention_days, results=settings.result_policy)
     stats = jobs.stats()
     report: dict[str, Any] = {"did": counts, "stats": stats.model_dump(mode="json")}
     # The used share of CALLS_PER_DAY, which the database does not know.
     report["day_used"] = stats.calls_24h / settings.calls_per_day if settings.calls_per_day else None
     log.log(severity(stats, report["day_used"]), "sweep", kind="sweep", **report)
+    if sender:
+        sender.wake()  # for what ended in this sweep
+        sender.rest(began + settings.sweep_timeout_seconds)
     return report
 
 
@@ -187,7 +201,9 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(number, lambda *_: threading.Thread(target=stop.set).start())
     from shared.dispatcher import wire
 
-    sweep = functools.partial(sweep_once, settings, *wire(settings), stop)
+    jobs, dispatcher = wire(settings)
+    sender = Sender(settings, jobs, patient=options.every is None)  # a worker's next sweep must not wait for a receiver
+    sweep = functools.partial(sweep_once, settings, jobs, dispatcher, stop, sender)
     if options.every is not None:
         work(sweep, options.every, stop)
         return 0

@@ -1,4 +1,4 @@
-"""Cut a connection at a deadline. A socket's timeout counts each read; a deadline counts the whole exchange.
+"""Deadlines of a connection and of a claim. A socket's timeout counts each read; a deadline counts the whole exchange.
 
 A peer that sends one byte a second never runs into a timeout. At the deadline the socket is shut down, so the thread that
 waits on it returns at once.
@@ -11,8 +11,29 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 RESOLUTION_SECONDS = 0.02  # a cut may come this much late; most deadlines are never reached, and each look costs CPU
+
+
+@dataclass(frozen=True)
+class ClaimClock:
+    """The moment of a claim by two clocks. The monotonic clock never jumps; the wall clock runs while a machine sleeps."""
+
+    monotonic: float
+    wall: float
+
+    @classmethod
+    def now(cls) -> "ClaimClock":
+        return cls(time.monotonic(), time.time())
+
+    def age_s(self) -> float:
+        now = ClaimClock.now()
+        return max(now.monotonic - self.monotonic, abs(now.wall - self.wall))
+
+    def is_fresh(self, within_s: float) -> bool:
+        """False after a freeze: another process may have claimed the same by now."""
+        return self.age_s() <= within_s
 
 
 class Deadlines:

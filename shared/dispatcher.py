@@ -6,9 +6,7 @@ A step may run twice, at the same time, and may be killed at any line. Everythin
 about everything it did not write.
 """
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, assert_never
@@ -20,6 +18,7 @@ from shared import backoff
 from shared.conversation.colleagues import Transfer, plan_transfer
 from shared.conversation.later import time_in_words, wished_moment
 from shared.conversation.script import Answer as ScriptAnswer
+from shared.deadline import ClaimClock
 from shared.jobs import Jobs
 from shared.models import (
     FINAL_CALL_STATUSES,
@@ -70,26 +69,6 @@ ASKS_PER_SETTLING = 4  # Twilio is asked this often before an absent call counts
 
 def no_fault(_point: str) -> None:
     """The fault point of production: nothing happens. Tests stop the process, or time, at one."""
-
-
-@dataclass(frozen=True)
-class ClaimClock:
-    """The moment of a claim by two clocks. The monotonic clock never jumps; the wall clock runs while a machine sleeps."""
-
-    monotonic: float
-    wall: float
-
-    @classmethod
-    def now(cls) -> "ClaimClock":
-        return cls(time.monotonic(), time.time())
-
-    def age_s(self) -> float:
-        now = ClaimClock.now()
-        return max(now.monotonic - self.monotonic, abs(now.wall - self.wall))
-
-    def is_fresh(self) -> bool:
-        """False after a freeze: another process may be dialing by now."""
-        return self.age_s() <= DIAL_WITHIN_SECONDS
 
 
 class Dispatcher:
@@ -178,7 +157,9 @@ class Dispatcher:
                 return StepResult("put_off", job.id, code)
         self._fault_point("screened")
         try:
-            placed = self._telephony.place(attempt, job.id, job.phone_e164, since.is_fresh)
+            placed = self._telephony.place(
+                attempt, job.id, job.phone_e164, partial(since.is_fresh, DIAL_WITHIN_SECONDS)
+            )
         except CallNotPlaced as failure:
             self._fault_point("failed")
             return self._record_failure(job.id, attempt, failure.verdict)

@@ -11,7 +11,7 @@ import ssl
 import threading
 import time
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,24 @@ class _TlsPool(HTTPSConnectionPool):
     ConnectionCls = _TlsConnection
 
 
+class DeadlinePassed(Exception):
+    """The claim is too old. Raised before the body is sent, so the server never receives a complete request."""
+
+
+class DeadlineBody:
+    """The body of a request under a claim. It checks the clocks after the connection is made and the headers are sent."""
+
+    def __init__(self, body: bytes, in_time: Callable[[], bool]) -> None:
+        self._body, self._in_time = body, in_time
+        self.was_sent = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        if not self._in_time():
+            raise DeadlinePassed
+        self.was_sent = True
+        yield self._body
+
+
 class Http:
     """Requests to one base URL. Nothing is repeated and no redirect is followed. Thread-safe, if `kept`.
 
@@ -122,10 +140,12 @@ class Http:
         *,
         connect_s: float,
         total_s: float,
+        with_body: bool = True,
     ) -> HttpAnswer:
         """Return the answer within `total_s`, or raise urllib3's exceptions; its TimeoutError at the deadline.
 
         `connect_s` counts for each address of the host. Name resolution has the resolver's own timeout.
+        `with_body` False: the answer counts when its headers are there, and the connection is closed.
         """
         _current.exchange = exchange = _Exchange(time.monotonic() + total_s)
         too_late = HttpTimeout(f"no whole answer within {total_s:g} s")
@@ -140,8 +160,10 @@ class Http:
                 redirect=False,
                 preload_content=False,
             )
-            content = response.read(MAX_ANSWER_BYTES + 1)
-            if len(content) > MAX_ANSWER_BYTES:
+            content = response.read(MAX_ANSWER_BYTES + 1) if with_body else b""
+            if not with_body:
+                response.close()
+            elif len(content) > MAX_ANSWER_BYTES:
                 response.close()
                 raise DecodeError(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
             response.release_conn()

@@ -17,6 +17,7 @@ from shared.models import (
     ClaimPolicy,
     LiveCall,
     NextOpenCall,
+    NextResult,
     Settlement,
     SettlePolicy,
     TwilioCall,
@@ -45,17 +46,21 @@ RPCS = (
     "heal_onboarding_calls",
     "prune_call_jobs",
     "call_job_stats",
+    "claim_call_result",
+    "record_call_result",
     "check_call_setup",
 )
 
 _LATER = ConfigDict(defer_build=True)  # with the first answer, not while an instance starts
 _CLAIM: TypeAdapter[Claim] = TypeAdapter(Claim, config=_LATER)
 _NEXT_OPEN_CALL: TypeAdapter[NextOpenCall] = TypeAdapter(NextOpenCall, config=_LATER)
+_NEXT_RESULT: TypeAdapter[NextResult] = TypeAdapter(NextResult, config=_LATER)
 _SETTLEMENT: TypeAdapter[Settlement] = TypeAdapter(Settlement, config=_LATER)
 _LIVE_CALL = TypeAdapter(LiveCall)
 _STATS = TypeAdapter(Stats)
 _SETUP_FACTS = TypeAdapter(SetupFacts)
 _BOOL = TypeAdapter(bool, config=_LATER)
+_STATE: TypeAdapter[str | None] = TypeAdapter(str | None, config=_LATER)
 _INT = TypeAdapter(int, config=_LATER)
 _COUNTS = TypeAdapter(dict[str, int], config=_LATER)
 
@@ -178,8 +183,14 @@ class Jobs:
     def heal_signups(self) -> int:
         return self._call("heal_onboarding_calls", _INT)
 
-    def prune(self, *, retention_days: int) -> dict[str, int]:
-        return self._call("prune_call_jobs", _COUNTS, retention_days=retention_days)
+    def claim_result(self, *, lease_s: float) -> NextResult:
+        return self._call("claim_call_result", _NEXT_RESULT, lease_s=lease_s)
+
+    def record_result(self, id: UUID, try_: int, *, state: str, note: str, delay_s: float = 0.0) -> str | None:
+        return self._call("record_call_result", _STATE, id=id, try_=try_, state=state, note=note, delay_s=delay_s)
+
+    def prune(self, *, retention_days: int, results: dict[str, Any] | None = None) -> dict[str, int]:
+        return self._call("prune_call_jobs", _COUNTS, retention_days=retention_days, results=results)
 
     def stats(self) -> Stats:
         return self._call("call_job_stats", _STATS)

@@ -191,6 +191,24 @@ class Settled(_Answer):
 Settlement = Annotated[Found | Absent | NotYet | Ambiguous | Settled, Field(discriminator="outcome")]
 
 
+class ClaimedResult(_Answer):
+    """An event to tell at RESULT_URL. `body` is sent letter by letter; `try` counts from 1."""
+
+    outcome: Literal["claimed"]
+    id: UUID
+    try_: int = Field(alias="try", ge=1)
+    type: str
+    job_id: int | None
+    body: str = Field(repr=False)
+
+
+class NoResult(_Answer):
+    outcome: Literal["none"]
+
+
+NextResult = Annotated[ClaimedResult | NoResult, Field(discriminator="outcome")]
+
+
 @dataclass(frozen=True)
 class Verdict:
     """The meaning of a failed request for a call.

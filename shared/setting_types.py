@@ -40,10 +40,10 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _parts(value: str) -> SplitResult:
-    allowed = refusal("must be an absolute http or https URL without user, query and fragment")
+def _parts(value: str, *, query: bool = False) -> SplitResult:
+    allowed = refusal(f"must be an absolute http or https URL without user{'' if query else ', query'} and fragment")
     # urlsplit drops tabs and newlines silently, and it does not report an empty "?" or "#".
-    if not value.isascii() or not value.isprintable() or any(mark in value for mark in ' "<>\\?#'):
+    if not value.isascii() or not value.isprintable() or any(mark in value for mark in ' "<>\\#' + "?" * (not query)):
         raise allowed
     try:
         parts = urlsplit(value)
@@ -66,6 +66,14 @@ def _public_url(value: str) -> str:
     if "_" in host:
         raise refusal("must be a URL without an underscore in its host (Twilio refuses one)")
     if urlsplit(value).scheme != "https" and not _is_loopback(host):
+        raise refusal("must be an https URL, except on a loopback host")
+    return value
+
+
+def _secret_url(value: str) -> str:
+    """An address that is posted to as it stands. Its path and query may hold a secret."""
+    parts = _parts(value, query=True)
+    if parts.scheme != "https" and not _is_loopback(parts.hostname or ""):
         raise refusal("must be an https URL, except on a loopback host")
     return value
 
@@ -136,6 +144,7 @@ RoutePath = Annotated[
     ),
 ]
 PublicUrl = Annotated[BaseUrl, AfterValidator(_public_url)]
+SecretUrl = Annotated[str, AfterValidator(_secret_url)]
 LoopbackUrl = Annotated[BaseUrl, AfterValidator(_loopback_url)]
 E164 = Annotated[str, AfterValidator(_e164)]
 Numbers = Annotated[tuple[E164, ...], BeforeValidator(_words)]
@@ -153,6 +162,13 @@ Key = Annotated[SecretStr, _matching(r"[!-~]+", "must be one printable ASCII wor
 ServiceAccount = Annotated[str, _matching(r"[^@\s]+@[^@\s]+", "must be the e-mail address of a service account")]
 AccountSid = Annotated[
     str, _matching(r"AC[0-9a-fA-F]{32}", "must be AC and 32 hexadecimal digits (Twilio console, Account Info)")
+]
+MetadataKeys = Annotated[
+    tuple[
+        Annotated[str, _matching(".{1,64}", "must be keys of at most 64 characters, separated by commas or spaces")],
+        ...,
+    ],
+    BeforeValidator(_words),
 ]
 DayLimit = Annotated[int | None, BeforeValidator(_none_when_off)]
 # pydantic reads "inf" and "nan" as floats.

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal, cast
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
 from shared import setting_types as types
@@ -33,6 +33,7 @@ REQUEST_PARTS: Final = 11
 
 _PREFIXES: Final = (
     "CALL_", "CALLS_", "TWILIO_", "SUPABASE_", "SWEEP_", "DISPATCH_", "API_BASE_", "REQUEST_", "VOICE_", "STATUS_",
+    "RESULT_",
 )  # fmt: skip
 _UNSUPPORTED: Final = ("TWILIO_REGION", "TWILIO_EDGE")
 _QUOTES: Final = tuple("\"'`\u2018\u2019\u201c\u201d")
@@ -143,6 +144,14 @@ class Settings(BaseModel):
     )
     call_retention_days: int = Field(90, ge=1, le=3650, description="then a finished job is deleted")
 
+    # What leaves: the result of each job, and each opt-out.
+    result_url: types.SecretUrl | None = Field(None, description="each result is posted there; not set: none is")
+    result_secret: types.DispatchSecrets | None = Field(
+        None, validate_default=True, description="signs the results, as Standard Webhooks do"
+    )
+    result_number: Literal["masked", "full"] = "masked"
+    result_metadata: types.MetadataKeys = Field((), description="keys of a job's metadata that leave with its result")
+
     # A rule over two fields is a validator of the later one. pydantic runs a validator of the whole model only when every
     # field is right, and then the other problems would be told first.
 
@@ -170,6 +179,13 @@ class Settings(BaseModel):
                 f" {answer:g} (TWILIO_TIMEOUT_SECONDS) and a margin of {LEASE_MARGIN_SECONDS:g}"
             )
         return timeout
+
+    @field_validator("result_secret")
+    @classmethod
+    def _results_are_signed(cls, secret: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if secret is None and info.data.get("result_url"):
+            raise types.refusal("is missing: RESULT_URL needs whsec_ and the base64 of at least 24 bytes")
+        return secret
 
     @field_validator("call_retry_seconds", "call_redial_seconds")
     @classmethod
@@ -213,6 +229,16 @@ class Settings(BaseModel):
         return tuple(self.dispatch_secret.get_secret_value().split()) if self.dispatch_secret else ()
 
     @property
+    def result_secrets(self) -> tuple[str, ...]:
+        """A result bears one signature by each; the receiver needs one of the secrets."""
+        return tuple(self.result_secret.get_secret_value().split()) if self.result_secret else ()
+
+    @property
+    def result_policy(self) -> dict[str, Any]:
+        """What SQL may write into a result; empty: it writes none."""
+        return {"number": self.result_number, "metadata": list(self.result_metadata)} if self.result_url else {}
+
+    @property
     def twilio_connect_seconds(self) -> float:
         """Longest wait for a connection to Twilio; at most the wait for the answer."""
         return min(TWILIO_CONNECT_SECONDS, self.twilio_timeout_seconds)
@@ -225,7 +251,8 @@ class Settings(BaseModel):
     @property
     def secrets(self) -> tuple[str, ...]:
         """Values that no log line may hold."""
-        return (self.supabase_service_key.get_secret_value(), *self.twilio_auth_tokens, *self.dispatch_secrets)
+        key, url = self.supabase_service_key.get_secret_value(), (self.result_url,) if self.result_url else ()
+        return (key, *self.twilio_auth_tokens, *self.dispatch_secrets, *self.result_secrets, *url)
 
     @property
     def calling_hours(self) -> CallingHours | None:

@@ -40,3 +40,6 @@ class Stats(BaseModel):
     paused_until: datetime | Literal["infinity"] | None
     pause_reason: str | None
     halts: int
+    results_due: int
+    results_oldest_s: float
+    results_gave_up: int

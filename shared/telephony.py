@@ -18,7 +18,7 @@ from twilio.base.exceptions import TwilioException, TwilioRestException
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NameResolutionError, NewConnectionError
 from urllib3.exceptions import TimeoutError as HttpTimeout
 
-from shared.http import Http
+from shared.http import DeadlineBody, DeadlinePassed, Http
 from shared.models import CALL_SID, CallStatus, Placed, TwilioCall, Verdict
 from shared.settings import Settings
 
@@ -93,24 +93,6 @@ class CallNotPlaced(Exception):
 
 class TwilioUnavailable(Exception):
     """Twilio did not answer a question. Our record stands, and we ask again later."""
-
-
-class DeadlinePassed(Exception):
-    """The claim is too old to dial. Raised before the body is sent, so Twilio never receives a complete request."""
-
-
-class DeadlineBody:
-    """The body of a request for a call. It checks the clocks after the connection is made and the headers are sent."""
-
-    def __init__(self, body: bytes, in_time: Callable[[], bool]) -> None:
-        self._body, self._in_time = body, in_time
-        self.was_sent = False
-
-    def __iter__(self) -> Iterator[bytes]:
-        if not self._in_time():
-            raise DeadlinePassed
-        self.was_sent = True
-        yield self._body
 
 
 class _TwilioHttp:

@@ -8,17 +8,16 @@ import ipaddress
 import json
 import uuid
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import httpx
-from standardwebhooks import Webhook
 from twilio.request_validator import RequestValidator
 
 from shared.doctor.findings import Clocks, Finding, note_clock, ok, shown_url, skipped, warning, wrong
 from shared.settings import Settings
 from shared.setup_facts import SetupFacts
+from shared.signing import sign
 
 TIMEOUT: Final = httpx.Timeout(6, connect=4)
 CHECKS: Final = ("public address", "Twilio's callbacks", "unproved requests")
@@ -86,9 +85,7 @@ def check_vault_url(settings: Settings, facts: SetupFacts, clocks: Clocks) -> Fi
     if not url:
         create = "select vault.create_secret('https://<this function>/', 'call_dispatcher_url');"
         return wrong(check, "is missing: no webhook is sent", create)
-    id_, now = f"doctor_{uuid.uuid4()}", datetime.now(UTC)
-    signature = Webhook(settings.dispatch_secrets[0]).sign(id_, now, HARMLESS.decode())
-    proof = {"webhook-id": id_, "webhook-timestamp": str(int(now.timestamp())), "webhook-signature": signature}
+    proof = sign(settings.dispatch_secrets[:1], f"doctor_{uuid.uuid4()}", HARMLESS.decode())
     with httpx.Client(timeout=TIMEOUT, headers={"content-type": "application/json", **proof}) as http:
         answer = _send(http, "POST", url, clocks, content=HARMLESS)
     row = "(select id from vault.secrets where name = 'call_dispatcher_url')"

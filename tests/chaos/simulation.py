@@ -36,7 +36,8 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from shared import backoff
-from shared.dispatcher import ClaimClock, Dispatcher
+from shared.deadline import ClaimClock
+from shared.dispatcher import Dispatcher
 from shared.jobs import Jobs, JobsUnavailable
 from shared.models import FINAL_CALL_STATUSES, Answer, CallEvent, CallStatus, Placed, TwilioCall, Verdict
 from shared.settings import DIAL_WITHIN_SECONDS, Settings, load_settings

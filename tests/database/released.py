@@ -26,7 +26,7 @@ from pydantic import TypeAdapter
 
 from shared.database import connect
 from shared.jobs import Jobs
-from shared.models import CallEvent, Claim, ClaimPolicy, NextOpenCall, OpenCall, SettlePolicy, TwilioCall
+from shared.models import CallEvent, Claim, ClaimedResult, ClaimPolicy, NextOpenCall, OpenCall, SettlePolicy, TwilioCall
 from shared.settings import load_settings
 from tests.sandbox.postgres import Postgres
 from tests.sandbox.serve import Server
@@ -205,7 +205,7 @@ def tell(jobs: Jobs, sql: Callable[[str], None], by_hand: Callable[..., None]) -
     # The sweep's other errands.
     sql(f"insert into private.missed_signups values ('{UUID(int=next(ids))}', 'lock_timeout', private.clock())")
     jobs.heal_signups()
-    jobs.prune(retention_days=90)
+    jobs.prune(retention_days=90, results={"number": "masked", "metadata": ["plan"]})
     jobs.stats()
 
     # What people's own code and the SQL editor say.
@@ -223,6 +223,16 @@ def tell(jobs: Jobs, sql: Callable[[str], None], by_hand: Callable[..., None]) -
         "select public.cancel_call_job(8), public.retry_call_job(8), public.pause_calls('why', 'infinity'), public.resume_calls()"
     )
     sql("select public.opt_out('+14155550197', 'by hand'), public.require_verified_phones(), public.call_job_stats()")
+
+    # By now results were written. One is told at the second try, and once more by hand.
+    sql("update private.call_results set id = md5(seq::text)::uuid")
+    for state in ("due", "told"):
+        result = jobs.claim_result(lease_s=0.0)
+        assert isinstance(result, ClaimedResult)
+        jobs.record_result(result.id, result.try_, state=state, note="HTTP 500", delay_s=0.0)
+    sql("select public.retell(7)")
+    sql("delete from private.call_results")
+    jobs.claim_result(lease_s=0.0)
 
 
 def record(server: Postgres, upto: str) -> dict[str, Any]:

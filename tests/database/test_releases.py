@@ -174,6 +174,8 @@ from unnest(array['started', 'in_doubt', 'accepted', 'ended', 'refused', 'absent
 insert into public.outbound_call_answers values (5, 'topic', 'sales', '1', gen_random_uuid(), now());
 insert into public.call_opt_outs values ('+14155550199', now(), 'by hand');
 insert into private.missed_signups values (gen_random_uuid(), 'x', now());
+insert into private.call_results (subject, type, data, created_at, due_at, give_up_at)
+values ('5', 'call.failed', '{}', now(), now(), now());
 insert into private.deleted_calls values ('CAgone', now());
 insert into private.call_counts values (now(), 1);
 insert into private.deleted_users values (gen_random_uuid(), now(), true);

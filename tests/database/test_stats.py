@@ -22,6 +22,7 @@ IDLE = {
     "failures_24h": {}, "due": 0, "oldest_due_s": 0, "oldest_doubt_s": 0, "live_duplicates": 0, "duplicates_24h": 0,
     "calls_1h": 0, "answered_1h": 0, "calls_24h": 0, "answered_24h": 0, "opt_outs_24h": 0, "held_by_prefix": 0, "held_by_rule": {},
     "missed_signups": 0, "paused": False, "paused_by": None, "paused_until": None, "pause_reason": None, "halts": 0,
+    "results_due": 0, "results_oldest_s": 0, "results_gave_up": 0,
 }  # fmt: skip
 
 

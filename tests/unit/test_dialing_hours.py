@@ -11,7 +11,8 @@ from unittest.mock import create_autospec
 import pytest
 
 from shared import dispatcher
-from shared.dispatcher import ClaimClock, Dispatcher
+from shared.deadline import ClaimClock
+from shared.dispatcher import Dispatcher
 from shared.jobs import Jobs
 from shared.models import Attempt, Claimed, ClaimedJob, LiveCall, LiveJob, OpenCall, Placed, Redial, TwilioCall
 from shared.screening import Refusal

@@ -23,6 +23,8 @@
 --     outcomes    accept_call  refuse_call  doubt_call  put_off_call  record_call_status
 --     follow_up   claim_open_call  settle_call
 --     answers     record_call_answer  summarize_call_job (t)
+--     results     call_results  note_call_result (t)  note_opt_out_result (t)  claim_call_result  record_call_result
+--                 retell
 --     by_hand     cancel_call_job  retry_call_job  opt_out  pause_calls  resume_calls  confirm_restore
 --     statistics  call_job_stats  call_stats_by_hour  call_stats (v)  call_stats_per_hour (v)
 --                 outbound_call_overview (v)
@@ -262,11 +264,14 @@ create table private.call_settings (
   lost_seen    bigint not null default 1,   -- the value of lost_signups at the last look through auth.users
   lost_after   uuid,                        -- during such a look: the last user that was looked at
   calls_without_key    int not null default 7 check (calls_without_key > 0),
+  results      jsonb not null default '{}' check (jsonb_typeof(results) = 'object'),
   constraint a_pause_has_a_cause check ((paused_until is null) = (paused_by is null))
 );
 insert into private.call_settings default values;
 comment on column private.call_settings.calls_without_key is
   'A number at which nobody has ever pressed a key is called at most so often in 7 days, over all jobs.';
+comment on column private.call_settings.results is
+  'What an event of call_results may hold: {"number": "masked" or "full", "metadata": [keys]}. {}: none is written.';
 comment on table private.call_settings is
   'Call dispatcher: one row with the facts that SQL must know on its own: the pause, the next slot of'
   ' CALLS_PER_SECOND, verified phones only. Every claim updates it last, so a pause holds from the moment it commits.';

@@ -37,7 +37,11 @@ begin
     'paused_by',       case when s.paused_until > v_now then s.paused_by end,
     'paused_until',    case when s.paused_until > v_now then s.paused_until end,
     'pause_reason',    case when s.paused_until > v_now then s.pause_reason end,
-    'halts',           s.halts)
+    'halts',           s.halts,
+    'results_due',      (select count(*) from private.call_results where state = 'due'),
+    'results_oldest_s', coalesce((select greatest(0, round(extract(epoch from v_now - min(created_at))))
+                                  from private.call_results where state = 'due'), 0),
+    'results_gave_up',  (select count(*) from private.call_results where state = 'gave_up'))
   from private.call_settings s,
     (select coalesce(sum(jobs), 0) as queued, coalesce(sum(due), 0) as due, coalesce(sum(held), 0) as held,
             coalesce(jsonb_object_agg(rule, jobs) filter (where rule is not null), '{}') as held_by_rule
@@ -128,7 +132,7 @@ select s.* from jsonb_to_record(public.call_job_stats()) as s (
   live_duplicates int, duplicates_24h int, paused boolean, paused_by text, paused_until text, pause_reason text,
   halts int, calls_1h int, answered_1h int, calls_24h int, answered_24h int, completed_24h int, failed_24h int,
   failures_24h jsonb, canceled_24h int, opt_outs_24h int, held_by_prefix int, held_by_rule jsonb,
-  missed_signups int);
+  missed_signups int, results_due int, results_oldest_s int, results_gave_up int);
 comment on view public.call_stats is 'Call dispatcher: what goes on now: call_job_stats() as one row.';
 
 create view public.call_stats_per_hour with (security_invoker = true) as

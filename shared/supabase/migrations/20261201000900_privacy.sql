@@ -22,7 +22,11 @@ language sql set search_path = '' as $$
   where user_id = p_user_id;
   -- Under the locks of the jobs: an answer that is being written now is waited for, and then deleted.
   delete from public.outbound_call_answers
-  where job_id in (select id from public.outbound_call_jobs where user_id = p_user_id)
+  where job_id in (select id from public.outbound_call_jobs where user_id = p_user_id);
+  update private.call_results
+  set data = data || '{"phone_number": null, "metadata": {}}'
+             || case type when 'number.opted_out' then '{}' else '{"answers": {}, "qualification": null}' end::jsonb
+  where user_id = p_user_id
 $$;
 comment on function private.forget_user is
   'Call dispatcher: erase a user''s text and answers at once, and cancel or end their calls. Their numbers stay a day'
@@ -60,7 +64,8 @@ create trigger on_auth_user_marked_deleted_onboarding after update of deleted_at
   for each row when (old.deleted_at is null and new.deleted_at is not null)
   execute function private.on_auth_user_deleted();
 
-create function public.prune_call_jobs(p_retention_days int, p_limit int default 500) returns jsonb
+create function public.prune_call_jobs(p_retention_days int, p_limit int default 500, p_results jsonb default null)
+returns jsonb
 language plpgsql security definer set search_path = '' set lock_timeout = '500ms' as $$
 declare
   v_now       constant timestamptz := private.clock();
@@ -105,12 +110,23 @@ begin
                  order by finished_at limit p_limit for update skip locked)
     returning 1)
   select count(*) into v_deleted from old;
+
+  if p_results = '{}' then  -- nobody sends what is due
+    update private.call_results set state = 'gave_up', ended_at = v_now, note = 'RESULT_URL is not set'
+    where state = 'due' and give_up_at <= v_now;
+  end if;
+  delete from private.call_results
+  where id in (select id from private.call_results
+               where state in ('told', 'gone', 'gave_up')
+                 and created_at < v_now - make_interval(days => p_retention_days) limit p_limit for update skip locked);
+  update private.call_settings set results = p_results where only_row and results <> p_results;
   return jsonb_build_object('forgotten', v_forgotten, 'erased', v_erased, 'deleted', v_deleted);
 end
 $$;
 comment on function public.prune_call_jobs is
   'Call dispatcher: for the sweep, a little each time: forget the users that could not be forgotten at once, erase the'
-  ' numbers of users deleted a day ago, delete jobs that finished more than p_retention_days ago, with their attempts.'
-  ' Opt-outs stay. -> {"forgotten": users, "erased": users, "deleted": jobs}';
+  ' numbers of users deleted a day ago, delete jobs that finished more than p_retention_days ago, with their attempts,'
+  ' and events of that age that are not due. Opt-outs stay. p_results: call_settings.results from now on; null leaves'
+  ' it as it is. -> {"forgotten": users, "erased": users, "deleted": jobs}';
 
 select private.apply_rights();

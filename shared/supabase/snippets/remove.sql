@@ -51,7 +51,7 @@ begin
   delete from supabase_migrations.schema_migrations
   where version || '_' || name in (
     '20261201000100_tables', '20261201000150_numbers', '20261201000200_signup', '20261201000300_claim',
-    '20261201000400_outcomes', '20261201000500_follow_up', '20261201000600_answers', '20261201000700_by_hand',
-    '20261201000800_statistics', '20261201000900_privacy', '20261201001000_doctor');
+    '20261201000400_outcomes', '20261201000500_follow_up', '20261201000600_answers', '20261201000650_results',
+    '20261201000700_by_hand', '20261201000800_statistics', '20261201000900_privacy', '20261201001000_doctor');
 end
 $$;

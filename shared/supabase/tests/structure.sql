@@ -26,6 +26,8 @@ select set_eq('select on_table, name, function from our_triggers', $$ values
   ('outbound_call_jobs', 'set_dedupe_window',                       'set_dedupe_window'),
   ('outbound_call_jobs', 'keep_open_call_job',                      'keep_open_call_job'),
   ('outbound_call_jobs', 'summarize_call_job',                      'summarize_call_job'),
+  ('outbound_call_jobs', 'note_call_result',                        'note_call_result'),
+  ('call_opt_outs',      'note_opt_out_result',                     'note_opt_out_result'),
   ('outbound_call_jobs', 'on_outbound_call_job_created',            'on_outbound_call_job_created') $$,
   'these are our triggers');
 select is_empty($$ select name from our_triggers where tgenabled <> 'O' $$, 'every trigger is on');
@@ -69,6 +71,8 @@ select set_eq($$ select conrelid::regclass::text, conname::text, contype::text f
   ('private.calling_codes',  'calling_codes_pkey',                 'p'),
   ('private.call_settings',  'call_settings_pkey',                 'p'),
   ('private.call_settings',  'a_pause_has_a_cause',                'c'),
+  ('private.call_results',   'call_results_pkey',                  'p'),
+  ('private.call_results',   'due_results_have_not_ended',         'c'),
   ('private.missed_signups', 'missed_signups_pkey',                'p'),
   ('private.call_counts',    'call_counts_pkey',                   'p'),
   ('private.deleted_calls',  'deleted_calls_pkey',                 'p'),
@@ -100,9 +104,13 @@ insert into wanted values
   ('outbound_call_attempts_per_day', '\(started_at\) WHERE', 'the cap per day'),
   ('outbound_call_attempts_uncounted', '\(started_at\) WHERE', 'the statistics of calls that no cap counts'),
   ('outbound_call_attempts_to_end', '\(end_due_at\) WHERE .*duplicate', 'the calls that are one too many'),
-  ('call_opt_outs_recent', '\(opted_out_at\)$', 'the statistics');
+  ('call_opt_outs_recent', '\(opted_out_at\)$', 'the statistics'),
+  ('private.call_results_due', '\(due_at, seq\) WHERE .*due', 'the claim to tell, in its order'),
+  ('private.call_results_order', '\(subject, seq\) WHERE .*due', 'the order of a subject''s events'),
+  ('private.call_results_state', '\(state, created_at\)$', 'prune_call_jobs and the statistics'),
+  ('private.call_results_user', '\(user_id\)$', 'the deletion of a user');
 
-select matches(coalesce((select pg_get_indexdef(to_regclass('public.' || name))), 'no such index'), definition,
+select matches(coalesce((select pg_get_indexdef(to_regclass(name))), 'no such index'), definition,
                name || ' serves ' || purpose) from wanted;
 select set_eq($$ select i.indexrelid::regclass::text from pg_index i
                  where i.indrelid in (select oid from our_tables)

@@ -1,0 +1,358 @@
+"""The outbox: which events an outcome writes and with what data, in which order they are told, and when they end."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.types.json import Jsonb
+
+from tests.database.sql_api import ASK_S, Row, Steps, a_number, a_sid, all_at_once
+
+DAY_S = 86_400.0
+LEASE_S = 60.0
+MASKED = {"number": "masked", "metadata": ["plan", "crm"]}
+
+Another = Callable[[], Steps]
+
+
+def switch(steps: Steps, policy: dict[str, Any]) -> None:
+    steps.call("prune_call_jobs", retention_days=90, results=Jsonb(policy))
+
+
+@pytest.fixture
+def telling(steps: Steps) -> Steps:
+    """The same steps, with results switched on."""
+    switch(steps, MASKED)
+    return steps
+
+
+def events(steps: Steps) -> list[Row]:
+    return steps.rows("select * from private.call_results order by seq")
+
+
+def types(steps: Steps) -> list[str]:
+    return [event["type"] for event in events(steps)]
+
+
+def claim(steps: Steps) -> Row:
+    claimed: Row = steps.call("claim_call_result", lease_s=LEASE_S)
+    return claimed
+
+
+def record(steps: Steps, claimed: Row, state: str, delay_s: float = 5.0, note: str = "HTTP 500") -> str | None:
+    recorded: str | None = steps.call(
+        "record_call_result", id=claimed["id"], **{"try": claimed["try"]}, state=state, note=note, delay_s=delay_s
+    )
+    return recorded
+
+
+def end(steps: Steps, how: str, **columns: object) -> int:
+    """A job that ends so. -> the job"""
+    job = steps.queue(**columns)  # type: ignore[arg-type]
+    match how:
+        case "canceled":
+            steps.call("cancel_call_job", job_id=job)
+        case "refused":
+            steps.refuse(steps.start(job))
+        case "outcome_unknown":
+            steps.bring_to("accepted", job)
+            steps.pass_time(2 * DAY_S)
+            while steps.ask()["outcome"] != "none":
+                steps.pass_time(ASK_S)
+        case "unreadable":
+            steps.rows("update public.outbound_call_jobs set phone_e164 = null where id = %s", job)
+            number = steps.job(job)["phone_number"]
+            assert steps.call("set_call_number", job_id=job, phone_number=number, phone_e164=None, code="x", reason="y")
+        case "absent":
+            attempt = steps.start(job)
+            steps.doubt(attempt)
+            assert steps.settle(attempt, delays_s=())["job_status"] == "failed"
+        case _:
+            steps.status(steps.start(job), a_sid(), how, delays_s=(), duration_s=7, answered_by="human")
+    return job
+
+
+# --- what is written ------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_written_while_no_result_url_is_set(steps: Steps) -> None:
+    end(steps, "completed")
+    steps.call("opt_out", phone_number=a_number())
+    switch(steps, MASKED)
+    steps.call("prune_call_jobs", retention_days=90)  # a caller that knows nothing of results leaves them on
+    end(steps, "busy")
+    switch(steps, {})
+    end(steps, "no-answer")
+    assert types(steps) == ["call.failed"]
+
+
+def test_each_way_to_end_writes_one_event(telling: Steps) -> None:
+    ways = {
+        "completed": "call.completed", "busy": "call.failed", "refused": "call.failed", "absent": "call.failed",
+        "outcome_unknown": "call.failed", "unreadable": "call.failed", "canceled": "call.canceled",
+    }  # fmt: skip
+    jobs = [end(telling, how) for how in ways]
+    assert [(event["job_id"], event["type"]) for event in events(telling)] == list(
+        zip(jobs, ways.values(), strict=True)
+    )
+
+
+def test_no_event_is_written_when_its_outcome_is_rolled_back(telling: Steps) -> None:
+    job = telling.queue()
+    with telling.service.transaction(force_rollback=True):
+        telling.call("cancel_call_job", job_id=job)
+    telling.attempt_in("ended")  # a busy line, and two attempts left
+    telling.rows(
+        "insert into public.outbound_call_jobs (user_id, phone_number, status, finished_at)"
+        " values (gen_random_uuid(), %s, 'completed', now())",
+        a_number(),
+    )  # carried over from elsewhere
+    assert events(telling) == []
+
+
+def test_an_event_holds_the_data_that_may_leave(telling: Steps) -> None:
+    number, user = a_number(), uuid.uuid4()
+    job = telling.queue(
+        number, user_id=user, signup_mode="demo", first_name="Ada",
+        metadata=Jsonb({"plan": "pro", "crm": {"id": 7}, "secret": "s"}),
+    )  # fmt: skip
+    attempt, sid = telling.start(job), a_sid()
+    telling.call(
+        "record_call_answer", attempt=attempt, call_sid=sid, ask_s=ASK_S, question="team", meaning="large",
+        digits="2", heard="we are many",
+    )  # fmt: skip
+    telling.status(attempt, sid, "completed", duration_s=7, answered_by="human")
+    claimed = claim(telling)
+    body = json.loads(claimed["body"])
+    finished_at = telling.job(job)["finished_at"]
+    assert list(body) == ["type", "timestamp", "data"]
+    assert body["timestamp"] == finished_at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    assert body["data"].pop("finished_at")[:19] == finished_at.strftime("%Y-%m-%dT%H:%M:%S")
+    assert body["data"] == {
+        "job_id": job, "user_id": str(user), "signup_mode": "demo", "phone_number": f"{number[:2]}*******{number[-2:]}",
+        "metadata": {"plan": "pro", "crm": {"id": 7}}, "reason_code": None, "reason": None, "attempts": 1,
+        "answered_by": "human", "duration_s": 7, "answers": {"team": "large"},
+        "qualification": {"answers": {"team": "large"}, "opted_out": False, "answered_by": "human"},
+    }  # fmt: skip
+    switch(telling, {"number": "full", "metadata": []})
+    assert events(telling)[0]["data"]["metadata"] != {}  # as it was then
+    other = a_number()
+    end(telling, "busy", number=other, metadata=Jsonb({"plan": "pro"}))
+    last = events(telling)[-1]["data"]
+    assert (last["phone_number"], last["metadata"], last["answers"]) == (other, {}, {})
+
+
+def test_a_body_is_the_same_letter_by_letter_each_time(telling: Steps) -> None:
+    end(telling, "completed", metadata=Jsonb({"plan": 1e300, "crm": "é"}))
+    first = claim(telling)
+    telling.pass_time(LEASE_S)
+    telling.service.execute("set timezone = 'Asia/Tokyo'")
+    second = claim(telling)
+    assert (first["id"], first["body"]) == (second["id"], second["body"])
+    assert (first["try"], second["try"]) == (1, 2)
+
+
+def test_a_job_that_ends_again_gets_a_new_id(telling: Steps) -> None:
+    job = end(telling, "canceled")
+    telling.call("retry_call_job", job_id=job)
+    telling.status(telling.start(job), a_sid(), "completed")
+    assert types(telling) == ["call.canceled", "call.completed"]
+    assert len({event["id"] for event in events(telling)}) == 2
+
+
+def test_late_answer_joins_the_waiting_event_or_writes_another(telling: Steps) -> None:
+    job = telling.queue()
+    attempt, sid = telling.start(job), a_sid()
+
+    def answer(meaning: str) -> None:
+        telling.call(
+            "record_call_answer", attempt=attempt, call_sid=sid, ask_s=ASK_S, question="team", meaning=meaning, digits="1"
+        )  # fmt: skip
+
+    telling.status(attempt, sid, "completed")
+    answer("small")
+    assert [event["data"]["answers"] for event in events(telling)] == [{"team": "small"}]
+    first = claim(telling)
+    answer("large")
+    answer("large")  # Twilio repeats its requests
+    assert [event["data"]["answers"] for event in events(telling)] == [{"team": "small"}, {"team": "large"}]
+    assert json.loads(first["body"])["data"]["answers"] == {"team": "small"}
+
+
+def test_an_opt_out_writes_one_event_for_every_spelling(telling: Steps) -> None:
+    mexican = "+525512345678"
+    users = [uuid.uuid4(), uuid.uuid4()]
+    jobs = [telling.queue(mexican, user_id=user) for user in users]
+    telling.rows("update public.outbound_call_jobs set phone_e164 = '+5215512345678' where id = %s", jobs[1])
+    telling.call("opt_out", phone_number=mexican)
+    telling.call("opt_out", phone_number=mexican)  # again: nothing new
+    told = [event for event in events(telling) if event["type"] == "number.opted_out"]
+    assert [(event["job_id"], event["user_id"]) for event in told] == [(jobs[1], users[1])]
+    data = told[0]["data"]
+    assert (data["reason"], sorted(data["user_ids"])) == ("by hand", sorted(map(str, users)))
+    assert types(telling).count("call.canceled") == 2
+
+
+def test_an_opt_out_of_a_number_without_a_job_is_told(telling: Steps) -> None:
+    number = a_number()
+    telling.call("opt_out", phone_number=number)
+    assert json.loads(claim(telling)["body"])["data"] == {
+        "job_id": None, "user_id": None, "signup_mode": None, "phone_number": f"{number[:2]}*******{number[-2:]}",
+        "metadata": {}, "reason_code": "opted_out", "reason": "by hand", "user_ids": [],
+    }  # fmt: skip
+
+
+# --- who tells it, and in which order -------------------------------------------------------------------------------------
+
+
+def test_an_event_is_held_by_one_sender_until_its_lease_ends(telling: Steps, another: Another) -> None:
+    jobs = {end(telling, "completed") for _ in range(5)}
+    claims = all_at_once(claim, [another() for _ in range(8)])
+    assert sorted(c["job_id"] for c in claims if c["outcome"] == "claimed") == sorted(jobs)
+    assert claim(telling) == {"outcome": "none"}
+    telling.pass_time(LEASE_S - 1)
+    assert claim(telling) == {"outcome": "none"}
+    telling.pass_time(1)
+    assert claim(telling)["try"] == 2
+
+
+@pytest.mark.parametrize("frees", ["told", "gone", "gave_up"])
+def test_later_event_of_a_job_waits_for_the_earlier(telling: Steps, frees: str) -> None:
+    job = end(telling, "canceled")
+    telling.call("retry_call_job", job_id=job)
+    telling.status(telling.start(job), a_sid(), "completed")
+    other = end(telling, "busy")
+    first = claim(telling)
+    assert (first["type"], first["job_id"]) == ("call.canceled", job)
+    assert record(telling, claimed := claim(telling), "told") == "told"
+    assert claimed["job_id"] == other  # another job does not wait
+    assert claim(telling) == {"outcome": "none"}  # while the first is held
+    assert record(telling, first, "due", 300.0) == "due"
+    assert claim(telling) == {"outcome": "none"}  # and while it is due later
+    telling.pass_time(3 * DAY_S if frees == "gave_up" else 300)
+    first = claim(telling)
+    assert first["type"] == "call.canceled"
+    assert record(telling, first, "due" if frees == "gave_up" else frees) == frees
+    assert (claim(telling)["type"]) == "call.completed"
+
+
+def test_opt_outs_of_one_number_are_told_in_order(telling: Steps) -> None:
+    number = a_number()
+    for _ in range(2):
+        telling.call("opt_out", phone_number=number)
+        telling.rows("delete from public.call_opt_outs")
+    first = claim(telling)
+    assert claim(telling) == {"outcome": "none"}
+    record(telling, first, "told")
+    assert claim(telling)["id"] != first["id"]
+
+
+def test_a_late_sender_counts_only_when_it_is_certain(telling: Steps) -> None:
+    end(telling, "completed")
+    late = claim(telling)
+    telling.pass_time(LEASE_S)
+    holder = claim(telling)
+    assert record(telling, late, "due", 9999.0) is None
+    assert record(telling, holder, "due", 5.0) == "due"
+    assert record(telling, late, "told", note="HTTP 200") == "told"
+    assert (events(telling)[0]["state"], events(telling)[0]["note"]) == ("told", "HTTP 200")
+    assert record(telling, holder, "due", 5.0) is None
+    with pytest.raises(psycopg.errors.RaiseException, match="p_state"):
+        record(telling, holder, "gave_up")
+
+
+def test_an_event_is_given_up_after_three_days_of_failing(telling: Steps) -> None:
+    end(telling, "completed")
+    end(telling, "busy")
+    telling.pass_time(4 * DAY_S)  # nobody swept; each is tried all the same
+    claimed = claim(telling)
+    assert record(telling, claimed, "due", 5.0) == "gave_up"
+    assert record(telling, claimed, "told") == "told"  # the receiver has it after all
+    end(telling, "canceled")
+    record(telling, claim(telling), "due")
+    claimed = claim(telling)
+    assert record(telling, claimed, "due", DAY_S) == "due"
+    telling.pass_time(2.5 * DAY_S)
+    assert record(telling, claim(telling), "due", DAY_S) == "due"
+    telling.pass_time(DAY_S / 2)  # the last try is at three days, not a day later
+    assert record(telling, claim(telling), "due", DAY_S) == "gave_up"
+    stats = telling.call("call_job_stats")
+    assert (stats["results_due"], stats["results_gave_up"]) == (0, 2)
+
+
+# --- by hand, and what is old ---------------------------------------------------------------------------------------------
+
+
+def test_retelling_a_job_sends_its_events_again_in_order(telling: Steps) -> None:
+    job = end(telling, "canceled")
+    telling.call("retry_call_job", job_id=job)
+    telling.status(telling.start(job), a_sid(), "completed")
+    ids = [event["id"] for event in events(telling)]
+    for state in ("told", "gone"):
+        record(telling, claim(telling), state)
+    assert telling.call("retell", job_id=job) == f"the next sweep tells 2 event(s) of call job {job}"
+    assert telling.call("retell", job_id=job) == f"the events of call job {job} are due already"
+    told = []
+    while (claimed := claim(telling))["outcome"] == "claimed":
+        told.append(uuid.UUID(claimed["id"]))
+        record(telling, claimed, "told")
+    assert told == ids
+
+
+def test_retelling_writes_the_event_of_a_job_that_ended_before(steps: Steps) -> None:
+    job, waiting = end(steps, "completed"), steps.queue()
+    with pytest.raises(psycopg.errors.RaiseException, match="RESULT_URL"):
+        steps.call("retell", job_id=job)
+    switch(steps, MASKED)
+    assert steps.call("retell", job_id=job) == f"the next sweep tells 1 event(s) of call job {job}"
+    assert types(steps) == ["call.completed"]
+    for wrong, said in ((waiting, "is queued: it has not ended yet"), (0, "there is no call job 0"), (None, "no call")):
+        with pytest.raises(psycopg.errors.RaiseException, match=said):
+            steps.call("retell", job_id=wrong)
+
+
+def test_events_go_with_their_job_but_not_while_due(telling: Steps) -> None:
+    told, due = end(telling, "completed"), end(telling, "busy")
+    record(telling, claim(telling), "told")
+    telling.pass_time(2 * DAY_S)
+    telling.call("prune_call_jobs", retention_days=1)
+    assert telling.rows("select 1 from public.outbound_call_jobs where id in (%s, %s)", told, due) == []
+    assert [event["job_id"] for event in events(telling)] == [due]
+    telling.pass_time(2 * DAY_S)
+    telling.call("prune_call_jobs", retention_days=1, results=Jsonb(MASKED))
+    assert [event["state"] for event in events(telling)] == ["due"]
+    switch(telling, {})  # nobody will send it
+    assert [event["note"] for event in events(telling)] == ["RESULT_URL is not set"]
+    telling.call("prune_call_jobs", retention_days=1)
+    assert events(telling) == []
+
+
+def test_events_of_a_deleted_user_hold_no_personal_data(telling: Steps) -> None:
+    switch(telling, {"number": "full", "metadata": ["plan"]})
+    user, number = uuid.uuid4(), a_number()
+    telling.rows(
+        'insert into auth.users (id, phone, raw_user_meta_data) values (%s, %s, \'{"plan": "pro"}\')', user, number[1:]
+    )
+    job = telling.one("select id from public.outbound_call_jobs where user_id = %s", user)
+    attempt, sid = telling.start(job), a_sid()
+    telling.call(
+        "record_call_answer", attempt=attempt, call_sid=sid, ask_s=ASK_S, question="team", meaning="large", digits="2",
+        opt_out=True,
+    )  # fmt: skip
+    telling.status(attempt, sid, "completed")
+    telling.rows("delete from public.call_opt_outs")
+    again = telling.queue(number, user_id=user, dedupe_key="2", metadata=Jsonb({"plan": "pro"}))
+    open_attempt, open_sid = telling.start(again), a_sid()
+    telling.accept(open_attempt, open_sid)
+    personal = (number, "'large'", "'pro'")
+    assert [word for word in personal if word not in str(events(telling))] == []
+    telling.rows("delete from auth.users where id = %s", user)
+    telling.status(open_attempt, open_sid, "completed")
+    assert types(telling) == ["number.opted_out", "call.completed", "call.canceled"]
+    assert [word for word in personal if word in str(events(telling))] == []
+    assert {event["user_id"] for event in events(telling)} == {user}
