@@ -39,6 +39,7 @@ POLL_SECONDS = 0.5  # the longest sleep between two checks of `stop`
 LATE_SECONDS = 300.0
 DOUBT_SECONDS = 900.0
 NEAR_THE_CEILING = 0.8
+UNTOLD_SECONDS = 3600.0  # of the oldest result; no alert has it
 
 
 def sweep_once(
@@ -95,6 +96,7 @@ def severity(stats: Stats, day_used: float | None) -> int:
     odd = stats.in_doubt or stats.missed_signups or stats.halts or stats.paused
     # People with a new area code are not called until an upgrade (shared/docs/who-and-when.md).
     odd = odd or "area_code_unknown" in stats.failures_24h
+    odd = odd or stats.results_gave_up or stats.results_oldest_s > UNTOLD_SECONDS
     return logging.WARNING if odd or (day_used or 0) >= NEAR_THE_CEILING else logging.INFO
 
 

@@ -280,6 +280,9 @@ CALM: dict[str, Any] = {
         ({"due": 1, "oldest_due_s": 301}, None, "ERROR"),
         ({"in_doubt": 1, "oldest_doubt_s": 901}, None, "ERROR"),
         ({"live_duplicates": 1}, None, "ERROR"),
+        ({"results_due": 9, "results_oldest_s": 3600}, None, "INFO"),
+        ({"results_due": 1, "results_oldest_s": 3601}, None, "WARNING"),
+        ({"results_gave_up": 1}, None, "WARNING"),
         ({"paused": True, "paused_by": "halt", "halts": 1}, None, "ERROR"),
     ],
 )
