@@ -6,6 +6,7 @@ A step may run twice, at the same time, and may be killed at any line. Everythin
 about everything it did not write.
 """
 
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
