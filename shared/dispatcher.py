@@ -15,36 +15,13 @@ from uuid import UUID, uuid4
 
 import structlog
 
-from shared import backoff
+from shared import backoff, models
 from shared.conversation.colleagues import Transfer, plan_transfer
 from shared.conversation.later import time_in_words, wished_moment
 from shared.conversation.script import Answer as ScriptAnswer
 from shared.deadline import ClaimClock
 from shared.jobs import Jobs
-from shared.models import (
-    FINAL_CALL_STATUSES,
-    Absent,
-    Ambiguous,
-    Answer,
-    CallEvent,
-    Claimed,
-    ClaimPolicy,
-    Found,
-    LiveCall,
-    NoOpenCall,
-    NothingDue,
-    NotYet,
-    OpenCall,
-    Paused,
-    Settled,
-    SettlePolicy,
-    Step,
-    StepResult,
-    Unparsed,
-    Verdict,
-    Wait,
-    finished,
-)
+from shared.models import LiveCall, Step, StepResult
 from shared.screening import (
     PhoneNumber,
     PutOff,
@@ -84,7 +61,7 @@ class Dispatcher:
         self._fault_point = fault_point
         self._slot_s = 1 / settings.calls_per_second
         self._ask_again_s = settings.call_settling_seconds / ASKS_PER_SETTLING
-        self._claim_policy = ClaimPolicy(
+        self._claim_policy = models.ClaimPolicy(
             lease_s=settings.call_lease_seconds,
             calls_per_second=settings.calls_per_second,
             calls_per_number_per_day=settings.calls_per_number_per_day,
@@ -92,7 +69,7 @@ class Dispatcher:
             calls_per_day=settings.calls_per_day,
             from_=settings.twilio_phone_number,
         )
-        self._settle_policy = SettlePolicy(
+        self._settle_policy = models.SettlePolicy(
             settling_s=settings.call_settling_seconds,
             ask_s=self._ask_again_s,
             poll_s=settings.call_ask_seconds,
@@ -103,7 +80,7 @@ class Dispatcher:
 
     def dial_one(self, job_id: int | None = None) -> StepResult:
         """Claim one job, the given one or the next due, and dial it."""
-        return finished(self.claim_to_dial(job_id))
+        return models.finished(self.claim_to_dial(job_id))
 
     def claim_to_dial(self, job_id: int | None = None) -> Step:
         """Claim one job. Returns the step that dials it, or the result if no job was claimed."""
@@ -112,40 +89,37 @@ class Dispatcher:
         busy_s = backoff.jittered(self._settings.call_retry_seconds[0])
         claim = self._jobs.claim(attempt, job_id, self._claim_policy, busy_s=busy_s)
         match claim:
-            case Claimed():
+            case models.Claimed():
                 return partial(self._dial, claim, since)
-            case Unparsed():
+            case models.Unparsed():
                 return self._parse_number(claim.job_id, claim.phone_number)
-            case Wait():
+            case models.Wait():
                 if claim.reason:
                     log.warning("nothing claimed", kind="claim_waits", reason=claim.reason, wait_s=claim.wait_s)
                 return StepResult("waiting", job_id, wait_s=claim.wait_s)
-            case Paused():
+            case models.Paused():
                 if claim.just_now:
-                    log.critical(
-                        "all calls are paused: CALLS_PER_DAY is reached",
-                        kind="ceiling_reached",
-                        until=str(claim.until),
-                    )
+                    until = str(claim.until)
+                    log.critical("calls are paused: CALLS_PER_DAY is reached", kind="ceiling_reached", until=until)
                 return StepResult("paused", job_id, f"{claim.reason} (until {claim.until})")
-            case NothingDue():
+            case models.NothingDue():
                 return StepResult("nothing", job_id, _why_not(claim))
             case _:
                 assert_never(claim)
 
-    def _dial(self, claim: Claimed, since: ClaimClock) -> StepResult:
+    def _dial(self, claim: models.Claimed, since: ClaimClock) -> StepResult:
         with structlog.contextvars.bound_contextvars(job=claim.job.id, attempt=str(claim.attempt.id)):
             self._fault_point("claimed")
             return self._screen_and_place(claim, since)
 
-    def _screen_and_place(self, claim: Claimed, since: ClaimClock) -> StepResult:
+    def _screen_and_place(self, claim: models.Claimed, since: ClaimClock) -> StepResult:
         """Dial a claimed job and record the outcome. No other line of the program places a call."""
         job, attempt = claim.job, claim.attempt.id
         number = parse_number(job.phone_number, self._settings)
         if isinstance(number, PhoneNumber) and number.e164 != job.phone_e164:
             reason = "the stored E.164 form was not the number's"
             self._jobs.release(attempt, code="number_corrected", reason=reason, slot_s=self._slot_s)
-            return finished(self._parse_number(job.id, job.phone_number))
+            return models.finished(self._parse_number(job.id, job.phone_number))
         ring = timedelta(seconds=LAST_CALL_SECONDS)
         match screen(number, job.metadata, self._settings, claim.now, ring, claim.redial):
             case Refusal(code=code, reason=reason):
@@ -179,46 +153,38 @@ class Dispatcher:
     ) -> None:
         """Cancel a call that would leave Twilio's queue outside the calling hours."""
         late = number if isinstance(number, Refusal) else check_hours(number, metadata, self._settings, rings_at)
-        if late is None:
-            return
         # Without any permitted moment the job comes back at once, and screening refuses it.
         not_before = late.until if isinstance(late, PutOff) else rings_at
-        if self._jobs.put_off(attempt, not_before=not_before, code=late.code, reason=late.reason):
+        if late and self._jobs.put_off(attempt, not_before=not_before, code=late.code, reason=late.reason):
             log.warning("call put off: it would leave Twilio's queue too late", call_sid=call_sid)
             try:
                 self._telephony.cancel(call_sid)
             except TwilioUnavailable as error:
                 log.error("the call could not be canceled; the sweep tries again", reason=str(error))
 
-    def _record_failure(self, job_id: int, attempt: UUID, verdict: Verdict) -> StepResult:
+    def _record_failure(self, job_id: int, attempt: UUID, verdict: models.Verdict) -> StepResult:
         code, reason = verdict.code, verdict.reason
+        told = log.bind(code=code, reason=reason)
         match verdict.kind:
             case "refused":
                 self._jobs.refuse(attempt, code=code, reason=reason)
-                log.error("call refused permanently", kind="call_refused", code=code, reason=reason)
+                told.error("call refused permanently", kind="call_refused")
                 return StepResult("refused", job_id, code)
             case "later":
                 delay_s = backoff.jittered(self._settings.call_retry_seconds[0])
                 # A request that never reached Twilio gives its rate-limit slot back.
                 slot_s = 0.0 if code.startswith("twilio_") else self._slot_s
                 self._jobs.release(attempt, delay_s=delay_s, code=code, reason=reason, slot_s=slot_s)
-                log.warning("call put off", code=code, reason=reason, delay_s=round(delay_s))
+                told.warning("call put off", delay_s=round(delay_s))
                 return StepResult("put_off", job_id, code)
             case "halt":
                 halt_s = min(HALT_SECONDS, self._settings.call_retry_seconds[0])
                 self._jobs.release(attempt, code=code, reason=reason, halt_s=halt_s)
-                log.critical(
-                    "all calls are paused: our account or configuration is broken",
-                    kind="halt",
-                    code=code,
-                    reason=reason,
-                )
+                told.critical("all calls are paused: our account or configuration is broken", kind="halt")
                 return StepResult("halted", job_id, code)
             case "in_doubt":
                 self._jobs.doubt(attempt, code=code, reason=reason, ask_s=self._ask_again_s)
-                log.error(
-                    "call in doubt: nobody dials until it is settled", kind="call_in_doubt", code=code, reason=reason
-                )
+                told.error("call in doubt: nobody dials until it is settled", kind="call_in_doubt")
                 return StepResult("in_doubt", job_id, code)
             case _:
                 assert_never(verdict.kind)
@@ -237,9 +203,6 @@ class Dispatcher:
 
     # --- follow up ----------------------------------------------------------------------------------------------------
 
-    def follow_up_one(self) -> StepResult:
-        return finished(self.claim_to_follow_up())
-
     def claim_to_follow_up(self) -> Step:
         """Take the next call that is in doubt, without news or unwanted, and ask Twilio about it, or end it."""
         settings = self._settings
@@ -248,11 +211,9 @@ class Dispatcher:
             ask_s=settings.call_ask_seconds,
             give_up_s=TWILIO_QUEUE_SECONDS + settings.call_ring_seconds + settings.call_time_limit_seconds,
         )
-        if isinstance(call, NoOpenCall):
-            return StepResult("nothing")
-        return partial(self._follow_up, call)
+        return StepResult("nothing") if isinstance(call, models.NoOpenCall) else partial(self._follow_up, call)
 
-    def _follow_up(self, call: OpenCall) -> StepResult:
+    def _follow_up(self, call: models.OpenCall) -> StepResult:
         with structlog.contextvars.bound_contextvars(job=call.job_id, attempt=str(call.attempt)):
             self._fault_point("asking")
             if call.lease_ran_out:
@@ -263,36 +224,33 @@ class Dispatcher:
                 log.error("Twilio could not be asked: the call stays as it is", state=call.state, reason=str(error))
                 return StepResult("unasked", call.job_id, call.state)
 
-    def _settle(self, call: OpenCall) -> StepResult:
+    def _settle(self, call: models.OpenCall) -> StepResult:
         settings = self._settings
         listed = self._telephony.find(call.phone_e164, call.started_at, call.from_e164)
         self._fault_point("listed")
         delays_s = backoff.delays(settings.call_retry_seconds, settings.call_max_attempts)
         settlement = self._jobs.settle(call.attempt, call.asked_at, listed, self._settle_policy, delays_s=delays_s)
         match settlement:
-            case Found():
+            case models.Found():
                 log.warning("doubt settled: Twilio has the call", call_sid=settlement.call_sid)
                 found = next(c for c in listed if c.sid == settlement.call_sid)
                 self.end_if_unwanted(self.record_status(call.attempt, found.event), found.sid)
                 return StepResult("settled", call.job_id, "found")
-            case Absent():
+            case models.Absent():
                 log.warning("doubt settled: Twilio has no such call", job_status=settlement.job_status)
                 return StepResult("settled", call.job_id, "absent")
-            case NotYet():
+            case models.NotYet():
                 return StepResult("still_in_doubt", call.job_id, "not_yet")
-            case Ambiguous():
-                log.critical(
-                    "several listed calls match a call in doubt: a person must decide",
-                    kind="call_ambiguous",
-                    calls=settlement.calls,
-                )
+            case models.Ambiguous():
+                several = "several listed calls match a call in doubt: a person must decide"
+                log.critical(several, kind="call_ambiguous", calls=settlement.calls)
                 return StepResult("still_in_doubt", call.job_id, "ambiguous")
-            case Settled():
+            case models.Settled():
                 return StepResult("settled", call.job_id, "meanwhile")
             case _:
                 assert_never(settlement)
 
-    def _ask_after(self, call: OpenCall, call_sid: str) -> StepResult:
+    def _ask_after(self, call: models.OpenCall, call_sid: str) -> StepResult:
         if call.end:
             self._telephony.end(call_sid)
             log.warning("unwanted call ended", state=call.state, call_sid=call_sid)
@@ -318,7 +276,7 @@ class Dispatcher:
 
     # --- events from Twilio -------------------------------------------------------------------------------------------
 
-    def record_status(self, attempt: UUID, event: CallEvent) -> LiveCall:
+    def record_status(self, attempt: UUID, event: models.CallEvent) -> LiveCall:
         """Record a call status. Idempotent; statuses may arrive in any order."""
         settings = self._settings
         call = self._jobs.record_status(
@@ -333,7 +291,7 @@ class Dispatcher:
             log.info("call status", call_sid=event.call_sid, status=event.call_status, job_status=job_status)
         return call
 
-    def record_answer(self, attempt: UUID, call_sid: str, answer: Answer) -> LiveCall:
+    def record_answer(self, attempt: UUID, call_sid: str, answer: models.Answer) -> LiveCall:
         """Record an answer. Idempotent: the same answer is stored once."""
         call = self._jobs.record_answer(attempt, call_sid, answer, ask_s=self._settings.call_ask_seconds)
         if answer.opt_out:
@@ -381,7 +339,7 @@ class Dispatcher:
 
     def end_if_unwanted(self, call: LiveCall, call_sid: str) -> None:
         """End a call that the database does not want: a duplicate, a canceled one, or one of no known attempt."""
-        if call.is_wanted or call.call_status in FINAL_CALL_STATUSES:
+        if call.is_wanted or call.call_status in models.FINAL_CALL_STATUSES:
             return
         if call.state in ("duplicate", None):
             kind = "call_duplicate" if call.state else "call_unknown"
@@ -392,7 +350,7 @@ class Dispatcher:
             log.error("the call could not be ended; the sweep tries again", call_sid=call_sid, reason=str(error))
 
 
-def _why_not(claim: NothingDue) -> str:
+def _why_not(claim: models.NothingDue) -> str:
     if claim.status is None:
         return "no such job"
     why = f" ({claim.reason_code})" if claim.reason_code else ""

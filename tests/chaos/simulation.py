@@ -39,7 +39,7 @@ from shared import backoff
 from shared.deadline import ClaimClock
 from shared.dispatcher import Dispatcher
 from shared.jobs import Jobs, JobsUnavailable
-from shared.models import FINAL_CALL_STATUSES, Answer, CallEvent, CallStatus, Placed, TwilioCall, Verdict
+from shared.models import FINAL_CALL_STATUSES, Answer, CallEvent, CallStatus, Placed, TwilioCall, Verdict, finished
 from shared.settings import DIAL_WITHIN_SECONDS, Settings, load_settings
 from shared.telephony import CallNotPlaced, Telephony, TwilioUnavailable
 from tests.sandbox.postgres import Postgres
@@ -367,8 +367,8 @@ class History:
     def sweep(self) -> None:
         with self._living():
             worker = self.worker()
-            for step in (worker.dial_one, worker.follow_up_one):
-                while (done := step()).outcome not in ("nothing", "waiting", "paused"):
+            for step in (worker.claim_to_dial, worker.claim_to_follow_up):
+                while (done := finished(step())).outcome not in ("nothing", "waiting", "paused"):
                     self.note(f"sweep: job {done.job_id} {done.outcome} {done.detail}")
         self.after(SWEEP_EVERY_S * max(1, math.ceil(self._idle_s() / SWEEP_EVERY_S)), self.sweep)
 

@@ -8,6 +8,7 @@ import pytest
 from aiohttp import web
 
 from shared.dispatcher import wire
+from shared.models import finished
 from shared.settings import load_settings
 from tests.e2e.conftest import World, open_world
 from tests.sandbox.sandbox import Sandbox
@@ -98,7 +99,7 @@ def test_a_doubt_is_settled_with_the_number_that_called_though_ours_is_another_b
     quiet.rows("update public.outbound_call_jobs set due_at = private.clock() where id = %s returning id", job_id)
     moved = {**quiet.sandbox.settings, "TWILIO_PHONE_NUMBER": "+15005550009"}
     _, sweeper = wire(load_settings(environ=moved))
-    assert sweeper.follow_up_one().detail == "found"
+    assert finished(sweeper.claim_to_follow_up()).detail == "found"
     assert quiet.attempts(job_id)[0]["call_sid"] == quiet.calls(number)[0]["sid"]
 
 

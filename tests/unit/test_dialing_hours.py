@@ -14,7 +14,18 @@ from shared import dispatcher
 from shared.deadline import ClaimClock
 from shared.dispatcher import Dispatcher
 from shared.jobs import Jobs
-from shared.models import Attempt, Claimed, ClaimedJob, LiveCall, LiveJob, OpenCall, Placed, Redial, TwilioCall
+from shared.models import (
+    Attempt,
+    Claimed,
+    ClaimedJob,
+    LiveCall,
+    LiveJob,
+    OpenCall,
+    Placed,
+    Redial,
+    TwilioCall,
+    finished,
+)
 from shared.screening import Refusal
 from shared.telephony import Telephony
 from tests.unit.examples import settings
@@ -70,7 +81,7 @@ class World:
             started_at=self.now, asked_at=self.now, end=False, put_off=put_off, lease_ran_out=False,
         )  # fmt: skip
         self.telephony.fetch.return_value = TwilioCall(SID, cast(Any, status), self.now, None, None)
-        self.dispatcher.follow_up_one()
+        finished(self.dispatcher.claim_to_follow_up())
 
     @property
     def put_off_until(self) -> datetime | None:
