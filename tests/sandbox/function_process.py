@@ -26,9 +26,12 @@ class FunctionFailed(Exception):
 
 
 class FunctionProcess:
-    """`on_start` is told each new pid. The pid leads a process group: gunicorn's workers outlive a killed master."""
+    """`on_start` is told each new pid. The pid leads a process group: gunicorn's workers outlive a killed master.
+    `root`: the folder of its code."""
 
-    def __init__(self, port: int, settings: Mapping[str, str], log: Path, on_start: Callable[[int], None]) -> None:
+    def __init__(
+        self, port: int, settings: Mapping[str, str], log: Path, on_start: Callable[[int], None], root: Path = ROOT
+    ) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self._command = [
             str(Path(sys.executable).with_name("functions-framework")),
@@ -39,14 +42,14 @@ class FunctionProcess:
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "THREADS") if name in os.environ}
         self._env = {
             **kept,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": str(root),
             "PYTHONUTF8": "1",
             "FUNCTION_SOURCE": "function/main.py",
             "XDG_RUNTIME_DIR": str(log.parent),  # gunicorn's control socket
             "PYTHONUNBUFFERED": "1",
             **settings,
         }
-        self._log = log
+        self._log, self._root = log, root
         self._on_start = on_start
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
@@ -85,7 +88,7 @@ class FunctionProcess:
     def _launch(self) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command, cwd=ROOT, env=self._env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                self._command, cwd=self._root, env=self._env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
         # Holds the read end of a pipe whose write end dies with us, however we die; then it kills the group and removes the log.

@@ -30,7 +30,7 @@ from aiohttp import web
 from shared.settings import load_settings
 from tests.sandbox.environment import honoured
 from tests.sandbox.events import Events
-from tests.sandbox.function_process import FunctionProcess
+from tests.sandbox.function_process import ROOT, FunctionProcess
 from tests.sandbox.page.server import Page
 from tests.sandbox.postgres import Postgres
 from tests.sandbox.scheduler import Scheduler
@@ -109,6 +109,7 @@ class Sandbox:
 
     `tls`: the Twilio stand-in speaks https, and the function alone trusts its certificate. `page`: the telephone page is
     served, and phones ring as long as people need. `write`: the page may write scripts to disk.
+    `scripts`: a folder of scripts that the function speaks, in place of the ones that ship.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class Sandbox:
         tls: bool = False,
         page: bool = False,
         write: bool = False,
+        scripts: Path | None = None,
     ) -> None:
         self._with_function, self._with_scheduler, self._with_webhooks = function, scheduler, webhooks
         self._ready_file = ready_file
@@ -144,7 +146,7 @@ class Sandbox:
         self.dispatch_secret = self._dispatch_secrets.split()[0]
         self._phone_number = self.honoured.get("TWILIO_PHONE_NUMBER") or OUR_NUMBER
         self._tls = tls
-        self._with_page, self._write = page, write
+        self._with_page, self._write, self._scripts = page, write, scripts
         self._page: Page | None = None
         self.events = Events()
         self.webhooks: PgNetWorker | None = None
@@ -243,7 +245,8 @@ class Sandbox:
         load_settings(environ=self.settings)
         self._fill_vault()
         if self._with_function:
-            self.function = FunctionProcess(port, self.settings, self.function_log, self._on_function_start)
+            root = ROOT if self._scripts is None else self._code_with(self._scripts)
+            self.function = FunctionProcess(port, self.settings, self.function_log, self._on_function_start, root)
             self._parts.append(self.function)
             self.function.start()
         if self._with_webhooks:
@@ -304,6 +307,14 @@ class Sandbox:
             url = f"{self.ready.function_url}/"
             connection.execute("select vault.create_secret(%s, 'call_dispatcher_url')", (url,))
             connection.execute("select vault.create_secret(%s, 'call_dispatcher_secret')", (self.dispatch_secret,))
+
+    def _code_with(self, scripts: Path) -> Path:
+        """A copy of the code that ships, with these scripts."""
+        code = self._folder / "code"
+        for name in ("function", "shared"):
+            shutil.copytree(ROOT / name, code / name, ignore=shutil.ignore_patterns("__pycache__", "scripts"))
+        shutil.copytree(scripts, code / "shared" / "scripts")
+        return code
 
     def _on_function_start(self, pid: int) -> None:
         self.ready = replace(self.ready, function_pid=pid)

@@ -61,6 +61,9 @@ class Conduct(_Strict):
         acts through `/_sandbox/phones`; it rings until they do, or to the end of the ring time.
     words_per_second: how fast this call speaks; by default as fast as the stand-in was told, to a `person` as people speak.
     speech: the words spoken at each Gather in turn, as text or as {"text", "confidence"}; keys pressed there come first.
+    to_agent: what is said to an agent after each of its utterances, or pressed where it is of digits; "" is silence.
+    agent_fault: the agent's socket is `refused`, fails in its `handshake` (404) or in `tls`, or breaks with the agent's
+        nth message (`break:n`).
     digits: what is pressed at each Gather in turn; "" and the end of the list are silence.
     hangup_after: so many Gathers and they hang up (0: at once). talk_s: the line stays up so long at least.
     """
@@ -77,6 +80,8 @@ class Conduct(_Strict):
     sip_code: Annotated[int, Field(ge=100, le=699)] | None = None
     digits: tuple[Annotated[str, Field(pattern=r"^[0-9*#A-D]*$")], ...] = ()
     speech: tuple[str | Speech, ...] = ()
+    to_agent: tuple[str, ...] = ()
+    agent_fault: Annotated[str, Field(pattern=r"^(refused|handshake|tls|break:[1-9]\d*)$")] | None = None
     hangup_after: Annotated[int, Field(ge=0)] | None = None
     talk_s: Seconds = 0.0
 
@@ -91,14 +96,15 @@ class Rule(Conduct):
         return self.model_dump(include=self.model_fields_set & Conduct.model_fields.keys())
 
 
-Do = Literal["answer", "let-ring", "decline", "busy", "voice-mail", "press", "hang-up"]
+Do = Literal["answer", "let-ring", "decline", "busy", "voice-mail", "press", "say", "hang-up"]
 
 
 class Act(_Strict):
-    """Something that a person does with the phone that rings, or is in a call. keys: of `press`."""
+    """Something that a person does with the phone that rings, or is in a call. keys: of `press`. words: of `say`."""
 
     do: Do
     keys: Annotated[str, Field(pattern=r"^[0-9*#]{0,32}$")] = ""
+    words: Annotated[str, Field(max_length=500)] = ""
 
 
 class Clock(_Strict):

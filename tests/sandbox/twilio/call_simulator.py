@@ -29,9 +29,10 @@ from urllib.parse import parse_qsl, urljoin, urlsplit
 
 from tests.sandbox.events import Events
 from tests.sandbox.twilio import twiml
+from tests.sandbox.twilio.agent_session import Relay, Session, Stream
 from tests.sandbox.twilio.behaviour import Act, Conduct, Speech
 from tests.sandbox.twilio.create_call_validation import Event, Order, Refusal
-from tests.sandbox.twilio.twiml import ApplicationError, Document, Gather, Hangup, Pause, Play, Redirect, Say
+from tests.sandbox.twilio.twiml import ApplicationError, Connect, Document, Gather, Hangup, Pause, Play, Redirect, Say
 from tests.sandbox.twilio.webhooks import Hook, Webhooks, snake
 
 API = "2010-04-01"
@@ -94,6 +95,7 @@ class Call:
     )  # documents that interrupt the conversation
     decisions: asyncio.Queue[Picked] = field(default_factory=asyncio.Queue)  # of a person, about the ringing phone
     keys: asyncio.Queue[str] = field(default_factory=asyncio.Queue)  # that a person pressed
+    words: asyncio.Queue[str] = field(default_factory=asyncio.Queue)  # that a person said
 
     @property
     def to(self) -> str:
@@ -229,14 +231,16 @@ class Exchange:
 
     def act(self, call: Call, act: Act) -> None:
         """What the person does who holds the phone. Raises Refusal 21220 where the call is not in that state."""
-        wanted = "in-progress" if act.do in ("press", "hang-up") else "ringing"
+        wanted = "in-progress" if act.do in ("press", "say", "hang-up") else "ringing"
         if call.status != wanted or not call.in_hand or call.picked_up_by == "machine":
             raise Refusal(21220, f"{act.do}: the call is {call.status}")
-        self._tell(call, "person", do=act.do, keys=act.keys)
+        self._tell(call, "person", do=act.do, keys=act.keys, words=act.words)
         match act.do:
             case "press":
                 for key in act.keys:
                     call.keys.put_nowait(key)
+            case "say":
+                call.words.put_nowait(act.words)
             case "hang-up":
                 self._finish(call, "completed")
             case decision:
@@ -330,7 +334,7 @@ class Exchange:
     def _tell(self, call: Call, kind: str, **facts: Any) -> None:
         self._events.tell(kind, sid=call.sid, to=call.to, attempt=attempt_of(call.url), in_hand=call.in_hand, **facts)
 
-    def _pace(self, call: Call) -> float:
+    def pace(self, call: Call) -> float:
         """How much slower than a human voice; silence shrinks with it."""
         return HUMAN_WORDS_PER_SECOND / self._rate(call)
 
@@ -371,9 +375,9 @@ class Exchange:
         try:
             await self._follow(call, await self._first_document(call), call.order.url)
         except ApplicationError as error:
-            self._note(call, error)
+            self.note(call, error)
             if not await self._falls_back(call, error):
-                await self._speak(call, APOLOGY)
+                await self.speak(call, APOLOGY)
         assert call.answered is not None
         if not _has_hung_up(call):
             await asyncio.sleep(call.answered + call.conduct.talk_s - time.monotonic())
@@ -383,8 +387,8 @@ class Exchange:
         try:
             await self._follow(call, document, None)
         except ApplicationError as error:
-            self._note(call, error)
-            await self._speak(call, APOLOGY)
+            self.note(call, error)
+            await self.speak(call, APOLOGY)
 
     async def _first_document(self, call: Call) -> Document:
         if call.order.url is not None:
@@ -401,7 +405,7 @@ class Exchange:
             document = await self._fetch(call, order.fallback_method, order.fallback_url, cause)
             await self._follow(call, document, order.fallback_url)
         except ApplicationError as another:
-            self._note(call, another)
+            self.note(call, another)
             return False
         return True
 
@@ -409,7 +413,7 @@ class Exchange:
         """Executes a document and all that it leads to. Raises ApplicationError."""
         for _ in range(PATIENCE):
             for warning in document.warnings:
-                self._note(call, warning)
+                self.note(call, warning)
             step = await self._execute(call, document)
             if step is None:
                 return
@@ -430,16 +434,35 @@ class Exchange:
                 case Play():
                     await self._play(call, verb)
                 case Pause():
-                    await asyncio.sleep(verb.length * self._pace(call))
+                    await asyncio.sleep(verb.length * self.pace(call))
                 case Gather():
                     step = await self._gather(call, verb)
                     if step is not None:
                         return step
+                case Connect():
+                    fields = await self._hand_over(call, verb)
+                    if fields is None or verb.action:
+                        return None if fields is None else (verb.method, verb.action or "", fields)
                 case Redirect():
                     return verb.method, verb.url, {}
                 case Hangup():
                     return None
         return None
+
+    async def _hand_over(self, call: Call, connect: Connect) -> dict[str, str] | None:
+        """What is posted to `action` when the agent's session ends. None: the person has hung up, and `action` is told beside."""
+        kind = Stream if connect.kind == "Stream" else Relay
+        session: Session = kind(self, call, connect, self._webhooks.sign(connect.url, {}))
+        self._tell(call, "agent", url=connect.url, noun=connect.kind, on=True)
+        try:
+            fields = await session.run()
+        finally:
+            self._tell(call, "agent", url=connect.url, noun=connect.kind, on=False)
+            hung_up = session.hung_up or call.over.is_set()
+            if hung_up and connect.action:
+                fields = call.fields("completed") | session.fields("completed")
+                self.spawn(self._deliver(call, [Hook(connect.method, connect.action, fields)]))
+        return None if hung_up else fields
 
     async def _gather(self, call: Call, gather: Gather) -> tuple[str, str, dict[str, str]] | None:
         """The request that its input leads to; None: go on with the next verb."""
@@ -465,7 +488,7 @@ class Exchange:
             if len(digits) == gather.num_digits:
                 break
         else:
-            await asyncio.sleep(gather.timeout * self._pace(call))
+            await asyncio.sleep(gather.timeout * self.pace(call))
         return self._gathered(gather, digits, finish)
 
     @staticmethod
@@ -481,7 +504,7 @@ class Exchange:
             elif isinstance(verb, Play):
                 await self._play(call, verb)
             else:
-                await asyncio.sleep(verb.length * self._pace(call))
+                await asyncio.sleep(verb.length * self.pace(call))
 
     async def _gather_keys(self, call: Call, gather: Gather) -> tuple[str, str, dict[str, str]] | None:
         """From a person's hand. The first key cuts the prompt short. Silence lasts its real seconds, however fast the voice."""
@@ -515,30 +538,35 @@ class Exchange:
 
     async def _say(self, call: Call, say: Say) -> None:
         for _ in range(say.times):
-            await self._speak(call, say.text, say.language)
+            await self.speak(call, say.text, say.language)
             call.reached = call.reached or call.picked_up_by == "human"
 
     async def _play(self, call: Call, play: Play) -> None:
         """A file is not fetched: its URL stands in the transcript, and it lasts as long as one word."""
         for _ in range(play.times):
-            await self._speak(call, play.url)
+            await self.speak(call, play.url)
             call.reached = call.reached or call.picked_up_by == "human"
 
-    async def _speak(self, call: Call, text: str, language: str = "en-US") -> None:
-        self._tell(call, "say", text=text, language=language)
+    async def speak(self, call: Call, text: str, language: str = "en-US", who: str = "call") -> None:
+        self._tell(call, "say", text=text, language=language, who=who)
         await asyncio.sleep(len(text.split()) / self._rate(call))
-        self._transcribe(call, "call", text=text)
+        self._transcribe(call, who, text=text)
+
+    def hear(self, call: Call, *, digits: str = "", said: str = "") -> None:
+        """The person presses or says something to an agent."""
+        self._transcribe(call, "person", **({"digits": digits} if digits else {"said": said}))
+        self._tell(call, "heard", digits=digits, said=said)
 
     def _transcribe(self, call: Call, who: str, **what: str) -> None:
         call.transcript.append({"who": who, **what, "at": iso(self._now())})
 
-    def _note(self, call: Call, error: ApplicationError) -> None:
+    def note(self, call: Call, error: ApplicationError) -> None:
         call.errors.append({"code": error.code, "message": error.message, "at": iso(self._now())})
 
     async def _detect(self, call: Call) -> None:
         """Answering machine detection: sets AnsweredBy, and reports it where it runs beside the call."""
         order, by = call.order, call.picked_up_by or "human"
-        listened = DETECTION_SECONDS[by] * self._pace(call)
+        listened = DETECTION_SECONDS[by] * self.pace(call)
         if await _ends(call, listened):
             return
         at_end = order.machine_detection == "DetectMessageEnd"
@@ -620,7 +648,7 @@ class Exchange:
                 try:
                     await self._send(call, hook)
                 except ApplicationError as error:
-                    self._note(call, error)
+                    self.note(call, error)
 
 
 async def _ends(call: Call, within_s: float) -> bool:

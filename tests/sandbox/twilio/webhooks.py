@@ -111,6 +111,9 @@ class Webhooks:
             request.cancel()
         raise ApplicationError(11200, f"HTTP retrieval failure: no answer within {overrides.tt} ms")
 
+    def sign(self, url: str, fields: Mapping[str, str]) -> str:
+        return str(self._validator.compute_signature(url, dict(fields)))
+
     async def _once(self, hook: Hook, overrides: Overrides) -> tuple[str, Reply | ApplicationError]:
         assert self._session is not None, "open() comes first"
         url = urldefrag(hook.url).url
@@ -120,7 +123,7 @@ class Webhooks:
         else:
             body = urlencode(hook.fields)
         headers = {
-            "X-Twilio-Signature": self._validator.compute_signature(url, {} if body is None else dict(hook.fields)),
+            "X-Twilio-Signature": self.sign(url, {} if body is None else hook.fields),
             "I-Twilio-Idempotency-Token": hook.token,
             "User-Agent": "TwilioProxy/1.1",
             "Accept": "*/*",
