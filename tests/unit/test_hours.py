@@ -75,19 +75,12 @@ def first(e164: str, now: datetime, metadata: Mapping[str, Any], call_hours: str
             return answer.code
 
 
-# --- the zone that the server wrote -------------------------------------------------------------------------------------------
-
-
 def test_known_zone_has_the_window_without_its_end() -> None:
+    inside = ("2026-06-17 08:00:00", "2026-06-17 08:00:00.000001", "2026-06-17 20:59:59.999999")
     table = [
+        *((moment, moment) for moment in inside),
         ("2026-06-17 07:59:59.999999", "2026-06-17 08:00"),
-        ("2026-06-17 08:00:00", "2026-06-17 08:00"),
-        ("2026-06-17 08:00:00.000001", "2026-06-17 08:00:00.000001"),
-        ("2026-06-17 20:59:59", "2026-06-17 20:59:59"),
-        ("2026-06-17 20:59:59.999999", "2026-06-17 20:59:59.999999"),
-        ("2026-06-17 21:00:00", "2026-06-18 08:00"),
-        ("2026-06-17 23:59:59", "2026-06-18 08:00"),
-        ("2026-06-18 00:00:00", "2026-06-18 08:00"),
+        *((moment, "2026-06-18 08:00") for moment in ("2026-06-17 21:00", "2026-06-17 23:59:59", "2026-06-18 00:00")),
         ("2026-12-31 21:00:00", "2027-01-01 08:00"),
     ]
     wrong = []
@@ -127,20 +120,14 @@ def test_metadata_that_names_no_zone_is_ignored() -> None:
 KEYS = ("timezone", "time_zone", "tz")
 
 
-def test_zone_may_have_three_keys_and_blanks_around_it() -> None:
-    now = utc("2026-06-17 15:00")  # 08:00 in San Francisco, too early for a guess
+def test_first_key_with_a_zone_decides() -> None:
+    now, kathmandu = utc("2026-06-17 15:00"), utc("2026-06-17 02:15")  # 08:00 in San Francisco, too early for a guess
     assert [first(SAN_FRANCISCO, now, {key: " America/Los_Angeles\n"}) for key in KEYS] == [now] * 3
     assert first(SAN_FRANCISCO, now, {}) == utc("2026-06-17 16:00")
-    assert first(SAN_FRANCISCO, utc("2026-06-17 02:14"), {"app_timezone": " Asia/Kathmandu\n"}) == utc(
-        "2026-06-17 02:15"
-    )
-
-
-def test_first_key_with_a_zone_decides() -> None:
+    assert first(SAN_FRANCISCO, kathmandu - MINUTE, {"app_timezone": " Asia/Kathmandu\n"}) == kathmandu
     mixed = {"tz": "Asia/Tokyo", "time_zone": "Europe/Berlin", "timezone": "America/Los_Angeles"}
-    assert first(SAN_FRANCISCO, utc("2026-06-17 15:00"), mixed) == utc("2026-06-17 15:00")
-    trusted = {"app_timezone": "Asia/Kathmandu", "timezone": "America/Los_Angeles"}
-    assert first(SAN_FRANCISCO, utc("2026-06-17 02:15"), trusted) == utc("2026-06-17 02:15")
+    assert first(SAN_FRANCISCO, now, mixed) == now
+    assert first(SAN_FRANCISCO, kathmandu, mixed | {"app_timezone": "Asia/Kathmandu"}) == kathmandu
 
 
 def test_only_the_servers_zone_helps_a_number_without_zones() -> None:
@@ -150,43 +137,26 @@ def test_only_the_servers_zone_helps_a_number_without_zones() -> None:
     assert when(SATELLITE, noon, "Europe/Berlin") == noon
 
 
-# --- a zone that the person's device reported ---------------------------------------------------------------------------
-
 NEW_YORK = "+12125550100"
 PHOENIX = "+16025550100"
 BERLIN_FIXED = "+493012345678"
 REPORTED: list[tuple[str, str, str, str]] = [
     # number, reported zone, now, first right moment (UTC)
     # of the number's own country, and agreeing with the number: it decides alone, by the full window
-    (NEW_YORK, "America/New_York", "2026-06-17 12:00", "2026-06-17 12:00"),
     (NEW_YORK, "US/Eastern", "2026-06-17 12:00", "2026-06-17 12:00"),
     (NEW_YORK, "America/Detroit", "2026-06-18 00:59", "2026-06-18 00:59"),
-    ("+14165550100", "America/Montreal", "2026-06-17 12:00", "2026-06-17 12:00"),
     (RUSSIAN_MOBILE, "Asia/Kamchatka", "2026-06-16 20:00", "2026-06-16 20:00"),
-    (INDIAN_MOBILE, "Asia/Calcutta", "2026-06-17 02:30", "2026-06-17 02:30"),
     # of the same country, and no zone of the number agrees: both
     (PHOENIX, "America/Denver", "2026-06-17 14:00", "2026-06-17 16:00"),  # 09:00 in Phoenix, 10:00 in Denver
     (PHOENIX, "America/Denver", "2026-01-14 15:00", "2026-01-14 15:00"),  # in winter they agree
-    (SAN_FRANCISCO, "America/New_York", "2026-06-17 12:00", "2026-06-17 16:00"),
     (SAN_FRANCISCO, "America/New_York", "2026-06-18 01:00", "2026-06-18 16:00"),  # 21:00 in New York
     # of no country, of an abbreviation, of another country: both
-    (NEW_YORK, "UTC", "2026-06-17 08:30", "2026-06-17 13:00"),
-    (NEW_YORK, "UTC", "2026-06-17 21:00", "2026-06-18 13:00"),
-    (NEW_YORK, "Etc/GMT+5", "2026-06-17 12:00", "2026-06-17 13:00"),
-    (NEW_YORK, "GMT", "2026-06-17 08:30", "2026-06-17 13:00"),
-    (NEW_YORK, "Etc/UTC", "2026-06-17 08:30", "2026-06-17 13:00"),
-    (NEW_YORK, "Zulu", "2026-06-17 08:30", "2026-06-17 13:00"),
-    (NEW_YORK, "EST", "2026-06-18 01:30", "2026-06-18 13:00"),  # 21:30 in New York
-    (NEW_YORK, "EST", "2026-06-18 00:30", "2026-06-18 13:00"),
-    (NEW_YORK, "EST5EDT", "2026-06-17 12:00", "2026-06-17 13:00"),
+    *((NEW_YORK, zone, "2026-06-17 08:30", "2026-06-17 13:00") for zone in ("UTC", "Etc/UTC", "Zulu", "Etc/GMT+5", "EST5EDT")),
+    (NEW_YORK, "EST", "2026-06-18 00:30", "2026-06-18 13:00"),  # 20:30 in New York
     (SAN_FRANCISCO, "PST8PDT", "2026-06-17 15:00", "2026-06-17 16:00"),
-    (PHOENIX, "MST", "2026-06-17 15:00", "2026-06-17 16:00"),
     ("+14165550100", "EST", "2026-01-14 13:00", "2026-01-14 14:00"),  # tzdata links EST to Panama
-    (BERLIN_FIXED, "CET", "2026-06-17 06:00", "2026-06-17 07:00"),
     (NEW_YORK, "Pacific/Auckland", "2026-06-17 06:30", "2026-06-17 20:00"),  # 08:00 in Auckland
-    (NEW_YORK, "America/Toronto", "2026-06-17 12:00", "2026-06-17 13:00"),
     (BERLIN_FIXED, "Europe/Vienna", "2026-06-17 06:00", "2026-06-17 07:00"),
-    (NEW_YORK, "Asia/Kolkata", "2026-06-17 14:00", "2026-06-17 14:00"),
     (NEW_YORK, "Asia/Kolkata", "2026-06-17 15:30", "2026-06-18 13:00"),  # 21:00 in Kolkata
 ]  # fmt: skip
 
@@ -210,8 +180,6 @@ def test_country_of_a_zone_is_that_of_zone_tab() -> None:
     }  # fmt: skip
     assert {name: country_of_zone(name) for name in right} == right
 
-
-# --- every zone where a number may be -----------------------------------------------------------------------------------
 
 MAY_BE_NORTH = ("America/Whitehorse", "America/Inuvik", "America/Rankin_Inlet", "America/Iqaluit", "America/Atikokan")
 MAY_BE: list[tuple[str, str]] = [
@@ -263,9 +231,6 @@ def test_numbers_may_be_in_every_zone_of_their_country() -> None:
     assert wrong == []
 
 
-# --- a zone that is guessed from the number -----------------------------------------------------------------------------
-
-
 def test_guessed_zone_has_from_nine_to_eight_everywhere() -> None:
     table = [
         # One zone, from nine to eight there.
@@ -296,21 +261,10 @@ def test_guessed_zone_has_from_nine_to_eight_everywhere() -> None:
     for number, day, start, end in table:
         opens, closes = utc(f"{day} {start}"), utc(f"{day} {end}")
         closes += DAY if closes < opens else timedelta(0)
-        right = {
-            opens - MICROSECOND: opens,
-            opens: opens,
-            closes - MICROSECOND: closes - MICROSECOND,
-            closes: opens + DAY,
-        }
+        last = closes - MICROSECOND
+        right = {opens - MICROSECOND: opens, opens: opens, last: last, closes: opens + DAY}
         wrong += [(number, now) for now, moment in right.items() if when(number, now) != moment]
     assert wrong == []
-
-
-def test_guess_off_by_an_hour_stays_inside_the_window() -> None:
-    """Half of +1 270 lives by Chicago's time; the library has all of it in New York."""
-    first = when("+12705550100", utc("2026-01-14 12:00"))
-    assert isinstance(first, datetime)
-    assert first.astimezone(ZoneInfo("America/Chicago")).hour == 8
 
 
 def test_toll_free_number_has_no_moment_in_summer() -> None:
@@ -362,34 +316,29 @@ def test_zones_of_the_library_all_have_clocks() -> None:
     assert names <= ZONE_NAMES
 
 
-# --- at any hour, and by no clock but the one that is given -------------------------------------------------------------
-
-
 def test_numbers_without_zones_are_called_always() -> None:
+    hours_of_a_day = [utc(f"2026-06-17 {hour:02}:00") for hour in range(24)]
     for number in (SAN_FRANCISCO, US_TOLL_FREE, SATELLITE):
-        for now in (utc(f"2026-06-17 {hour:02}:00") for hour in range(24)):
-            assert when(number, now, call_hours="always") == now
-            assert when(number, now, "Asia/Tokyo", "always") is not None
+        assert [when(number, now, zone, "always") for now in hours_of_a_day for zone in (None, "Asia/Tokyo")] == [
+            now for now in hours_of_a_day for _ in range(2)
+        ]
 
 
-@pytest.mark.parametrize("machine", ["2026-06-17 09:00", "2026-06-17 19:00", "1999-12-31 23:59:59", "2041-03-10 10:00"])
-def test_clock_of_the_machine_is_not_read(machine: str) -> None:
+def test_clock_of_the_machine_is_not_read() -> None:
     night, noon = utc("2026-06-17 09:00"), utc("2026-06-17 19:00")
-    # The sandbox's threads run on beside this test: an event loop that went to sleep by a frozen clock would never wake.
-    with freeze_time(machine, ignore=["asyncio", "psycopg", "tests.sandbox"]):
-        for now, first in ((night, utc("2026-06-17 16:00")), (noon, noon)):
-            assert when(SAN_FRANCISCO, now) == first
-            answer = screen(phone(SAN_FRANCISCO), {}, settings(), now)
-            assert (answer.until if isinstance(answer, PutOff) else now) == first
+    for machine in ("2026-06-17 09:00", "2026-06-17 19:00", "1999-12-31 23:59:59", "2041-03-10 10:00"):
+        # The sandbox's threads run on beside this test: an event loop that went to sleep by a frozen clock would never wake.
+        with freeze_time(machine, ignore=["asyncio", "psycopg", "tests.sandbox"]):
+            for now, first in ((night, utc("2026-06-17 16:00")), (noon, noon)):
+                assert when(SAN_FRANCISCO, now) == first
+                answer = screen(phone(SAN_FRANCISCO), {}, settings(), now)
+                assert (answer.until if isinstance(answer, PutOff) else now) == first
 
 
 def test_moment_without_a_zone_is_an_error() -> None:
     for call_hours in ("08:00-21:00", "always"):
         with pytest.raises(ValueError, match="time zone"):
             hours(SAN_FRANCISCO, {}, settings(CALL_HOURS=call_hours), datetime(2026, 6, 17, 19))
-
-
-# --- when clocks are changed --------------------------------------------------------------------------------------------
 
 
 def test_wait_ends_to_the_second_when_clocks_change() -> None:
@@ -433,9 +382,6 @@ def test_wait_ends_to_the_second_when_clocks_change() -> None:
         (None, "08:00-21:00", "2026-11-01 04:00", "2026-11-01 17:00"),
     ]
     assert [row for row in table if when(SAN_FRANCISCO, utc(row[2]), row[0], row[1]) != utc(row[3])] == []
-
-
-# --- against a simpler reading of the clocks ----------------------------------------------------------------------------
 
 
 def is_right(moment: datetime, zones: Iterable[str], window: tuple[int, int]) -> bool:
@@ -557,7 +503,7 @@ def is_right_by_hand(place: tuple[str, tuple[str, ...]], zone: str | None, momen
     return stored and (guessed or (STORED[zone] == country and same_clock))
 
 
-def test_numbers_zones_and_moments_agree_with_a_table_by_hand() -> None:
+def test_numbers_zones_and_moments_agree_by_hand() -> None:
     wrong, cases = [], 0
     for e164, place in PLACES.items():
         for zone in STORED:

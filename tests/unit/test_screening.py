@@ -77,30 +77,20 @@ def screened(e164: str, **changed: str) -> str | None:
     return code(screen(parse_number(e164, given), {}, given, NOON_IN_DENVER))
 
 
-# --- what was typed -----------------------------------------------------------------------------------------------------
-
 TYPED: list[tuple[str, str, str]] = [
     # a right number, in any spelling
     *((US, typed, SF) for typed in (
         SF, "4155550100", "(415) 555-0100", "1 415 555 0100", "415.555.0100", "415_555_0100", "415,555,0100", "415/555/0100",
         "415\u2010555\u20110100", "415\u2013555\u20140100", "415\u2212555\u22120100", "415\u00a0555\u202f0100",
-        "415\u3000555\t0100",
-        "\u202a+1 415 555 0100\u202c", "415\u200e555\u200f0100", "\ufeff4155550100", "415\u00ad555\u200b0100",
-        "\u2068415 555 0100\u2069",
-        "001 415 555 0100", "00 1 415 555 0100", "0014155550100", "011 1 415 555 0100", "+1 (415) 555-0100",
-        "+1 1 415 555 0100",
-        "tel:+1-415-555-0100", "Tel. 415 555 0100", "TEL.: 415 555 0100", "Phone: (415) 555-0100",
-        "phone number 415 555 0100",
-        "Mobile 415 555 0100", "mobile: +14155550100", "Cell (415) 555 0100", "(cell) 415 555 0100",
-        "[home] 415 555 0100",
-        "My cell is 415 555 0100", "call me at 415 555 0100", "no. 415 555 0100", "ext. 415 555 0100",
-        "t: 415 555 0100", "M. 415 555 0100",
-        "(m) 415 555 0100", "Téléphone : 415 555 0100", "móvil 415 555 0100", "415-555-0100 (cell)",
-        "415-555-0100(cell)",
-        "415-555-0100 [Mobile]", "415 555 0100 (c)", "415 555 0100 (home, work)", "415 555 0100 home",
-        "415 555 0100, work",
-        "415 555 0100 - mobile", "415 555 0100 ext.", "415 555 0100 MOBILE", "'4155550100",
-        '"415 555 0100"', "415 555 0100.",
+        "415\u3000555\t0100", "\u202a+1 415 555 0100\u202c", "415\u200e555\u200f0100", "\ufeff4155550100",
+        "415\u00ad555\u200b0100", "\u2068415 555 0100\u2069", "001 415 555 0100", "00 1 415 555 0100", "0014155550100",
+        "011 1 415 555 0100", "+1 (415) 555-0100", "+1 1 415 555 0100", "tel:+1-415-555-0100", "Tel. 415 555 0100",
+        "TEL.: 415 555 0100", "Phone: (415) 555-0100", "phone number 415 555 0100", "Mobile 415 555 0100",
+        "mobile: +14155550100", "Cell (415) 555 0100", "(cell) 415 555 0100", "[home] 415 555 0100", "My cell is 415 555 0100",
+        "call me at 415 555 0100", "no. 415 555 0100", "ext. 415 555 0100", "t: 415 555 0100", "M. 415 555 0100",
+        "(m) 415 555 0100", "Téléphone : 415 555 0100", "móvil 415 555 0100", "415-555-0100 (cell)", "415-555-0100(cell)",
+        "415-555-0100 [Mobile]", "415 555 0100 (c)", "415 555 0100 (home, work)", "415 555 0100 home", "415 555 0100, work",
+        "415 555 0100 - mobile", "415 555 0100 ext.", "415 555 0100 MOBILE", "'4155550100", '"415 555 0100"', "415 555 0100.",
         "\uff0b1 415 555 0100", "\uff08415\uff09555\uff0d0100", " 415 555 0100\n",
     )),
     (GB, "020 7946 0018", "+442079460018"), (US, "+44 (0)20 7946 0018", "country_not_allowed"),
@@ -143,34 +133,25 @@ TYPED: list[tuple[str, str, str]] = [
     )),
     # no number
     *((US, typed, "number_invalid") for typed in (
-        "", "abc", "12", "\u0000", "555-0100", "+999999999999999", "+1 555 555 0100", "+1 211 555 0100",
-        "+1 415 155 0100",
-        "+49 30 1234567890123", "415\n555 0100", "+1+4155550100", "++14155550100", "1-415-555-0100+",
-        "*67 415 555 0100",
+        "", "abc", "12", "\u0000", "555-0100", "+999999999999999", "+1 555 555 0100", "+1 211 555 0100", "+1 415 155 0100",
+        "+49 30 1234567890123", "415\n555 0100", "+1+4155550100", "++14155550100", "1-415-555-0100+", "*67 415 555 0100",
         # letters, of any script, and digits of other scripts
         "212 NO PHONE", "415 NOT MINE", "1-800-FLOWERS", "415-555-HOME", "4155 5501 OO", "4l55550100", "415555O1OO",
-        "415555O100",
-        "I 415 555 0100", "415 555 01oo", "\u0421415 555 0100", "415 555 010\u041e",
-        "\uff14\uff11\uff15 \uff15\uff15\uff15 0100",
-        "\u0664\u0661\u0665 555 0100", "415 555 010\u0966", "415 555 010\u2070", "415 555 010\u24ea", "4155550100a",
-        "a4155550100",
-        "4\ufe0f\u20e31 5 5 5 5 0 1 0 0", "\u202e0010 555 514", "fax 415 555 0100", "sip:4155550100",
-        "415 555 0100 not mine", "nobody 415 555 0100",
+        "415555O100", "I 415 555 0100", "415 555 01oo", "\u0421415 555 0100", "415 555 010\u041e",
+        "\uff14\uff11\uff15 \uff15\uff15\uff15 0100", "\u0664\u0661\u0665 555 0100", "415 555 010\u0966", "415 555 010\u2070",
+        "415 555 010\u24ea", "4155550100a", "a4155550100", "4\ufe0f\u20e31 5 5 5 5 0 1 0 0", "\u202e0010 555 514",
+        "fax 415 555 0100", "sip:4155550100", "415 555 0100 not mine", "nobody 415 555 0100",
         # several numbers, and extensions
         "415 555 0100 / 415 555 0101", "415 555 0100 or 415 555 0101", "415 555 0100, 415 555 0101",
-        "415 555 0100 & 415 555 0101",
-        "415 555 0100 415 555 0101", "415 555 0100; 415 555 0101", "+14155550100+14155550101", "415 555 0100 / 01",
-        "415 555 0100/0101",
-        "415 555 0100 ext. 7", "415 555 0100 x7", "415 555 0100 #7", "415 555 0100,,7", "415 555 0100;ext=7",
-        "415 555 0100 (ext 7)",
-        "415 555 0100 extension: 12",
+        "415 555 0100 & 415 555 0101", "415 555 0100 415 555 0101", "415 555 0100; 415 555 0101", "+14155550100+14155550101",
+        "415 555 0100 / 01", "415 555 0100/0101", "415 555 0100 ext. 7", "415 555 0100 x7", "415 555 0100 #7",
+        "415 555 0100,,7", "415 555 0100;ext=7", "415 555 0100 (ext 7)", "415 555 0100 extension: 12",
         # the column holds 64 characters, and a longer text was cut there
         "4155550100".rjust(64), "4155550100".ljust(64), "x" * 50 + " (415) 555-0100", "(415) 555-0100" + " " * 50,
     )),
     *((DE, typed, "number_invalid") for typed in (
         "030 123456O", "030 l23456", "030 123456 / 78", "030 123456/7", "030 123456, 7", "030 123456,,7",
-        "030 123456 oder 030 123457",
-        "030 123456 / 030 123457", "030 1234 HOME", "030 123456 x 7", "030 123456 DW 12",
+        "030 123456 oder 030 123457", "030 123456 / 030 123457", "030 1234 HOME", "030 123456 x 7", "030 123456 DW 12",
     )),
     # numbers of the network
     *((region, typed, "emergency_number") for region, typed in (
@@ -184,16 +165,14 @@ TYPED: list[tuple[str, str, str]] = [
     )),
     *((US, typed, "premium_rate") for typed in ("+1 900 555 0100", "212 976 0100", "+1 415 976 1212")),
     *((US, typed, "service_number") for typed in (
-        "415 555 1212", "415-950-1234", "415 958 0100", "415 959 0100", "415 411 0100", "212 911 0100",
-        "+1 861 958 0100",
+        "415 555 1212", "415-950-1234", "415 958 0100", "415 959 0100", "415 411 0100", "212 911 0100", "+1 861 958 0100",
     )),
     # area codes that the library does not know
     *((US, f"({area}) 555-0100", f"+1{area}5550100") for area in AREA_CODES),
     *((US, typed, "area_code_unknown") for typed in ("221 555 0100", "+1 982 555 0100", "1 (476) 555-0100 (cell)")),
     *((US, typed, "number_invalid") for typed in (
-        "222 555 0100", "370 555 0100", "961 555 0100", "293 555 0100", "700 555 0100", "710 555 0100",
-        "881 555 0100", "221 011 0100",
-        "221 411 0100", "684 555 0100", "221 555 010",
+        "222 555 0100", "370 555 0100", "961 555 0100", "293 555 0100", "700 555 0100", "710 555 0100", "881 555 0100",
+        "221 011 0100", "221 411 0100", "684 555 0100", "221 555 010",
     )),
 ]  # fmt: skip
 
@@ -236,7 +215,7 @@ def test_right_numbers_of_all_countries_pass_however_spelled() -> None:
     assert (wrong, cases > 8_000) == ([], True)
 
 
-def test_national_spellings_are_read_in_the_country_of_our_number() -> None:
+def test_national_spellings_are_read_in_our_numbers_country() -> None:
     wrong, cases = [], 0
     for region, number in ordinary_numbers():
         e164 = phonenumbers.format_number(number, PhoneNumberFormat.E164)
@@ -284,20 +263,7 @@ def test_any_text_becomes_a_number_or_a_refusal(typed: str) -> None:
         assert screen(read, {}, settings(), NOON_IN_DENVER) == read
 
 
-def test_our_own_number_may_be_newer_than_the_library() -> None:
-    ours = settings(TWILIO_PHONE_NUMBER="+12115550100", CALL_HOURS="always")
-    assert outcome("(415) 555-0100", ours) == SF
-
-
-def test_our_own_number_may_be_of_no_country() -> None:
-    assert code(parse_number("911", settings(TWILIO_PHONE_NUMBER="+883510012345"))) == "number_invalid"
-    assert screened(SF, TWILIO_PHONE_NUMBER="+883510012345") == "country_not_allowed"
-
-
-# --- area codes and exchanges of North America --------------------------------------------------------------------------
-
-
-def test_area_code_table_holds_only_codes_that_the_library_lacks() -> None:
+def test_area_code_table_holds_codes_that_phonenumbers_lacks() -> None:
     """A newer library that knows a code fails here: take the line out of the table, and set its date."""
     now_known = [area for area in AREA_CODES if phonenumbers.is_valid_number(phonenumbers.parse(f"+1{area}5550100"))]
     assert now_known == []
@@ -333,28 +299,45 @@ def test_exchanges_without_subscribers_are_refused_in_every_area_code() -> None:
     assert (wrong, len(areas) > 380) == ([], True)
 
 
-# --- whose number it is -------------------------------------------------------------------------------------------------
+def test_settings_decide_which_numbers_are_called() -> None:
+    premium, ours = existing("US", "PREMIUM_RATE"), "+14155550199"
+    table: list[tuple[str | None, str, dict[str, str]]] = [
+        # CALL_ONLY_TO names all numbers that are dialed, and lifts no other rule
+        (None, SF, {"CALL_ONLY_TO": SF}), ("not_in_call_only_to", "+14155550101", {"CALL_ONLY_TO": SF}),
+        ("not_in_call_only_to", premium, {"CALL_ONLY_TO": SF}), ("premium_rate", premium, {"CALL_ONLY_TO": premium}),
+        ("not_in_call_only_to", ours, {"CALL_ONLY_TO": SF}),
+        ("country_not_allowed", existing("GB"), {"CALL_ONLY_TO": existing("GB")}),
+        # our own number
+        ("own_number", ours, {}), ("own_number", ours, {"CALL_ONLY_TO": ours}), ("own_number", "+15005550006", SANDBOX),
+        ("country_not_allowed", SF, {"TWILIO_PHONE_NUMBER": "+883510012345"}),  # it is of no country
+        (None, SF, {"TWILIO_PHONE_NUMBER": "+12115550100"}),  # it is newer than the library
+        # the countries that are allowed; without a list, that of our number
+        *((why, existing(region), {"CALL_COUNTRIES": "us, CA"}) for region, why in (
+            ("US", None), ("CA", None), ("MX", "country_not_allowed"),
+        )),
+        *(("premium_rate", existing(region, "PREMIUM_RATE"), {} | allowed) for region in ("GB", "DE", "LV", "ES", "IT")
+          for allowed in (dict[str, str](), {"CALL_COUNTRIES": region})),
+        *rows_of_own_country(),
+        # Twilio's test numbers, in the sandbox alone; +1 500 is the US
+        *((why, number, given) for number in ("+15005550001", "+15005550004", "+15005550009", "+15005559999") for why, given in (
+            (None, SANDBOX), (None, SANDBOX | {"CALL_COUNTRIES": "DE"}), ("not_in_call_only_to", SANDBOX | {"CALL_ONLY_TO": SF}),
+            ("personal_number", {}), ("personal_number", {"TWILIO_PHONE_NUMBER": "+15005550006"}),
+        )),
+        (None, SF, SANDBOX), ("personal_number", "+15005560001", SANDBOX), ("toll_free", existing("US", "TOLL_FREE"), SANDBOX),
+        ("country_not_allowed", existing("DE"), SANDBOX),
+    ]  # fmt: skip
+    seen = [(screened(number, **given), number, given) for _, number, given in table]
+    assert [(row, right) for row, right in zip(seen, table, strict=True) if row != right] == []
+    assert outcome("(415) 555-0100", settings(TWILIO_PHONE_NUMBER="+12115550100", CALL_HOURS="always")) == SF
+    assert code(parse_number("911", settings(TWILIO_PHONE_NUMBER="+883510012345"))) == "number_invalid"
 
 
-def test_call_only_to_names_all_numbers_that_are_dialed() -> None:
-    for number, only, why in (
-        (SF, SF, None),
-        ("+14155550101", SF, "not_in_call_only_to"),
-        (existing("US", "PREMIUM_RATE"), SF, "not_in_call_only_to"),
-        ("+14155550199", "+14155550199", "own_number"),
-        (existing("US", "PREMIUM_RATE"), existing("US", "PREMIUM_RATE"), "premium_rate"),
-        (existing("GB"), existing("GB"), "country_not_allowed"),
-    ):
-        assert screened(number, CALL_ONLY_TO=only) == why
-
-
-def test_our_own_number_is_not_called() -> None:
-    assert screened("+14155550199") == "own_number"
-    assert screened("+14155550199", CALL_ONLY_TO=SF) == "not_in_call_only_to"
-    assert screened("+15005550006", **SANDBOX) == "own_number"
-
-
-# --- what kind of number it is ------------------------------------------------------------------------------------------
+def rows_of_own_country() -> Iterator[tuple[str | None, str, dict[str, str]]]:
+    for region in ("US", "CA", "JM", "KZ", "GG", "IM", "VA", "AX", "YT", "IN"):
+        ours = {"TWILIO_PHONE_NUMBER": existing(region)}
+        yield None, existing(region)[:-2] + "77", ours
+        for elsewhere in {"US", "CA", "RU", "GB", "IT", "FI", "RE", "DE"} - {region}:
+            yield "country_not_allowed", existing(elsewhere), ours
 
 
 def test_only_ordinary_phones_of_each_region_pass() -> None:
@@ -380,9 +363,7 @@ def test_types_that_are_not_listed_are_refused(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_numbers_of_no_country_are_refused() -> None:
-    right = {
-        870: "satellite", 881: "satellite", 882: "satellite", 883: "satellite", 800: "toll_free", 808: "shared_cost",
-    }  # fmt: skip
+    right = dict.fromkeys((870, 881, 882, 883), "satellite") | {800: "toll_free", 808: "shared_cost"}
     right |= {878: "country_not_allowed", 888: "uan", 979: "premium_rate"}
     seen = {}
     for country_code in right:
@@ -390,25 +371,6 @@ def test_numbers_of_no_country_are_refused() -> None:
         assert number
         seen[country_code] = outcome(phonenumbers.format_number(number, PhoneNumberFormat.E164), EVERYWHERE["US"])
     assert seen == right
-
-
-def test_twilios_test_numbers_pass_in_the_sandbox_only() -> None:
-    for test_number in ("+15005550001", "+15005550004", "+15005550009", "+15005559999"):
-        assert screened(test_number, **SANDBOX) is None
-        assert screened(test_number, **SANDBOX, CALL_COUNTRIES="DE") is None
-        assert screened(test_number, **SANDBOX, CALL_ONLY_TO=SF) == "not_in_call_only_to"
-        assert screened(test_number) == "personal_number"
-        assert screened(test_number, TWILIO_PHONE_NUMBER="+15005550006") == "personal_number"
-
-
-def test_no_other_number_passes_because_of_the_sandbox() -> None:
-    assert screened(SF, **SANDBOX) is None  # +1 500 is the US
-    assert screened("+15005560001", **SANDBOX) == "personal_number"
-    assert screened(existing("US", "TOLL_FREE"), **SANDBOX) == "toll_free"
-    assert screened(existing("DE"), **SANDBOX) == "country_not_allowed"
-
-
-# --- which country it is in ---------------------------------------------------------------------------------------------
 
 
 def test_regions_that_share_plus_one_are_told_apart() -> None:
@@ -425,15 +387,7 @@ def test_regions_that_share_plus_one_are_told_apart() -> None:
     assert wrong == []
 
 
-def test_without_a_list_of_countries_calls_stay_in_ours() -> None:
-    for region in ("US", "CA", "JM", "KZ", "GG", "IM", "VA", "AX", "YT", "IN"):
-        ours = existing(region)
-        assert screened(ours[:-2] + "77", TWILIO_PHONE_NUMBER=ours) is None
-        for elsewhere in {"US", "CA", "RU", "GB", "IT", "FI", "RE", "DE"} - {region}:
-            assert screened(existing(elsewhere), TWILIO_PHONE_NUMBER=ours) == "country_not_allowed"
-
-
-def test_refusal_of_a_us_territory_says_how_to_allow_it() -> None:
+def test_refusal_of_a_territory_says_how_to_allow() -> None:
     for region in ("PR", "GU", "VI", "AS", "MP"):
         number = parse_number(existing(region), settings())
         refusal = screen(number, {}, settings(), NOON_IN_DENVER)
@@ -445,20 +399,6 @@ def test_refusal_of_a_us_territory_says_how_to_allow_it() -> None:
     abroad = screen(parse_number(existing("GB"), settings()), {}, settings(), NOON_IN_DENVER)
     assert isinstance(abroad, Refusal)
     assert "Puerto Rico" not in abroad.reason
-
-
-def test_premium_numbers_abroad_are_premium_whatever_is_allowed() -> None:
-    for region in ("GB", "DE", "LV", "ES", "IT"):
-        assert screened(existing(region, "PREMIUM_RATE")) == "premium_rate"
-        assert screened(existing(region, "PREMIUM_RATE"), CALL_COUNTRIES=region) == "premium_rate"
-
-
-def test_several_countries_may_be_allowed() -> None:
-    seen = [screened(existing(region), CALL_COUNTRIES="us, CA") for region in ("US", "CA", "MX")]
-    assert seen == [None, None, "country_not_allowed"]
-
-
-# --- all together -------------------------------------------------------------------------------------------------------
 
 
 def test_hours_are_checked_after_the_number() -> None:

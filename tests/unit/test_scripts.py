@@ -240,8 +240,7 @@ def test_recordings_replace_words_everywhere(folder: Path) -> None:
 
 def test_a_recording_needs_an_https_url(folder: Path) -> None:
     bad = [
-        "http://x.example/a.mp3", "ftp://x.example", "a.mp3", "https://", "https://x", "https://u:p@x.example/a", "",
-        "é",
+        "http://x.example/a.mp3", "ftp://x.example", "a.mp3", "https://", "https://x", "https://u:p@x.example/a", "", "é",
     ]  # fmt: skip
     bad += [
         "//x.example", "https://x.example/a b", "https://x.example/{x}", "https://x.example/<a>",

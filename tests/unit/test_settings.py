@@ -14,8 +14,7 @@ from shared.settings import Settings, SettingsError, load_settings, unknown_sett
 from tests.unit.examples import ENVIRON, SECRET, settings
 
 REQUIRED = [
-    "SUPABASE_URL", "SUPABASE_SERVICE_KEY", "TWILIO_ACCOUNT_SID", "TWILIO_AUTH_TOKEN", "TWILIO_PHONE_NUMBER",
-    "API_BASE_URL",
+    "SUPABASE_URL", "SUPABASE_SERVICE_KEY", "TWILIO_ACCOUNT_SID", "TWILIO_AUTH_TOKEN", "TWILIO_PHONE_NUMBER", "API_BASE_URL",
 ]  # fmt: skip
 EXAMPLE = [
     line.partition("=")
