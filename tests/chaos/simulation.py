@@ -534,15 +534,15 @@ class Verdicts:
 
 
 @contextmanager
-def prepared(server: Postgres) -> Iterator[psycopg.Connection[Any]]:
-    """A migrated database with the sandbox's clock, and the dispatcher's own clock replaced by virtual time."""
-    sandbox_database.create_database(server, DATABASE)
-    sandbox_database.bootstrap(server, DATABASE)
-    sandbox_database.migrate(server, DATABASE)
-    sandbox_database.install_clock(server, DATABASE)
-    structlog.configure(
-        processors=[], logger_factory=structlog.ReturnLoggerFactory()
-    )  # a million lines that nobody reads
+def prepared(server: Postgres, template: str | None = None) -> Iterator[psycopg.Connection[Any]]:
+    """A migrated database (a copy of `template`, if there is one), and the database's clock replaced by virtual time."""
+    sandbox_database.create_database(server, DATABASE, template or "template1")
+    if template is None:
+        sandbox_database.bootstrap(server, DATABASE)
+        sandbox_database.migrate(server, DATABASE)
+        sandbox_database.install_clock(server, DATABASE)
+    # A million lines that nobody reads.
+    structlog.configure(processors=[], logger_factory=structlog.ReturnLoggerFactory())
     with psycopg.connect(server.url(database=DATABASE), autocommit=True) as connection:
         connection.execute(CLOCK)
         yield connection

@@ -18,13 +18,13 @@ from tests.sandbox.postgres import Postgres
 from tests.sandbox.supabase.database import drop_database
 
 Connection = psycopg.Connection[Any]
-HISTORIES = 30
+HISTORIES, REPLAYED = 30, 5
 MOST_TO_FIND = 300  # histories until a missing fence is noticed; each was found within a third of it
 
 
 @pytest.fixture
-def database(postgres: Postgres) -> Iterator[Connection]:
-    with prepared(postgres) as connection:
+def database(postgres: Postgres, template_database: str) -> Iterator[Connection]:
+    with prepared(postgres, template_database) as connection:
         yield connection
     drop_database(postgres, DATABASE)
 
@@ -33,14 +33,9 @@ def test_nobody_is_dialed_twice_and_nobody_is_lost(database: Connection) -> None
     for seed in range(HISTORIES):
         history, verdicts = run_history(seed, database)
         assert verdicts.is_clean, "\n".join([f"seed {seed}: {verdicts}", *history.log])
-
-
-def test_a_seed_replays_exactly(database: Connection) -> None:
-    for seed in range(8):
-        first, _ = run_history(seed, database)
-        again, _ = run_history(seed, database)
-        assert first.log == again.log
-        assert first.twilio.calls == again.twilio.calls
+        if seed < REPLAYED:
+            again, _ = run_history(seed, database)
+            assert (history.log, history.twilio.calls) == (again.log, again.twilio.calls)
 
 
 @contextmanager

@@ -18,9 +18,9 @@ from tests.database.sql_api import ASK_S, BUSY_S, GIVE_UP_S, HOLD_S, LEASE_S, PA
 from tests.sandbox.postgres import Postgres
 from tests.sandbox.supabase import database
 
-FINISHED, LATER, DUE, TWICE = 100_000, 10_000, 10_000, 100
+FINISHED, LATER, DUE, TWICE = 60_000, 5_000, 5_000, 100
 FINISHED_A_DAY = 1_000
-CALLS, CALLS_A_DAY = 1_000_000, 2_880  # of years, one each 30 seconds; to 10,000 numbers of 100 prefixes
+CALLS, CALLS_A_DAY = 200_000, 2_880  # of ten weeks, one each 30 seconds; to 10,000 numbers of 100 prefixes
 A_FEW_BLOCKS = 25  # of one statement: an index's three levels, some dead entries, the row
 A_STEP_READS = (
     150  # a whole function, its writes and the catalogs included: 30 to 60 measured; a scan of the table is 2,600
