@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.bench.compare import PAGE, PICTURE, Results, costs_table, promises_table, spread
 from tests.bench.contenders import CONTENDERS, ROOT
+from tests.bench.delays import WAYS
 
 
 def test_each_contender_has_at_most_sixty_lines() -> None:
@@ -39,3 +42,18 @@ def test_tables_have_a_row_for_each_contender() -> None:
     }
     assert promises_table(results).splitlines()[-1] == "| one | 7 | 0 | 1 | 407 |"
     assert costs_table(results, 20).splitlines()[-1] == "| one | 2.5 (2.0 to 3.0) | 4.0 | 4.5 | 3.0 + 1.5 | 2,100 |"
+
+
+def test_calls_an_hour_follow_from_limit_pace_and_interval() -> None:
+    """limit, pace -> calls an hour with a sweep each minute, and of a worker that rests 5 s; by hand."""
+    table = {
+        (10, 1.0): (600, 36_000 / 14),  # 10 calls in 9 s, then 5 s of rest
+        (24, 1.0): (1440, 86_400 / 28),
+        (1000, 1.0): (1440, 86_400 / 28),  # no more begin in the 23 s until the last claim
+        (10, 10.0): (600, 36_000 / 5.9),
+    }
+    minute, worker, cron = WAYS
+    for case, (each_minute, resting) in table.items():
+        assert minute.expected_an_hour(*case) == cron.expected_an_hour(*case) == pytest.approx(each_minute)
+        assert worker.expected_an_hour(*case) == pytest.approx(resting)
+    assert max(way.expected_an_hour(limit, 0.5) for way in WAYS for limit in (1, 10, 100, 1000)) <= 1800

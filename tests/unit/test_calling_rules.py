@@ -26,7 +26,6 @@ from tests.unit.examples import settings
 
 MINUTE = timedelta(minutes=1)
 
-# --- the notation -------------------------------------------------------------------------------------------------------
 
 READ = {
     "08:00-21:00": "Monday to Sunday 08:00-21:00",
@@ -66,9 +65,6 @@ def test_notation_outside_the_subset_is_refused_at_start() -> None:
             assert problem.startswith("CALL_HOURS ")
             assert len(text) < 12 or text not in problem
     assert [row for row in accepted if row[0] != ""] == []  # an empty variable counts as not set
-
-
-# --- the files of rules -------------------------------------------------------------------------------------------------
 
 
 def test_strict_rules_are_sourced_and_narrow_the_default() -> None:
@@ -128,10 +124,7 @@ def test_doctor_warns_of_rules_after_their_review_date(monkeypatch: pytest.Monke
     assert (finding.state, finding.check) == ("warning", "CALL_HOURS")
 
 
-# --- states by area code ------------------------------------------------------------------------------------------------
-
-
-def test_states_by_area_code_are_those_of_the_librarys_geocoder() -> None:
+def test_states_by_area_code_agree_with_the_geocoder() -> None:
     wrong, areas = [], 0
     for area in range(200, 990):
         number = phonenumbers.parse(f"+1{area}2345678")
@@ -149,8 +142,6 @@ def test_states_by_area_code_are_those_of_the_librarys_geocoder() -> None:
             wrong.append((area, states, described))
     assert (wrong, areas > 400) == ([], True)
 
-
-# --- against a slow reading of the rules --------------------------------------------------------------------------------
 
 # number -> (zone, place of the rule, name, spans of a weekday, of Saturday, of Sunday, whether holidays are closed)
 DAY = ("08:00-21:00",)
@@ -208,7 +199,7 @@ def answer(e164: str, metadata: dict[str, str], moment: datetime) -> datetime:
     return late.until if late else moment
 
 
-def test_rules_days_and_holidays_agree_with_a_table_by_hand() -> None:
+def test_rules_days_and_holidays_agree_by_hand() -> None:
     wrong, cases = [], 0
     for e164, (zone, *_) in RULES.items():
         for stored in (False, True):
@@ -244,7 +235,7 @@ def test_reason_names_the_rule_that_holds_the_job() -> None:
     ]
 
 
-def test_person_elsewhere_is_held_to_every_state_with_that_clock() -> None:
+def test_person_elsewhere_is_held_to_possible_states() -> None:
     """A Californian number whose owner lives by Chicago's time may be in Alabama, or in Kentucky."""
     central = {"app_timezone": "America/Chicago"}
     sunday, monday = datetime(2026, 6, 21, 17, tzinfo=UTC), datetime(2026, 6, 22, 14, 30, tzinfo=UTC)
@@ -267,8 +258,8 @@ def test_schedule_is_open_exactly_in_its_spans(schedule: Schedule, day: date, at
 
 def test_holidays_are_loaded_only_when_a_rule_names_them() -> None:
     program = (
-        "import sys; from tests.unit.test_calling_rules import *; sys.modules.pop('holidays', None);"
-        "from datetime import *; from tests.unit.examples import settings;"
+        "import sys; from datetime import *; from shared.screening import check_hours, parse_number;"
+        "from tests.unit.examples import settings;"
         "n = parse_number('+12125550100', settings());"
         "check_hours(n, {}, settings(), datetime(2026, 6, 17, 17, tzinfo=UTC)); print('holidays' in sys.modules);"
         "check_hours(n, {}, settings(CALL_HOURS='Mo-Fr 09:00-20:00; PH off'), datetime(2026, 6, 17, 17, tzinfo=UTC));"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import re
@@ -29,9 +28,6 @@ RUNBOOK = dict(re.findall(r"^### (.+?)\n\n(.*?)(?=\n### |\Z)", README, re.MULTIL
 
 class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
-
-
-# --- the part that we use of https://cloud.google.com/logging/docs/reference/v2/rest/v2/projects.metrics ---------------------
 
 
 class Label(_Message):
@@ -62,9 +58,6 @@ class LogMetric(_Message):
     valueExtractor: str | None = Field(default=None, pattern=r"^EXTRACT\(jsonPayload\.[a-z0-9_.]+\)$")
     labelExtractors: dict[str, str] = {}
     bucketOptions: BucketOptions | None = None
-
-
-# --- and of https://cloud.google.com/monitoring/api/ref_v3/rest/v3/projects.alertPolicies ----------------------------
 
 
 class Aggregation(_Message):
@@ -136,37 +129,25 @@ def counted(condition: MetricAbsence) -> str:
     return str(type_)
 
 
-def name_of(path: Path) -> str:
-    return path.stem
+ALL_CONDITIONS = [condition for file in ALERTS for condition in conditions(alert(file))]
 
 
-# --- metrics ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("file", METRICS, ids=name_of)
-def test_metrics_count_lines_or_are_complete_distributions(file: Path) -> None:
-    described = metric(file)
-    distribution = described.metricDescriptor.valueType == "DISTRIBUTION"
-    assert (described.valueExtractor is not None) == (described.bucketOptions is not None) == distribution
-    assert {label.key for label in described.metricDescriptor.labels} == set(described.labelExtractors)
-    assert file.suffix == ".json"
-    assert re.fullmatch(r"call_dispatcher_[a-z_]+", file.stem)
-    if described.valueExtractor:  # its filter checks the number that it extracts
-        assert f"{described.valueExtractor[8:-1]}>=0" in described.filter
-
-
-def test_sweep_logs_each_statistic_that_a_metric_reads() -> None:
+def test_metrics_count_lines_or_are_complete_distributions() -> None:
+    for file in METRICS:
+        described = metric(file)
+        distribution = described.metricDescriptor.valueType == "DISTRIBUTION"
+        assert (described.valueExtractor is not None) == (described.bucketOptions is not None) == distribution, file
+        assert {label.key for label in described.metricDescriptor.labels} == set(described.labelExtractors), file
+        assert re.fullmatch(r"call_dispatcher_[a-z_]+\.json", file.name)
+        if described.valueExtractor:  # its filter checks the number that it extracts
+            assert f"{described.valueExtractor[8:-1]}>=0" in described.filter, file
     fields = set(re.findall(r"jsonPayload\.stats\.(\w+)", "".join(file.read_text() for file in METRICS)))
     assert fields
     assert fields <= set(Stats.model_fields)
 
 
-# --- alerts -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("file", ALERTS, ids=name_of)
-def test_alerts_aggregate_existing_metrics_as_their_type_allows(file: Path) -> None:
-    for condition in conditions(alert(file)):
+def test_alerts_aggregate_existing_metrics_as_their_type_allows() -> None:
+    for condition in ALL_CONDITIONS:
         (aggregation,) = condition.aggregations
         type_ = counted(condition)
         assert condition.filter.count("resource.type=") == 1
@@ -182,13 +163,10 @@ def test_alerts_aggregate_existing_metrics_as_their_type_allows(file: Path) -> N
             assert type_ == "run.googleapis.com/request_count"
 
 
-def test_metrics_all_have_an_alert_that_watches() -> None:
-    watched = {counted(condition).rpartition("/")[2] for file in ALERTS for condition in conditions(alert(file))}
+def test_alerts_watch_every_metric_for_durations_of_the_api() -> None:
+    watched = {counted(condition).rpartition("/")[2] for condition in ALL_CONDITIONS}
     assert {file.stem for file in METRICS} == watched - {"request_count"}
-
-
-def test_durations_of_alerts_are_accepted_by_the_api() -> None:
-    for condition in itertools.chain.from_iterable(conditions(alert(file)) for file in ALERTS):
+    for condition in ALL_CONDITIONS:
         for period in (condition.duration, *(a.alignmentPeriod for a in condition.aggregations)):
             assert int(period[:-1]) % 60 == 0
         assert int(condition.aggregations[0].alignmentPeriod[:-1]) >= 60
@@ -203,37 +181,18 @@ def test_alerts_and_sweep_severity_have_the_same_thresholds() -> None:
     assert (absent.duration, none_in_them.aggregations[0].alignmentPeriod) == ("300s", "300s")
 
 
-# --- runbook ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("file", ALERTS, ids=name_of)
-def test_alerts_contain_their_entry_of_the_runbook(file: Path) -> None:
-    policy = alert(file)
-    title = policy.displayName.removeprefix("Call dispatcher: ")
-    title = title[0].upper() + title[1:]
-    assert policy.documentation.content == RUNBOOK[title].strip(), (
-        "copy the entry from README.md to documentation.content"
-    )
-    assert "${" not in policy.documentation.content  # Cloud Monitoring replaces it
-
-
-def test_runbook_has_one_entry_for_each_alert() -> None:
-    assert {f"call dispatcher: {title}".lower() for title in RUNBOOK} == {
-        alert(file).displayName.lower() for file in ALERTS
-    }
-
-
-def test_entries_of_the_runbook_refer_to_existing_ones() -> None:
+def test_alerts_contain_the_entries_of_the_runbook() -> None:
+    """Where they differ: copy the entry from README.md to documentation.content."""
+    entries = {f"call dispatcher: {title}".lower(): text.strip() for title, text in RUNBOOK.items()}
+    policies = [alert(file) for file in ALERTS]
+    assert {policy.displayName.lower(): policy.documentation.content for policy in policies} == entries
+    assert not [
+        policy.displayName for policy in policies if "${" in policy.documentation.content
+    ]  # it would be replaced
     referred = set(re.findall(r'see "([^"]+)"', README))
-    assert referred
-    assert referred <= set(RUNBOOK)
-
-
-def test_readme_names_the_number_of_metrics_and_alerts() -> None:
-    assert (
-        f"shows {len(METRICS)} names that begin with `call_dispatcher_`, and the second shows {len(ALERTS)}:"
-        in " ".join(README.split())
-    )
+    assert set() != referred <= set(RUNBOOK)
+    numbers = f"shows {len(METRICS)} names that begin with `call_dispatcher_`, and the second shows {len(ALERTS)}:"
+    assert numbers in " ".join(README.split())
 
 
 def test_table_of_kinds_holds_each_logged_kind() -> None:
@@ -251,23 +210,13 @@ def test_the_image_holds_neither_monitoring_nor_the_guide() -> None:
     assert {"shared/monitoring", "shared/docs"} <= {*(ROOT / ".dockerignore").read_text().split()}
 
 
-# --- the severity of a sweep ----------------------------------------------------------------------------------------------
-
-CALM: dict[str, Any] = {
-    name: {}
-    if name in ("failures_24h", "held_by_rule")
-    else False
-    if name == "paused"
-    else None
-    if "pause" in name
-    else 0
-    for name in Stats.model_fields
-}
+CALM: dict[str, Any] = {name: None if "pause" in name else 0 for name in Stats.model_fields} | {
+    "failures_24h": {}, "held_by_rule": {}, "paused": False,
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("now", "day_used", "severity"),
-    [
+def test_severity_of_a_sweep_follows_from_its_findings() -> None:
+    table: list[tuple[dict[str, Any], float | None, str]] = [
         ({}, None, "INFO"),
         ({"queued": 9, "due": 9, "oldest_due_s": 300, "failed_24h": 5, "failures_24h": {"busy": 5}}, 0.79, "INFO"),
         ({"in_doubt": 1, "oldest_doubt_s": 900}, None, "WARNING"),
@@ -284,46 +233,26 @@ CALM: dict[str, Any] = {
         ({"results_due": 1, "results_oldest_s": 3601}, None, "WARNING"),
         ({"results_gave_up": 1}, None, "WARNING"),
         ({"paused": True, "paused_by": "halt", "halts": 1}, None, "ERROR"),
-    ],
-)
-def test_severity_of_a_sweep_follows_from_its_findings(
-    now: dict[str, Any], day_used: float | None, severity: str
-) -> None:
-    assert logging.getLevelName(sweep.severity(Stats.model_validate(CALM | now), day_used)) == severity
+    ]
+    seen = [(now, used, logging.getLevelName(sweep.severity(Stats(**CALM | now), used))) for now, used, _ in table]
+    assert [(row, right) for row, right in zip(seen, table, strict=True) if row != right] == []
 
-
-# --- the stand-in for Cloud Logging's filters, and gcloud itself --------------------------------------------------------
 
 LINE = entry_of('{"severity": "INFO", "message": "m", "time": "t", "kind": "a", "n": 1, "b": false, "none": null}')
 
 
-@pytest.mark.parametrize(
-    ("filter_", "holds"),
-    [
-        ('resource.type="cloud_run_revision" AND jsonPayload.kind="a"', True),
-        ('resource.type="cloud_run_revision" AND jsonPayload.kind="b"', False),
-        ("jsonPayload.n>=1", True),
-        ("jsonPayload.n>=1.5", False),
-        ("jsonPayload.none>=0", False),
-        ("jsonPayload.other>=0", False),
-        ("jsonPayload.b=false", True),
-        ("jsonPayload.n=true", False),
-        ('severity="INFO"', True),
-        ('jsonPayload.severity="INFO"', False),
-    ],
-)
-def test_stand_in_of_cloud_logging_reads_filters(filter_: str, holds: bool) -> None:
-    assert matches(LINE, filter_) is holds
-
-
-@pytest.mark.parametrize("filter_", ["", 'jsonPayload.kind="a" OR x=1', "jsonPayload.kind=a", "kind", 'x>="a"'])
-def test_stand_in_refuses_filters_that_it_does_not_know(filter_: str) -> None:
-    with pytest.raises(BadFilter):
-        matches(LINE, filter_)
-
-
-def test_field_that_is_missing_is_extracted_as_none() -> None:
-    assert extract(LINE, "jsonPayload.kind.of") is None
+def test_stand_in_of_cloud_logging_reads_filters() -> None:
+    table = {
+        'resource.type="cloud_run_revision" AND jsonPayload.kind="a"': True,
+        'resource.type="cloud_run_revision" AND jsonPayload.kind="b"': False,
+        "jsonPayload.n>=1": True, "jsonPayload.n>=1.5": False, "jsonPayload.none>=0": False, "jsonPayload.other>=0": False,
+        "jsonPayload.b=false": True, "jsonPayload.n=true": False, 'severity="INFO"': True, 'jsonPayload.severity="INFO"': False,
+    }  # fmt: skip
+    assert {filter_: matches(LINE, filter_) for filter_ in table} == table
+    for unknown in ("", 'jsonPayload.kind="a" OR x=1', "jsonPayload.kind=a", "kind", 'x>="a"'):
+        with pytest.raises(BadFilter):
+            matches(LINE, unknown)
+    assert extract(LINE, "jsonPayload.kind.of") is None  # missing
 
 
 GCLOUD_READS_THEM = """

@@ -172,12 +172,9 @@ def test_pasted_mistakes_are_all_noticed(shell: str, tmp_path: Path) -> None:
     missed = [
         name
         for number, (name, (block, shells)) in enumerate(BAD.items())
-        if shell in shells and not problems(shell, [block], tmp_path / str(number), 2)
+        if shell in shells and not problems(shell, [block], tmp_path / str(number), 1)
     ]
     assert missed == []
-
-
-# --- without a shell ----------------------------------------------------------------------------------------------------
 
 
 def test_shell_blocks_hold_no_comment() -> None:
