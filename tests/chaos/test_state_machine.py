@@ -177,7 +177,6 @@ class Dispatching(RuleBasedStateMachine):
         self.started_at: dict[UUID, float] = {}
         self.jobs: dict[int, Brief] = {}
         self.attempts: dict[UUID, Brief] = {}
-        self.born: dict[int, tuple[UUID, float]] = {}
 
     # --- what may happen ----------------------------------------------------------------------------------------------
 
@@ -214,11 +213,15 @@ class Dispatching(RuleBasedStateMachine):
         self._enqueue(one_of(USERS), one_of(NUMBERS))
 
     def _enqueue(self, user: UUID, number: str) -> None:
-        recent = [j for j, (u, at) in self.born.items() if j in self.jobs and u == user and self.twilio.now - at < 3600]
+        ended_after = self.steps.now() - timedelta(hours=1)
+        recent = [
+            job
+            for job, row in self.jobs.items()
+            if row["user_id"] == user and (row["finished_at"] is None or row["finished_at"] > ended_after)
+        ]
         answer = self.do(lambda: self.steps.call("enqueue_call_job", user_id=user, phone_number=number))
         self.require(answer["created"] is not bool(recent), "one job an hour and user", (answer, recent))
         self.require(answer["job_id"] in (recent or self.jobs), "a second sign-up is told of the first", answer)
-        self.born.setdefault(answer["job_id"], (user, self.twilio.now))
 
     def somebody_interferes(self, one_of: OneOf) -> None:
         what = one_of(sorted(self.also & INTERFERENCES.keys()))
@@ -698,7 +701,10 @@ def a_copy(postgres: Postgres, template: str, name: str) -> Iterator[str]:
 
 @contextmanager
 def the_machine(
-    url: str, watched: Container[str] | None = None, may: Collection[str] = ALL
+    url: str,
+    watched: Container[str] | None = None,
+    may: Collection[str] = ALL,
+    machine: type[Dispatching] = Dispatching,
 ) -> Iterator[Callable[[], Dispatching]]:
     """Makes machines that share two connections to this database, one after the other."""
     with (
@@ -706,7 +712,7 @@ def the_machine(
         closing(psycopg.connect(url, autocommit=True)) as eyes,
     ):
         steps = Steps(service, eyes)
-        yield lambda: Dispatching(steps, watched, may)
+        yield lambda: machine(steps, watched, may)
 
 
 @pytest.mark.timeout(7200 if IN_CHAOS else 180)

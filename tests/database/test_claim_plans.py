@@ -30,6 +30,7 @@ A_STEP_READS = (
 FILL = """
 set session_replication_role = replica;
 alter table public.outbound_call_jobs drop constraint one_job_per_key_and_hour;
+alter table private.call_history set unlogged;
 alter table public.outbound_call_answers set unlogged;
 alter table public.outbound_call_attempts set unlogged;
 alter table public.outbound_call_jobs set unlogged;

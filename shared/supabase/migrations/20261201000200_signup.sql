@@ -209,6 +209,7 @@ declare
   v_missed record;
   v_healed int := 0;
 begin
+  perform setval('private.last_sweep', extract(epoch from private.clock())::bigint);
   perform private.find_lost_signups();
   for v_missed in
     select m.user_id, m.phone_was, u.id as existing_id, u.phone, u.phone_confirmed_at,
@@ -282,6 +283,9 @@ begin
   select j.id into v_id from public.outbound_call_jobs j
   where j.dedupe_key = v_key and j.dedupe_window && tstzrange(private.clock(), null)
   order by j.id desc limit 1;
+  perform private.remember(v_id, null, null, 'asked_again', 'another call was asked for with the same key, while this'
+                           ' one was open or within the hour after it: this job stands for both', null, null)
+  from (select from public.outbound_call_jobs j where j.id = v_id for key share skip locked) unlocked;
   return jsonb_build_object('job_id', v_id, 'created', false);
 end
 $$;

@@ -90,8 +90,11 @@ begin
     end if;
     update public.outbound_call_jobs
     set status      = case when v_expired then 'in_doubt' else status end,
-        reason_code = case when v_expired then 'lease_ran_out' else reason_code end,
-        reason      = case when v_expired then 'the dispatcher that held it never reported back' else reason end,
+        -- Of a call that the pause puts off; a reason that stands there holds, too.
+        reason_code = case when v_expired or v_attempt.put_off_until is not null then v_attempt.error_code
+                           else reason_code end,
+        reason      = case when v_expired or v_attempt.put_off_until is not null then v_attempt.error_message
+                           else reason end,
         due_at      = v_now + make_interval(secs => case when status = 'calling' then p_ask_s else p_hold_s end)
     where id = v_job.id;
     return private.open_call(v_attempt, v_now, v_job.cancel_requested, v_expired);
@@ -152,7 +155,10 @@ begin
     update public.outbound_call_jobs
     set due_at = case when p_asked_at < v_settled_at
                       then greatest(v_now, least(v_now + make_interval(secs => p_ask_s), v_settled_at))
-                      else v_now + make_interval(secs => p_ask_s) end
+                      else v_now + make_interval(secs => p_ask_s) end,
+        reason_code = case when v_several then 'ambiguous' else reason_code end,
+        reason      = case when v_several then 'several calls at Twilio may be this one: a person must look'
+                           else reason end
     where id = v_job.id;
     if v_several then
       return jsonb_build_object('outcome', 'ambiguous', 'calls', jsonb_array_length(v_candidates));

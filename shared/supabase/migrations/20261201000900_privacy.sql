@@ -26,7 +26,9 @@ language sql set search_path = '' as $$
   update private.call_results
   set data = data || '{"phone_number": null, "metadata": {}}'
              || case type when 'number.opted_out' then '{}' else '{"answers": {}, "qualification": null}' end::jsonb
-  where user_id = p_user_id
+  where user_id = p_user_id;
+  delete from private.call_history
+  where job_id in (select id from public.outbound_call_jobs where user_id = p_user_id) and code <> 'user_deleted'
 $$;
 comment on function private.forget_user is
   'Call dispatcher: erase a user''s text and answers at once, and cancel or end their calls. Their numbers stay a day'

@@ -28,7 +28,9 @@ select set_eq('select on_table, name, function from our_triggers', $$ values
   ('outbound_call_jobs', 'summarize_call_job',                      'summarize_call_job'),
   ('outbound_call_jobs', 'note_call_result',                        'note_call_result'),
   ('call_opt_outs',      'note_opt_out_result',                     'note_opt_out_result'),
-  ('outbound_call_jobs', 'on_outbound_call_job_created',            'on_outbound_call_job_created') $$,
+  ('outbound_call_jobs', 'on_outbound_call_job_created',            'on_outbound_call_job_created'),
+  ('outbound_call_jobs', 'remember_call_job',                       'remember_call_job'),
+  ('private.call_settings', 'remember_pause',                       'remember_pause') $$,
   'these are our triggers');
 select is_empty($$ select name from our_triggers where tgenabled <> 'O' $$, 'every trigger is on');
 select is_empty($$ select proname from pg_proc
@@ -75,6 +77,8 @@ select set_eq($$ select conrelid::regclass::text, conname::text, contype::text f
   ('private.call_results',   'due_results_have_not_ended',         'c'),
   ('private.missed_signups', 'missed_signups_pkey',                'p'),
   ('private.call_counts',    'call_counts_pkey',                   'p'),
+  ('private.call_history',   'call_history_pkey',                  'p'),
+  ('private.call_history',   'call_history_job_id_fkey',           'f'),
   ('private.deleted_calls',  'deleted_calls_pkey',                 'p'),
   ('private.deleted_users',  'deleted_users_pkey',                 'p') $$,
   'these are our constraints');
@@ -108,7 +112,8 @@ insert into wanted values
   ('private.call_results_due', '\(due_at, seq\) WHERE .*due', 'the claim to tell, in its order'),
   ('private.call_results_order', '\(subject, seq\) WHERE .*due', 'the order of a subject''s events'),
   ('private.call_results_state', '\(state, created_at\)$', 'prune_call_jobs and the statistics'),
-  ('private.call_results_user', '\(user_id\)$', 'the deletion of a user');
+  ('private.call_results_user', '\(user_id\)$', 'the deletion of a user'),
+  ('private.call_history_job', '\(job_id, id\)$', 'the story of a job');
 
 select matches(coalesce((select pg_get_indexdef(to_regclass(name))), 'no such index'), definition,
                name || ' serves ' || purpose) from wanted;

@@ -43,7 +43,7 @@ end
 $$;
 reset session_replication_role;
 insert into private.call_settings default values;
-select setval('private.lost_signups', 1, false);
+select setval('private.lost_signups', 1, false), setval('private.last_sweep', 1, false);
 update sandbox.clock set offset_by = '0';
 """
 

@@ -1,0 +1,401 @@
+-- Why a person was called, or was not: the unusual events of each job, and its story in sentences.
+
+create table private.call_history (
+  id       bigint generated always as identity primary key,
+  job_id   bigint references public.outbound_call_jobs (id) on delete cascade,  -- null: a pause of all calls
+  at       timestamptz not null,
+  last_at  timestamptz,            -- of an event that came several times in a row; of a pause: its end
+  times    int not null default 1,
+  was      text,                   -- the job's status before, and after
+  status   text,
+  code     text,
+  reason   text,
+  due_at   timestamptz,            -- of a pause: until when
+  attempts int
+);
+create index call_history_job on private.call_history (job_id, id);
+comment on table private.call_history is
+  'Call dispatcher: the last 50 unusual events of each job (holds, releases, refusals, doubts, acts by hand), and the'
+  ' last 50 pauses, for explain_call_job. A call that goes as planned writes nothing here. Deleted with the job.';
+
+create sequence private.last_sweep owned by private.call_history.id;
+comment on sequence private.last_sweep is
+  'Call dispatcher: when the last sweep began, in seconds since 1970. A sequence is written without any lock.';
+
+create function private.remember(
+  p_job_id bigint, p_was text, p_status text, p_code text, p_reason text, p_due_at timestamptz, p_attempts int
+) returns void
+language plpgsql set search_path = '' as $$
+begin
+  update private.call_history set times = times + 1, last_at = private.clock(), due_at = p_due_at
+  where id = (select max(h.id) from private.call_history h where h.job_id = p_job_id)
+    and (was, status, code, reason, attempts) is not distinct from (p_was, p_status, p_code, p_reason, p_attempts);
+  if not found then
+    insert into private.call_history (job_id, at, was, status, code, reason, due_at, attempts)
+    values (p_job_id, private.clock(), p_was, p_status, p_code, p_reason, p_due_at, p_attempts);
+    delete from private.call_history
+    where id in (select h.id from private.call_history h where h.job_id = p_job_id order by h.id desc offset 50);
+  end if;
+end
+$$;
+comment on function private.remember is
+  'Call dispatcher: add an event to a job''s history; the same event as the one before only counts.';
+
+create function private.remember_call_job() returns trigger
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_code constant text := case
+    when new.phone_number = 'erased' and old.phone_number <> 'erased' then 'user_deleted'
+    when new.cancel_requested and not old.cancel_requested then coalesce(new.cancel_code, 'canceled')
+    when new.reason_code is null and (new.phone_number <> old.phone_number or old.reason_code = 'phone_removed')
+      then 'number_changed'
+    else new.reason_code end;
+begin
+  perform private.remember(
+    new.id, old.status, new.status, v_code,
+    case when v_code = 'number_changed' then 'the user''s phone is now ' || private.masked_number(new.phone_number)
+         when v_code is distinct from new.reason_code then private.why_canceled(v_code) else new.reason end,
+    case when new.status = 'queued' then new.due_at end, new.attempts);
+  return null;
+end
+$$;
+comment on function private.remember_call_job is
+  'Call dispatcher: after each update of a job that is out of the ordinary, by any function or by hand: remember it.';
+
+-- The ordinary way (claim, acceptance, end, redial) is told by the attempts. Its updates fail this condition.
+create trigger remember_call_job after update on public.outbound_call_jobs
+  for each row when (
+    (new.reason_code is not null or new.cancel_requested or old.finished_at is not null
+     or new.phone_number <> old.phone_number or new.status in ('queued', 'failed', 'canceled'))
+    and (old.status, old.reason_code, old.reason, old.cancel_requested, old.phone_number,
+         case when old.status = 'queued' then old.due_at end)
+        is distinct from (new.status, new.reason_code, new.reason, new.cancel_requested, new.phone_number,
+                          case when new.status = 'queued' then new.due_at end)
+    and not (old.status = 'calling' and coalesce(new.reason_code, '') in ('busy', 'no-answer', 'failed', 'machine')))
+  execute function private.remember_call_job();
+
+create function private.remember_pause() returns trigger
+language plpgsql security definer set search_path = '' as $$
+begin
+  update private.call_history set last_at = private.clock() where job_id is null and last_at is null;
+  if new.paused_until is not null then
+    insert into private.call_history (at, code, reason, due_at)
+    values (private.clock(), new.paused_by, new.pause_reason, new.paused_until);
+    delete from private.call_history
+    where id in (select h.id from private.call_history h where h.job_id is null order by h.id desc offset 50);
+  end if;
+  return null;
+end
+$$;
+comment on function private.remember_pause is
+  'Call dispatcher: when calls are paused, and when they go on: remember it. The jobs that wait are not touched.';
+
+create trigger remember_pause after update on private.call_settings
+  for each row when ((old.paused_until, old.paused_by, old.pause_reason)
+                     is distinct from (new.paused_until, new.paused_by, new.pause_reason))
+  execute function private.remember_pause();
+
+-- ---------------------------------------------------------------------------------------------- words
+
+create function private.masked_number(p_number text) returns text
+language sql immutable set search_path = '' as $$
+  select case when length(p_number) > 6 then left(p_number, 2) || '*******' || right(p_number, 2) else '***' end
+$$;
+comment on function private.masked_number is 'Call dispatcher: the first two and the last two signs of a number.';
+
+create function private.masked(p_text text) returns text
+language sql immutable set search_path = '' as $$
+  select regexp_replace(p_text, '\+?(?<!\d)(?!\d{4}-\d\d-\d\d(?!\d))\d[\d ().\-/]{5,}\d', '*******', 'g')
+$$;
+comment on function private.masked is
+  'Call dispatcher: a text that somebody else wrote, without its phone numbers. Dates stay.';
+
+create function private.zone_of(p_metadata jsonb) returns text
+language sql stable set search_path = '' as $$
+  select z.name
+  from unnest(array['app_timezone', 'timezone', 'time_zone', 'tz']) with ordinality key (name, n)
+  join pg_catalog.pg_timezone_names z on z.name = btrim(p_metadata ->> key.name) and z.name like '%_/_%'
+  where p_metadata ?| array['app_timezone', 'timezone', 'time_zone', 'tz']  -- else the slow view is not read
+  order by key.n limit 1
+$$;
+comment on function private.zone_of is
+  'Call dispatcher: a person''s time zone, as the server or the device named it: a place, or null.';
+
+create function private.told(p_at timestamptz, p_zone text default null) returns text
+language sql stable set search_path = '' as $$
+  select case when isfinite(p_at) then to_char(p_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')
+                || coalesce(to_char(p_at at time zone p_zone, '" ("Dy HH24:MI" in "')
+                            || replace(regexp_replace(p_zone, '^.*/', ''), '_', ' ') || ')', '')
+              when p_at is not null then 'no time at all' end
+$$;
+comment on function private.told is 'Call dispatcher: a time in words: UTC, and by the clock of the zone, if any.';
+
+create function private.lasted(p_from timestamptz, p_to timestamptz) returns text
+language sql immutable strict set search_path = '' as $$
+  select case when s < 120 then round(s, case when s < 10 then 1 else 0 end) || ' s'
+              when s < 7200 then round(s / 60) || ' min' when s < 172800 then round(s / 3600) || ' h'
+              else round(s / 86400) || ' days' end
+  from (select greatest(0, extract(epoch from p_to) - extract(epoch from p_from)) as s) seconds
+$$;
+comment on function private.lasted is 'Call dispatcher: the time between two moments in words.';
+
+create function private.swept() returns text
+language sql stable set search_path = '' as $$
+  select case when is_called then 'the last sweep began ' || private.lasted(to_timestamp(last_value), private.clock())
+                                  || ' ago, at ' || private.told(to_timestamp(last_value))
+              else 'no sweep has ever run: set up the scheduler' end
+  from private.last_sweep
+$$;
+comment on function private.swept is 'Call dispatcher: when the last sweep began, in words.';
+
+create function private.paused(p_pause private.call_history, p_zone text) returns text
+language sql stable set search_path = '' as $$
+  select case (p_pause).code when 'hand' then ' by hand' when 'halt' then ' because our account or its setup is broken'
+                             else '' end
+    || case when over <= private.clock() then ', for ' || private.lasted((p_pause).at, over)
+            when isfinite(over) then ', until ' || private.told(over, p_zone)
+            else ', until somebody calls ' || case (p_pause).code when 'restore' then 'confirm_restore()'
+                                              else 'resume_calls()' end end
+    || coalesce(': ' || private.masked((p_pause).reason), '')
+  from (select least((p_pause).last_at, (p_pause).due_at) as over) pause
+$$;
+comment on function private.paused is 'Call dispatcher: whose pause of all calls it is, how long and why, in words.';
+
+create function private.held_lock(p_job_id bigint) returns text
+language sql stable set search_path = '' as $$
+  select 'an open transaction holds its row (process ' || l.pid || '): end that session'
+  from public.outbound_call_jobs j join pg_catalog.pg_locks l on l.transactionid = j.xmax
+  where j.id = p_job_id and l.locktype = 'transactionid' and l.granted and l.pid <> pg_backend_pid() limit 1
+$$;
+comment on function private.held_lock is 'Call dispatcher: whose transaction has locked a job, in words; or null.';
+
+-- ---------------------------------------------------------------------------------------------- the story
+
+create function private.waits_because(p_job public.outbound_call_jobs, p_zone text) returns text
+language sql stable set search_path = '' as $$
+  select case
+    when p_job.due_at > t.now and coalesce(p_job.reason, p_job.reason_code) is null
+      then 'it is not due before ' || private.told(p_job.due_at, p_zone)
+    when p_job.due_at > t.now
+      then private.masked(coalesce(p_job.reason, p_job.reason_code)) || '; due ' || private.told(p_job.due_at, p_zone)
+    else 'due since ' || private.told(greatest(p_job.due_at, p_job.created_at), p_zone)
+      || coalesce(' (' || private.masked(p_job.reason) || ')', '') || '; nothing has claimed it: ' || concat_ws('; ',
+      private.held_lock(p_job.id),
+      case when s.paused_until > t.now
+           then (select 'calls are paused since ' || private.told(h.at, p_zone) || private.paused(h, p_zone)
+                 from private.call_history h where h.job_id is null order by h.id desc limit 1)
+           when s.halts > 0 and s.probe_until > t.now then 'after a halt one call goes first, and it is being made' end,
+      case when exists (select from public.call_opt_outs o where o.phone_e164 = p_job.phone_e164)
+             then 'its number has opted out: the next claim cancels it'
+           when exists (select from auth.users u where u.id = p_job.user_id and u.banned_until > t.now)
+             then 'its user is banned: the next claim cancels it'
+           when p_job.phone_e164 is null then 'its number has not been read yet'
+           when p_job.database_id <> private.database_id() then 'it was queued in another database' end,
+      (select 'a call to its number is under way, of job ' || string_agg(distinct a.job_id::text, ', ')
+       from public.outbound_call_attempts a
+       where a.phone_e164 = p_job.phone_e164 and a.closed_at is null and a.job_id <> p_job.id),
+      (select nullif(count(*), 0) || ' jobs were due before it'
+       from (select from public.outbound_call_jobs j
+             where j.status = 'queued' and (j.due_at, j.id) < (p_job.due_at, p_job.id) limit 10000) earlier),
+      case when s.next_call_at > t.now then 'the rate allows a call at ' || private.told(s.next_call_at, p_zone) end,
+      private.swept()) end
+  from private.call_settings s, (select private.clock() as now) t
+$$;
+comment on function private.waits_because is 'Call dispatcher: why a queued job has not been dialed, in words.';
+
+create function private.stands(p_job public.outbound_call_jobs, p_zone text) returns text
+language sql stable set search_path = '' as $$
+  select case p_job.status
+      when 'completed' then 'completed: the person was called'
+      when 'queued' then 'waits: ' || private.waits_because(p_job, p_zone)
+      when 'dialing' then 'a dispatcher holds it since ' || private.told(a.started_at, p_zone)
+        || '; unless it reports, Twilio is asked about the call' || ask
+      when 'in_doubt' then 'in doubt for ' || private.lasted(a.doubted_at, private.clock()) || ': '
+        || private.masked(coalesce(p_job.reason, a.error_message, 'nobody knows whether Twilio took the call'))
+        || '; nobody dials before that is settled; Twilio is asked' || ask
+      when 'calling' then case a.call_status when 'queued' then 'its call waits in Twilio''s queue'
+          when 'in-progress' then 'the person is on the line' when 'ringing' then 'the phone rings'
+          else 'its call is under way' end
+        || case when a.put_off_until is null then '' else
+             coalesce('; it must not ring now and is canceled there: ' || private.masked(a.error_message), '') end
+        || coalesce('; the person asked to be called again at ' || private.told(a.later_at, p_zone), '')
+        || '; without news Twilio is asked' || ask
+      else p_job.status || ': ' || private.masked(coalesce(p_job.reason, p_job.reason_code, 'no reason was stored')) end
+    || case when p_job.cancel_requested and p_job.finished_at is null
+            then '; it is to be canceled (' || private.why_canceled(p_job.cancel_code) || ') when its call is over'
+            else '' end
+  from (select case when p_job.due_at > private.clock() then ' at ' || private.told(p_job.due_at, p_zone)
+               else concat_ws('; ', ' since ' || private.told(p_job.due_at, p_zone), private.held_lock(p_job.id),
+                              private.swept()) end as ask) t
+  left join public.outbound_call_attempts a on a.job_id = p_job.id and a.state in ('started', 'in_doubt', 'accepted')
+$$;
+comment on function private.stands is 'Call dispatcher: how a job stands now, in words.';
+
+create function private.story(p_job public.outbound_call_jobs) returns setof text
+language plpgsql stable set search_path = '' as $$
+declare
+  v_now  constant timestamptz := private.clock();
+  v_zone constant text := private.zone_of(p_job.metadata);
+begin
+  return query
+  with mine as (
+    select a.*, exists (select from private.call_history h where h.job_id = a.job_id
+                          and h.at = case a.state when 'absent' then a.closed_at when 'refused' then a.closed_at
+                                     else a.doubted_at end) as told
+    from public.outbound_call_attempts a where a.job_id = p_job.id
+  ), events (at, rank, sentence) as (
+    select u.created_at, 0, 'the user signed up' from auth.users u where u.id = p_job.user_id
+    union all
+    select p_job.created_at, 1, 'queued, signup mode ' || private.masked(p_job.signup_mode)
+      || case when p_job.phone_number = 'erased' then ''
+              else ', for ' || private.masked_number(coalesce(p_job.phone_e164, p_job.phone_number)) end
+    union all
+    select h.at, 2, 'all calls were paused' || private.paused(h, v_zone) from private.call_history h
+    where h.job_id is null and h.at < coalesce(p_job.finished_at, v_now)
+      and least(h.last_at, h.due_at, v_now) >= p_job.created_at
+    union all
+    -- The second of two calls of one request has no claim of its own.
+    select min(m.started_at), 3, 'claimed for call ' || m.number || coalesce(
+      ' from ' || private.masked_number(min(m.from_e164)), '') || coalesce(
+      ' to ' || private.masked_number(min(m.phone_e164)), '')
+    from mine m where m.error_code is distinct from 'restored' group by m.started_at, m.number
+    union all
+    select m.doubted_at, 4, 'in doubt: ' || private.masked(coalesce(m.error_message, 'nobody knows what became of it'))
+    from mine m where not m.told or m.state = 'absent'
+    union all
+    select m.accepted_at, 5, case when m.state = 'duplicate' then 'Twilio took one call too many, which is ended'
+      else 'Twilio has the call' || coalesce(', after ' || private.lasted(m.doubted_at, m.accepted_at) || ' in doubt',
+      '') end || ' (' || m.call_sid || ')'
+    from mine m
+    union all
+    select m.closed_at, 7, case
+      when m.error_code = 'outcome_unknown' then 'the end of the call never became known'
+      when m.state = 'duplicate' then 'the call too many is over'
+      when m.state = 'refused' then 'refused: ' || private.masked(coalesce(m.error_message, m.error_code))
+      when m.state = 'absent' then 'Twilio has no such call'
+      else case m.call_status when 'busy' then 'the line was busy' when 'no-answer' then 'nobody answered'
+             when 'failed' then 'the call could not be put through' when 'completed' then 'the call is over'
+             else 'the call was canceled' || case when m.put_off_until is null then '' else ' before it rang' end end
+        || case when m.answered_by like any ('{machine%,fax}') then ': a machine picked up' else '' end
+        || coalesce(', after ' || m.duration_s || ' s', '') || coalesce(' (SIP ' || m.sip_code || ')', '') end
+    from mine m where not (m.told and m.state in ('refused', 'absent'))
+    union all
+    select h.at, case when h.status <> 'calling' and h.was in ('dialing', 'in_doubt', 'calling') then 8 else 6 end,
+      case
+        when h.was is null then ''
+        when h.was in ('completed', 'failed', 'canceled') and h.status in ('queued', 'calling') then 'taken up again: '
+        when h.status in ('dialing', 'in_doubt', 'calling') and h.reason = private.why_canceled(h.code)
+          then 'its call is to be ended: '
+        when h.code = 'number_changed' then ''
+        when h.status = 'calling' then 'its call must not ring now: '
+        when h.status = 'in_doubt' then 'in doubt: '
+        when h.was = 'dialing' and h.status = 'queued' then 'given back before it was dialed: '
+        when h.status = 'queued' then 'put off: '
+        else h.status || ': ' end
+      || private.masked(coalesce(h.reason, h.code, case h.status
+           when 'calling' then 'Twilio has its call after all' when 'queued' then 'its time was changed'
+           else 'no reason was stored' end))
+      || coalesce('; due ' || private.told(h.due_at, v_zone), '')
+      || case when h.times = 1 then '' else ' (' || h.times || ' times, the last at ' || private.told(h.last_at, v_zone)
+         || ')' end
+    from private.call_history h where h.job_id = p_job.id
+    union all
+    select o.opted_out_at, 9, 'this number opted out of calls (' || private.masked(o.how) || ')'
+    from public.call_opt_outs o where o.phone_e164 = p_job.phone_e164
+    union all
+    select d.deleted_at, 9, 'the user was deleted: what was known before is erased'
+    from private.deleted_users d where d.user_id = p_job.user_id
+    union all
+    select m.noted_at, 9, 'a change of the user''s phone could not be followed (' || private.masked(m.error)
+      || '): each sweep tries again; ' || private.swept()
+    from private.missed_signups m where m.user_id = p_job.user_id
+  )
+  select private.told(e.at, v_zone) || ': ' || e.sentence || '.' from events e where e.at is not null
+  order by e.at, e.rank;
+  return next private.told(v_now, v_zone) || ', now: ' || private.stands(p_job, v_zone) || '.';
+end
+$$;
+comment on function private.story is 'Call dispatcher: what befell a job, in order, and how it stands now.';
+
+create function private.why_no_job(p_user_id uuid) returns text
+language sql stable set search_path = '' as $$
+  select 'User ' || p_user_id || ' has no call job: ' || case
+    when u.id is null then 'there is no such user; deleted users, and jobs older than the retention, leave nothing.'
+    when m.user_id is not null then 'it could not be queued at ' || private.told(m.noted_at) || ' ('
+      || private.masked(m.error) || '). Each sweep tries again; ' || private.swept() || '.'
+    when u.deleted_at is not null then 'the user was marked as deleted at ' || private.told(u.deleted_at) || '.'
+    when private.onboarding_phone(u.phone, now(), u.raw_user_meta_data) is null
+      then 'the user has no phone' || case when s.verified_phones_only then ' in auth.users.'
+                                      else ', neither in auth.users nor in the metadata of the sign-up.' end
+    when private.onboarding_phone(u.phone, u.phone_confirmed_at, u.raw_user_meta_data) is null
+      then 'the phone is not confirmed, and only confirmed phones are called (require_verified_phones).'
+    when s.lost_after is not null or s.lost_seen < l.last_value then 'sign-ups of ' || private.told(
+      to_timestamp(l.last_value)) || ' were lost to a locked table. Sweeps look for them; ' || private.swept() || '.'
+    else coalesce('the user signed up at ' || private.told(u.created_at) || ', ', '') || 'before the dispatcher was'
+      ' installed; or the job ended and was deleted, after CALL_RETENTION_DAYS or by hand. enqueue_call_job queues one.'
+    end
+  from private.call_settings s cross join private.lost_signups l
+  left join auth.users u on u.id = p_user_id left join private.missed_signups m on m.user_id = p_user_id
+$$;
+comment on function private.why_no_job is 'Call dispatcher: why a user has no job, in words.';
+
+create function public.explain_call_job(
+  p_job_id bigint default null, p_user_id uuid default null, p_phone_number text default null
+) returns setof text
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_job    public.outbound_call_jobs;
+  v_phones constant text[] := array_remove(private.spellings(private.read_number(p_phone_number)), null);
+  v_last   constant bigint := (
+    select coalesce(max(s.last_value), 0) from pg_catalog.pg_sequences s
+    where format('%I.%I', s.schemaname, s.sequencename) = pg_get_serial_sequence('public.outbound_call_jobs', 'id'));
+  v_found  boolean := false;
+begin
+  if num_nonnulls(p_job_id, p_user_id, p_phone_number) <> 1 then
+    raise exception 'give one of p_job_id, p_user_id and p_phone_number';
+  end if;
+  for v_job in
+    select * from public.outbound_call_jobs j
+    where j.id = p_job_id or j.user_id = p_user_id or j.phone_e164 = any (v_phones) or j.phone_number = p_phone_number
+       or j.id in (select a.job_id from public.outbound_call_attempts a where a.phone_e164 = any (v_phones))
+    order by j.id
+  loop
+    v_found := true;
+    if p_job_id is null then
+      return next 'Job ' || v_job.id || ':';
+    end if;
+    return query select private.story(v_job);
+  end loop;
+  if p_phone_number is not null then
+    if v_phones = '{}' then
+      return next 'This text cannot be read as one certain number'
+        || coalesce(': was it ' || private.masked_number(private.nearest_number(p_phone_number)) || '?', '.');
+    end if;
+    return query
+    select 'The number opted out of calls at ' || private.told(min(o.opted_out_at)) || ' ('
+      || private.masked(min(o.how)) || ').' from public.call_opt_outs o
+    where o.phone_e164 = any (v_phones) having count(*) > 0
+    union all
+    select private.why_no_job(u.id) from auth.users u
+    where '+' || u.phone = any (v_phones) and not exists (
+      select from public.outbound_call_jobs j where j.user_id = u.id);
+    if not v_found and not found then
+      return next 'No call job has this number. If its user has another phone in auth.users: ask with p_user_id.';
+    end if;
+  elsif p_user_id is not null and not v_found then
+    return next private.why_no_job(p_user_id);
+  elsif not v_found then
+    return next case when p_job_id between 1 and v_last then 'There is no call job ' || p_job_id || ' any more: it'
+        ' ended and was deleted, after CALL_RETENTION_DAYS or by hand; or its insert was undone.' || coalesce((
+          select ' The job before it was queued at ' || private.told(j.created_at) || '.'
+          from public.outbound_call_jobs j where j.id < p_job_id order by j.id desc limit 1), '')
+      else 'There has never been a call job ' || p_job_id || ': the ids go up to ' || v_last || '.' end;
+  end if;
+end
+$$;
+comment on function public.explain_call_job is
+  'Call dispatcher, by hand: why a person was called, or was not: the story of a job in sentences, with times in UTC'
+  ' and by the person''s clock, and how it stands now. For one job, or all jobs of a user or a number. Numbers are'
+  ' masked. Reads only. -> one sentence a row';
+
+select private.apply_rights();
