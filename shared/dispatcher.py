@@ -20,18 +20,9 @@ from shared.conversation.colleagues import Transfer, plan_transfer
 from shared.conversation.later import time_in_words, wished_moment
 from shared.conversation.script import Answer as ScriptAnswer
 from shared.deadline import ClaimClock
-from shared.jobs import Jobs
+from shared.jobs import ClaimPolicy, Jobs, SettlePolicy
 from shared.models import LiveCall, Step, StepResult
-from shared.screening import (
-    PhoneNumber,
-    PutOff,
-    Refusal,
-    check_hours,
-    first_right_moment,
-    parse_number,
-    persons_clock,
-    screen,
-)
+from shared.screening import PhoneNumber, PutOff, Refusal, check_hours, next_moment, parse_number, persons_clock, screen
 from shared.settings import DIAL_WITHIN_SECONDS, Settings
 from shared.telephony import CallNotPlaced, Telephony, TwilioUnavailable
 
@@ -41,7 +32,7 @@ log = structlog.get_logger()
 TWILIO_QUEUE_SECONDS = 24 * 3600.0
 HALT_SECONDS = 60.0  # the first pause after a halt; SQL doubles it, up to an hour
 # No call starts this close to the end of its hours: 2 s until the request leaves, Twilio's answer, and the ringing.
-LAST_CALL_SECONDS = 30.0
+LAST_CALL = timedelta(seconds=30)
 ASKS_PER_SETTLING = 4  # Twilio is asked this often before an absent call counts as absent
 
 
@@ -61,7 +52,7 @@ class Dispatcher:
         self._fault_point = fault_point
         self._slot_s = 1 / settings.calls_per_second
         self._ask_again_s = settings.call_settling_seconds / ASKS_PER_SETTLING
-        self._claim_policy = models.ClaimPolicy(
+        self._claim_policy = ClaimPolicy(
             lease_s=settings.call_lease_seconds,
             calls_per_second=settings.calls_per_second,
             calls_per_number_per_day=settings.calls_per_number_per_day,
@@ -69,7 +60,7 @@ class Dispatcher:
             calls_per_day=settings.calls_per_day,
             from_=settings.twilio_phone_number,
         )
-        self._settle_policy = models.SettlePolicy(
+        self._settle_policy = SettlePolicy(
             settling_s=settings.call_settling_seconds,
             ask_s=self._ask_again_s,
             poll_s=settings.call_ask_seconds,
@@ -120,8 +111,7 @@ class Dispatcher:
             reason = "the stored E.164 form was not the number's"
             self._jobs.release(attempt, code="number_corrected", reason=reason, slot_s=self._slot_s)
             return models.finished(self._parse_number(job.id, job.phone_number))
-        ring = timedelta(seconds=LAST_CALL_SECONDS)
-        match screen(number, job.metadata, self._settings, claim.now, ring, claim.redial):
+        match screen(number, job.metadata, self._settings, claim.now, LAST_CALL, claim.redial):
             case Refusal(code=code, reason=reason):
                 self._jobs.refuse(attempt, code=code, reason=reason, slot_s=self._slot_s)
                 log.warning("call refused", kind="call_refused", code=code, reason=reason)
@@ -308,8 +298,7 @@ class Dispatcher:
             return None
         zone, _ = persons_clock(number, call.job.metadata, call.now)
         wished = wished_moment(wish, call.now.astimezone(zone))
-        ring = timedelta(seconds=LAST_CALL_SECONDS)
-        return first_right_moment(number, call.job.metadata, self._settings, wished, ring)
+        return next_moment(number, call.job.metadata, self._settings, wished, LAST_CALL)
 
     def later_in_words(self, call: LiveCall, language: str) -> str | None:
         """The stored time of the later call, as the person's clock shows it; None: no later call is agreed."""

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
@@ -14,12 +15,10 @@ from shared.models import (
     Answer,
     CallEvent,
     Claim,
-    ClaimPolicy,
     LiveCall,
     NextOpenCall,
     NextResult,
     Settlement,
-    SettlePolicy,
     TwilioCall,
 )
 from shared.setup_facts import SetupFacts
@@ -63,6 +62,28 @@ _BOOL = TypeAdapter(bool, config=_LATER)
 _STATE: TypeAdapter[str | None] = TypeAdapter(str | None, config=_LATER)
 _INT = TypeAdapter(int, config=_LATER)
 _COUNTS = TypeAdapter(dict[str, int], config=_LATER)
+
+
+@dataclass(frozen=True)
+class ClaimPolicy:
+    """The settings of a claim, made once. The fields are the arguments of claim_call_job; `from_` is our number."""
+
+    lease_s: float
+    calls_per_second: float
+    calls_per_number_per_day: int
+    calls_per_prefix_per_hour: int
+    calls_per_day: int | None
+    from_: str
+
+
+@dataclass(frozen=True)
+class SettlePolicy:
+    """The settings of settle_call, made once."""
+
+    settling_s: float
+    ask_s: float
+    poll_s: float
+    gives_up: bool
 
 
 class JobsUnavailable(Exception):

@@ -38,7 +38,6 @@ class Person(_Answer):
 
 class ClaimedJob(Person):
     id: int
-    user_id: UUID
     phone_number: str
     phone_e164: str
 
@@ -160,8 +159,6 @@ NextOpenCall = Annotated[OpenCall | NoOpenCall, Field(discriminator="outcome")]
 class Found(_Answer):
     outcome: Literal["found"]
     call_sid: str
-    call_status: CallStatus
-    then: Literal["keep", "end", "unknown"]
 
 
 class Absent(_Answer):
@@ -253,28 +250,6 @@ class Answer:
     opt_out: bool = False
     heard: str | None = field(default=None, repr=False)
     later_at: datetime | None = None
-
-
-@dataclass(frozen=True)
-class ClaimPolicy:
-    """The settings of a claim, made once. The fields are the arguments of claim_call_job; `from_` is our number."""
-
-    lease_s: float
-    calls_per_second: float
-    calls_per_number_per_day: int
-    calls_per_prefix_per_hour: int
-    calls_per_day: int | None
-    from_: str
-
-
-@dataclass(frozen=True)
-class SettlePolicy:
-    """The settings of settle_call, made once."""
-
-    settling_s: float
-    ask_s: float
-    poll_s: float
-    gives_up: bool
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from shared.models import Redial
 from shared.screening.area_codes import table_date
-from shared.screening.hours import PutOff, check_hours, first_right_moment, persons_clock
+from shared.screening.hours import PutOff, check_hours, next_moment, persons_clock
 from shared.screening.number_rules import called_countries, check_number
 from shared.screening.numbers import PhoneNumber, Refusal, parse_number
 from shared.screening.spread import spread
@@ -19,7 +19,7 @@ __all__ = [
     "called_countries",
     "check_hours",
     "check_number",
-    "first_right_moment",
+    "next_moment",
     "parse_number",
     "persons_clock",
     "screen",

@@ -67,7 +67,7 @@ def check_hours(
     return None
 
 
-def first_right_moment(
+def next_moment(
     number: PhoneNumber, metadata: Mapping[str, Any], settings: Settings, wish: datetime, ring: timedelta = _NOTHING
 ) -> datetime | None:
     """The first moment from `wish` (aware) at which the phone may ring, and `ring` later; None: there is none."""

@@ -36,7 +36,7 @@ from phonenumbers import timezone
 from psycopg.rows import dict_row
 
 from function.sweep import DIALING_THREADS
-from shared.dispatcher import LAST_CALL_SECONDS
+from shared.dispatcher import LAST_CALL
 from tests.sandbox.numbers import US_AREA_CODES
 from tests.sandbox.sandbox import Sandbox
 
@@ -100,7 +100,7 @@ def run(sign_ups: int, evening: int, pace: float, say: Callable[[str], None] = p
         scene.turn_clock_to(12)
         seconds = scene.burst(sign_ups)
         # The clock runs on from there, so the window closes when half of what the pace allows has been dialed.
-        scene.turn_clock_to(CLOSES, less_s=LAST_CALL_SECONDS + evening / 2 / pace)
+        scene.turn_clock_to(CLOSES, less_s=LAST_CALL.total_seconds() + evening / 2 / pace)
         seconds += scene.burst(evening)
         scene.turn_clock_to(24 + OPENS, less_s=3)
         seconds += scene.await_calls() - 3

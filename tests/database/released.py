@@ -25,8 +25,8 @@ from postgrest import SyncPostgrestClient
 from pydantic import TypeAdapter
 
 from shared.database import connect
-from shared.jobs import Jobs
-from shared.models import CallEvent, Claim, ClaimedResult, ClaimPolicy, NextOpenCall, OpenCall, SettlePolicy, TwilioCall
+from shared.jobs import ClaimPolicy, Jobs, SettlePolicy
+from shared.models import CallEvent, Claim, ClaimedResult, NextOpenCall, OpenCall, TwilioCall
 from shared.settings import load_settings
 from tests.sandbox.postgres import Postgres
 from tests.sandbox.serve import Server

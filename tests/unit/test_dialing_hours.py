@@ -59,7 +59,7 @@ class World:
         redial: Redial | None = None,
     ) -> str:
         job = ClaimedJob(
-            id=7, user_id=uuid.uuid4(), phone_number=number, phone_e164=number,
+            id=7, phone_number=number, phone_e164=number,
             first_name=None, signup_mode="default", metadata={},
         )  # fmt: skip
 
