@@ -116,7 +116,8 @@ class Watch:
         attempts: dict[int, list[Row]] = defaultdict(list)
         for attempt in self.attempts.values():
             attempts[attempt["job_id"]].append(attempt)
-        for call in self._twilio.calls:
+        first_legs = [call for call in self._twilio.calls if call.parent is None]
+        for call in first_legs:
             calls[self.attempts.get(attempt_of(call.url) or "", {}).get("job_id")].append(call)
         statuses = Counter(job["status"] for job in self.jobs.values())
         lost = sum(is_lost(job, attempts[job["id"]], calls[job["id"]]) for job in self.jobs.values())
@@ -124,7 +125,7 @@ class Watch:
             **{name: statuses[name] for name in ("queued", "dialing", "in_doubt", "calling", *FINAL)},
             "ended": sum(statuses[name] for name in FINAL),
             "jobs": len(self.jobs),
-            "calls": len(self._twilio.calls),
+            "calls": len(first_legs),
             "twice": sum(_repeats(theirs) for job, theirs in calls.items() if job is not None),
             "lost": lost,
         }

@@ -5,6 +5,7 @@
        +------------------------+-> canceled
 
 `Exchange` is Twilio's side, `Call` what it knows of one call. Whatever ends a call goes through `Exchange._finish`, once.
+A Dial makes a second leg, a Call with a parent: it rings, its whisper is spoken, and the two are connected until either hangs up.
 Time: the queue, the ringing, TimeLimit and `talk_s` run in real seconds. Speech runs at `words_per_second`; pauses and the
 silence after a Gather shrink in the same proportion to the 2.5 words a second of a human voice.
 All methods belong to one event loop.
@@ -32,7 +33,18 @@ from tests.sandbox.twilio import twiml
 from tests.sandbox.twilio.agent_session import Relay, Session, Stream
 from tests.sandbox.twilio.behaviour import Act, Conduct, Speech
 from tests.sandbox.twilio.create_call_validation import Event, Order, Refusal
-from tests.sandbox.twilio.twiml import ApplicationError, Connect, Document, Gather, Hangup, Pause, Play, Redirect, Say
+from tests.sandbox.twilio.twiml import (
+    ApplicationError,
+    Connect,
+    Dial,
+    Document,
+    Gather,
+    Hangup,
+    Pause,
+    Play,
+    Redirect,
+    Say,
+)
 from tests.sandbox.twilio.webhooks import Hook, Webhooks, snake
 
 API = "2010-04-01"
@@ -49,6 +61,8 @@ HUMAN_WORDS_PER_SECOND = 2.5
 DETECTION_SECONDS = {"human": 2.0, "machine": 4.0}  # how long answering machine detection listens
 QUEUE_SECONDS = 86_400  # a fuller queue takes no more calls (error 22005)
 PATIENCE = 100  # documents a person listens to: a TwiML loop ends here, not at TimeLimit
+DIAL_BUFFER_S = 5  # Twilio rings so much longer than a Dial's timeout
+WHISPER_VERBS = (Say, Play, Gather, Hangup)  # www.twilio.com/docs/voice/twiml/number#attributes-url
 APOLOGY = "We are sorry, an application error has occurred. Goodbye."
 
 
@@ -70,6 +84,9 @@ class Call:
     accepted: float
     accepted_at: datetime
     slot: float
+    parent: Call | None = None  # of a second leg
+    bridged: bool = False  # a second leg that was connected with its parent
+    hung_up: bool = False  # by a Hangup
     sid: str = field(default_factory=lambda: "CA" + uuid.uuid4().hex)
     status: Status = "queued"
     updated_at: datetime | None = None
@@ -110,6 +127,10 @@ class Call:
         return self.order.url
 
     @property
+    def direction(self) -> str:
+        return "outbound-dial" if self.parent else "outbound-api"
+
+    @property
     def in_hand(self) -> bool:
         """Whether a person holds the phone, and decides."""
         return self.conduct.outcome == "person"
@@ -126,6 +147,7 @@ class Call:
             "accepted_at": iso(self.accepted_at), "url": self.url, "answered_by": self.answered_by,
             "duration_s": self.duration_s, "reached": self.reached, "history": list(self.history),
             "transcript": list(self.transcript), "errors": list(self.errors),
+            **({"parent": self.parent.sid, "bridged": self.bridged} if self.parent else {}),
         }  # fmt: skip
 
     def resource(self) -> dict[str, object]:
@@ -138,7 +160,7 @@ class Call:
         return {
             "sid": self.sid,
             "account_sid": self.account_sid,
-            "parent_call_sid": None,
+            "parent_call_sid": self.parent.sid if self.parent else None,
             "to": self.to,
             "to_formatted": _formatted(self.to),
             "from": self.from_,
@@ -152,7 +174,7 @@ class Call:
             "duration": str(self.duration_s) if self.status == "completed" else None,
             "price": None,
             "price_unit": "USD",
-            "direction": "outbound-api",
+            "direction": self.direction,
             "answered_by": self.detected,
             "api_version": API,
             "forwarded_from": None,
@@ -170,9 +192,11 @@ class Call:
         """What every webhook of this call says. Cities and such are often blank: so they are here."""
         fields = {
             "CallSid": self.sid, "AccountSid": self.account_sid, "From": self.from_, "To": self.to,
-            "Caller": self.from_, "Called": self.to, "CallStatus": status or self.status, "Direction": "outbound-api",
+            "Caller": self.from_, "Called": self.to, "CallStatus": status or self.status, "Direction": self.direction,
             "ApiVersion": API,
         }  # fmt: skip
+        if self.parent:
+            fields["ParentCallSid"] = self.parent.sid
         for who, number in (("From", self.from_), ("Caller", self.from_), ("To", self.to), ("Called", self.to)):
             country = "US" if number.startswith("+1") else ""
             fields |= {f"{who}City": "", f"{who}State": "", f"{who}Zip": "", f"{who}Country": country}
@@ -182,7 +206,7 @@ class Call:
 
 
 class Exchange:
-    """Takes orders and sees each call through. words_per_second: how fast a Say is spoken."""
+    """Takes orders and sees each call through. words_per_second: how fast a Say is spoken. draw: the conduct for a number."""
 
     def __init__(
         self,
@@ -193,7 +217,9 @@ class Exchange:
         words_per_second: float,
         now: Callable[[], datetime],
         events: Events,
+        draw: Callable[[str], Conduct],
     ) -> None:
+        self._draw = draw
         self.calls: dict[str, Call] = {}
         self._events = events
         self._webhooks = webhooks
@@ -426,6 +452,8 @@ class Exchange:
     async def _execute(self, call: Call, document: Document) -> tuple[str, str, dict[str, str]] | None:
         """Where to go next (method, URL, fields), or None when the call is over."""
         for verb in document.verbs:
+            if call.parent and not isinstance(verb, WHISPER_VERBS):
+                raise ApplicationError(13201, f"{type(verb).__name__} may not stand in the document of a Number's url")
             if _has_hung_up(call):
                 return None
             match verb:
@@ -443,9 +471,14 @@ class Exchange:
                     fields = await self._hand_over(call, verb)
                     if fields is None or verb.action:
                         return None if fields is None else (verb.method, verb.action or "", fields)
+                case Dial():
+                    fields = await self._dial(call, verb)
+                    if verb.action is not None:
+                        return verb.method, verb.action, fields
                 case Redirect():
                     return verb.method, verb.url, {}
                 case Hangup():
+                    call.hung_up = True
                     return None
         return None
 
@@ -463,6 +496,74 @@ class Exchange:
                 fields = call.fields("completed") | session.fields("completed")
                 self.spawn(self._deliver(call, [Hook(connect.method, connect.action, fields)]))
         return None if hung_up else fields
+
+    # -- a second leg -------------------------------------------------------------------------------------------------
+
+    async def _dial(self, call: Call, dial: Dial) -> dict[str, str]:
+        """Rings the number until its leg is over. -> the fields of the request to `action`."""
+        if dial.caller_id not in (None, call.from_):
+            self.note(call, ApplicationError(13214, "Dial: Invalid callerId value"))
+        order = Order(
+            to=dial.number, from_=dial.caller_id or call.from_, url=dial.whisper, twiml=None, method=dial.whisper_method,
+            fallback_url=None, fallback_method="POST", status_callback=None, status_callback_method="POST",
+            events=frozenset(), ring_limit=dial.timeout + DIAL_BUFFER_S, time_limit=dial.time_limit, machine_detection=None,
+            async_amd=False, async_amd_callback=None, async_amd_callback_method="POST", asked={},
+        )  # fmt: skip
+        now = time.monotonic()
+        leg = Call(call.account_sid, order, self._draw(dial.number), now, self._now(), slot=now, parent=call)
+        self.calls[leg.sid] = leg
+        self._tell(leg, "call", status="queued")
+        try:
+            await self._live_as_second_leg(leg)
+        finally:
+            self._finish(leg, "completed" if leg.status == "in-progress" else "canceled")
+            fields = {"DialCallStatus": leg.status, "DialCallSid": leg.sid, "DialBridged": str(leg.bridged).lower()}
+            fields |= {"DialCallDuration": str(leg.duration_s)} if leg.duration_s is not None else {}
+            if call.over.is_set() and dial.action:  # the person has hung up; Twilio does not document this request
+                self.spawn(self._deliver(call, [Hook(dial.method, dial.action, call.fields("completed") | fields)]))
+        return fields
+
+    async def _live_as_second_leg(self, leg: Call) -> None:
+        leg.started_at = self._now()
+        self._become(leg, "ringing")
+        match await self._picked(leg):
+            case None:
+                return
+            case "busy" | "no-answer" | "failed" as outcome:
+                self._finish(leg, outcome)
+                return
+            case picked:
+                leg.picked_up_by = "machine" if picked == "machine" else "human"
+        leg.answered = time.monotonic()
+        self._become(leg, "in-progress")
+        over, talk = asyncio.ensure_future(leg.over.wait()), asyncio.ensure_future(self._whisper_and_talk(leg))
+        try:
+            # timeLimit shrinks with the silences, so that a test need not wait for it.
+            limit_s = leg.order.time_limit * min(1, self.pace(leg))
+            await asyncio.wait({over, talk}, timeout=limit_s, return_when="FIRST_COMPLETED")
+            if talk.done():
+                talk.result()
+        finally:
+            for task in (over, talk):
+                task.cancel()
+            await asyncio.gather(over, talk, return_exceptions=True)
+
+    async def _whisper_and_talk(self, leg: Call) -> None:
+        """Returns when the leg hangs up, or is hung up by the whisper's document."""
+        if leg.order.url is not None:
+            try:
+                document = await self._first_document(leg)
+                await self._follow(leg, document, leg.order.url)
+            except ApplicationError as error:
+                self.note(leg, error)
+                await self.speak(leg, APOLOGY)
+                return
+        if leg.hung_up or _has_hung_up(leg):
+            return
+        leg.bridged = True
+        for each in filter(None, (leg, leg.parent)):
+            self._tell(each, "bridged")
+        await (leg.over.wait() if leg.in_hand else asyncio.sleep(leg.conduct.talk_s))
 
     async def _gather(self, call: Call, gather: Gather) -> tuple[str, str, dict[str, str]] | None:
         """The request that its input leads to; None: go on with the next verb."""

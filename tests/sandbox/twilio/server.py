@@ -5,7 +5,7 @@ request may say is in create_call_validation.py, what the account has in account
 webhooks.py, TwiML in twiml.py. State is in memory and survives nothing. It answers loopback only, and dials nobody.
 
 Not done, and refused rather than pretended: SIP and client addresses, Applications, recordings, redirecting a live call to
-another URL, deleting calls, TwiML verbs other than Say, Play, Pause, Gather, Redirect and Hangup.
+another URL, deleting calls, TwiML verbs other than Say, Play, Pause, Gather, Dial of one Number, Redirect and Hangup.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ class Twilio:
             words_per_second=words_per_second,
             now=self.now,
             events=self.events,
+            draw=self.rules.draw,
         )
         self._under_way = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -360,9 +361,8 @@ async def _form(request: web.Request) -> dict[str, list[str]]:
 
 def _matches(call: Call, query: Mapping[str, str]) -> bool:
     """Whether a list with these filters shows the call. One without a start or end is in no range of starts or ends."""
-    if query.get("ParentCallSid"):
-        return False
-    plain = {"To": call.to, "From": call.from_, "Status": call.status}
+    parent = call.parent.sid if call.parent else None
+    plain = {"ParentCallSid": parent, "To": call.to, "From": call.from_, "Status": call.status}
     if any(query.get(name) not in (None, "", value) for name, value in plain.items()):
         return False
     for name in TIME_FILTERS & query.keys():

@@ -277,7 +277,7 @@ def _connect(element: ET.Element, document: Document) -> Connect:
 def _dial(element: ET.Element, document: Document) -> Dial:
     """One Number. Other nouns, several Numbers and a bare number are not done here."""
     if len(element) != 1 or (noun := element[0]).tag != "Number":
-        raise ApplicationError(13215, "Dial: the stand-in takes one Number")
+        raise ApplicationError(12200, "Schema validation: the stand-in dials one Number")
     _check(noun, document)
     number = "".join(noun.itertext()).strip()
     if not re.fullmatch(r"\+[1-9][0-9]{6,14}", number):
