@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import json
 import os
 import re
 import shutil
@@ -9,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,12 +20,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from websockets.sync.server import ServerConnection, serve
 
 from shared.conversation.library import FOLDER, Scripts
 from tests.e2e.conftest import World, fresh_world
 from tests.e2e.test_conversation import answers, log_lines, ring, transcript
+from tests.e2e.test_requests import signed
 from tests.sandbox.sandbox import Sandbox, free_port
+from tests.sandbox.twilio import twiml
 
 GUIDE = FOLDER.parent / "docs" / "agent.md"
 SIZE, START = "How many people would use it?", "When would you like to start?"
@@ -99,7 +107,7 @@ def agent_sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Sa
     shutil.copytree(FOLDER, scripts)
     (scripts / "agent.toml").write_text(SCRIPT.format(url=agent.url))
     (scripts / "stream.toml").write_text(
-        SCRIPT.format(url=agent.url).replace("conversation_relay", "stream") + 'no_answer = "A pity."\n'
+        SCRIPT.format(url=agent.url).replace('"conversation_relay"', '"stream"\nthen = "timeline"')
     )
     Scripts(scripts)
     environ = {"CALL_MACHINES": "reached"}
@@ -154,6 +162,37 @@ def test_agent_asks_reports_and_gives_the_call_back(agent_world: World, agent: A
     rows = world.rows("select digits, heard from public.outbound_call_answers where job_id = %s order by question", job)
     assert rows == [{"digits": None, "heard": words} for words in ("Two of us", "Next week")]
     assert len(world.calls(number)) == 1
+
+
+@contextmanager
+def serving(agent: Agent, talk: Callable[[ServerConnection], None]) -> Iterator[None]:
+    """Another agent, of this test, in the place of the guide's."""
+    agent.kill()
+    with serve(talk, "127.0.0.1", agent.port) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def post_action(world: World, agent_url: str, form: dict[str, str]) -> tuple[int, list[twiml.Verb]]:
+    """What is answered to Twilio's request after the agent's session, in the URL of the call's own <Connect>."""
+    path = agent_url.removeprefix(world.sandbox.ready.function_url)
+    answer = world.post(path, data=form, headers=signed(world, path, form))
+    return answer.status_code, twiml.parse(answer.content, "text/xml").verbs
+
+
+def action_url(world: World, number: str) -> str:
+    """From the document that handed this call over."""
+    (call,) = [call for call in world.sandbox.twilio.calls if call.to == number]
+    bodies = [
+        str(response["response_body"]) for event in call.events if isinstance(response := event["response"], dict)
+    ]
+    (url,) = [html.unescape(url) for body in bodies for url in re.findall(r'<Connect action="([^"]+)"', body)]
+    return url
 
 
 @contextmanager
@@ -220,3 +259,126 @@ def test_killed_agent_leaves_no_silent_call_and_no_lost_answer(agent_world: Worl
             assert (said[:2], len(world.calls(number)), opted_out(world, number)) == (OPENING, 1, [])
     assert found == {moment: (said, stored) for moment, (_, _, said, stored) in moments.items()}
     assert len(log_lines(world, "the agent's session failed")) == len(moments)
+
+
+def test_opt_out_told_to_the_agent_is_kept_and_confirmed(agent_world: World, agent: Agent) -> None:
+    """By key and by word; by an agent that dies with it; and by key before the handover, and in the questions after it."""
+    world = agent_world
+    cases: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
+        "word": ({"to_agent": ["Stop calling me!"]}, [SIZE, "[Stop calling me!]"], ["agent"]),
+        "key": ({"to_agent": ["9"]}, [SIZE, "[9]"], ["agent"]),
+        "agent dies with it": ({"to_agent": ["9"], "agent_fault": "break:2"}, [SIZE, "[9]"], ["agent"]),
+        "before the agent": ({"digits": ["9"]}, ["[9]"], ["key press"]),
+        "after the agent": (
+            {"digits": ["", "9"], "agent_fault": "refused"},
+            ["Sorry, by key.", BY_KEY["team_size"], "[9]"],
+            ["key press"],
+        ),
+    }
+    found = {}
+    for name, (behaviour, _, _) in cases.items():
+        job, number = ring(world, "agent", **behaviour)
+        world.until_status(job, "completed")
+        found[name] = (lines(world, number), opted_out(world, number))
+        assert world.job(job)["qualification"]["opted_out"], name
+    assert found == {name: ([*OPENING, *said, "Never again."], how) for name, (_, said, how) in cases.items()}
+
+
+def test_machine_hears_its_message_and_never_the_agent(agent_world: World, agent: Agent) -> None:
+    job, number = ring(agent_world, "agent", outcome="machine", words_per_second=5.0)
+    agent_world.until_status(job, "completed")
+    said = lines(agent_world, number)
+    assert (said[-1], SIZE in said, SIZE.split()[0] in " ".join(said)) == ("A message.", False, False)
+    assert not any(event["kind"] == "agent" for event in agent_world.sandbox.events.kept())
+
+
+def test_function_killed_during_the_handover_goes_on_after_it(agent_world: World, agent: Agent) -> None:
+    """It holds no state: the next instance catches the call."""
+    world = agent_world
+    job, number = ring(world, "agent", to_agent=[""], digits=["", "", "2", "1"])
+    world.until(lambda: SIZE in lines(world, number))
+    pid = world.sandbox.ready.function_pid or 0
+    os.killpg(pid, signal.SIGKILL)
+    world.until(lambda: world.sandbox.ready.function_pid != pid)
+    agent.kill()
+    world.until_status(job, "completed")
+    assert lines(world, number) == [*OPENING, SIZE, *BOTH]
+    assert answers(world, job) == FIRST | SECOND
+
+
+def test_report_of_the_end_may_be_repeated_late_or_odd(agent_world: World, agent: Agent) -> None:
+    """The same answer each time, whatever else the form holds; a call that is not wanted is hung up."""
+    world = agent_world
+    job, number = ring(world, "agent", to_agent=["Two"], talk_s=20.0)
+    world.until(lambda: answers(world, job))
+    url, (call,) = action_url(world, number), world.calls(number)
+    form = {"CallSid": call["sid"], "CallStatus": "in-progress"}
+    failed: list[twiml.Verb] = [twiml.Say("Sorry, by key.")]
+    timeline = BY_KEY["timeline"]
+    goodbye: list[twiml.Verb] = [twiml.Say("Goodbye."), twiml.Hangup()]
+    cases: list[tuple[dict[str, str], list[twiml.Verb]]] = [
+        (form | {"SessionStatus": "ended", "HandoffData": "x" * 10_000}, goodbye),
+        (form | {"SessionStatus": "ended", "HandoffData": "{}"}, goodbye),
+        (form | {"SessionStatus": "completed", "CallStatus": "completed", "SessionDuration": "-1"}, goodbye),
+        (form | {"SessionStatus": "failed", "ErrorCode": "64105", "ErrorMessage": "\x00<Say>"}, failed),
+        (form | {"SessionStatus": "failed", "ErrorCode": "64105"}, failed),
+        (form | {"SessionStatus": "ended", "ErrorCode": "64102"}, failed),
+        (form | {"SessionStatus": "no such status", "Unknown": "field", "Digits": "#"}, failed),
+        (form | {"SessionStatus": ""}, failed),
+        (form, failed),
+    ]
+    wrong = []
+    for asked, expected in cases:
+        status, verbs = post_action(world, url, asked)
+        asks = verbs[1].prompt if expected is failed and isinstance(verbs[1], twiml.Gather) else ()
+        if status != 200 or (verbs[:1] if asks else verbs) != expected or asks not in ((), (twiml.Say(timeline),)):
+            wrong.append((asked, verbs))
+    assert wrong == []
+    assert answers(world, job) == {"team_size": "Two"}
+    post = world.sandbox.twilio.calls[-1]
+    world.rows("select public.cancel_call_job(%s)", job)
+    assert post_action(world, url, form) == (200, [twiml.Hangup()])
+    assert post.to == number
+    agent.kill()
+    world.until_status(job, "canceled", "completed")
+    assert post_action(world, url, form | {"CallStatus": "completed"})[0] == 200
+    assert answers(world, job) == {"team_size": "Two"}
+
+
+def test_stream_ends_well_only_if_the_agent_says_so(agent_world: World, agent: Agent) -> None:
+    """Twilio does not tell how a Stream ended. Raw sound: the agent hears a voice, and answers with half a second of sound."""
+    world = agent_world
+    says_so = True
+
+    def talk(ws: ServerConnection) -> None:
+        assert json.loads(ws.recv())["event"] == "connected"
+        start = json.loads(ws.recv())["start"]
+        told, sid = start["customParameters"], start["streamSid"]
+        sound = base64.b64encode(b"\xff" * 4000).decode()
+        for message in ({"event": "media", "media": {"payload": sound}}, {"event": "mark", "mark": {"name": "said"}}):
+            ws.send(json.dumps(message | {"streamSid": sid}))
+        events = (json.loads(message) for message in ws)
+        assert next(event for event in events if event["event"] == "mark")["mark"] == {"name": "said"}
+        voice = next(e for e in events if e["event"] == "media" and "/" not in e["media"]["payload"])
+        assert voice["media"]["track"] == "inbound"
+        answer = {"p_attempt": told["attempt"], "p_call_sid": start["callSid"], "p_ask_s": 60}
+        report = [("team_size", f"{told['company']}, {told['first_name']}"), *([("agent", "done")] if says_so else [])]
+        for question, meaning in report:
+            key = agent.environ["SUPABASE_SERVICE_KEY"]
+            url = f"{agent.environ['SUPABASE_URL']}/rest/v1/rpc/record_call_answer"
+            headers = {"apikey": key, "Authorization": f"Bearer {key}"}
+            httpx.post(url, headers=headers, json={**answer, "p_question": question, "p_meaning": meaning})
+
+    found = {}
+    for says_so in (True, False):
+        with serving(agent, talk):
+            job, number = ring(world, "stream", to_agent=["Four words of mine"], digits=["", "", "1"])
+            world.until_status(job, "completed")
+        found[says_so] = (lines(world, number), answers(world, job))
+    opening = [*OPENING, "(0.5 s of sound)", "[Four words of mine]"]
+    stored = {"team_size": "Acme, Ada", "timeline": "now"}
+    rest = [BY_KEY["timeline"], "[1]", "Goodbye."]
+    assert found == {
+        True: ([*opening, *rest], stored | {"agent": "done"}),
+        False: ([*opening, "Sorry, by key.", *rest], stored),
+    }
