@@ -494,7 +494,7 @@ class Exchange:
             hung_up = session.hung_up or call.over.is_set()
             if hung_up and connect.action:
                 fields = call.fields("completed") | session.fields("completed")
-                self.spawn(self._deliver(call, [Hook(connect.method, connect.action, fields)]))
+                self.spawn(self._deliver(call, [Hook(connect.method, urljoin(call.url or "", connect.action), fields)]))
         return None if hung_up else fields
 
     # -- a second leg -------------------------------------------------------------------------------------------------

@@ -1,0 +1,249 @@
+"""Both protocols of <Connect>, as Twilio documents them, spoken to a real agent of each test."""
+
+from __future__ import annotations
+
+import base64
+import json
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import Any
+
+import trustme
+from twilio.request_validator import RequestValidator
+from websockets.http11 import Request, Response
+from websockets.sync.server import ServerConnection, serve
+
+from tests.integration.twilio.conftest import OURS, SID, THEIRS, TOKEN, World
+from tests.sandbox.sandbox import free_port
+
+Talk = Callable[[ServerConnection], None]
+
+
+@contextmanager
+def an_agent(talk: Talk, *, status: HTTPStatus | None = None, scheme: str = "ws") -> Iterator[str]:
+    """The URL of this agent. `status`: its answer to every handshake. The certificate of a wss agent is trusted by nobody."""
+    context = None
+    if scheme == "wss":
+        trustme.CA().issue_cert("127.0.0.1").configure_cert(context := ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+
+    def refuse(connection: ServerConnection, _request: Request) -> Response | None:
+        return connection.respond(status, "") if status else None
+
+    with serve(talk, "127.0.0.1", 0, process_request=refuse, ssl=context) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"{scheme}://127.0.0.1:{server.socket.getsockname()[1]}/calls"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def hand_over(world: World, url: str, noun: str = "ConversationRelay", attributes: str = "") -> None:
+    parameters = '<Parameter name="attempt" value="a &amp; b"/>'
+    connect = f'<{noun} url="{url}" {attributes}>{parameters}</{noun}>'
+    world.ours.says["hello"] = f'<Response><Connect action="/say/after">{connect}</Connect><Say>never</Say></Response>'
+
+
+def told(world: World) -> dict[str, str]:
+    """The fields after the session that are not in every request about the call."""
+    first, *others = world.ours.asked
+    return {name: value for name, value in others[-1].fields.items() if name not in first.fields}
+
+
+def codes(world: World) -> list[int]:
+    return [int(str(error["code"])) for call in world.twilio.calls for error in call.errors]
+
+
+def spoken(world: World) -> list[tuple[str, str]]:
+    call = world.twilio.calls[-1]
+    return [(line["who"], line.get("text") or line.get("said") or line["digits"]) for line in call.transcript]
+
+
+def test_conversation_relay_is_spoken_as_documented(world: World) -> None:
+    got: list[dict[str, Any]] = []
+    signed: list[bool] = []
+
+    def talk(ws: ServerConnection) -> None:
+        assert ws.request is not None
+        header = ws.request.headers["X-Twilio-Signature"]
+        signed.append(RequestValidator(TOKEN).validate(f"ws://{ws.request.headers['Host']}/calls", {}, header))
+        got.append(json.loads(ws.recv()))
+        for wrong in (
+            "no json",
+            "[1]",
+            '{"type": "shout"}',
+            '{"type": "text"}',
+            '{"type": "sendDigits", "digits": "x"}',
+        ):
+            ws.send(wrong)
+            got.append(json.loads(ws.recv()))
+        got.extend(json.loads(ws.recv()) for _ in range(2))
+        for message in (
+            {"type": "text", "token": "How ", "last": False},
+            {"type": "text", "token": "many?", "last": True},
+            {"type": "play", "source": "https://a.example/b.mp3"},
+            {"type": "sendDigits", "digits": "1w#"},
+            {"type": "language", "ttsLanguage": "es-MX", "transcriptionLanguage": "es-MX"},
+            {"type": "text", "token": "¿Cuántos?", "last": True},
+        ):
+            ws.send(json.dumps(message))
+        got.append(json.loads(ws.recv()))
+        ws.send(json.dumps({"type": "text", "token": "cut short by the end", "last": True}))
+        ws.send(json.dumps({"type": "end", "handoffData": '{"x": 1}'}))
+
+    with an_agent(talk) as url:
+        hand_over(world, url, attributes='welcomeGreeting="Hi" dtmfDetection="true" language="en-US"')
+        world.twilio.behave(to_agent=["12", "Dos"], words_per_second=50)
+        call = world.finish()
+    setup, *errors = got[:6]
+    assert signed == [True]
+    assert setup == setup | {"type": "setup", "callSid": call.sid, "accountSid": SID, "from": OURS, "to": THEIRS}
+    assert setup["customParameters"] == {"attempt": "a & b"}
+    assert {error["type"] for error in errors} == {"error"}
+    assert errors[0]["description"] == "Invalid message received: no json"
+    keys = [{"type": "dtmf", "digit": digit} for digit in "12"]
+    assert got[6:8] == keys
+    assert got[8] == {"type": "prompt", "voicePrompt": "Dos", "lang": "es-MX", "last": True}
+    said = [(who, text) for who, text in spoken(world) if text != "cut short by the end"]
+    assert sorted(said[:6]) == sorted(
+        [
+            *(("agent", text) for text in ("Hi", "How many?", "https://a.example/b.mp3", "¿Cuántos?")),
+            *(("person", text) for text in ("12", "Dos")),
+        ]
+    )
+    assert said[6:] == [("call", "Hello there")]
+    duration, session = told(world)["SessionDuration"], told(world)["SessionId"]
+    assert (duration.isdigit(), session) == (True, setup["sessionId"])
+    ended = {"SessionStatus": "ended", "HandoffData": '{"x": 1}'}
+    assert told(world) == {"SessionId": session, "SessionDuration": duration, **ended}
+    assert codes(world) == [64107] * 5
+
+
+def test_person_interrupts_the_agent_and_hangs_up(world: World) -> None:
+    got: list[dict[str, Any]] = []
+
+    def talk(ws: ServerConnection) -> None:
+        ws.recv()
+        ws.send(json.dumps({"type": "text", "token": "a long story " * 500, "last": True}))
+        got.extend(json.loads(message) for message in ws)
+
+    with an_agent(talk) as url:
+        hand_over(world, url)
+        world.twilio.behave(outcome="person")
+        world.call()
+        world.until(lambda: world.twilio.phones() and world.twilio.calls[-1].status == "ringing")
+        world.control("POST", f"phones/{THEIRS}", {"do": "answer"})
+        world.until(lambda: [event for event in world.events() if event["kind"] == "say"])
+        world.control("POST", f"phones/{THEIRS}", {"do": "say", "words": "Stop"})
+        world.control("POST", f"phones/{THEIRS}", {"do": "press", "keys": "9"})  # keys are not detected here
+        world.until(lambda: len(got) == 2)
+        world.control("POST", f"phones/{THEIRS}", {"do": "hang-up"})
+        world.twilio.wait_quiet()
+    interrupt, prompt = got
+    assert interrupt["type"] == "interrupt"
+    assert "a long story ".startswith(interrupt["utteranceUntilInterrupt"][:8])
+    assert isinstance(interrupt["durationUntilInterruptMs"], int)
+    assert prompt == {"type": "prompt", "voicePrompt": "Stop", "lang": "en-US", "last": True}
+    assert told(world)["SessionStatus"] == "completed"
+    assert world.ours.asked[-1].fields["CallStatus"] == "completed"
+    assert spoken(world) == [("person", "Stop"), ("person", "9")]
+
+
+def test_agent_that_fails_is_reported_with_its_code(world: World) -> None:
+    """What Twilio posts, and what its debugger holds; in a Stream's fields nothing tells a failure."""
+
+    def close(ws: ServerConnection) -> None:
+        ws.recv()
+
+    def too_long(ws: ServerConnection) -> None:
+        ws.recv()
+        ws.send("x" * 1_000_000)
+        list(ws)
+
+    def one_message(ws: ServerConnection) -> None:
+        ws.recv()
+        ws.send("{}")
+        list(ws)
+
+    nowhere = f"ws://127.0.0.1:{free_port()}"
+    cases: list[tuple[str, Talk | str, dict[str, Any], int, int]] = [
+        ("refused", nowhere, {}, 64102, 31901),
+        ("404", close, {"status": HTTPStatus.NOT_FOUND}, 64102, 31920),
+        ("strange certificate", close, {"scheme": "wss"}, 64102, 31910),
+        ("closed", close, {}, 64105, 31903),
+        ("too long", too_long, {}, 64105, 31903),
+        ("on demand: refused", close, {"fault": "refused"}, 64102, 31901),
+        ("on demand: handshake", close, {"fault": "handshake"}, 64102, 31920),
+        ("on demand: tls", close, {"fault": "tls"}, 64102, 31910),
+        ("on demand: broken", one_message, {"fault": "break:1"}, 64105, 31903),
+    ]
+    wrong = []
+    for name, agent, how, relay, stream in cases:
+        for noun, code in (("ConversationRelay", relay), ("Stream", stream)):
+            served = {name: how[name] for name in how if name != "fault"}
+            with an_agent(close if isinstance(agent, str) else agent, **served) as url:
+                hand_over(world, agent if isinstance(agent, str) else url, noun)
+                world.twilio.behave(agent_fault=how.get("fault"), times=1)
+                before = len(codes(world))
+                world.finish()
+            found = codes(world)[before:], told(world).get("SessionStatus"), told(world).get("ErrorCode")
+            expected = [code], *(("failed", str(code)) if noun == "ConversationRelay" else (None, None))
+            if found != expected or spoken(world)[-1] != ("call", "Hello there"):
+                wrong.append((name, noun, found, expected))
+    assert wrong == []
+
+
+def test_stream_is_spoken_as_documented(world: World) -> None:
+    got: list[dict[str, Any]] = []
+
+    def talk(ws: ServerConnection) -> None:
+        events = (json.loads(message) for message in ws)
+        got.extend([next(events), next(events)])
+        sid = got[1]["streamSid"]
+
+        def send(event: str, **content: Any) -> None:
+            ws.send(json.dumps({"event": event, "streamSid": sid, **content}))
+
+        def until(event: str) -> dict[str, Any]:
+            found: dict[str, Any] = next(message for message in events if message["event"] == event)
+            got.append(found)
+            return found
+
+        ws.send('{"event": "media"}')
+        send("shout")
+        send("media", media={"payload": "no base64"})
+        hour = base64.b64encode(b"\xff" * 40_000).decode()
+        for _ in range(5):
+            send("media", media={"payload": hour})
+        send("mark", mark={"name": "dropped"})
+        send("clear")
+        until("mark")
+        send("media", media={"payload": base64.b64encode(b"\xff" * 800).decode()})
+        send("mark", mark={"name": "played"})
+        until("mark")
+        until("dtmf")
+        until("media")
+
+    with an_agent(talk) as url:
+        hand_over(world, url, "Stream")
+        world.twilio.behave(to_agent=["5"])
+        call = world.finish()
+    connected, start, dropped, played, digit, media = got
+    assert connected == {"event": "connected", "protocol": "Call", "version": "1.0.0"}
+    sid = start["streamSid"]
+    assert start["start"] == {
+        "streamSid": sid, "accountSid": SID, "callSid": call.sid, "tracks": ["inbound"],
+        "mediaFormat": {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}, "customParameters": {"attempt": "a & b"},
+    }  # fmt: skip
+    assert [each["mark"]["name"] for each in (dropped, played)] == ["dropped", "played"]
+    assert digit["dtmf"] == {"track": "inbound_track", "digit": "5"}
+    assert len(base64.b64decode(media["media"]["payload"])) == 160
+    numbers = [int(each["sequenceNumber"]) for each in got[1:]]
+    assert numbers == sorted(numbers)
+    assert told(world) == {"StreamSid": sid}
+    assert codes(world) == [31951, 31903]
+    assert spoken(world)[-1] == ("call", "Hello there")
