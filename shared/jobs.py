@@ -11,6 +11,7 @@ from uuid import UUID
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from shared.http import HttpError
 from shared.models import (
     Answer,
     CallEvent,
@@ -222,14 +223,13 @@ class Jobs:
 
     def _call(self, function: str, answer: TypeAdapter[T], **arguments: Any) -> T:
         """Call an SQL function. Each argument `x` (or `x_`, where x is a Python keyword) is its parameter `p_x`."""
-        import httpx
         from postgrest.exceptions import APIError
 
         try:
             data = self._request(function, {f"p_{name.rstrip('_')}": value for name, value in arguments.items()})
         except APIError as error:
             raise JobsUnavailable(f"{function}: {error.code}: {error.message}") from error
-        except httpx.TransportError as error:
+        except HttpError as error:
             raise JobsUnavailable(f"{function}: {type(error).__name__}: {error}") from error
         except ValueError as error:  # not JSON, or a number that Python does not read
             raise JobsUnavailable(f"{function}: unreadable answer: {error}") from error

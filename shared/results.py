@@ -14,12 +14,10 @@ from functools import partial
 from typing import Final, Literal
 
 import structlog
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
-from urllib3.exceptions import TimeoutError as HttpTimeout
 
 from shared.backoff import jittered
 from shared.deadline import ClaimClock
-from shared.http import DeadlineBody, DeadlinePassed, Http
+from shared.http import DeadlineBody, DeadlinePassed, Http, HttpError, NotConnected, TooLate
 from shared.jobs import Jobs
 from shared.models import ClaimedResult, NoResult
 from shared.settings import Settings
@@ -131,14 +129,13 @@ def post(settings: Settings, id_: str, body: str, since: ClaimClock, tries: int 
             total_s=total_s,
             with_body=False,
         )
-    except NewConnectionError:
-        return Outcome("due", "no connection", next_delay(tries))
-    except ConnectTimeoutError:
-        return Outcome("due", "no connection in time", next_delay(tries))
-    except HttpTimeout:
+    except NotConnected as error:
+        timed_out = isinstance(error.__cause__, TimeoutError)
+        return Outcome("due", "no connection in time" if timed_out else "no connection", next_delay(tries))
+    except TooLate:
         return Outcome("due", f"no answer within {total_s:g} s", next_delay(tries))
-    except (HTTPError, OSError, ValueError) as error:  # ValueError: a host name that is none
-        return Outcome("due", type(error).__name__, next_delay(tries))
+    except HttpError:
+        return Outcome("due", "the connection was lost", next_delay(tries))
     return judge(answer.status, answer.headers, tries)
 
 

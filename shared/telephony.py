@@ -6,6 +6,7 @@ a kept connection that died, a request looks like a call in doubt. Requests that
 """
 
 import ssl
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -13,12 +14,9 @@ from typing import Any, Final, cast, get_args
 from urllib.parse import urlencode
 from uuid import UUID
 
-import urllib3
 from twilio.base.exceptions import TwilioException, TwilioRestException
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NameResolutionError, NewConnectionError
-from urllib3.exceptions import TimeoutError as HttpTimeout
 
-from shared.http import DeadlineBody, DeadlinePassed, Http
+from shared.http import DeadlineBody, DeadlinePassed, Http, HttpError, NotConnected, TooLate
 from shared.models import CALL_SID, CallStatus, Placed, TwilioCall, Verdict
 from shared.settings import Settings
 
@@ -95,13 +93,14 @@ class TwilioUnavailable(Exception):
     """Twilio did not answer a question. Our record stands, and we ask again later."""
 
 
-class _TwilioHttp:
-    """A transport for twilio-python, with a deadline."""
+class TwilioHttp:
+    """A transport for twilio-python, with a deadline. `http` None: each request has a connection to its own host."""
 
-    def __init__(self, settings: Settings, http: Http, in_time: Callable[[], bool] | None = None) -> None:
+    def __init__(
+        self, http: Http | None, *, connect_s: float, total_s: float, in_time: Callable[[], bool] | None = None
+    ) -> None:
         self._http = http
-        self._connect_s = settings.twilio_connect_seconds
-        self._total_s = settings.twilio_connect_seconds + settings.twilio_timeout_seconds
+        self._connect_s, self._total_s = connect_s, total_s
         self._in_time = in_time
         self.body: DeadlineBody | None = None
 
@@ -120,20 +119,15 @@ class _TwilioHttp:
 
         given = dict(headers or {})
         if auth:
-            given |= urllib3.make_headers(basic_auth=":".join(auth))
+            given["Authorization"] = f"Basic {b64encode(':'.join(auth).encode()).decode()}"
         query = urlencode({name: value for name, value in (params or {}).items() if value is not None}, doseq=True)
         form = urlencode(data, doseq=True).encode() if data else None
         if form is not None and self._in_time is not None:
             self.body = DeadlineBody(form, self._in_time)
             given["Content-Length"] = str(len(form))
-        answer = self._http.request(
-            method,
-            f"{url}?{query}" if query else url,
-            given,
-            self.body or form,
-            connect_s=self._connect_s,
-            total_s=self._total_s,
-        )
+        http, url = self._http or Http(url, kept=False), f"{url}?{query}" if query else url
+        body = self.body or form
+        answer = http.request(method, url, given, body, connect_s=self._connect_s, total_s=self._total_s)
         return Response(answer.status, answer.body.decode("utf-8", "replace"), answer.headers)
 
 
@@ -142,13 +136,16 @@ class Telephony:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._client = self._connect(_TwilioHttp(settings, Http(self._base_url, kept=True)))
+        base_url = settings.twilio_api_base_url or TWILIO
+        self._creates = Http(base_url, kept=False)
+        self._client = self._connect(self._transport(Http(base_url, kept=True)))
 
-    @property
-    def _base_url(self) -> str:
-        return self._settings.twilio_api_base_url or TWILIO
+    def _transport(self, http: Http, in_time: Callable[[], bool] | None = None) -> TwilioHttp:
+        connect_s = self._settings.twilio_connect_seconds
+        total_s = connect_s + self._settings.twilio_timeout_seconds
+        return TwilioHttp(http, connect_s=connect_s, total_s=total_s, in_time=in_time)
 
-    def _connect(self, http: _TwilioHttp) -> Any:
+    def _connect(self, http: TwilioHttp) -> Any:
         """`twilio.rest` is imported with the first request: it brings `requests`."""
         from twilio.rest import Client
 
@@ -177,8 +174,7 @@ class Telephony:
                 "async_amd": "true",
                 "async_amd_status_callback": callback,
             }
-        http = Http(self._base_url, kept=False)
-        request = _TwilioHttp(settings, http, in_time)
+        request = self._transport(self._creates, in_time)
         try:
             call = self._connect(request).calls.create(
                 to=to,
@@ -194,8 +190,6 @@ class Telephony:
             )
         except Exception as error:
             raise CallNotPlaced(verdict_on(error, was_sent=request.body is None or request.body.was_sent)) from error
-        finally:
-            http.forget_connections()
         if not isinstance(call.sid, str) or not CALL_SID.fullmatch(call.sid):
             raise CallNotPlaced(Verdict("in_doubt", "no_sid", "Twilio took the call and gave no SID"))
         # Milliseconds, as a string. A missing or invalid value counts as 0; the sweep asks again.
@@ -262,7 +256,7 @@ def twilio_errors() -> Iterator[None]:
     """Turn every failure of a question to Twilio into TwilioUnavailable. Asking again is always safe."""
     try:
         yield
-    except (TwilioException, HTTPError, OSError, ValueError, TypeError, KeyError) as error:
+    except (TwilioException, HttpError, ValueError, TypeError, KeyError) as error:
         raise TwilioUnavailable(f"{type(error).__name__}: {_one_line(error)}") from error
 
 
@@ -273,20 +267,15 @@ def verdict_on(error: BaseException, *, was_sent: bool = True) -> Verdict:
     """
     if isinstance(error, TwilioRestException):
         return _verdict_on_answer(error)
-    causes = list(_chain(error))
-
-    def caused_by(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(cause, kinds) for cause in causes)
-
-    if caused_by(DeadlinePassed):
+    if isinstance(error, DeadlinePassed):
         return Verdict("later", "too_late", "the dispatcher was held up before it could dial; nothing was sent")
-    if caused_by(ssl.SSLCertVerificationError):
+    if any(isinstance(each, ssl.SSLCertVerificationError) for each in (error, error.__cause__)):
         return Verdict("halt", "certificate", "Twilio's certificate could not be verified; nothing was sent")
-    if caused_by(NewConnectionError, NameResolutionError, ConnectTimeoutError) or not was_sent:
+    if isinstance(error, NotConnected) or not was_sent:
         return Verdict("later", "not_connected", "Twilio could not be reached; nothing was sent")
-    if caused_by(HttpTimeout):
+    if isinstance(error, TooLate):
         return Verdict("in_doubt", "read_timeout", "Twilio did not answer in time")
-    if caused_by(HTTPError, OSError):
+    if isinstance(error, HttpError):
         return Verdict("in_doubt", "connection_lost", "the connection to Twilio was lost after the request was sent")
     return Verdict("in_doubt", "unreadable", f"Twilio's answer could not be read ({type(error).__name__})")
 
@@ -304,18 +293,6 @@ def _verdict_on_answer(error: TwilioRestException) -> Verdict:
     if status in (401, 403, 404, 405, 407) or status < 400:
         return Verdict("halt", f"twilio_{code}", reason)
     return Verdict("refused", f"twilio_{code}", reason)
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error, its causes and contexts, and the errors that urllib3 keeps in `args` and `reason`."""
-    pending: list[object] = [error]
-    seen: set[int] = set()
-    while pending:
-        item = pending.pop()
-        if isinstance(item, BaseException) and id(item) not in seen:
-            seen.add(id(item))
-            yield item
-            pending += [item.__cause__, item.__context__, getattr(item, "reason", None), *item.args]
 
 
 def _read(call: Any) -> TwilioCall:

@@ -3,14 +3,13 @@
 from collections.abc import Iterator
 from typing import Any, Final
 
-from twilio.http.http_client import TwilioHttpClient
 from twilio.rest import Client
 
 from shared.doctor.findings import Finding, ok, skipped, warning, wrong
 from shared.logs import mask_phone
 from shared.screening import called_countries
 from shared.settings import Settings
-from shared.telephony import verdict_on
+from shared.telephony import TwilioHttp, verdict_on
 
 TIMEOUT_SECONDS: Final = 5.0
 
@@ -30,7 +29,7 @@ _GEO: Final = "Twilio console: Voice, Settings, Geo permissions"
 
 
 def check_twilio(settings: Settings) -> Iterator[Finding]:
-    http = TwilioHttpClient(pool_connections=False, timeout=TIMEOUT_SECONDS)
+    http = TwilioHttp(None, connect_s=TIMEOUT_SECONDS, total_s=TIMEOUT_SECONDS)
     twilio = Client(settings.twilio_account_sid, settings.twilio_auth_tokens[0], http_client=http)
     if settings.twilio_api_base_url:
         twilio.api.base_url = twilio.voice.base_url = settings.twilio_api_base_url

@@ -29,7 +29,6 @@ from unittest.mock import patch
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-import httpx
 import psycopg
 import structlog
 from psycopg import sql
@@ -38,6 +37,7 @@ from psycopg.types.json import Jsonb
 from shared import backoff
 from shared.deadline import ClaimClock
 from shared.dispatcher import Dispatcher
+from shared.http import HttpError, NotConnected
 from shared.jobs import Jobs, JobsUnavailable
 from shared.models import FINAL_CALL_STATUSES, Answer, CallEvent, CallStatus, Placed, TwilioCall, Verdict, finished
 from shared.settings import DIAL_WITHIN_SECONDS, Settings, load_settings
@@ -115,13 +115,13 @@ class Transport:
         history = self._history
         history.maybe_die(f"before {function}")
         if history.chance(0.02):
-            raise httpx.ConnectError("the database is away")
+            raise NotConnected("the database is away")
         values = {name: Jsonb(value) if name == "p_calls" else value for name, value in arguments.items()}
         named = sql.SQL(", ").join(sql.SQL("{} => {}").format(sql.Identifier(n), sql.Placeholder(n)) for n in values)
         query = sql.SQL("select to_jsonb(public.{}({}))").format(sql.Identifier(function), named)
         row = history.connection.execute(query, values).fetchone()
         if history.chance(0.02):
-            raise httpx.ReadError("the answer was lost after the commit")
+            raise HttpError("the answer was lost after the commit")
         history.maybe_die(f"after {function}")
         return row and row[0]
 

@@ -19,12 +19,10 @@ from uuid import uuid4
 
 import pytest
 import trustme
-from urllib3.exceptions import DecodeError
-from urllib3.exceptions import TimeoutError as HttpTimeout
 
 from shared import http
 from shared.database import FIRST_TRY_SECONDS, connect
-from shared.http import MAX_ANSWER_BYTES, Http
+from shared.http import MAX_ANSWER_BYTES, Http, HttpError, NotConnected, TooLate
 from shared.jobs import Jobs, JobsUnavailable
 from shared.models import CallEvent, LiveCall
 from shared.telephony import CLOCK_SKEW, CallNotPlaced, Telephony, TwilioUnavailable
@@ -37,8 +35,13 @@ Reply = Callable[[socket.socket], None]
 
 
 @contextmanager
-def server(*replies: Reply, tls: ssl.SSLContext | None = None) -> Iterator[str]:
-    """Give each connection, in order, its reply to each of its requests; the last reply serves all later ones."""
+def server(
+    *replies: Reply, tls: ssl.SSLContext | None = None, first_lines: list[bytes] | None = None, at_once: bool = False
+) -> Iterator[str]:
+    """Give each connection, in order, its reply to each of its requests; the last reply serves all later ones.
+
+    `at_once`: it replies to the connection itself.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
     number = itertools.count()
 
@@ -46,8 +49,12 @@ def server(*replies: Reply, tls: ssl.SSLContext | None = None) -> Iterator[str]:
         with contextlib.suppress(OSError), connection:
             if tls:
                 connection = tls.wrap_socket(connection, server_side=True)
+            if at_once:
+                reply(connection)
             while data := connection.recv(65536):
                 if b"\r\n\r\n" in data:  # a body may come in a packet of its own
+                    if first_lines is not None:
+                        first_lines.append(data.partition(b"\r\n")[0])
                     reply(connection)
 
     def accept() -> None:
@@ -112,16 +119,47 @@ def test_every_slow_answer_ends_at_the_deadline() -> None:
     for name, reply in slow.items():
         with server(reply) as url:
             began = time.monotonic()
-            with pytest.raises(HttpTimeout):
+            with pytest.raises(TooLate):
                 ask(url)
             if not DEADLINE_SECONDS * 0.9 <= time.monotonic() - began < DEADLINE_SECONDS + 1:
                 late.append((name, time.monotonic() - began))
     assert late == []
 
 
+def test_an_answer_whose_end_is_missing_is_lost() -> None:
+    def half(connection: socket.socket) -> None:
+        connection.sendall(HEAD + b"Content-Length: 10\r\n\r\n{}")
+        connection.shutdown(socket.SHUT_RDWR)
+
+    with server(half) as url, pytest.raises(HttpError, match="the end of the answer is missing"):
+        ask(url)
+
+
+def test_the_environments_proxy_is_asked_except_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes] = []
+
+    def refuse(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 403 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+    def note(url: str) -> type[Exception] | None:
+        try:
+            ask(url)
+        except HttpError as error:
+            return type(error)
+        return None
+
+    with server(answer({})) as loopback, server(refuse, first_lines=asked) as proxy:
+        for name in ("http_proxy", "https_proxy"):
+            monkeypatch.setenv(name, proxy)
+        monkeypatch.setenv("no_proxy", "direct.invalid")
+        urls = ("https://api.example/x?y=1", "http://api.example/x?y=1", f"{loopback}/x", "https://direct.invalid")
+        assert [note(url) for url in urls] == [NotConnected, None, None, NotConnected]
+    assert asked == [b"CONNECT api.example:443 HTTP/1.0", b"GET http://api.example/x?y=1 HTTP/1.1"]
+
+
 @pytest.mark.parametrize("reply", [endless, bomb])
 def test_answer_beyond_the_size_limit_is_refused(reply: Reply) -> None:
-    with server(reply) as url, pytest.raises(DecodeError, match=str(MAX_ANSWER_BYTES)):
+    with server(reply) as url, pytest.raises(HttpError, match=str(MAX_ANSWER_BYTES)):
         Http(url, kept=False).request("GET", url, {}, connect_s=5, total_s=20)
 
 
