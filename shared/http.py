@@ -124,7 +124,7 @@ class Http:
         total_s: float,
         with_body: bool = True,
     ) -> HttpAnswer:
-        """Return the answer within `total_s`. Raises HttpError, and what iterating over `body` raises.
+        """Return the answer within `total_s`. Raises HttpError, and the errors of `body`.
 
         `connect_s` counts for each address of the host. Name resolution has the resolver's own timeout.
         `with_body` False: the answer counts when its headers are there, and the connection is closed.
@@ -166,21 +166,18 @@ class Http:
 
     def forget_connections(self) -> None:
         """Close the kept connections that are idle."""
-        while connection := self._pop():
+        idle, self._idle = self._idle, []
+        for connection in idle:
             connection.close()
-
-    def _pop(self) -> HTTPConnection | None:
-        with contextlib.suppress(IndexError):
-            return self._idle.pop()
-        return None
 
     def _take_idle(self) -> HTTPConnection | None:
-        while connection := self._pop():
-            poll = select.poll()
-            poll.register(connection.sock, select.POLLIN)
-            if not poll.poll(0):  # readable means that the server has closed it
-                return connection
-            connection.close()
+        with contextlib.suppress(IndexError):
+            while True:
+                connection, poll = self._idle.pop(), select.poll()
+                poll.register(connection.sock, select.POLLIN)
+                if not poll.poll(0):
+                    return connection
+                connection.close()  # readable: the server has closed it
         return None
 
     def _new(self, connect_s: float) -> HTTPConnection:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from http.client import HTTPMessage
 from typing import Final, Literal
 
 import structlog
@@ -41,7 +42,7 @@ class Outcome:
     delay_s: float = 0.0
 
 
-def judge(status: int, headers: Mapping[str, str], tries: int) -> Outcome:
+def judge(status: int, headers: Mapping[str, str] | HTTPMessage, tries: int) -> Outcome:
     """The meaning of an answer to the `tries`-th POST of an event."""
     note = f"HTTP {status}" + (" (redirects are not followed)" if 300 <= status < 400 else "")
     if 200 <= status < 300:
