@@ -29,7 +29,7 @@ def judged(jobs: list[Row], calls: list[Row], attempts: list[Row] | None = None,
     return judge(jobs, attempts or [], calls, by or set(), seconds=1, at_the_pace=1)
 
 
-def test_a_burst_is_called_at_the_pace_in_its_hours_and_in_turn() -> None:
+def test_burst_is_called_at_pace_and_in_turn() -> None:
     said: list[str] = []
     figures = run(sign_ups=30, evening=16, pace=5, say=said.append)
     # The command judges the time; here other tests may be at work beside it, and the machine may have two cores.
@@ -38,7 +38,7 @@ def test_a_burst_is_called_at_the_pace_in_its_hours_and_in_turn() -> None:
     assert figures.seconds < 60
 
 
-def test_there_are_numbers_enough_for_a_burst_and_none_comes_twice() -> None:
+def test_numbers_of_a_burst_are_enough_and_differ() -> None:
     assert len(set(numbers())) == len(list(numbers())) > 1000
 
 
@@ -47,7 +47,7 @@ def test_who_was_not_called_or_called_twice_is_seen() -> None:
     assert judged(jobs, [call(1, NOON), call(2, NOON), call(2, NOON)]).called == 1
 
 
-def test_a_call_that_nobody_heard_is_none() -> None:
+def test_call_that_nobody_heard_is_none() -> None:
     assert judged([job(1)], [call(1, NOON, reached=False)]).called == 0
 
 
@@ -56,18 +56,18 @@ def test_attempts_that_came_to_nothing_are_seen() -> None:
     assert judged([job(1)], [], attempts=[{"state": "absent"}, {"state": "refused"}, {"state": "ended"}]).spent == 2
 
 
-def test_a_queue_is_seen_at_its_fullest() -> None:
+def test_queue_is_seen_at_its_fullest() -> None:
     calls = [call(n, NOON + n * SECOND, rings_after_s=2.5) for n in range(6)]
     assert judged([], calls).most_queued == 3
     assert judged([], [call(n, NOON, rings_after_s=None) for n in range(7)]).most_queued == 7
 
 
 @pytest.mark.parametrize(("rings", "outside"), [(-3, 0), (-3.001, 1), (7.999, 0), (8, 1)])
-def test_a_phone_that_rings_outside_its_hours_is_seen(rings: float, outside: int) -> None:
+def test_phone_that_rings_outside_its_hours_is_seen(rings: float, outside: int) -> None:
     assert judged([], [call(1, NOON, rings_after_s=rings * 3600)]).outside == outside
 
 
-def test_an_overtaken_one_is_seen_unless_a_webhook_did_it() -> None:
+def test_overtaken_job_is_seen_unless_by_webhook() -> None:
     jobs = [job(n) for n in range(1, 6)]
     calls = [call(n, NOON + at * SECOND) for at, n in enumerate((1, 5, 2, 3, 4))]
     assert judged(jobs, calls).out_of_turn == 1
@@ -88,6 +88,6 @@ def test_an_overtaken_one_is_seen_unless_a_webhook_did_it() -> None:
     ],
     ids=str,
 )
-def test_one_thing_that_went_wrong_is_enough_to_fail_the_run(wrong: dict[str, float]) -> None:
+def test_one_wrong_figure_fails_the_run(wrong: dict[str, float]) -> None:
     assert CLEAN.is_clean
     assert not replace(CLEAN, **wrong).is_clean  # type: ignore[arg-type]

@@ -716,6 +716,6 @@ def the_machine(
 
 
 @pytest.mark.timeout(7200 if IN_CHAOS else 180)
-def test_in_every_history_nobody_is_called_twice_and_nobody_is_lost(postgres: Postgres, template_database: str) -> None:
+def test_every_history_calls_nobody_twice_and_loses_nobody(postgres: Postgres, template_database: str) -> None:
     with a_copy(postgres, template_database, "state_machine") as url, the_machine(url) as machine:
         run_state_machine_as_test(cast(Any, machine), settings=SETTINGS)

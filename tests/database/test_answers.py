@@ -216,7 +216,7 @@ def test_spoken_opt_out_counts_as_one_in_this_call(steps: Steps) -> None:
     assert steps.job(job)["qualification"]["opted_out"]
 
 
-def test_agent_reports_answers_and_an_opt_out_of_its_call(steps: Steps) -> None:
+def test_agent_reports_answers_and_opt_out_of_its_call(steps: Steps) -> None:
     """Answers without digits are the agent's. They are told with each later answer of this call, and stand in the summary."""
     number = a_number()
     job, attempt, sid = picked_up(steps, number)
@@ -268,7 +268,7 @@ def test_duplicate_call_may_still_opt_out(steps: Steps, known: bool) -> None:
     assert steps.job(job)["cancel_requested"]
 
 
-def test_opt_out_may_be_the_first_news_of_a_call(steps: Steps) -> None:
+def test_opt_out_may_be_first_news_of_its_call(steps: Steps) -> None:
     job, attempt = steps.attempt_in("started")
     sid = a_sid()
     assert opt_out(steps, attempt, sid)["then"] == "keep"

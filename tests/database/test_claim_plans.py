@@ -176,7 +176,7 @@ CLAIMS = [
 
 @pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
 @pytest.mark.parametrize(("wanted", "index"), CLAIMS, ids=[index for _, index in CLAIMS])
-def test_a_claim_reads_its_index_in_order_and_stops_at_the_first_row(
+def test_claim_stops_at_the_first_row_of_its_index(
     undone: Connection, wanted: tuple[str, str], index: str, mode: str
 ) -> None:
     assert faults(explain(undone, wanted, mode), index) == []
@@ -196,7 +196,7 @@ def test_in_another_order_this_test_would_say_so(undone: Connection) -> None:
     assert faults(explain(undone, TO_DIAL, "force_generic_plan"), "outbound_call_jobs_to_dial")
 
 
-def test_with_one_index_over_all_states_this_test_would_say_so(undone: Connection) -> None:
+def test_index_over_all_states_would_be_noticed(undone: Connection) -> None:
     undone.execute("drop index public.outbound_call_jobs_to_dial")
     undone.execute("create index outbound_call_jobs_to_dial on public.outbound_call_jobs (created_at, due_at, id)")
     assert faults(explain(undone, TO_DIAL, "force_generic_plan"), "outbound_call_jobs_to_dial")
@@ -238,14 +238,14 @@ def cap_faults(plan: dict[str, Any], index: str, calls: float) -> list[str]:
 
 
 @pytest.mark.parametrize(("index", "condition"), CAPS, ids=["number", "without key", "prefix"])
-def test_a_cap_reads_the_calls_that_it_counts_and_no_others(undone: Connection, index: str, condition: str) -> None:
+def test_cap_reads_only_the_calls_that_it_counts(undone: Connection, index: str, condition: str) -> None:
     plan = cap_plan(undone, condition)
     assert cap_faults(plan, index, calls=CALLS_A_DAY) == []
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < A_FEW_BLOCKS
 
 
 @pytest.mark.parametrize(("index", "condition"), CAPS, ids=["number", "without key", "prefix"])
-def test_without_its_index_a_cap_would_read_other_calls_too(undone: Connection, index: str, condition: str) -> None:
+def test_cap_without_its_index_reads_other_calls(undone: Connection, index: str, condition: str) -> None:
     undone.execute(f"drop index public.{index}".encode())
     assert cap_faults(cap_plan(undone, condition), index, calls=CALLS_A_DAY)
 
@@ -271,11 +271,11 @@ ALL_ENDED = b"update public.outbound_call_attempts set closed_at = now(), end_du
 ASK = f"public.claim_open_call({HOLD_S}, {ASK_S}, {GIVE_UP_S})"
 
 
-def test_a_whole_claim_reads_little(undone: Connection) -> None:
+def test_whole_claim_of_next_job_reads_little(undone: Connection) -> None:
     assert blocks(undone, claim()) < A_STEP_READS
 
 
-def test_a_whole_claim_by_id_reads_little(undone: Connection) -> None:
+def test_whole_claim_of_one_job_reads_little(undone: Connection) -> None:
     undone.execute("create temp sequence next_due")
     job = f"(select min(id) from public.outbound_call_jobs) + {FINISHED + LATER} + nextval('next_due')"
     assert blocks(undone, claim(job)) < A_STEP_READS
@@ -284,20 +284,20 @@ def test_a_whole_claim_by_id_reads_little(undone: Connection) -> None:
     )
 
 
-def test_a_whole_claim_with_a_ceiling_of_a_day_reads_no_call_of_it(undone: Connection) -> None:
+def test_claim_under_a_days_ceiling_reads_no_calls(undone: Connection) -> None:
     assert blocks(undone, claim(caps=f"3, 20, {10 * CALLS_A_DAY}")) < A_STEP_READS
 
 
-def test_opting_out_and_pruning_find_their_rows_by_an_index(undone: Connection) -> None:
+def test_opt_out_and_pruning_read_by_an_index(undone: Connection) -> None:
     assert blocks(undone, "public.opt_out('+14151010001')") < A_STEP_READS
     assert blocks(undone, "public.prune_call_jobs(3000)") < A_STEP_READS
 
 
-def test_to_take_a_call_too_many_reads_little(undone: Connection) -> None:
+def test_duplicate_is_taken_by_reading_little(undone: Connection) -> None:
     assert blocks(undone, ASK) < A_STEP_READS
 
 
-def test_to_take_a_call_to_look_after_reads_little(undone: Connection) -> None:
+def test_open_call_is_taken_by_reading_little(undone: Connection) -> None:
     undone.execute(ALL_ENDED)
     assert blocks(undone, ASK) < A_STEP_READS
 
@@ -307,7 +307,7 @@ def test_to_take_a_call_to_look_after_reads_little(undone: Connection) -> None:
     [("outbound_call_jobs_to_dial", claim()), ("outbound_call_jobs_open", ASK), ("outbound_call_attempts_to_end", ASK)],
     ids=["dial", "look after", "end"],
 )
-def test_without_its_index_a_whole_function_would_read_far_more(undone: Connection, index: str, call: str) -> None:
+def test_function_without_its_index_reads_far_more(undone: Connection, index: str, call: str) -> None:
     if index == "outbound_call_jobs_open":
         undone.execute(ALL_ENDED)
     undone.execute(f"drop index public.{index}".encode())
@@ -328,31 +328,31 @@ def stats_scans(connection: Connection) -> set[tuple[str, str]]:
     return {(node["Relation Name"], node["Node Type"]) for node in nodes(plans[0]["Plan"]) if "Relation Name" in node}
 
 
-def test_stats_read_what_is_open_and_what_is_of_the_day_by_an_index(undone: Connection) -> None:
+def test_stats_read_open_and_todays_rows_by_index(undone: Connection) -> None:
     scanned = {table for table, kind in stats_scans(undone) if kind == "Seq Scan"}
     assert scanned <= {"call_settings", "missed_signups"}  # one row, and hardly ever one
     assert blocks(undone, STATS) < OF_THE_DAY / 5
 
 
 @pytest.mark.parametrize("index", ["outbound_call_jobs_finished", "call_opt_outs_recent"])
-def test_without_its_index_stats_would_read_a_whole_table(undone: Connection, index: str) -> None:
+def test_stats_without_their_index_read_whole_tables(undone: Connection, index: str) -> None:
     undone.execute(f"drop index public.{index}".encode())
     assert {"outbound_call_jobs", "call_opt_outs"} & {
         table for table, kind in stats_scans(undone) if kind == "Seq Scan"
     }
 
 
-def test_statistics_by_hour_read_no_call_that_is_older(undone: Connection) -> None:
+def test_hourly_statistics_read_no_older_call(undone: Connection) -> None:
     assert blocks(undone, BY_HOUR) < OF_THE_DAY / 5
 
 
-def test_without_their_index_statistics_by_hour_would_read_older_calls(undone: Connection) -> None:
+def test_hourly_statistics_without_index_read_older_calls(undone: Connection) -> None:
     few = blocks(undone, BY_HOUR)
     undone.execute("drop index public.outbound_call_attempts_uncounted")
     assert blocks(undone, BY_HOUR) > 2 * few
 
 
-def test_the_other_functions_find_what_they_are_given_by_an_index(undone: Connection) -> None:
+def test_other_functions_find_their_rows_by_index(undone: Connection) -> None:
     """accept, status and settle look up an attempt by its id and by its SID, and a job by its id."""
     attempt, sid = undone.execute(
         "select a.id, a.call_sid from public.outbound_call_attempts a where a.state = 'accepted' limit 1"

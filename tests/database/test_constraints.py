@@ -84,14 +84,14 @@ def refused_by(name: str, error: pytest.ExceptionInfo[psycopg.Error]) -> bool:
 
 
 @pytest.mark.parametrize(("constraint", "change"), JOBS)
-def test_a_job_that_must_not_exist_cannot(connection: Connection, job: int, constraint: str, change: str) -> None:
+def test_job_that_must_not_exist_cannot(connection: Connection, job: int, constraint: str, change: str) -> None:
     with pytest.raises(E) as error:
         connection.execute(f"update public.outbound_call_jobs set {change} where id = {job}".encode())
     assert refused_by(constraint, error)
 
 
 @pytest.mark.parametrize(("constraint", "change"), ATTEMPTS)
-def test_an_attempt_that_must_not_exist_cannot(
+def test_attempt_that_must_not_exist_cannot(
     connection: Connection, attempt: uuid.UUID, constraint: str, change: str
 ) -> None:
     with pytest.raises(E) as error:
@@ -130,12 +130,12 @@ def test_one_call_of_two_attempts_cannot_be(connection: Connection) -> None:
     assert refused_by("outbound_call_attempts_call_sid_key", error)
 
 
-def test_an_attempt_of_no_job_cannot_be(connection: Connection) -> None:
+def test_attempt_of_no_job_cannot_be(connection: Connection) -> None:
     with pytest.raises(errors.ForeignKeyViolation):
         insert_attempt(connection, 4711)
 
 
-def test_a_job_does_not_choose_its_own_id(connection: Connection) -> None:
+def test_job_does_not_choose_its_own_id(connection: Connection) -> None:
     with pytest.raises(errors.GeneratedAlways):
         connection.execute(
             "insert into public.outbound_call_jobs (id, user_id, phone_number) values (1, %s, %s)", (uuid.uuid4(), "1")

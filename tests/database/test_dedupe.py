@@ -39,7 +39,7 @@ def test_job_that_is_open_holds_its_key(steps: Steps) -> None:
 
 
 @pytest.mark.parametrize("status", ["completed", "failed", "canceled"])
-def test_the_hour_counts_from_the_end_of_the_job(steps: Steps, status: str) -> None:
+def test_hour_counts_from_the_end_of_the_job(steps: Steps, status: str) -> None:
     first = enqueue(steps, user := uuid.uuid4())
     steps.pass_time(9 * 3600)
     finish(steps, first["job_id"], status)
@@ -115,7 +115,7 @@ def test_another_key_of_the_same_person_is_another_job(steps: Steps) -> None:
     assert enqueue(steps, user, dedupe_key=f"renewal:{user}")["created"]
 
 
-def test_the_same_key_from_two_people_is_one_job(steps: Steps) -> None:
+def test_same_key_from_two_people_is_one_job(steps: Steps) -> None:
     first = enqueue(steps, uuid.uuid4(), dedupe_key="household:7")
     assert enqueue(steps, uuid.uuid4(), dedupe_key="household:7") == {"job_id": first["job_id"], "created": False}
 
@@ -136,7 +136,7 @@ def test_call_for_later_holds_only_its_own_key(steps: Steps) -> None:
     assert steps.claim(later["job_id"])["outcome"] == "claimed"
 
 
-def test_a_plain_insert_is_held_to_the_same_hour(steps: Steps) -> None:
+def test_plain_insert_is_held_to_the_same_hour(steps: Steps) -> None:
     enqueue(steps, user := uuid.uuid4())
     with pytest.raises(psycopg.errors.ExclusionViolation):
         steps.queue(user_id=user)
@@ -145,7 +145,7 @@ def test_a_plain_insert_is_held_to_the_same_hour(steps: Steps) -> None:
     assert steps.queue(user_id=user)
 
 
-def test_the_mode_is_folded_however_it_is_written(steps: Steps) -> None:
+def test_mode_is_folded_however_it_is_written(steps: Steps) -> None:
     modes = {" Demo": "demo", "JOB_SEEKER\n": "job_seeker", "demo": "demo", "  ": "default"}
     found = {mode: steps.job(steps.queue(signup_mode=mode))["signup_mode"] for mode in modes}
     assert found == modes
@@ -167,7 +167,7 @@ def test_number_that_is_not_e164_is_left_unparsed(steps: Steps, typed: str) -> N
     assert steps.claim(job) == {"outcome": "unparsed", "job_id": job, "phone_number": typed}
 
 
-def test_a_number_once_read_is_dialed(steps: Steps) -> None:
+def test_number_once_read_is_dialed(steps: Steps) -> None:
     job, number = steps.queue("415 555 0100"), a_number()
     assert steps.call("set_call_number", job_id=job, phone_number="415 555 0100", phone_e164=number)
     assert steps.claim(job)["job"]["phone_e164"] == number
@@ -182,13 +182,13 @@ def test_number_that_cannot_be_read_ends_the_job(steps: Steps) -> None:
 
 
 @pytest.mark.parametrize("typed", ["something older", None])
-def test_a_number_counts_only_for_what_was_read(steps: Steps, typed: str | None) -> None:
+def test_number_counts_only_for_what_was_read(steps: Steps, typed: str | None) -> None:
     job = steps.queue("call me")
     assert not steps.call("set_call_number", job_id=job, phone_number=typed, phone_e164=a_number())
     assert steps.job(job)["phone_e164"] is None
 
 
-def test_a_number_does_not_change_under_a_call(steps: Steps) -> None:
+def test_number_does_not_change_under_a_call(steps: Steps) -> None:
     job, _ = steps.attempt_in("started")
     before = steps.everything()
     number = steps.job(job)["phone_number"]

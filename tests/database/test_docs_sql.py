@@ -32,7 +32,7 @@ def statements() -> list[str]:
     return [statement for statement in dict.fromkeys(found) if not ELSEWHERE.search(statement)]
 
 
-def test_sql_of_the_guide_runs_or_is_refused_in_our_words(steps: Steps, connect: Connect) -> None:
+def test_sql_of_the_guide_runs_or_is_refused(steps: Steps, connect: Connect) -> None:
     studio, wrong, ran = connect(user="postgres"), {}, 0
     for statement in statements():
         job = str(steps.queue())

@@ -22,7 +22,7 @@ def facts(connection: Connection, nonce: str = NONCE) -> dict[str, Any]:
     return dict(row[0])
 
 
-def test_the_secret_in_vault_is_proved_and_not_shown(connection: Connection) -> None:
+def test_secret_in_vault_is_proved_and_not_shown(connection: Connection) -> None:
     secret = "whsec_" + base64.b64encode(KEY).decode()
     connection.execute("select vault.create_secret(%s, 'call_dispatcher_secret')", (secret,))
     vault = facts(connection)["vault"]
@@ -31,12 +31,12 @@ def test_the_secret_in_vault_is_proved_and_not_shown(connection: Connection) -> 
 
 
 @pytest.mark.parametrize("nonce", ["", "0" * 31, "job_1.1764160000.{}", "0" * 32 + "\n", "G" * 32])
-def test_nobody_gets_a_proof_that_would_be_a_webhooks_signature(connection: Connection, nonce: str) -> None:
+def test_proof_is_never_a_webhooks_signature(connection: Connection, nonce: str) -> None:
     with pytest.raises(psycopg.errors.RaiseException, match="p_nonce"):
         facts(connection, nonce)
 
 
-def test_what_cannot_be_read_is_said_and_does_not_hide_the_rest(connection: Connection) -> None:
+def test_unreadable_facts_do_not_hide_the_rest(connection: Connection) -> None:
     with connection.transaction(force_rollback=True):
         connection.execute("drop schema vault cascade; drop table net._http_response")
         found = facts(connection)

@@ -692,7 +692,7 @@ def numbers_of(steps: Steps) -> list[str]:
     ]
 
 
-def test_the_story_tells_every_way_a_job_can_go(steps: Steps, database_url: str) -> None:
+def test_story_tells_every_way_a_job_can_go(steps: Steps, database_url: str) -> None:
     wrong: dict[str, list[str]] = {}
     for name, (arrange, sentences) in WAYS.items():
         database.empty(database_url)
@@ -704,13 +704,13 @@ def test_the_story_tells_every_way_a_job_can_go(steps: Steps, database_url: str)
     assert not wrong, "\n".join(f"{name}: {found}" for name, found in wrong.items())
 
 
-def test_a_question_that_names_nothing_is_refused(steps: Steps) -> None:
+def test_question_that_names_nothing_is_refused(steps: Steps) -> None:
     for asked in ({}, {"job_id": None}, {"job_id": 1, "phone_number": "+14155550100"}):
         with pytest.raises(psycopg.Error, match="give one of p_job_id, p_user_id and p_phone_number"):
             story(steps, **asked)
 
 
-def test_the_history_of_a_job_is_short_and_goes_with_it(steps: Steps) -> None:
+def test_history_of_a_job_is_short_and_goes_with_it(steps: Steps) -> None:
     job = steps.queue()
     for n in range(60):
         steps.rows(BY_HAND + "reason_code = %s where id = %s", f"r{n}", job)
@@ -724,7 +724,7 @@ def test_the_history_of_a_job_is_short_and_goes_with_it(steps: Steps) -> None:
     assert steps.one("select count(*) from private.call_history where job_id is not null") == 0
 
 
-def test_a_call_that_goes_as_planned_writes_no_history(steps: Steps) -> None:
+def test_call_that_goes_as_planned_writes_no_history(steps: Steps) -> None:
     called(steps)
     called(steps, "busy")
     steps.call("heal_onboarding_calls")
@@ -745,7 +745,7 @@ def test_no_text_shows_a_whole_number_and_dates_stay(steps: Steps) -> None:
     assert {text: steps.one("select private.masked(%s)", text) for text in shown} == shown
 
 
-def test_the_zone_of_a_person_is_a_place_or_none(steps: Steps) -> None:
+def test_zone_of_a_person_is_a_place_or_none(steps: Steps) -> None:
     zones = [
         ({"timezone": "Europe/Berlin"}, "Europe/Berlin"),
         ({"app_timezone": "America/New_York", "timezone": "Europe/Berlin"}, "America/New_York"),

@@ -44,7 +44,7 @@ def what_is_told(job: Row) -> tuple[object, ...]:
 # --- a user is deleted ------------------------------------------------------------------------------------------------
 
 
-def test_a_deleted_user_is_not_called_and_leaves_no_name_and_no_metadata(steps: Steps) -> None:
+def test_deleted_user_is_not_called_and_leaves_nothing(steps: Steps) -> None:
     user, job = a_user(steps)
     assert what_is_told(steps.job(job))[1:] == ("Ada", {"first_name": "Ada", "team": "7"})
     delete(steps, user)
@@ -54,7 +54,7 @@ def test_a_deleted_user_is_not_called_and_leaves_no_name_and_no_metadata(steps: 
     assert steps.claim(job)["outcome"] == "none"
 
 
-def test_a_user_who_is_only_marked_as_deleted_is_gone_too(steps: Steps) -> None:
+def test_user_marked_as_deleted_is_gone_too(steps: Steps) -> None:
     user, job = a_user(steps)
     steps.rows("update auth.users set deleted_at = now() where id = %s", user)
     assert what_is_told(steps.job(job)) == ("erased", None, {})
@@ -110,7 +110,7 @@ def test_pruning_and_a_late_callback_never_deadlock(steps: Steps, another: Anoth
         assert pruning.result(10)["erased"] == 1
 
 
-def test_number_of_a_deleted_user_is_erased_after_a_day(steps: Steps) -> None:
+def test_number_of_deleted_user_goes_after_a_day(steps: Steps) -> None:
     user, job = a_user(steps, number := a_number())
     attempt = steps.start(job)
     steps.status(attempt, a_sid(), "completed")
@@ -129,7 +129,7 @@ def test_number_of_a_deleted_user_is_erased_after_a_day(steps: Steps) -> None:
     assert steps.job(again)["phone_e164"] == number
 
 
-def test_a_number_with_an_open_call_is_kept_until_that_is_over(steps: Steps) -> None:
+def test_number_stays_until_its_open_call_is_over(steps: Steps) -> None:
     user, job = a_user(steps)
     attempt = steps.start(job)
     steps.doubt(attempt)
@@ -140,21 +140,21 @@ def test_a_number_with_an_open_call_is_kept_until_that_is_over(steps: Steps) -> 
     assert prune(steps)["erased"] == 1
 
 
-def test_a_job_of_a_deleted_user_cannot_be_retried(steps: Steps) -> None:
+def test_job_of_a_deleted_user_cannot_be_retried(steps: Steps) -> None:
     user, job = a_user(steps)
     delete(steps, user)
     with pytest.raises(psycopg.errors.RaiseException, match="user was deleted"):
         steps.call("retry_call_job", job_id=job)
 
 
-def test_a_user_without_a_job_leaves_nothing(steps: Steps) -> None:
+def test_user_without_a_job_leaves_nothing(steps: Steps) -> None:
     user = uuid.uuid4()
     steps.rows("insert into auth.users (id, email) values (%s, 'ada@example.com')", user)
     delete(steps, user)
     assert steps.one("select count(*) from private.deleted_users") == 0
 
 
-def test_a_delete_does_not_wait_for_a_claim_and_the_sweep_forgets_later(steps: Steps, another: Another) -> None:
+def test_delete_waits_for_no_claim_and_sweep_forgets(steps: Steps, another: Another) -> None:
     user, job = a_user(steps)
     holder = another()
     with holder.service.transaction():
@@ -169,7 +169,7 @@ def test_a_delete_does_not_wait_for_a_claim_and_the_sweep_forgets_later(steps: S
     assert steps.job(job)["cancel_requested"]
 
 
-def test_a_delete_commits_even_when_nothing_of_ours_works(steps: Steps) -> None:
+def test_delete_commits_even_when_nothing_of_ours_works(steps: Steps) -> None:
     user, _ = a_user(steps)
     steps.rows("alter table private.deleted_users rename to gone")
     try:
@@ -220,7 +220,7 @@ def test_what_is_open_is_never_deleted_however_old(steps: Steps) -> None:
     assert steps.one("select count(*) from public.outbound_call_jobs") == 5
 
 
-def test_two_prunings_at_once_do_not_wait_for_each_other(steps: Steps, another: Another) -> None:
+def test_prunings_at_once_do_not_wait(steps: Steps, another: Another) -> None:
     for _ in range(4):
         finished(steps)
     steps.pass_time(2 * DAY_S)

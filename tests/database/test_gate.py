@@ -27,7 +27,7 @@ def claim_and_look(steps: Steps, job: int | None = None, **more: float) -> tuple
 # --- claims in vain ---------------------------------------------------------------------------------------------------
 
 
-def test_a_claim_that_succeeds_has_a_transaction_id(steps: Steps) -> None:
+def test_claim_that_succeeds_has_a_transaction_id(steps: Steps) -> None:
     steps.queue()
     answer, xid = claim_and_look(steps)
     assert answer["outcome"] == "claimed"
@@ -59,9 +59,7 @@ def test_nothing_due_is_told_as_such_during_a_pause(steps: Steps) -> None:
     assert steps.claim()["outcome"] == "unparsed"
 
 
-def test_claims_at_once_for_one_slot_take_it_once_and_the_others_wait_for_the_next(
-    steps: Steps, another: Another
-) -> None:
+def test_claims_at_once_take_one_slot_only_once(steps: Steps, another: Another) -> None:
     for _ in range(60):
         steps.queue()
     callers = [another() for _ in range(50)]
@@ -70,9 +68,7 @@ def test_claims_at_once_for_one_slot_take_it_once_and_the_others_wait_for_the_ne
     assert {round(answer["wait_s"]) for answer in answers if answer["outcome"] == "wait"} <= {9, 10}
 
 
-def test_a_claim_that_meets_another_at_the_last_slot_writes_nothing_and_waits_for_no_lock(
-    steps: Steps, another: Another
-) -> None:
+def test_claim_beside_another_at_the_last_slot_writes_nothing(steps: Steps, another: Another) -> None:
     first, second, claimer = steps.queue(), steps.queue(), another()
     with claimer.service.transaction():
         assert claimer.claim(first, pace=0.1)["outcome"] == "claimed"
@@ -83,7 +79,7 @@ def test_a_claim_that_meets_another_at_the_last_slot_writes_nothing_and_waits_fo
     assert 9 < answer["wait_s"] <= 10
 
 
-def test_a_slot_that_was_given_back_is_taken_by_the_next_claim(steps: Steps, another: Another) -> None:
+def test_slot_given_back_is_taken_by_next_claim(steps: Steps, another: Another) -> None:
     first, second, claimer = steps.queue(), steps.queue(), another()
     with claimer.service.transaction(force_rollback=True):
         claimer.claim(first, pace=0.1)
@@ -94,9 +90,7 @@ def test_a_slot_that_was_given_back_is_taken_by_the_next_claim(steps: Steps, ano
 
 
 @pytest.mark.parametrize("pace", [1.0, PACE])
-def test_a_claim_waits_a_second_for_the_row_of_settings_and_leaves_the_job(
-    steps: Steps, another: Another, pace: float
-) -> None:
+def test_claim_waits_a_second_for_the_settings_row(steps: Steps, another: Another, pace: float) -> None:
     job, owner = steps.queue(), another()
     before = steps.everything()
     steps.service.execute("set statement_timeout = '10s'")  # if it waited for ever
@@ -110,7 +104,7 @@ def test_a_claim_waits_a_second_for_the_row_of_settings_and_leaves_the_job(
     assert steps.claim(job, pace=pace)["outcome"] == "claimed"
 
 
-def test_many_claims_at_an_ordinary_rate_wait_for_a_held_lock_by_one(steps: Steps, another: Another) -> None:
+def test_one_of_many_claims_waits_for_held_settings(steps: Steps, another: Another) -> None:
     """41 webhooks and one open transaction: one waits a second, the others are told at once."""
     for _ in range(41):
         steps.queue()
@@ -127,7 +121,7 @@ def test_many_claims_at_an_ordinary_rate_wait_for_a_held_lock_by_one(steps: Step
     assert sum(seconds > 0.9 for seconds in took) == 1
 
 
-def test_a_claim_by_id_that_another_holds_is_not_said_to_be_due_in_the_past(steps: Steps, another: Another) -> None:
+def test_claim_of_a_held_job_names_no_past_time(steps: Steps, another: Another) -> None:
     job, claimer = steps.queue(), another()
     with claimer.service.transaction():
         claimer.start(job)
@@ -148,7 +142,7 @@ def call(steps: Steps, job: int, status: str, delays_s: tuple[float, ...] = (900
     steps.status(steps.start(job), a_sid(), status, delays_s=delays_s)
 
 
-def test_the_second_user_of_a_number_waits_until_the_first_ones_job_has_ended(steps: Steps) -> None:
+def test_second_user_of_a_number_waits_for_the_first(steps: Steps) -> None:
     first, second = two_users(steps)
     call(steps, first, "busy")
     assert steps.claim(second)["reason_code"] == "number_in_use"
@@ -159,7 +153,7 @@ def test_the_second_user_of_a_number_waits_until_the_first_ones_job_has_ended(st
     assert steps.claim(second)["outcome"] == "claimed"
 
 
-def test_the_second_user_is_not_called_if_the_number_was_reached_within_the_hour(steps: Steps) -> None:
+def test_second_user_is_not_called_after_a_reached_number(steps: Steps) -> None:
     first, second = two_users(steps)
     call(steps, first, "completed")
     assert steps.claim(second)["outcome"] == "none"
@@ -170,7 +164,7 @@ def test_the_second_user_is_not_called_if_the_number_was_reached_within_the_hour
     assert steps.claim(second)["outcome"] == "claimed", "a retry by hand is meant"
 
 
-def test_the_second_user_is_called_after_that_hour(steps: Steps) -> None:
+def test_second_user_is_called_after_that_hour(steps: Steps) -> None:
     first, second = two_users(steps)
     call(steps, first, "completed")
     steps.pass_time(3601)
@@ -184,13 +178,13 @@ def test_another_job_of_the_same_user_does_not_wait(steps: Steps) -> None:
     assert steps.claim(second)["outcome"] == "claimed"
 
 
-def test_a_job_for_next_week_does_not_hold_up_another_user(steps: Steps) -> None:
+def test_job_of_next_week_holds_up_nobody(steps: Steps) -> None:
     number = a_number()
     steps.queue(number, user_id=uuid.uuid4(), due_at=steps.now().replace(year=2099))
     assert steps.claim(steps.queue(number, user_id=uuid.uuid4()))["outcome"] == "claimed"
 
 
-def test_of_two_dialed_jobs_the_older_goes_first_and_none_waits_for_ever(steps: Steps) -> None:
+def test_older_of_two_dialed_jobs_goes_first(steps: Steps) -> None:
     first, second = two_users(steps)
     call(steps, first, "busy")
     steps.rows("update public.outbound_call_jobs set attempts = 0 where id = %s", first)
@@ -202,7 +196,7 @@ def test_of_two_dialed_jobs_the_older_goes_first_and_none_waits_for_ever(steps: 
     assert steps.claim(first)["outcome"] == "claimed"
 
 
-def test_claims_at_once_for_users_of_one_number_dial_one(steps: Steps, another: Another) -> None:
+def test_claims_at_once_for_one_number_dial_one(steps: Steps, another: Another) -> None:
     number = a_number()
     jobs = [steps.queue(number, user_id=uuid.uuid4()) for _ in range(30)]
     callers = [another() for _ in jobs]
@@ -217,7 +211,7 @@ def test_claims_at_once_for_users_of_one_number_dial_one(steps: Steps, another: 
     assert [(row["reason_code"], row["n"]) for row in steps.rows(query)] == [(None, 1), ("number_reached", 29)]
 
 
-def test_a_claim_that_waited_for_another_of_its_number_sees_it(
+def test_claim_behind_another_of_its_number_sees_it(
     steps: Steps, another: Another, connection: psycopg.Connection[tuple[object, ...]]
 ) -> None:
     first, second = two_users(steps)

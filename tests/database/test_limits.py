@@ -107,7 +107,7 @@ def test_job_put_off_gives_its_slot_back(steps: Steps) -> None:
 
 
 @pytest.mark.parametrize(("calls", "per_number"), [(2, 3), (6, None)], ids=["a day", "without a key"])
-def test_claims_at_once_for_one_number_never_pass_its_caps(
+def test_claims_at_once_never_pass_a_numbers_caps(
     steps: Steps, another: Another, calls: int, per_number: int | None
 ) -> None:
     number = a_number()
@@ -160,7 +160,7 @@ def test_prefix_cap_of_zero_is_no_cap(steps: Steps) -> None:
     assert {call_and_end(steps, number, per_prefix=0)["outcome"] for number in numbers} == {"claimed"}
 
 
-def test_claims_at_once_for_one_prefix_never_pass_its_cap(steps: Steps, another: Another) -> None:
+def test_claims_at_once_never_pass_a_prefixs_cap(steps: Steps, another: Another) -> None:
     for number in numbers_of_one_prefix(AT_ONCE):
         steps.queue(number)
     callers = [another() for _ in range(AT_ONCE)]

@@ -40,12 +40,12 @@ def listed() -> dict[str, list[str]]:
     return found
 
 
-def test_the_map_names_every_table_view_trigger_and_public_function(connection: Connection) -> None:
+def test_map_names_every_table_trigger_and_function(connection: Connection) -> None:
     made = sorted({name for (name,) in connection.execute(PUBLIC_AND_TABLES)})
     assert sorted({name for names in listed().values() for name in names} - {"apply_rights"}) == made
 
 
-def test_the_map_names_the_file_of_each_object() -> None:
+def test_map_names_the_file_of_each_object() -> None:
     assert list(listed()) == list(FILES)
     wrong = [
         f"{name} is not in {file}" for file, names in listed().items() for name in names
@@ -62,11 +62,11 @@ def test_every_function_table_and_view_stands_once() -> None:
     assert re.findall(r"^drop .*|^create or replace .*", everything, re.MULTILINE) == []
 
 
-def test_every_object_is_described_and_bears_the_mark_of_the_product(connection: Connection) -> None:
+def test_every_object_has_description_and_mark(connection: Connection) -> None:
     assert connection.execute(UNMARKED).fetchall() == []
 
 
-def test_each_migration_ends_with_the_rule_of_rights_and_has_short_lines() -> None:
+def test_migrations_end_with_rights_and_have_short_lines() -> None:
     assert [name for name, text in FILES.items() if not text.endswith("\nselect private.apply_rights();\n")] == []
     long = [f"{name}: {line}" for name, text in FILES.items() for line in text.splitlines() if len(line) > 120]
     assert long == []

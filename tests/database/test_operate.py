@@ -40,7 +40,7 @@ def follow(steps: Steps) -> None:
 # --- cancel -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_queued_job_is_canceled_at_once(steps: Steps) -> None:
+def test_queued_job_is_canceled_at_once(steps: Steps) -> None:
     job = steps.queue()
     assert cancel(steps, job) == "canceled"
     row = steps.job(job)
@@ -82,7 +82,7 @@ def test_to_cancel_twice_is_to_cancel_once(steps: Steps, state: str) -> None:
 
 
 @pytest.mark.parametrize("status", FINAL)
-def test_a_job_that_is_over_cannot_be_canceled(steps: Steps, status: str) -> None:
+def test_job_that_is_over_cannot_be_canceled(steps: Steps, status: str) -> None:
     job = steps.queue()
     steps.rows("update public.outbound_call_jobs set status = %s, due_at = null, finished_at = now()", status)
     with pytest.raises(psycopg.errors.RaiseException, match=f"call job {job} is {status} already"):
@@ -90,7 +90,7 @@ def test_a_job_that_is_over_cannot_be_canceled(steps: Steps, status: str) -> Non
 
 
 @pytest.mark.parametrize("function", [cancel, retry])
-def test_a_job_that_does_not_exist_is_named(steps: Steps, function: Callable[[Steps, int], str]) -> None:
+def test_job_that_does_not_exist_is_named(steps: Steps, function: Callable[[Steps, int], str]) -> None:
     with pytest.raises(psycopg.errors.RaiseException, match="there is no call job 4711"):
         function(steps, 4711)
 
@@ -109,7 +109,7 @@ def test_job_that_spent_its_attempts_is_dialed_again(steps: Steps) -> None:
     assert (steps.job(job)["status"], steps.job(job)["attempts"]) == ("failed", 4)
 
 
-def test_a_canceled_job_that_is_retried_is_wanted_again(steps: Steps) -> None:
+def test_canceled_job_that_is_retried_is_wanted_again(steps: Steps) -> None:
     job, attempt = steps.attempt_in("accepted")
     cancel(steps, job)
     follow(steps)
@@ -127,13 +127,13 @@ def test_late_truth_about_a_retried_job_counts(steps: Steps) -> None:
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_a_job_that_is_not_over_cannot_be_retried(steps: Steps, state: str) -> None:
+def test_job_that_is_not_over_cannot_be_retried(steps: Steps, state: str) -> None:
     job = job_in(steps, state, a_number())
     with pytest.raises(psycopg.errors.RaiseException, match="only failed and canceled jobs"):
         retry(steps, job)
 
 
-def test_a_completed_job_cannot_be_retried(steps: Steps) -> None:
+def test_completed_job_cannot_be_retried(steps: Steps) -> None:
     job, attempt = steps.attempt_in("accepted")
     steps.status(attempt, steps.attempt(attempt)["call_sid"], "completed")
     with pytest.raises(psycopg.errors.RaiseException, match=f"call job {job} is completed"):
@@ -178,7 +178,7 @@ def test_job_with_a_live_duplicate_is_not_deleted(steps: Steps) -> None:
     assert there(steps, job) == []
 
 
-def test_a_call_of_a_deleted_job_is_ended(steps: Steps) -> None:
+def test_call_of_a_deleted_job_is_ended(steps: Steps) -> None:
     job, attempt = steps.attempt_in("absent")
     delete(steps, job)
     assert steps.accept(attempt, a_sid())["then"] == "unknown"

@@ -128,7 +128,7 @@ def test_brazils_ninth_digit_makes_another_phone(steps: Steps) -> None:
 
 
 @pytest.mark.parametrize(("_typed", "one", "other"), PAIRS[::2])
-def test_a_job_of_the_other_spelling_is_never_dialed(steps: Steps, _typed: str, one: str, other: str) -> None:
+def test_job_of_the_other_spelling_is_never_dialed(steps: Steps, _typed: str, one: str, other: str) -> None:
     queued = [steps.queue(number) for number in (one, other)]
     for job, number in zip(queued, (one, other), strict=True):  # as set_call_number would, where the library reads it
         steps.rows("update public.outbound_call_jobs set phone_e164 = %s where id = %s", number, job)
@@ -139,7 +139,7 @@ def test_a_job_of_the_other_spelling_is_never_dialed(steps: Steps, _typed: str, 
     assert steps.rows("select * from public.outbound_call_attempts") == []
 
 
-def test_the_answer_tells_a_number_that_was_never_here(steps: Steps) -> None:
+def test_answer_tells_a_number_that_was_never_here(steps: Steps) -> None:
     number, stranger = a_number(), a_number()
     _, attempt = steps.attempt_in("accepted", number)
     steps.status(attempt, steps.attempt(attempt)["call_sid"], "completed")
@@ -149,7 +149,7 @@ def test_the_answer_tells_a_number_that_was_never_here(steps: Steps) -> None:
     assert steps.call("opt_out", phone_number=stranger) == {"canceled": 0, "ending": 0, "jobs": 0, "calls": 0}
 
 
-def test_an_error_names_the_number_that_was_probably_meant(steps: Steps) -> None:
+def test_error_names_the_number_that_was_probably_meant(steps: Steps) -> None:
     meant = {
         "+49 0171 1234567": "+491711234567", "0049 171 1234567": "+491711234567", "+44 (0)7400 123456": "+447400123456",
         "+1 1 415 555 0100": "+14155550100", "+14155550100 x5": "without letters", "4155550100": "country code",
@@ -162,7 +162,7 @@ def test_an_error_names_the_number_that_was_probably_meant(steps: Steps) -> None
     assert {typed: hint for typed, hint in hints.items() if meant[typed] not in hint} == {}
 
 
-def test_a_key_in_a_call_stops_a_number_that_sql_does_not_know(steps: Steps) -> None:
+def test_key_stops_number_that_sql_cannot_read(steps: Steps) -> None:
     """The library of the dispatcher may be newer than the table of calling codes."""
     _, attempt = steps.attempt_in("accepted", number := a_number())
     steps.rows("delete from private.calling_codes where code = '1'")
@@ -176,12 +176,12 @@ def test_a_key_in_a_call_stops_a_number_that_sql_does_not_know(steps: Steps) -> 
         steps.rows("insert into private.calling_codes values ('1', %s)", calling_codes.patterns()["1"])
 
 
-def test_the_calling_codes_are_those_of_the_installed_library(steps: Steps) -> None:
+def test_calling_codes_are_those_of_the_installed_library(steps: Steps) -> None:
     table = {row["code"]: row["pattern"] for row in steps.rows("select * from private.calling_codes")}
     assert table == calling_codes.patterns(), "print them anew: python -m tests.database.calling_codes"
 
 
-def test_every_kind_of_phone_in_every_country_can_be_stopped(steps: Steps) -> None:
+def test_every_kind_of_phone_can_be_stopped(steps: Steps) -> None:
     refused = []
     for region in phonenumbers.SUPPORTED_REGIONS:
         for kind in (0, 1, 2, 6):  # fixed line, mobile, either, VoIP

@@ -93,7 +93,7 @@ def test_call_that_was_refused_is_one_too_many(steps: Steps) -> None:
 
 
 @pytest.mark.parametrize("state", ["accepted", "ended"])
-def test_second_sid_is_a_duplicate_and_never_the_jobs_call(steps: Steps, state: str) -> None:
+def test_second_sid_is_a_duplicate_of_the_call(steps: Steps, state: str) -> None:
     job, attempt = steps.attempt_in(state)
     first, before = steps.attempt(attempt), steps.job(job)
     answer = steps.accept(attempt, second := a_sid())

@@ -142,7 +142,7 @@ def dump(connection: Connection) -> list[object]:
     [(TABLE,), (TABLE, TRIGGER), (TABLE, TRIGGER, "drop table public.outbound_call_jobs")],
     ids=["the table", "both", "the trigger"],
 )
-def test_an_older_database_is_refused_with_a_clear_message_and_left_unchanged(
+def test_older_database_is_refused_and_left_unchanged(
     postgres: Postgres, older: Connection, what_is_there: tuple[str, ...]
 ) -> None:
     for script in what_is_there:
@@ -161,11 +161,11 @@ def test_an_older_database_is_refused_with_a_clear_message_and_left_unchanged(
     assert dump(older) == before
 
 
-def test_a_database_of_nobodys_is_not_refused(postgres: Postgres, older: Connection) -> None:
+def test_database_of_nobodys_is_not_refused(postgres: Postgres, older: Connection) -> None:
     assert len(database.migrate(postgres, "test_older")) >= 6
 
 
-def test_the_dump_would_show_a_change(older: Connection) -> None:
+def test_dump_would_show_a_change(older: Connection) -> None:
     as_postgres(older, TABLE)
     before = dump(older)
     for change in (
@@ -181,7 +181,7 @@ def test_the_dump_would_show_a_change(older: Connection) -> None:
         before = after
 
 
-def test_the_move_carries_over_who_waits_and_nobody_who_was_called(postgres: Postgres, older: Connection) -> None:
+def test_move_carries_over_waiting_rows_only(postgres: Postgres, older: Connection) -> None:
     as_postgres(older, TABLE)
     later = datetime(2031, 1, 2, tzinfo=UTC)
     waiting = {user_with_job(older) for _ in range(2)} | {user_with_job(older, next_run_at=later)}
@@ -218,14 +218,14 @@ def test_the_move_carries_over_who_waits_and_nobody_who_was_called(postgres: Pos
     assert due.fetchone() == (1,)
 
 
-def test_the_page_shows_the_function_that_must_be_changed(older: Connection) -> None:
+def test_page_shows_the_function_that_must_be_changed(older: Connection) -> None:
     as_postgres(older, TABLE + TRIGGER)
     ((function, definition),) = older.execute(LOOK.encode()).fetchall()
     assert function == "handle_new_user()"
     assert "insert into outbound_call_jobs" in definition
 
 
-def test_after_the_move_a_sign_up_has_its_profile_and_one_job(postgres: Postgres, older: Connection) -> None:
+def test_sign_up_after_the_move_has_one_job(postgres: Postgres, older: Connection) -> None:
     """The old function is found by its search_path: with its insert, it would write to the new table."""
     as_postgres(older, TABLE + TRIGGER)
     older.execute("insert into auth.users (id, phone) values (gen_random_uuid(), '14155550101')")
@@ -239,7 +239,7 @@ def test_after_the_move_a_sign_up_has_its_profile_and_one_job(postgres: Postgres
     assert older.execute("select phone_e164 from polling_worker.outbound_call_jobs").fetchall() == [("+14155550101",)]
 
 
-def test_who_signed_up_in_between_is_queued_once_and_nobody_else(postgres: Postgres, older: Connection) -> None:
+def test_sign_ups_in_between_are_queued_once(postgres: Postgres, older: Connection) -> None:
     older.execute(
         "insert into auth.users (id, phone, created_at) values (gen_random_uuid(), '14155550101', now() - interval '1 day')"
     )

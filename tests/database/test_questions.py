@@ -57,7 +57,7 @@ def called(steps: Steps, number: str, ends: str = "completed", **more: Any) -> t
     return job, sid
 
 
-def test_there_are_ten_and_all_can_be_asked_of_an_empty_database(studio: Studio) -> None:
+def test_ten_questions_can_be_asked_of_empty_database(studio: Studio) -> None:
     assert len(questions()) == 10
     nothing: dict[str, list[Row]] = {words: [] for words in questions()}
     nothing["How long from sign-up to ring?"] = [{"jobs": 0, "p50_s": None, "p95_s": None, "longest_s": None}]
@@ -135,7 +135,7 @@ def test_is_anybody_being_called_too_often(steps: Steps, studio: Studio) -> None
     assert [(row["phone_e164"], row["calls_24h"], row["calls_7d"], row["jobs"]) for row in answer] == [(often, 3, 3, 3)]
 
 
-def test_who_opted_out(steps: Steps, studio: Studio) -> None:
+def test_question_who_opted_out_is_answered(steps: Steps, studio: Studio) -> None:
     steps.call("opt_out", phone_number=(number := a_number()), how="pressed 9")
     assert [(row["phone_e164"], row["how"]) for row in studio.ask("Who opted out?")] == [(number, "pressed 9")]
 

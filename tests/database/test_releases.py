@@ -75,7 +75,7 @@ def newer(folder: Path) -> list[Path]:
 # --- what was released stays as it is ---------------------------------------------------------------------------------
 
 
-def test_a_released_migration_is_not_changed_any_more() -> None:
+def test_released_migration_is_not_changed_any_more() -> None:
     advice = f"databases have had it: write a new migration (or, before the release: python -m tests.database.released {VERSION})"
     assert hashes(VERSION) == RELEASED["migrations"], advice
 
@@ -90,7 +90,7 @@ def decisive(answer: Any) -> Any:
     return answer
 
 
-def test_the_released_code_still_gets_answers_that_it_understands(
+def test_released_code_still_gets_answers_that_it_understands(
     postgres: Postgres, at_release: str, folder: Path
 ) -> None:
     database.migrate(postgres, at_release, folder=folder)
@@ -113,7 +113,7 @@ def test_the_released_code_still_gets_answers_that_it_understands(
             assert (now if not isinstance(was, dict) else {key: now.get(key) for key in was}) == was, told
 
 
-def test_the_story_has_every_function_of_the_released_code_and_every_kind_of_answer() -> None:
+def test_story_has_every_released_function_and_answer() -> None:
     told = {(step["rpc"], decisive(step["answer"]).get("outcome") if isinstance(step["answer"], dict) else None)
             for step in RELEASED["story"] if "rpc" in step}  # fmt: skip
     for function, schema in RELEASED["answers"].items():
@@ -138,16 +138,16 @@ def test_the_story_has_every_function_of_the_released_code_and_every_kind_of_ans
         ),
     ],
 )
-def test_a_function_that_is_gone_or_answers_otherwise_would_be_noticed(
+def test_changed_or_missing_function_would_be_noticed(
     postgres: Postgres, at_release: str, folder: Path, eyes: Connection, change: str, complaint: str
 ) -> None:
     database.migrate(postgres, at_release, folder=folder)
     eyes.execute(change.encode())
     with pytest.raises(Exception, match=complaint):
-        test_the_released_code_still_gets_answers_that_it_understands(postgres, at_release, folder)
+        test_released_code_still_gets_answers_that_it_understands(postgres, at_release, folder)
 
 
-def test_the_record_is_what_the_released_migrations_answer(postgres: Postgres) -> None:
+def test_record_is_what_the_released_migrations_answer(postgres: Postgres) -> None:
     """Not in vain: told to the release itself, the story comes out as it was written down."""
     if newer(database.MIGRATIONS):
         pytest.skip("the code here is newer than the release: its record is the last word")
@@ -196,7 +196,7 @@ def rows_of(eyes: Connection) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def test_a_database_in_use_keeps_every_row(postgres: Postgres, at_release: str, folder: Path, eyes: Connection) -> None:
+def test_database_in_use_keeps_every_row(postgres: Postgres, at_release: str, folder: Path, eyes: Connection) -> None:
     eyes.execute(ROWS)
     before = rows_of(eyes)
     assert all(before.values()), "there is a row in every table"
@@ -208,7 +208,7 @@ def test_a_database_in_use_keeps_every_row(postgres: Postgres, at_release: str, 
 
 
 @pytest.mark.parametrize("table", HOT)
-def test_a_push_never_waits_long_for_a_transaction_that_is_open(
+def test_push_never_waits_long_for_open_transaction(
     postgres: Postgres, at_release: str, folder: Path, eyes: Connection, table: str
 ) -> None:
     """A push that waits for a table makes everybody queue behind it: it gives up, changes nothing, and is pushed again."""
@@ -256,7 +256,7 @@ BREAKING = {
 
 
 @pytest.mark.parametrize(("migration", "complaint"), BREAKING.items())
-def test_a_later_migration_that_breaks_a_rule_is_noticed(
+def test_later_migration_that_breaks_a_rule_is_noticed(
     postgres: Postgres, at_release: str, migration: str, complaint: str
 ) -> None:
     with psycopg.connect(postgres.url("postgres", at_release), autocommit=True) as connection:

@@ -73,7 +73,7 @@ def jobs(eyes: Connection) -> int:
 
 
 @pytest.mark.parametrize("theirs", ["nothing", "a schema private with a function, and a use of btree_gist"])
-def test_it_takes_away_all_that_we_made_and_nothing_else(
+def test_removal_takes_all_of_ours_and_nothing_else(
     postgres: Postgres, project: str, eyes: Connection, owner: Connection, theirs: str
 ) -> None:
     if theirs != "nothing":
@@ -103,7 +103,7 @@ def test_it_takes_away_all_that_we_made_and_nothing_else(
     assert jobs(eyes) == 1
 
 
-def test_it_is_refused_whole_while_something_of_theirs_needs_us(
+def test_removal_is_refused_while_others_need_us(
     postgres: Postgres, project: str, eyes: Connection, owner: Connection
 ) -> None:
     database.migrate(postgres, project)

@@ -53,7 +53,7 @@ def settle(steps: Steps, attempt: uuid.UUID, *calls: tuple[str, str]) -> str:
     return outcome
 
 
-def test_a_copy_pauses_at_its_first_claim_and_says_why(steps: Steps, copied: Copy) -> None:
+def test_copy_pauses_at_first_claim_with_reason(steps: Steps, copied: Copy) -> None:
     for _ in range(5):
         steps.queue()
     copy = copied()
@@ -68,7 +68,7 @@ def test_a_copy_pauses_at_its_first_claim_and_says_why(steps: Steps, copied: Cop
     assert copy.rows("select * from public.outbound_call_attempts") == []
 
 
-def test_who_was_called_after_the_snapshot_is_not_called_again(steps: Steps, copied: Copy) -> None:
+def test_person_called_after_snapshot_is_not_redialed(steps: Steps, copied: Copy) -> None:
     called, waiting = steps.queue(), steps.queue()
     restored = copied()
     restored.claim()
@@ -87,7 +87,7 @@ def test_who_was_called_after_the_snapshot_is_not_called_again(steps: Steps, cop
     assert restored.claim()["job"]["id"] == waiting
 
 
-def test_a_job_is_dialed_after_the_question_whatever_its_attempts_and_the_policy(steps: Steps, copied: Copy) -> None:
+def test_restored_job_is_dialed_after_the_question(steps: Steps, copied: Copy) -> None:
     """Nothing was dialed, so neither spent attempts nor CALL_IN_DOUBT=give-up may end it."""
     job = steps.queue(attempts=len(DELAYS_S))
     restored = copied()
@@ -99,7 +99,7 @@ def test_a_job_is_dialed_after_the_question_whatever_its_attempts_and_the_policy
     assert restored.claim(job)["outcome"] == "claimed"
 
 
-def test_a_job_that_is_queued_after_the_restore_is_dialed_at_once(steps: Steps, copied: Copy) -> None:
+def test_job_queued_after_restore_is_dialed_at_once(steps: Steps, copied: Copy) -> None:
     steps.queue()
     restored = copied()
     restored.claim()
@@ -107,7 +107,7 @@ def test_a_job_that_is_queued_after_the_restore_is_dialed_at_once(steps: Steps, 
     assert restored.claim(restored.queue())["outcome"] == "claimed"
 
 
-def test_two_old_jobs_of_one_number_are_asked_about_one_after_the_other(steps: Steps, copied: Copy) -> None:
+def test_old_jobs_of_one_number_are_asked_in_turn(steps: Steps, copied: Copy) -> None:
     number = a_number()
     first, second = steps.queue(number), steps.queue(number)
     restored = copied()
@@ -123,7 +123,7 @@ def test_two_old_jobs_of_one_number_are_asked_about_one_after_the_other(steps: S
     assert restored.job(second)["status"] == "in_doubt"
 
 
-def test_a_pause_by_hand_outlives_the_restore(steps: Steps, copied: Copy) -> None:
+def test_pause_by_hand_outlives_the_restore(steps: Steps, copied: Copy) -> None:
     steps.queue()
     steps.call("pause_calls", reason="the script is wrong")
     restored = copied()
@@ -132,7 +132,7 @@ def test_a_pause_by_hand_outlives_the_restore(steps: Steps, copied: Copy) -> Non
     assert restored.call("call_job_stats")["paused_by"] == "hand"
 
 
-def test_a_restore_is_noticed_when_a_pause_by_hand_ends(steps: Steps, copied: Copy) -> None:
+def test_restore_is_noticed_after_pause_by_hand(steps: Steps, copied: Copy) -> None:
     steps.queue()
     steps.call("pause_calls", reason="the script is wrong")
     restored = copied()
@@ -158,7 +158,7 @@ def test_rows_that_a_dump_brings_are_noticed(steps: Steps) -> None:
     assert steps.job(job)["status"] == "queued"
 
 
-def test_an_identity_that_may_not_be_read_in_full_costs_no_sign_up(steps: Steps, connection: Connection) -> None:
+def test_unreadable_identity_costs_no_sign_up(steps: Steps, connection: Connection) -> None:
     with connection.transaction(force_rollback=True):
         connection.execute("revoke execute on function pg_catalog.pg_control_system() from public")
         connection.execute("grant execute on function private.database_id() to postgres")

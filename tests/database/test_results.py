@@ -115,7 +115,7 @@ def test_no_event_is_written_when_its_outcome_is_rolled_back(telling: Steps) -> 
     assert events(telling) == []
 
 
-def test_an_event_holds_the_data_that_may_leave(telling: Steps) -> None:
+def test_event_holds_the_data_that_may_leave(telling: Steps) -> None:
     number, user = a_number(), uuid.uuid4()
     job = telling.queue(
         number, user_id=user, signup_mode="demo", first_name="Ada",
@@ -147,7 +147,7 @@ def test_an_event_holds_the_data_that_may_leave(telling: Steps) -> None:
     assert (last["phone_number"], last["metadata"], last["answers"]) == (other, {}, {})
 
 
-def test_a_body_is_the_same_letter_by_letter_each_time(telling: Steps) -> None:
+def test_body_is_the_same_letter_by_letter_each_time(telling: Steps) -> None:
     end(telling, "completed", metadata=Jsonb({"plan": 1e300, "crm": "é"}))
     first = claim(telling)
     telling.pass_time(LEASE_S)
@@ -157,7 +157,7 @@ def test_a_body_is_the_same_letter_by_letter_each_time(telling: Steps) -> None:
     assert (first["try"], second["try"]) == (1, 2)
 
 
-def test_a_job_that_ends_again_gets_a_new_id(telling: Steps) -> None:
+def test_job_that_ends_again_gets_a_new_id(telling: Steps) -> None:
     job = end(telling, "canceled")
     telling.call("retry_call_job", job_id=job)
     telling.status(telling.start(job), a_sid(), "completed")
@@ -184,7 +184,7 @@ def test_late_answer_joins_the_waiting_event_or_writes_another(telling: Steps) -
     assert json.loads(first["body"])["data"]["answers"] == {"team": "small"}
 
 
-def test_an_opt_out_writes_one_event_for_every_spelling(telling: Steps) -> None:
+def test_opt_out_writes_one_event_for_every_spelling(telling: Steps) -> None:
     mexican = "+525512345678"
     users = [uuid.uuid4(), uuid.uuid4()]
     jobs = [telling.queue(mexican, user_id=user) for user in users]
@@ -198,7 +198,7 @@ def test_an_opt_out_writes_one_event_for_every_spelling(telling: Steps) -> None:
     assert types(telling).count("call.canceled") == 2
 
 
-def test_an_opt_out_of_a_number_without_a_job_is_told(telling: Steps) -> None:
+def test_opt_out_of_a_number_without_a_job_is_told(telling: Steps) -> None:
     number = a_number()
     telling.call("opt_out", phone_number=number)
     assert json.loads(claim(telling)["body"])["data"] == {
@@ -210,7 +210,7 @@ def test_an_opt_out_of_a_number_without_a_job_is_told(telling: Steps) -> None:
 # --- who tells it, and in which order -------------------------------------------------------------------------------------
 
 
-def test_an_event_is_held_by_one_sender_until_its_lease_ends(telling: Steps, another: Another) -> None:
+def test_event_is_held_by_one_sender_until_its_lease_ends(telling: Steps, another: Another) -> None:
     jobs = {end(telling, "completed") for _ in range(5)}
     claims = all_at_once(claim, [another() for _ in range(8)])
     assert sorted(c["job_id"] for c in claims if c["outcome"] == "claimed") == sorted(jobs)
@@ -252,7 +252,7 @@ def test_opt_outs_of_one_number_are_told_in_order(telling: Steps) -> None:
     assert claim(telling)["id"] != first["id"]
 
 
-def test_a_late_sender_counts_only_when_it_is_certain(telling: Steps) -> None:
+def test_late_sender_counts_only_when_it_is_certain(telling: Steps) -> None:
     end(telling, "completed")
     late = claim(telling)
     telling.pass_time(LEASE_S)
@@ -266,7 +266,7 @@ def test_a_late_sender_counts_only_when_it_is_certain(telling: Steps) -> None:
         record(telling, holder, "gave_up")
 
 
-def test_an_event_is_given_up_after_three_days_of_failing(telling: Steps) -> None:
+def test_event_is_given_up_after_three_days_of_failing(telling: Steps) -> None:
     end(telling, "completed")
     end(telling, "busy")
     telling.pass_time(4 * DAY_S)  # nobody swept; each is tried all the same

@@ -102,12 +102,12 @@ def test_only_the_service_may_execute_public_functions(project: Connection) -> N
     assert column(project, "select rolsuper from pg_roles where rolname = 'postgres'") == [False]
 
 
-def test_the_private_schema_is_closed_to_every_role(project: Connection) -> None:
+def test_private_schema_is_closed_to_every_role(project: Connection) -> None:
     query = "select %s || ' ' || p from unnest(array['usage', 'create']) p where has_schema_privilege(%s, 'private', p)"
     assert [may for role in (API, *STRANGERS) for may in column(project, query, role, role)] == []
 
 
-def test_the_service_reads_what_is_public_and_inserts_jobs(project: Connection) -> None:
+def test_service_reads_what_is_public_and_inserts_jobs(project: Connection) -> None:
     relations = project.execute(RELATIONS).fetchall()
     assert len(relations) > 10
     wrong = []
@@ -141,7 +141,7 @@ select oid::regclass::text from pg_class where relkind = 'v' and relnamespace = 
 """
 
 
-def test_the_views_can_be_read_by_the_service_alone(project: Connection) -> None:
+def test_views_can_be_read_by_the_service_alone(project: Connection) -> None:
     for view in column(project, VIEWS):
         with project.transaction():
             project.execute("set local role service_role")
@@ -193,7 +193,7 @@ def test_objects_of_the_user_keep_their_rights(postgres: Postgres) -> None:
         ),
     ],
 )
-def test_the_rule_closes_what_was_opened_by_hand(project: Connection, opened: str, asked: str) -> None:
+def test_rule_closes_what_was_opened_by_hand(project: Connection, opened: str, asked: str) -> None:
     with project.transaction(force_rollback=True):
         project.execute("set local search_path = ''; set local role postgres")
         asked = asked.replace("'public.pause_calls'", "'public.pause_calls(text, timestamptz)'")
@@ -219,7 +219,7 @@ def insert(project: Connection, role: str, **columns: object) -> list[Any]:
         )
 
 
-def test_the_service_may_insert_a_job_plainly(project: Connection) -> None:
+def test_service_may_insert_a_job_plainly(project: Connection) -> None:
     assert insert(project, API) == ["queued"]
     everything = {
         "first_name": "Ada", "signup_mode": "demo", "metadata": "{}", "due_at": "2026-01-01",
@@ -235,12 +235,12 @@ def test_the_service_may_insert_a_job_plainly(project: Connection) -> None:
         ("created_at", "2020-01-01"), ("finished_at", "2020-01-01"), ("dedupe_window", "empty"), ("reason_code", "x"),
     ],
 )  # fmt: skip
-def test_the_service_may_not_set_a_jobs_state(project: Connection, name: str, value: object) -> None:
+def test_service_may_not_set_a_jobs_state(project: Connection, name: str, value: object) -> None:
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         insert(project, API, **{name: value})
 
 
 @pytest.mark.parametrize("role", ["anon", "authenticated"])
-def test_a_signed_in_stranger_may_not_queue_a_call(project: Connection, role: str) -> None:
+def test_signed_in_stranger_may_not_queue_a_call(project: Connection, role: str) -> None:
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         insert(project, role)

@@ -53,7 +53,7 @@ def dialed(steps: Steps, job: int) -> str:
 
 
 @pytest.mark.parametrize("by", ["auth", "metadata", "confirmation"])
-def test_a_job_that_waits_follows_the_number_of_its_user(steps: Steps, by: str) -> None:
+def test_waiting_job_follows_its_users_number(steps: Steps, by: str) -> None:
     was, new = a_number(), a_number()
     if by == "metadata":
         user = sign_up(steps, None, {"phone": was, "first_name": "Ada"})
@@ -71,7 +71,7 @@ def test_a_job_that_waits_follows_the_number_of_its_user(steps: Steps, by: str) 
     assert dialed(steps, job["id"]) == new
 
 
-def test_a_job_that_is_dialed_again_keeps_its_attempts_and_follows_at_once(steps: Steps) -> None:
+def test_redialed_job_keeps_attempts_and_follows_at_once(steps: Steps) -> None:
     was, new = a_number(), a_number()
     user = sign_up(steps, was)
     job = only_job(steps, user)["id"]
@@ -86,7 +86,7 @@ def test_a_job_that_is_dialed_again_keeps_its_attempts_and_follows_at_once(steps
 
 
 @pytest.mark.parametrize("state", ["started", "in_doubt", "accepted"])
-def test_a_job_whose_call_is_open_stays_and_follows_afterwards(steps: Steps, state: str) -> None:
+def test_job_with_open_call_follows_afterwards(steps: Steps, state: str) -> None:
     user = sign_up(steps, was := a_number())
     job, attempt = steps.attempt_in(state, was)
     steps.rows("delete from public.outbound_call_jobs where user_id = %s", user)
@@ -103,7 +103,7 @@ def test_a_job_whose_call_is_open_stays_and_follows_afterwards(steps: Steps, sta
     assert (claim["job"]["phone_number"], claim["job"]["phone_e164"]) == (new, was)
 
 
-def test_a_number_that_was_refused_is_corrected(steps: Steps) -> None:
+def test_number_that_was_refused_is_corrected(steps: Steps) -> None:
     user = sign_up(steps, None, {"phone": "12"})
     job = only_job(steps, user)["id"]
     steps.call(
@@ -114,7 +114,7 @@ def test_a_number_that_was_refused_is_corrected(steps: Steps) -> None:
     assert (steps.job(job)["status"], dialed(steps, job)) == ("queued", new)
 
 
-def test_a_number_that_twilio_refused_is_corrected(steps: Steps) -> None:
+def test_number_that_twilio_refused_is_corrected(steps: Steps) -> None:
     user = sign_up(steps, a_number())
     job = only_job(steps, user)["id"]
     assert steps.call("refuse_call", attempt=steps.start(job), code="21211", reason="no such number")
@@ -149,7 +149,7 @@ def test_nobody_is_called_anew_for_another_number(steps: Steps) -> None:
     assert changed == []
 
 
-def test_a_job_with_a_number_of_its_own_stays(steps: Steps) -> None:
+def test_job_with_a_number_of_its_own_stays(steps: Steps) -> None:
     user, other = sign_up(steps), a_number()
     steps.call("enqueue_call_job", user_id=user, phone_number=other)
     change(steps, user, phone=a_number()[1:])
@@ -157,7 +157,7 @@ def test_a_job_with_a_number_of_its_own_stays(steps: Steps) -> None:
     assert only_job(steps, user)["phone_number"] == other
 
 
-def test_a_chosen_time_stays_and_a_time_of_the_old_number_does_not(steps: Steps) -> None:
+def test_chosen_time_stays_with_a_new_number(steps: Steps) -> None:
     chosen = steps.now() + timedelta(days=1)
     for reason, due in ((None, chosen), ("outside_calling_hours", None)):
         user = sign_up(steps, a_number())
@@ -174,7 +174,7 @@ def test_a_chosen_time_stays_and_a_time_of_the_old_number_does_not(steps: Steps)
 # --- the phone is added or removed --------------------------------------------------------------------------------------
 
 
-def test_a_phone_that_is_added_after_the_sign_up_is_called_once(steps: Steps) -> None:
+def test_phone_added_after_sign_up_is_called_once(steps: Steps) -> None:
     user = sign_up(steps, None, {"signup_mode": " Demo"})
     change(steps, user, phone=(number := a_number())[1:])
     job = only_job(steps, user)
@@ -185,7 +185,7 @@ def test_a_phone_that_is_added_after_the_sign_up_is_called_once(steps: Steps) ->
     assert len(jobs(steps, user)) == 1
 
 
-def test_without_a_phone_nobody_is_called_until_there_is_one_again(steps: Steps) -> None:
+def test_user_without_phone_is_not_called_meanwhile(steps: Steps) -> None:
     user = sign_up(steps, a_number())
     change(steps, user, phone=None)
     job = only_job(steps, user)
@@ -194,7 +194,7 @@ def test_without_a_phone_nobody_is_called_until_there_is_one_again(steps: Steps)
     assert dialed(steps, only_job(steps, user)["id"]) == new
 
 
-def test_a_deleted_users_new_phone_is_nothing(steps: Steps) -> None:
+def test_deleted_users_new_phone_is_nothing(steps: Steps) -> None:
     """Supabase Auth writes a hash over the phone of a user whom it marks as deleted."""
     user = sign_up(steps, a_number())
     steps.rows("update auth.users set deleted_at = now(), phone = '1234567890123' where id = %s", user)
@@ -210,9 +210,7 @@ def test_a_deleted_users_new_phone_is_nothing(steps: Steps) -> None:
 
 
 @pytest.mark.parametrize("locked", ["public.outbound_call_jobs", "private.call_settings", "private.calling_codes"])
-def test_a_change_does_not_wait_for_a_lock_and_is_followed_by_the_sweep(
-    steps: Steps, another: Another, locked: str
-) -> None:
+def test_change_waits_for_no_lock_and_sweep_follows(steps: Steps, another: Another, locked: str) -> None:
     user, new = sign_up(steps, a_number()), a_number()
     other = another().service
     other.execute("reset role")
@@ -226,7 +224,7 @@ def test_a_change_does_not_wait_for_a_lock_and_is_followed_by_the_sweep(
     assert only_job(steps, user)["phone_e164"] == new
 
 
-def test_a_change_waits_for_no_claim_that_hangs(steps: Steps, another: Another) -> None:
+def test_change_waits_for_no_claim_that_hangs(steps: Steps, another: Another) -> None:
     user, new = sign_up(steps, a_number()), a_number()
     job = only_job(steps, user)["id"]
     other = another()
@@ -240,7 +238,7 @@ def test_a_change_waits_for_no_claim_that_hangs(steps: Steps, another: Another) 
     assert steps.attempt(attempt)["state"] == "started"
 
 
-def test_a_change_commits_though_everything_of_ours_is_gone(steps: Steps, connection: Connection) -> None:
+def test_change_commits_though_everything_of_ours_is_gone(steps: Steps, connection: Connection) -> None:
     user = sign_up(steps, a_number())
     with connection.transaction(force_rollback=True):
         connection.execute(
@@ -263,7 +261,7 @@ def lose(steps: Steps, another: Another, count: int = 1) -> set[uuid.UUID]:
     return users
 
 
-def test_a_sign_up_that_was_neither_queued_nor_noted_is_found(steps: Steps, another: Another) -> None:
+def test_lost_sign_up_is_found_by_sweeps(steps: Steps, another: Another) -> None:
     steps.rows("alter table auth.users disable trigger user")
     sign_up(steps, a_number())  # imported without a call, on purpose, before...
     steps.rows("update auth.users set created_at = now() - interval '2 days'")
@@ -275,7 +273,7 @@ def test_a_sign_up_that_was_neither_queued_nor_noted_is_found(steps: Steps, anot
     assert {row["user_id"] for row in steps.rows("select user_id from public.outbound_call_jobs")} == {called} | lost
 
 
-def test_users_are_looked_through_only_after_a_loss_and_in_slices(steps: Steps, another: Another) -> None:
+def test_users_are_searched_after_losses_in_slices(steps: Steps, another: Another) -> None:
     for _ in range(7):
         sign_up(steps, None)
     look = "select private.find_lost_signups(3)"
@@ -291,7 +289,7 @@ def test_users_are_looked_through_only_after_a_loss_and_in_slices(steps: Steps, 
     assert noted >= lost
 
 
-def test_users_who_signed_up_without_a_loss_are_not_called(steps: Steps) -> None:
+def test_users_of_other_times_are_not_called(steps: Steps) -> None:
     steps.rows("alter table auth.users disable trigger user")
     sign_up(steps, a_number())  # an import that calls nobody, on purpose
     steps.rows("alter table auth.users enable trigger user")
@@ -303,7 +301,7 @@ def test_users_who_signed_up_without_a_loss_are_not_called(steps: Steps) -> None
 
 
 @pytest.mark.parametrize("banned", ["before", "while it waits", "between two calls"])
-def test_a_banned_user_is_not_called(steps: Steps, banned: str) -> None:
+def test_banned_user_is_not_called(steps: Steps, banned: str) -> None:
     user = sign_up(steps, a_number())
     job = only_job(steps, user)["id"]
     if banned == "between two calls":
@@ -317,7 +315,7 @@ def test_a_banned_user_is_not_called(steps: Steps, banned: str) -> None:
     assert steps.job(job)["reason"] == "the user is banned"
 
 
-def test_a_ban_that_is_over_or_lifted_keeps_nobody_from_a_call(steps: Steps) -> None:
+def test_ended_ban_keeps_nobody_from_calls(steps: Steps) -> None:
     for until in (steps.now() - timedelta(seconds=1), None):
         user = sign_up(steps, a_number())
         change(steps, user, banned_until=steps.now() + timedelta(days=1))
@@ -328,7 +326,7 @@ def test_a_ban_that_is_over_or_lifted_keeps_nobody_from_a_call(steps: Steps) -> 
 # --- the server's word --------------------------------------------------------------------------------------------------
 
 
-def test_a_zone_of_the_server_is_told_apart_from_the_users(steps: Steps) -> None:
+def test_servers_zone_is_told_from_the_users(steps: Steps) -> None:
     cases: list[tuple[object, object, object]] = [
         ({"timezone": "Europe/Berlin"}, None, None),
         ({"app_timezone": "Europe/Berlin"}, None, None),  # a user cannot write it
@@ -344,7 +342,7 @@ def test_a_zone_of_the_server_is_told_apart_from_the_users(steps: Steps) -> None
     assert found == [zone for *_, zone in cases]
 
 
-def test_a_healed_sign_up_has_the_zone_of_the_server_too(steps: Steps, another: Another) -> None:
+def test_healed_sign_up_has_the_servers_zone(steps: Steps, another: Another) -> None:
     other = another().service
     other.execute("reset role")
     with other.transaction():

@@ -57,7 +57,7 @@ def at_half_past(steps: Steps) -> None:
     steps.pass_time((now.replace(minute=30, second=0, microsecond=0) + timedelta(hours=1) - now).total_seconds())
 
 
-def test_an_idle_day(steps: Steps) -> None:
+def test_idle_day_has_all_counts_zero(steps: Steps) -> None:
     assert stats(steps) == IDLE
 
 
@@ -101,7 +101,7 @@ def test_how_jobs_ended_within_a_day(steps: Steps) -> None:
     assert told(steps) == {}
 
 
-def test_a_machine_that_picks_up_is_no_answer(steps: Steps) -> None:
+def test_machine_that_picks_up_is_no_answer(steps: Steps) -> None:
     for answered_by in ("human", "unknown", "machine_start", "fax", None):
         call(steps, "completed", answered_by=answered_by)
     assert told(steps)["answered_1h"] == 3
@@ -113,7 +113,7 @@ def test_who_is_talking_just_now_has_answered(steps: Steps) -> None:
     assert (told(steps)["calls_1h"], told(steps)["answered_1h"]) == (2, 1)
 
 
-def test_calls_are_counted_as_the_ceiling_of_a_day_counts_them(steps: Steps) -> None:
+def test_calls_count_as_the_days_ceiling_counts(steps: Steps) -> None:
     for state in ("started", "in_doubt", "accepted", "refused", "absent", "ended", "duplicate", "released"):
         steps.attempt_in(state)
     counted = stats(steps)["calls_24h"]
@@ -160,13 +160,13 @@ def test_what_is_due_later_is_not_late(steps: Steps) -> None:
     assert told(steps) == {"queued": 1}
 
 
-def test_what_was_inserted_as_due_long_ago_is_late_since_then_only(steps: Steps) -> None:
+def test_job_inserted_overdue_is_late_since_insertion(steps: Steps) -> None:
     steps.queue(due_at="-infinity")
     steps.pass_time(5)
     assert told(steps)["oldest_due_s"] == 5
 
 
-def test_a_doubt_that_is_settled_is_none(steps: Steps) -> None:
+def test_doubt_that_is_settled_is_none(steps: Steps) -> None:
     _, attempt = steps.attempt_in("in_doubt")
     steps.pass_time(100)
     assert (told(steps)["in_doubt"], told(steps)["oldest_doubt_s"]) == (1, 100)
@@ -183,7 +183,7 @@ def test_opt_outs_of_the_day(steps: Steps) -> None:
     assert told(steps) == {"opt_outs_24h": 1}
 
 
-def test_a_pause_by_hand_says_who_why_and_until_when(steps: Steps) -> None:
+def test_pause_by_hand_tells_reason_and_end(steps: Steps) -> None:
     steps.call("pause_calls", reason="lunch")
     assert told(steps) == {"paused": True, "paused_by": "hand", "paused_until": "infinity", "pause_reason": "lunch"}
     steps.call("pause_calls", reason="lunch", until=steps.now() + timedelta(minutes=5))
@@ -191,7 +191,7 @@ def test_a_pause_by_hand_says_who_why_and_until_when(steps: Steps) -> None:
     assert told(steps) == {}
 
 
-def test_a_halt_is_a_pause_by_our_own_fault_and_is_remembered_until_a_call_gets_through(steps: Steps) -> None:
+def test_halt_is_remembered_until_a_call_gets_through(steps: Steps) -> None:
     job = steps.queue()
     steps.release(steps.start(job), halt_s=60)
     assert (told(steps)["paused_by"], told(steps)["halts"]) == ("halt", 1)
@@ -201,18 +201,18 @@ def test_a_halt_is_a_pause_by_our_own_fault_and_is_remembered_until_a_call_gets_
     assert stats(steps)["halts"] == 0
 
 
-def test_the_ceiling_of_a_day_pauses_in_its_own_name(steps: Steps) -> None:
+def test_days_ceiling_pauses_in_its_own_name(steps: Steps) -> None:
     call(steps, "completed")
     steps.claim(steps.queue(), per_day=1)
     assert told(steps)["paused_by"] == "calls_per_day"
 
 
-def test_a_sign_up_that_could_not_be_queued_is_seen(steps: Steps) -> None:
+def test_sign_up_that_was_missed_is_seen(steps: Steps) -> None:
     steps.rows("insert into private.missed_signups values (gen_random_uuid(), 'a lock', private.clock())")
     assert told(steps) == {"missed_signups": 1}
 
 
-def test_the_view_is_the_same_as_one_row(steps: Steps) -> None:
+def test_view_is_the_same_as_one_row(steps: Steps) -> None:
     for state in ("started", "in_doubt", "accepted", "refused", "duplicate"):
         steps.attempt_in(state)
     steps.call("pause_calls", reason="lunch", until=steps.now() + timedelta(minutes=5))
@@ -220,13 +220,13 @@ def test_the_view_is_the_same_as_one_row(steps: Steps) -> None:
     assert row["row"] == stats(steps)
 
 
-def test_any_client_can_read_the_view_while_calls_are_paused_for_good(steps: Steps) -> None:
+def test_view_is_readable_during_an_endless_pause(steps: Steps) -> None:
     steps.call("pause_calls", reason="lunch")
     (row,) = steps.rows("select * from public.call_stats")
     assert (row["paused"], row["paused_until"], row["pause_reason"]) == (True, "infinity", "lunch")
 
 
-def test_the_service_understands_all_of_it(steps: Steps) -> None:
+def test_service_understands_all_of_it(steps: Steps) -> None:
     assert set(Stats.model_fields) == set(stats(steps))
     assert Stats.model_validate(stats(steps)).model_dump(mode="json") == stats(steps)
 
@@ -234,7 +234,7 @@ def test_the_service_understands_all_of_it(steps: Steps) -> None:
 # --- by the hour ------------------------------------------------------------------------------------------------------
 
 
-def test_an_hour_counts_what_began_in_it_and_every_call_is_one_thing(steps: Steps) -> None:
+def test_hour_counts_each_call_in_one_column(steps: Steps) -> None:
     at_half_past(steps)
     for ends in ("completed", "completed", "busy", "no-answer", "failed", "canceled"):
         call(steps, ends)
@@ -256,7 +256,7 @@ def test_an_hour_counts_what_began_in_it_and_every_call_is_one_thing(steps: Step
     assert [without_zeros(row) for row in before] == [{}] * 47
 
 
-def test_hours_go_back_in_time_and_empty_ones_are_there(steps: Steps) -> None:
+def test_hours_go_back_and_include_empty_ones(steps: Steps) -> None:
     at_half_past(steps)
     call(steps, "completed")
     steps.pass_time(3 * HOUR_S)
@@ -269,7 +269,7 @@ def test_hours_go_back_in_time_and_empty_ones_are_there(steps: Steps) -> None:
     assert rows[0]["hour"] <= steps.now() < rows[0]["hour"] + timedelta(hours=1)
 
 
-def test_the_view_of_hours_is_the_last_two_days(steps: Steps) -> None:
+def test_view_of_hours_is_the_last_two_days(steps: Steps) -> None:
     call(steps, "completed")
     assert steps.rows("select * from public.call_stats_per_hour") == hours(steps, 48)
 
@@ -283,14 +283,14 @@ def test_hours_that_make_no_sense_are_refused_by_name(steps: Steps, count: int |
 # --- our number -------------------------------------------------------------------------------------------------------
 
 
-def test_an_attempt_keeps_the_number_that_calls_and_a_doubt_is_asked_about_with_it(steps: Steps) -> None:
+def test_attempt_keeps_the_number_that_calls(steps: Steps) -> None:
     _, attempt = steps.attempt_in("in_doubt")
     assert steps.attempt(attempt)["from_e164"] == OURS
     steps.pass_time(3600)
     assert steps.call("claim_open_call", hold_s=60.0, ask_s=60.0, give_up_s=90_000.0)["from_e164"] == OURS
 
 
-def test_code_of_the_version_before_does_not_tell_it_and_loses_nothing(steps: Steps) -> None:
+def test_older_code_without_our_number_loses_nothing(steps: Steps) -> None:
     job, attempt = steps.queue(), uuid4()
     steps.call("claim_call_job", attempt=attempt, job_id=job, lease_s=60.0, calls_per_second=1000.0, busy_s=60.0)
     assert steps.attempt(attempt)["from_e164"] is None

@@ -74,7 +74,7 @@ def test_webhook_changed_anywhere_does_not_verify(connection: Connection, steps:
             Webhook(key).verify(sent, signed)
 
 
-def test_webhook_holds_nothing_personal(connection: Connection, steps: Steps, secret: str) -> None:
+def test_webhook_body_holds_no_personal_data(connection: Connection, steps: Steps, secret: str) -> None:
     """Every role of the database can read its tables."""
     row = steps.job(steps.queue(number := a_number(), first_name="Adalbert", metadata='{"company": "Lovelace"}'))
     (request,) = requests(connection)

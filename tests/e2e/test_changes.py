@@ -19,7 +19,7 @@ def rewind(world: World, job: int) -> None:
         )
 
 
-def test_a_phone_that_is_corrected_after_a_busy_call_rings_next(world: World) -> None:
+def test_corrected_phone_rings_after_a_busy_call(world: World) -> None:
     wrong, right, user = world.number(), world.number(), uuid.uuid4()
     world.behave(to=wrong, outcome="busy")
     world.database.execute("insert into auth.users (id, phone) values (%s, %s)", (user, wrong[1:]))
@@ -30,7 +30,7 @@ def test_a_phone_that_is_corrected_after_a_busy_call_rings_next(world: World) ->
     assert [call["status"] for call in world.calls(right)] == ["completed"]
 
 
-def test_a_restored_database_calls_nobody_again(world: World) -> None:
+def test_restored_database_calls_nobody_again(world: World) -> None:
     called, other = world.number(), world.number()
     world.until_status(old := world.insert_job(called), "completed")
     rewind(world, old)

@@ -105,7 +105,7 @@ def test_worker_without_dispatch_secret_skips_the_webhooks_lines(clinic: Clinic)
     }
 
 
-def test_other_voice_service_is_not_asked_as_if_it_were_ours(clinic: Clinic) -> None:
+def test_other_voice_service_is_not_asked_as_ours(clinic: Clinic) -> None:
     visit = clinic.visit(API_BASE_URL_IS_THIS_FUNCTION="false")
     assert visit.trouble == {}
     assert visit.state("Vault's URL") == "ok"
@@ -378,7 +378,7 @@ def test_silent_database_leaves_its_lines_skipped(clinic: Clinic) -> None:
     assert visit.exit_code == 1
 
 
-def test_another_address_in_vault_is_judged_by_whether_it_answers(clinic: Clinic) -> None:
+def test_other_address_in_vault_is_judged_by_answers(clinic: Clinic) -> None:
     url = clinic.sandbox.ready.function_url
     clinic.sql(f"update vault.secrets set secret = '{url}/' where name = 'call_dispatcher_url'")
     trouble = clinic.visit().trouble
@@ -553,13 +553,13 @@ def test_hosts_that_hang_are_named_and_soon(clinic: Clinic, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("url", ["https://127.0.0.1:9", "https://10.0.0.1", "https://localhost", "https://function"])
-def test_an_address_that_twilio_cannot_reach_is_wrong_even_where_we_can(url: str) -> None:
+def test_address_that_twilio_cannot_reach_is_wrong(url: str) -> None:
     (finding, *rest) = doctor_url.check_public_url(settings(API_BASE_URL=url), {})
     assert (finding.state, {skipped.state for skipped in rest}) == ("wrong", {"skipped"})
     assert "Twilio cannot reach it" in finding.found
 
 
-def test_an_address_with_a_long_number_in_it_can_be_copied(capsys: pytest.CaptureFixture[str]) -> None:
+def test_address_with_a_long_number_stays_whole(capsys: pytest.CaptureFixture[str]) -> None:
     ours = settings(API_BASE_URL="https://calls-123456789012.us-east1.run.app")
     base, secret = ours.api_base_url, ours.dispatch_secrets[0]
     (line,) = function.doctor._print(

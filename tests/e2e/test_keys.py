@@ -19,7 +19,7 @@ TABLES = ("outbound_call_jobs", "outbound_call_attempts", "outbound_call_answers
 
 
 @pytest.mark.parametrize("who", ["anon", "a signed-in user"])
-def test_a_browser_reads_and_calls_nothing_of_ours(quiet: World, who: str) -> None:
+def test_browser_reads_and_calls_nothing_of_ours(quiet: World, who: str) -> None:
     ready = quiet.sandbox.ready
     client = create_client(ready.supabase_url, ready.supabase_anon_key)
     if who != "anon":
@@ -42,7 +42,7 @@ def test_a_browser_reads_and_calls_nothing_of_ours(quiet: World, who: str) -> No
         assert error.value.code == "42501", function["name"]
 
 
-def test_the_service_key_inserts_a_job_and_no_status(quiet: World) -> None:
+def test_service_key_inserts_a_job_and_no_status(quiet: World) -> None:
     ready = quiet.sandbox.ready
     client = create_client(ready.supabase_url, ready.supabase_service_key)
     row = {"user_id": str(uuid.uuid4()), "phone_number": quiet.number()}

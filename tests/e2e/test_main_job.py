@@ -124,7 +124,7 @@ def test_twenty_enqueues_at_once_make_one_job(world: World) -> None:
 
 
 @pytest.mark.parametrize(("minutes", "jobs"), [(59, 1), (61, 2)])
-def test_the_hour_counts_from_the_end_of_the_job(quiet: World, minutes: int, jobs: int) -> None:
+def test_hour_counts_from_the_end_of_the_job(quiet: World, minutes: int, jobs: int) -> None:
     user = uuid.uuid4()
     (queued,) = quiet.rows("select enqueue_call_job(%s, %s) ->> 'job_id' as id", user, quiet.number())
     quiet.rows("select cancel_call_job(%s)", int(queued["id"]))

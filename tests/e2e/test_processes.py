@@ -26,7 +26,7 @@ FRAMEWORK = str(Path(sys.executable).with_name("functions-framework"))
     [("function", {}), (".", {"FUNCTION_SOURCE": "function/main.py"})],
     ids=["in function/", "from the root"],
 )
-def test_functions_framework_serves_it(quiet: World, folder: str, source: dict[str, str]) -> None:
+def test_functions_framework_serves_the_function_anywhere(quiet: World, folder: str, source: dict[str, str]) -> None:
     port = free_port()
     process = subprocess.Popen(
         [FRAMEWORK, "--target=dispatch", f"--port={port}"], cwd=ROOT / folder,
@@ -39,7 +39,7 @@ def test_functions_framework_serves_it(quiet: World, folder: str, source: dict[s
         assert process.wait(15) == 0
 
 
-def test_a_missing_setting_stops_the_start_and_is_named() -> None:
+def test_missing_setting_stops_the_start_and_is_named() -> None:
     started = subprocess.run(
         [FRAMEWORK, "--target=dispatch", f"--port={free_port()}"], cwd=ROOT / "function",
         env={"PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": "/tmp"}, capture_output=True, text=True, timeout=30,
@@ -58,7 +58,7 @@ def _answers(url: str) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["told to stop", "killed"])
-def test_the_sandbox_writes_its_ready_file_and_leaves_nothing_behind(tmp_path: Path, number: int) -> None:
+def test_sandbox_is_ready_and_leaves_nothing_behind(tmp_path: Path, number: int) -> None:
     ready_file = tmp_path / "ready.json"
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.sandbox", "--ready-file", str(ready_file)], cwd=ROOT, stdout=subprocess.DEVNULL
@@ -87,7 +87,7 @@ def test_the_sandbox_writes_its_ready_file_and_leaves_nothing_behind(tmp_path: P
         process.wait()
 
 
-def test_the_sandbox_ends_with_its_parent(tmp_path: Path) -> None:
+def test_sandbox_ends_with_its_parent(tmp_path: Path) -> None:
     ready_file = tmp_path / "ready.json"
     parent = subprocess.Popen(
         [sys.executable, "-c",

@@ -23,7 +23,7 @@ def signed(world: World, path: str, form: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("path", ["/", "/sweep", "/voice", "/status"])
-def test_without_proof_nothing_happens(quiet: World, path: str) -> None:
+def test_requests_without_proof_do_nothing(quiet: World, path: str) -> None:
     before = quiet.sandbox.gateway.requests.total()
     answer = quiet.post(path, json={**EVENT, "record": {"id": 1}})
     assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized")
@@ -43,7 +43,7 @@ def test_without_proof_nothing_happens(quiet: World, path: str) -> None:
         ([], "body"),
     ],
 )
-def test_a_bad_body_is_400_with_the_field_named(quiet: World, body: object, names: str) -> None:
+def test_bad_body_is_400_with_the_field_named(quiet: World, body: object, names: str) -> None:
     answer = quiet.webhook(body)
     assert answer.status_code == 400
     assert names in answer.json()["error"]["message"]
@@ -70,13 +70,13 @@ def test_what_is_not_for_us_is_ignored_politely(quiet: World, body: object) -> N
     assert "ignored" in answer.json()
 
 
-def test_a_dashboard_webhook_with_the_full_record_is_served(quiet: World) -> None:
+def test_dashboard_webhook_with_the_full_record_is_served(quiet: World) -> None:
     job_id = quiet.insert_job(quiet.number())
     record = quiet.rows("select to_jsonb(j) as j from public.outbound_call_jobs j where id = %s", job_id)[0]["j"]
     assert quiet.webhook({**EVENT, "record": record}).json() == {"did": "called", "job": job_id}
 
 
-def test_unknown_paths_and_methods(quiet: World) -> None:
+def test_unknown_paths_and_methods_are_refused(quiet: World) -> None:
     assert quiet.post("/nowhere").status_code == 404
     assert quiet.http.get(f"{quiet.sandbox.ready.function_url}/sweep").status_code == 405
     url = quiet.sandbox.ready.function_url
@@ -85,7 +85,7 @@ def test_unknown_paths_and_methods(quiet: World) -> None:
     assert quiet.http.get(f"{url}/favicon.ico").json()["error"]["code"] == "not_found"
 
 
-def test_a_body_over_64_kib_is_413_and_not_read(quiet: World) -> None:
+def test_body_over_64_kib_is_413_unread(quiet: World) -> None:
     host, port = quiet.sandbox.ready.function_url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 30000000\r\n\r\n")
@@ -105,12 +105,12 @@ def test_chunked_bodies_are_read_to_the_limit(quiet: World) -> None:
     assert quiet.post("/", content=too_much, headers=bearer).status_code == 413
 
 
-def test_a_sweep_needs_no_body_and_no_length(quiet: World) -> None:
+def test_sweep_needs_no_body_and_no_length(quiet: World) -> None:
     lines = ["POST /sweep HTTP/1.1", "Host: x", f"Authorization: Bearer {quiet.sandbox.dispatch_secret}", "", ""]
     assert send(quiet, "\r\n".join(lines).encode()).startswith(b"HTTP/1.1 200 ")
 
 
-def test_an_invalid_chunk_is_a_400(quiet: World) -> None:
+def test_invalid_chunk_is_a_400(quiet: World) -> None:
     head = b"POST /sweep HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     assert send(quiet, head + b"nonsense\r\n").startswith(b"HTTP/1.1 400 ")
 
@@ -139,7 +139,7 @@ def send(world: World, request: bytes) -> bytes:
         return connection.recv(65536)
 
 
-def test_a_signature_off_by_one_character_is_401(quiet: World) -> None:
+def test_signature_off_by_one_character_is_401(quiet: World) -> None:
     form = {"CallSid": "CA" + "0" * 32, "CallStatus": "ringing", "Digits": ""}
     for path in (f"/voice?attempt={uuid.uuid4()}", f"/status?attempt={uuid.uuid4()}"):
         good = signed(quiet, path, form)["X-Twilio-Signature"]
@@ -153,7 +153,7 @@ def test_a_signature_off_by_one_character_is_401(quiet: World) -> None:
         assert quiet.post(path, data=form).status_code == 401
 
 
-def test_a_signed_request_for_an_unknown_attempt_changes_nothing(quiet: World) -> None:
+def test_signed_request_for_an_unknown_attempt_changes_nothing(quiet: World) -> None:
     form = {"CallSid": "CA" + "1" * 32, "CallStatus": "in-progress"}
     for attempt in (str(uuid.uuid4()), "nonsense", ""):
         path = "/voice?" + urlencode({"attempt": attempt})
@@ -164,7 +164,7 @@ def test_a_signed_request_for_an_unknown_attempt_changes_nothing(quiet: World) -
 
 
 @pytest.mark.parametrize("path", ["/voice", "/status"])
-def test_a_form_of_a_thousand_parts_is_refused_before_it_is_read(quiet: World, path: str) -> None:
+def test_form_of_thousand_parts_is_refused_unread(quiet: World, path: str) -> None:
     part = "--b\r\nContent-Disposition: form-data; name=a\r\n\r\n\r\n"
     headers = {"Content-Type": "multipart/form-data; boundary=b", "X-Twilio-Signature": "x"}
     assert quiet.post(path, content=(part * 1001 + "--b--").encode(), headers=headers).status_code == 401
@@ -178,7 +178,7 @@ def test_a_form_of_a_thousand_parts_is_refused_before_it_is_read(quiet: World, p
         {"ErrorCode": "é" * 500},
     ],
 )  # fmt: skip
-def test_an_odd_form_that_twilio_signed_is_taken_calmly(quiet: World, odd: dict[str, str]) -> None:
+def test_odd_form_that_twilio_signed_is_taken_calmly(quiet: World, odd: dict[str, str]) -> None:
     number = quiet.number()
     quiet.behave(to=number, callbacks="none", talk_s=5)
     job_id = quiet.insert_job(number)
@@ -192,7 +192,7 @@ def test_an_odd_form_that_twilio_signed_is_taken_calmly(quiet: World, odd: dict[
     assert (after["call_sid"], after["state"]) == (attempt["call_sid"], "accepted")
 
 
-def test_no_answer_and_no_log_line_holds_a_number_or_a_secret(quiet: World) -> None:
+def test_answers_and_logs_hold_no_numbers_or_secrets(quiet: World) -> None:
     number = quiet.number()
     job_id = quiet.insert_job(number)
     texts = [quiet.webhook({**EVENT, "record": {"id": job_id}}).text]

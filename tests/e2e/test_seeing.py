@@ -59,7 +59,7 @@ def swept_alone(world: World, **settings: str) -> list[Entry]:
     return [entry_of(line) for line in done.stdout.splitlines()]
 
 
-def test_a_sweep_is_counted_and_says_how_long_the_oldest_waits(quiet: World) -> None:
+def test_sweep_is_counted_with_its_oldest_wait(quiet: World) -> None:
     entries = said(quiet, lambda: sweep(quiet))
     assert counted(entries) == {"sweeps": 1, "oldest_due_s": 1, "oldest_doubt_s": 1}
     assert values(entries, "oldest_due_s") == values(entries, "oldest_doubt_s") == [0]
@@ -74,7 +74,7 @@ def test_while_calls_are_paused_no_job_is_late(quiet: World) -> None:
     assert (entries[-1]["severity"], entries[-1]["jsonPayload"]["stats"]["pause_reason"]) == ("WARNING", "lunch")
 
 
-def test_a_restored_database_is_counted_at_each_sweep(quiet: World) -> None:
+def test_restored_database_is_counted_at_each_sweep(quiet: World) -> None:
     paused = (
         "update private.call_settings set paused_until = 'infinity', paused_by = 'restore', pause_reason = 'a copy'"
     )
@@ -84,7 +84,7 @@ def test_a_restored_database_is_counted_at_each_sweep(quiet: World) -> None:
     assert entries[-1]["severity"] == "ERROR"
 
 
-def test_a_job_that_is_due_too_long_is_seen(quiet: World) -> None:
+def test_job_that_is_due_too_long_is_seen(quiet: World) -> None:
     """Calls wait for the probe of a halt, which never comes back."""
     job = quiet.insert_job(quiet.number())
     quiet.database.execute("update private.call_settings set halts = 1, probe_until = 'infinity'")
@@ -97,7 +97,7 @@ def test_a_job_that_is_due_too_long_is_seen(quiet: World) -> None:
     assert entries[-1]["severity"] == "ERROR"
 
 
-def test_a_call_that_is_in_doubt_too_long_is_seen(quiet: World) -> None:
+def test_call_in_doubt_too_long_is_seen(quiet: World) -> None:
     number = quiet.number()
     quiet.behave(to=number, create="drop")
     job = quiet.insert_job(number)
@@ -117,7 +117,7 @@ def test_a_call_that_is_in_doubt_too_long_is_seen(quiet: World) -> None:
     assert entries[-1]["severity"] == "ERROR"
 
 
-def test_the_part_of_the_days_ceiling_is_logged_where_there_is_one(quiet: World) -> None:
+def test_part_of_the_days_ceiling_is_logged(quiet: World) -> None:
     quiet.webhook(hook(quiet.insert_job(quiet.number())))
     entries = swept_alone(quiet, CALLS_PER_DAY="8")
     assert counted(entries) == {"sweeps": 1, "oldest_due_s": 1, "oldest_doubt_s": 1, "day_used": 1}
@@ -125,14 +125,14 @@ def test_the_part_of_the_days_ceiling_is_logged_where_there_is_one(quiet: World)
 
 
 @pytest.mark.parametrize("path", ["/", "/sweep", "/voice", "/status"])
-def test_a_request_without_proof_is_counted_by_its_path(quiet: World, path: str) -> None:
+def test_request_without_proof_is_counted_by_its_path(quiet: World, path: str) -> None:
     entries = said(quiet, lambda: quiet.post(path, json={}))
     assert counted(entries) == {"unauthorized": 1}
     extractor = METRICS["unauthorized"]["labelExtractors"]["path"].removeprefix("EXTRACT(").removesuffix(")")
     assert extract(entries[0], extractor) == path
 
 
-def test_a_halt_is_counted(quiet: World) -> None:
+def test_halt_at_twilio_is_counted(quiet: World) -> None:
     number = quiet.number()
     quiet.behave(to=number, create="error:20003", times=1)
     job = quiet.insert_job(number)
@@ -142,7 +142,7 @@ def test_a_halt_is_counted(quiet: World) -> None:
     assert counted(said(quiet, lambda: sweep(quiet)))["sweeps"] == 1
 
 
-def test_a_second_call_of_a_job_is_counted(quiet: World) -> None:
+def test_second_call_of_a_job_is_counted(quiet: World) -> None:
     number = quiet.number()
     job = quiet.insert_job(number)
     quiet.webhook(hook(job))
@@ -157,14 +157,14 @@ def test_a_second_call_of_a_job_is_counted(quiet: World) -> None:
 
 
 @pytest.mark.parametrize("attempt", ["nonsense", str(uuid.UUID(int=4))])
-def test_a_call_of_no_attempt_of_ours_is_counted(quiet: World, attempt: str) -> None:
+def test_call_of_no_attempt_of_ours_is_counted(quiet: World, attempt: str) -> None:
     path = f"/voice?attempt={attempt}"
     form = {"CallSid": "CA" + uuid.uuid4().hex, "CallStatus": "in-progress"}
     entries = said(quiet, lambda: quiet.post(path, data=form, headers=signed(quiet, path, form)))
     assert counted(entries) == {"unknown_calls": 1}
 
 
-def test_a_call_that_was_canceled_and_is_picked_up_is_no_second_call(quiet: World) -> None:
+def test_canceled_call_picked_up_is_no_second_call(quiet: World) -> None:
     job = quiet.insert_job(quiet.number())
     quiet.webhook(hook(job))
     (attempt,) = quiet.attempts(job)

@@ -57,7 +57,7 @@ def test_voice_answers_beside_two_hundred_slow_clients(quiet: World) -> None:
     assert late == {}
 
 
-def test_a_slow_body_is_a_408(quiet: World) -> None:
+def test_slow_body_is_a_408(quiet: World) -> None:
     with socket.create_connection(address(quiet), timeout=20) as client:
         client.sendall(STARTS["no body"])
         began = time.monotonic()

@@ -80,7 +80,7 @@ def test_cron_jobs_sweep_dials_up_to_its_limit(bare: World) -> None:
     assert sorted(taken(bare, numbers)) == sorted(numbers[:10])  # in the order of arrival
 
 
-def test_an_idle_sweep_makes_five_requests(bare: World) -> None:
+def test_idle_sweep_makes_five_requests(bare: World) -> None:
     before = bare.sandbox.gateway.requests.total()
     assert sweep(bare).returncode == 0
     assert bare.sandbox.gateway.requests.total() - before == 5
@@ -113,7 +113,7 @@ def test_metadata_that_python_cannot_read_stops_nobody(bare: World) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-def test_a_sweep_keeps_the_pace_and_waits_for_it(bare: World) -> None:
+def test_sweep_keeps_the_pace_and_waits_for_it(bare: World) -> None:
     numbers = insert_many(bare, 5)
     began = time.monotonic()
     assert sweep(bare, CALLS_PER_SECOND="2").returncode == 0
@@ -130,7 +130,7 @@ def test_two_sweeps_at_once_dial_each_job_once(bare: World) -> None:
     assert sorted(taken(bare, numbers)) == sorted(numbers)
 
 
-def test_a_worker_stops_cleanly_when_told(bare: World) -> None:
+def test_worker_stops_cleanly_when_told(bare: World) -> None:
     numbers = insert_many(bare, 1)
     with worker(bare, every="30") as process:
         bare.until(lambda: taken(bare, numbers))  # its first sweep; then it rests for half a minute
@@ -138,7 +138,7 @@ def test_a_worker_stops_cleanly_when_told(bare: World) -> None:
         assert process.wait(10) == 0
 
 
-def test_a_worker_survives_a_database_that_goes_away() -> None:
+def test_worker_survives_a_database_that_goes_away() -> None:
     with Sandbox(function=False, webhooks=False, scheduler=False, environ={}) as sandbox, ExitStack() as opened:
         before = opened.enter_context(open_world(sandbox))
         process = opened.enter_context(worker(before))
@@ -154,7 +154,7 @@ def test_a_worker_survives_a_database_that_goes_away() -> None:
         assert len(taken(after, first)) == 1
 
 
-def test_a_sweep_that_cannot_reach_the_database_says_so(bare: World) -> None:
+def test_sweep_that_cannot_reach_the_database_says_so(bare: World) -> None:
     done = sweep(bare, SUPABASE_URL="http://127.0.0.1:9")
     assert done.returncode == 1
     assert "sweep failed" in done.stdout
