@@ -16,16 +16,12 @@ from pathlib import Path
 
 import psutil
 
+from tests.sandbox.serve import free_port
 from tests.unit.examples import ENVIRON
 
 ROOT = Path(__file__).parents[2]
 HELLO = "def dispatch(request):\n    return 'hello'\n"
 START_SECONDS = 30.0
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def answers(port: int) -> bool:

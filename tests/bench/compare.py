@@ -200,14 +200,9 @@ def machine(rounds: int, seed: int) -> str:
 def report(results: Results, told: str) -> str:
     left = [one[rate]["left_to_sweep"] for one in results["costs"][OURS.name] for rate in ("20", "50")]
     parts = [
-        told + ".",
-        "Medians, and in brackets the least and the most of all rounds.",
-        promises_table(results),
-        costs_table(results, 20),
-        costs_table(results, 50),
-        other_table(results),
-        claims_table(results),
-    ]
+        told + ".", "Medians, and in brackets the least and the most of all rounds.", promises_table(results),
+        costs_table(results, 20), costs_table(results, 50), other_table(results), claims_table(results),
+    ]  # fmt: skip
     if sum(left):
         parts.append(f"Jobs of this product that a webhook left to the sweep: {', '.join(map(str, left))}.")
     return "\n\n".join(parts)

@@ -48,25 +48,18 @@ OURS = Contender(
 CONTENDERS = (
     OURS,
     Contender(
-        "procrastinate",
-        "procrastinate_worker",
-        "procrastinate",
+        "procrastinate", "procrastinate_worker", "procrastinate",
         "select count(*) from procrastinate_jobs where task_name like '%.call' and status in ('todo', 'doing')",
     ),
     Contender(
-        "pgqueuer",
-        "pgqueuer_worker",
-        "pgqueuer",
-        "select count(*) from pgqueuer where status in ('queued', 'picked')",
+        "pgqueuer", "pgqueuer_worker", "pgqueuer", "select count(*) from pgqueuer where status in ('queued', 'picked')",
     ),
     Contender("Supabase Queues (pgmq)", "pgmq_consumer", "pgmq", "select count(*) from pgmq.q_calls"),
     Contender(
-        "a polling loop",
-        "polling_loop",
-        "asyncpg",
+        "a polling loop", "polling_loop", "asyncpg",
         "select count(*) from call_jobs where status in ('queued', 'running')",
     ),
-)
+)  # fmt: skip
 BY_MODULE = {contender.module: contender for contender in CONTENDERS}
 
 
@@ -82,18 +75,12 @@ class Peer:
     def __post_init__(self) -> None:
         ready, trusted = self.sandbox.ready, self.sandbox.settings["SSL_CERT_FILE"]
         self._env = {
-            "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(ROOT),
-            "SSL_CERT_FILE": trusted,
-            "BENCH_DATABASE_URL": ready.database_url,
-            "BENCH_TWILIO_URL": ready.twilio_url,
-            "BENCH_ACCOUNT": ready.twilio_account_sid,
-            "BENCH_TOKEN": ready.twilio_auth_token,
-            "BENCH_FROM": ready.twilio_phone_number,
-            "BENCH_SECRET": ready.dispatch_secret,
-            **{name: value for name, value in os.environ.items() if name == "BENCH_NEW_CONNECTIONS"},
-            **self.options,
-        }
+            "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "SSL_CERT_FILE": trusted,
+            "BENCH_DATABASE_URL": ready.database_url, "BENCH_TWILIO_URL": ready.twilio_url,
+            "BENCH_ACCOUNT": ready.twilio_account_sid, "BENCH_TOKEN": ready.twilio_auth_token,
+            "BENCH_FROM": ready.twilio_phone_number, "BENCH_SECRET": ready.dispatch_secret,
+            **{name: value for name, value in os.environ.items() if name == "BENCH_NEW_CONNECTIONS"}, **self.options,
+        }  # fmt: skip
 
     def install(self) -> None:
         subprocess.run(self._command("install"), cwd=ROOT, env=self._env, check=True)

@@ -10,7 +10,6 @@ once, and the calls that go out are counted; beside it, what limit, pace and int
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import random
 import subprocess
@@ -28,7 +27,7 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from shared.settings import DIAL_WITHIN_SECONDS, REQUEST_PARTS, TWILIO_CONNECT_SECONDS
-from tests.sandbox.numbers import US_AREA_CODES
+from tests.sandbox.numbers import numbers
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.scheduler import Scheduler
 
@@ -120,14 +119,14 @@ def measure(way: Way, minutes: float, limit: int, pace: float) -> Measured:
         "TWILIO_TIMEOUT_SECONDS": str(TWILIO_S),
         "REQUEST_TIMEOUT_SECONDS": str(REQUEST_S),
     }
-    numbers = (f"1{npa}5550{last}" for npa, last in itertools.product(US_AREA_CODES, range(100, 200)))
+    phones = (number.removeprefix("+") for number in numbers())  # as Supabase Auth stores them
     stop = threading.Event()
     with Sandbox(webhooks=way.webhooks, scheduler=False, environ=settings) as sandbox, ThreadPoolExecutor(1) as threads:
         sweeping = threads.submit(way.sweeps, sandbox, stop)
         try:
             with psycopg.connect(sandbox.ready.database_url, autocommit=True) as database:
-                delays = _delays(database, numbers, minutes)
-                calls = _burst(database, numbers, minutes, pace)
+                delays = _delays(database, phones, minutes)
+                calls = _burst(database, phones, minutes, pace)
         finally:
             stop.set()
         sweeping.result()

@@ -26,7 +26,8 @@ import psutil
 import psycopg
 
 from tests.bench.contenders import BY_MODULE, OURS, ROOT, Contender, Peer, Producer, arena, cpu_s, kill, wal_bytes
-from tests.chaos.crash import kill_group, numbers
+from tests.chaos.crash import kill_group
+from tests.sandbox.numbers import numbers
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.twilio.server import Twilio
 
@@ -56,14 +57,9 @@ FAULTS: Sequence[tuple[int, dict[str, object]]] = (
     (3, {"create": "drop"}),
 )
 CRASH_SETTINGS = {
-    "TWILIO_TIMEOUT_SECONDS": str(TIMEOUT_S),
-    "REQUEST_TIMEOUT_SECONDS": str(REQUEST_S),
-    "CALL_SETTLING_SECONDS": "3",
-    "CALL_RETRY_SECONDS": "1",
-    "CALL_REDIAL_SECONDS": "1",
-    "CALLS_PER_SECOND": "1000",
-    "CALL_DISPATCHER_LIMIT": "400",
-}
+    "TWILIO_TIMEOUT_SECONDS": str(TIMEOUT_S), "REQUEST_TIMEOUT_SECONDS": str(REQUEST_S), "CALL_SETTLING_SECONDS": "3",
+    "CALL_RETRY_SECONDS": "1", "CALL_REDIAL_SECONDS": "1", "CALLS_PER_SECOND": "1000", "CALL_DISPATCHER_LIMIT": "400",
+}  # fmt: skip
 QUIET_S = STALLED_S + 6.0
 
 

@@ -37,7 +37,7 @@ from psycopg.rows import dict_row
 
 from function.sweep import DIALING_THREADS
 from shared.dispatcher import LAST_CALL
-from tests.sandbox.numbers import US_AREA_CODES
+from tests.sandbox.numbers import numbers as us_numbers
 from tests.sandbox.sandbox import Sandbox
 
 Row = dict[str, Any]
@@ -163,11 +163,8 @@ def rang_at(call: Row) -> datetime | None:
 
 def numbers() -> Iterator[str]:
     """Of area codes that lie in one time zone whole: +1 NPA 555-0100 to 0199."""
-    there = [
-        npa for npa in US_AREA_CODES
-        if timezone.time_zones_for_number(phonenumbers.parse(f"+1{npa}5550100")) == (THERE.key,)
-    ]  # fmt: skip
-    return (f"+1{npa}5550{last}" for last, npa in itertools.product(range(100, 200), there))
+    of_there = (THERE.key,)
+    return (number for number in us_numbers() if timezone.time_zones_for_number(phonenumbers.parse(number)) == of_there)
 
 
 class Scene:

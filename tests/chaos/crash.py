@@ -44,7 +44,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from shared.settings import REQUEST_PARTS
-from tests.sandbox.numbers import US_AREA_CODES
+from tests.sandbox.numbers import numbers
 from tests.sandbox.sandbox import Sandbox
 
 Row = dict[str, Any]
@@ -186,11 +186,6 @@ def run(jobs: int, what: Sequence[str], seed: int, size: Size = FULL, say: Calla
                 break
         scene.await_quiet()
         return scene.count(time.monotonic() - began)
-
-
-def numbers() -> Iterator[str]:
-    """+1 NPA 555-0100 to 0199; area codes repeat only when all have been used."""
-    return (f"+1{code}5550{last}" for last, code in itertools.product(range(100, 200), US_AREA_CODES))
 
 
 class Scene:

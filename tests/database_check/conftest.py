@@ -57,15 +57,9 @@ class Project:
         home.mkdir(exist_ok=True)
         environment = {"PATH": os.defpath, "HOME": str(home), "DO_NOT_TRACK": "1", "SUPABASE_TELEMETRY_DISABLED": "1"}
         return subprocess.run(
-            [CLI, *command, f"--remote={self.url}", "--workdir", "shared"],
-            cwd=self.folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
+            [CLI, *command, f"--remote={self.url}", "--workdir", "shared"], cwd=self.folder, env=environment,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+        )  # fmt: skip
 
     def push(self) -> subprocess.CompletedProcess[str]:
         return self.supabase("db", "push", "--yes")

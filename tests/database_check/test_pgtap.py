@@ -17,13 +17,9 @@ FILES = sorted((ROOT / "shared" / "supabase" / "tests").glob("*.sql"))
 def prove(pg_prove: str, project: Project, file: Path, user: str = "postgres") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [pg_prove, "--verbose", "--dbname", project.server.url(user, project.database), str(file)],
-        env={"PATH": os.defpath, "HOME": str(project.folder)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+        env={"PATH": os.defpath, "HOME": str(project.folder)}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=TIMEOUT_S, check=False,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,13 +15,13 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from tests.sandbox.numbers import US_AREA_CODES
+from tests.sandbox.numbers import numbers
 from tests.sandbox.sandbox import Sandbox
 
 T = TypeVar("T")
 Row = dict[str, Any]
 
-_numbers = (f"+1{npa}5550{last}" for npa, last in itertools.product(US_AREA_CODES, range(100, 200)))
+_numbers = numbers()
 
 
 @dataclass

@@ -28,7 +28,8 @@ from shared.conversation.library import FOLDER, Scripts
 from tests.e2e.conftest import World, fresh_world
 from tests.e2e.test_conversation import answers, log_lines, ring, transcript
 from tests.e2e.test_requests import signed
-from tests.sandbox.sandbox import Sandbox, free_port
+from tests.sandbox.sandbox import Sandbox
+from tests.sandbox.serve import free_port
 from tests.sandbox.twilio import twiml
 
 GUIDE = FOLDER.parent / "docs" / "agent.md"

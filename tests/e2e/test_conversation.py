@@ -17,7 +17,8 @@ from shared.conversation.twiml import PLEASE_WAIT
 from tests.e2e.conftest import World, fresh_world
 from tests.e2e.test_failures import hook
 from tests.e2e.test_requests import signed
-from tests.sandbox.sandbox import Sandbox, free_port
+from tests.sandbox.sandbox import Sandbox
+from tests.sandbox.serve import free_port
 
 SCRIPTS = Scripts()
 SPANISH_DEMO = SCRIPTS.named("demo.es")

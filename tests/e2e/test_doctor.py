@@ -23,8 +23,8 @@ from shared.doctor import twilio as doctor_twilio
 from shared.doctor import url as doctor_url
 from shared.doctor.findings import wrong
 from tests.e2e.doctor_cases import Clinic, Passing, Proxy, Visit, open_clinic, says
-from tests.sandbox.sandbox import Sandbox, free_port
-from tests.sandbox.serve import Server
+from tests.sandbox.sandbox import Sandbox
+from tests.sandbox.serve import Server, free_port
 from tests.sandbox.supabase.gateway import user_key
 from tests.sandbox.supabase.keys import mint, publishable_key, secret_key
 from tests.unit.examples import settings

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.e2e.conftest import World
-from tests.sandbox.sandbox import free_port
+from tests.sandbox.serve import free_port
 
 ROOT = Path(__file__).parents[2]
 FRAMEWORK = str(Path(sys.executable).with_name("functions-framework"))

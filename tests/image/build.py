@@ -95,13 +95,9 @@ class Storage:
             container = self("from", "scratch")
             self("add", "--quiet", container, root, "/")
             self(
-                "config",
-                "--cmd",
-                "python3",
-                "--env",
-                "PATH=/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/bin:/sbin",
-                container,
-            )
+                "config", "--cmd", "python3", "--env",
+                "PATH=/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/bin:/sbin", container,
+            )  # fmt: skip
             self("commit", "--quiet", "--rm", container, name)
         return name
 

@@ -17,7 +17,8 @@ import pytest
 from tests.e2e.conftest import World, fresh_world
 from tests.image.build import ROOT, Image, size
 from tests.image.container import Container, running
-from tests.sandbox.sandbox import Sandbox, free_port
+from tests.sandbox.sandbox import Sandbox
+from tests.sandbox.serve import free_port
 
 STARTS = 5
 START_SECONDS = 60.0

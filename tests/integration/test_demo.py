@@ -24,25 +24,13 @@ EXAMPLE = dict(
     if line and not line.startswith("#")
 )
 HOSTILE = {
-    **EXAMPLE,
-    "CALL_ONLY_TO": "+14155550199",
-    "CALL_HOURS": "03:00-03:01",
-    "CALL_COUNTRIES": "DE",
-    "CALLS_PER_DAY": "1",
-    "CALLS_PER_SECOND": "0.01",
-    "TWILIO_PHONE_NUMBER": "+4915123456789",
-    "TWILIO_REGION": "ie1",
-    "DISPATCH_SECRET": "wrong",
-    "PORT": "1",
-    "K_SERVICE": "service",
+    **EXAMPLE, "CALL_ONLY_TO": "+14155550199", "CALL_HOURS": "03:00-03:01", "CALL_COUNTRIES": "DE",
+    "CALLS_PER_DAY": "1", "CALLS_PER_SECOND": "0.01", "TWILIO_PHONE_NUMBER": "+4915123456789", "TWILIO_REGION": "ie1",
+    "DISPATCH_SECRET": "wrong", "PORT": "1", "K_SERVICE": "service",
     **dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"), "http://127.0.0.1:9"),
-    **dict.fromkeys(("ALL_PROXY", "all_proxy"), "socks5://127.0.0.1:9"),
-    "PGSSLMODE": "require",
-    "PGSERVICE": "nowhere",
-    "PGHOST": "192.0.2.1",
-    "LC_ALL": "C",
-    "PYTHONUTF8": "0",
-}
+    **dict.fromkeys(("ALL_PROXY", "all_proxy"), "socks5://127.0.0.1:9"), "PGSSLMODE": "require", "PGSERVICE": "nowhere",
+    "PGHOST": "192.0.2.1", "LC_ALL": "C", "PYTHONUTF8": "0",
+}  # fmt: skip
 
 
 @contextmanager

@@ -167,24 +167,18 @@ def test_gateway_answers_as_recorded_from_real_postgrest(postgres: Postgres) -> 
 
 def test_requests_that_it_does_not_know_are_501(http: httpx.Client, connection: psycopg.Connection[Any]) -> None:
     table: list[tuple[str, str, dict[str, Any]]] = [
-        ("POST", "/rpc/list_parcels?order=id", {}),
-        ("POST", "/rpc/list_parcels?note=eq.a", {}),
-        ("POST", "/rpc/list_parcels?limit=0", {}),
-        ("GET", "/rpc/list_parcels?note=eq.a", {}),
+        ("POST", "/rpc/list_parcels?order=id", {}), ("POST", "/rpc/list_parcels?note=eq.a", {}),
+        ("POST", "/rpc/list_parcels?limit=0", {}), ("GET", "/rpc/list_parcels?note=eq.a", {}),
         ("GET", "/rpc/list_parcels", {"headers": {"Range": "0-1"}}),
         ("POST", "/rpc/list_parcels", {"headers": {"Prefer": "count=planned"}}),
         ("POST", "/rpc/list_parcels", {"headers": {"Prefer": "handling=strict"}}),
         ("POST", "/rpc/list_parcels", {"headers": {"Accept": "text/csv"}}),
-        ("POST", "/rpc/add_parcel", {"data": {"p_note": "a"}}),
-        ("POST", "/rpc/add_parcel", {"json": [1, 2]}),
-        ("POST", "/rpc/lie", {"json": {"p_status": "PGRST"}}),
-        ("GET", "/parcels?note=eq.a", {}),
-        ("GET", "/parcels?select=id::text", {}),
-        ("PATCH", "/parcels?id=eq.1", {"json": {"note": "b"}}),
-        ("DELETE", "/parcels?id=eq.1", {}),
-        ("POST", "/parcels?on_conflict=id", {"json": {"note": "b"}}),
+        ("POST", "/rpc/add_parcel", {"data": {"p_note": "a"}}), ("POST", "/rpc/add_parcel", {"json": [1, 2]}),
+        ("POST", "/rpc/lie", {"json": {"p_status": "PGRST"}}), ("GET", "/parcels?note=eq.a", {}),
+        ("GET", "/parcels?select=id::text", {}), ("PATCH", "/parcels?id=eq.1", {"json": {"note": "b"}}),
+        ("DELETE", "/parcels?id=eq.1", {}), ("POST", "/parcels?on_conflict=id", {"json": {"note": "b"}}),
         ("POST", "/parcels", {"json": {"note": "b"}, "headers": {"Prefer": "resolution=merge-duplicates"}}),
-    ]
+    ]  # fmt: skip
     for method, path, extra in table:
         answer = http.request(method, path, **extra)
         assert (answer.status_code, answer.json()["code"]) == (501, "SANDBOX"), (method, path)

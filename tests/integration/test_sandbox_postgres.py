@@ -22,6 +22,7 @@ import pytest
 
 from tests.sandbox import postgres as postgres_module
 from tests.sandbox.postgres import Postgres, PostgresError, find_binaries, installed_binaries
+from tests.sandbox.serve import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 AS_ROOT = os.geteuid() == 0
@@ -199,9 +200,9 @@ def test_port_that_was_just_taken_is_given_up(monkeypatch: pytest.MonkeyPatch) -
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        free = postgres_module._free_port()
+        free = free_port()
         ports = iter([taken.getsockname()[1], free])
-        monkeypatch.setattr(postgres_module, "_free_port", lambda: next(ports))
+        monkeypatch.setattr(postgres_module, "free_port", lambda: next(ports))
         with Postgres() as server:
             assert server.port == free
 

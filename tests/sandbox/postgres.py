@@ -20,17 +20,16 @@ import secrets
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from tests.sandbox.environment import isolate
+from tests.sandbox.serve import free_port
 
 SUPERUSER = "supabase_admin"
 START_SECONDS = 60.0  # crash recovery included; a start takes 0.05 s, on a busy machine a second
@@ -96,9 +95,7 @@ class Postgres:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @cached_property
@@ -140,7 +137,7 @@ class Postgres:
             self._make_folder()
             self._initdb()
             for attempt in range(10):
-                self.port = _free_port()
+                self.port = free_port()
                 try:
                     self._launch()
                     break
@@ -188,14 +185,9 @@ class Postgres:
         self._folder = Path(tempfile.mkdtemp(prefix="sandbox-postgres-", dir=parent))
         # What we exec does not inherit our end of the pipe (Python's default); a bare os.fork() of ours would.
         self._watcher = subprocess.Popen(
-            ["/bin/sh", "-c", WATCHER, "sandbox-postgres-watcher", str(self._folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            bufsize=0,
-            start_new_session=True,
-        )
+            ["/bin/sh", "-c", WATCHER, "sandbox-postgres-watcher", str(self._folder)], stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", bufsize=0, start_new_session=True,
+        )  # fmt: skip
         if self._account:
             os.chown(self._folder, self._account["user"], self._account["group"])
 
@@ -242,16 +234,10 @@ class Postgres:
     def _popen(self, program: str, *arguments: str, keep_open: int | None = None) -> subprocess.Popen[bytes]:
         with (self.folder / "log").open("ab") as log:
             process = subprocess.Popen(
-                [self.bin_dir / program, "-D", self.folder / "data", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd="/",
-                env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
-                start_new_session=True,
-                pass_fds=() if keep_open is None else (keep_open,),
-                **self._account,
-            )
+                [self.bin_dir / program, "-D", self.folder / "data", *arguments], stdin=subprocess.DEVNULL, stdout=log,
+                stderr=log, cwd="/", env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}, start_new_session=True,
+                pass_fds=() if keep_open is None else (keep_open,), **self._account,
+            )  # fmt: skip
         self._watch(str(process.pid))
         return process
 
@@ -377,9 +363,3 @@ def _free_shared_memory(data: Path) -> None:
     with contextlib.suppress(OSError, IndexError):
         segment = (data / "postmaster.pid").read_text().splitlines()[6].split()[1]
         subprocess.run(["ipcrm", "-m", segment], check=False, capture_output=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

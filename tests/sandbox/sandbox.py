@@ -19,7 +19,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -34,7 +33,7 @@ from tests.sandbox.function_process import ROOT, FunctionProcess
 from tests.sandbox.page.server import Page
 from tests.sandbox.postgres import Postgres
 from tests.sandbox.scheduler import Scheduler
-from tests.sandbox.serve import Server
+from tests.sandbox.serve import Server, free_port
 from tests.sandbox.supabase.auth import Auth
 from tests.sandbox.supabase.database import (
     bootstrap,
@@ -53,20 +52,11 @@ OUR_NUMBER = "+15005550006"  # Twilio's own magic From
 
 # With these, calls are made at any hour, and a failure is settled within seconds.
 EASY_SETTINGS: Mapping[str, str] = {
-    "CALL_HOURS": "always",
-    "CALLS_PER_SECOND": "100",
-    "CALLS_PER_DAY": "off",
-    "CALLS_PER_NUMBER_PER_DAY": "1000000",
-    "CALLS_PER_PREFIX_PER_HOUR": "0",
-    "TWILIO_TIMEOUT_SECONDS": "2",
-    "REQUEST_TIMEOUT_SECONDS": "7.4",
-    "CALL_SETTLING_SECONDS": "8",
-    "CALL_ASK_SECONDS": "3",
-    "CALL_RETRY_SECONDS": "1",
-    "CALL_REDIAL_SECONDS": "2",
-    "CALL_RING_SECONDS": "5",
-    "CALL_TIME_LIMIT_SECONDS": "60",
-}
+    "CALL_HOURS": "always", "CALLS_PER_SECOND": "100", "CALLS_PER_DAY": "off", "CALLS_PER_NUMBER_PER_DAY": "1000000",
+    "CALLS_PER_PREFIX_PER_HOUR": "0", "TWILIO_TIMEOUT_SECONDS": "2", "REQUEST_TIMEOUT_SECONDS": "7.4",
+    "CALL_SETTLING_SECONDS": "8", "CALL_ASK_SECONDS": "3", "CALL_RETRY_SECONDS": "1", "CALL_REDIAL_SECONDS": "2",
+    "CALL_RING_SECONDS": "5", "CALL_TIME_LIMIT_SECONDS": "60",
+}  # fmt: skip
 SWEEP_EVERY_S = 1.0
 # With the page, people pick up, listen and press keys.
 PEOPLE_SETTINGS: Mapping[str, str] = {
@@ -153,14 +143,10 @@ class Sandbox:
         self.settings: dict[str, str] = {}
         self.postgres = Postgres()
         self.twilio = Twilio(
-            account_sid=self._account_sid,
-            auth_token=self._auth_token,
-            phone_number=self._phone_number,
-            calls_per_second=twilio_calls_per_second,
-            words_per_second=words_per_second,
-            on_clock=self._set_clock,
+            account_sid=self._account_sid, auth_token=self._auth_token, phone_number=self._phone_number,
+            calls_per_second=twilio_calls_per_second, words_per_second=words_per_second, on_clock=self._set_clock,
             events=self.events,
-        )
+        )  # fmt: skip
         self.function: FunctionProcess | None = None
         self.scheduler: Scheduler | None = None
         self.gateway: Gateway
@@ -169,9 +155,7 @@ class Sandbox:
     def __enter__(self) -> Sandbox:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def start(self) -> Sandbox:
@@ -228,19 +212,12 @@ class Sandbox:
         port = self._port or free_port()
         function_url = f"http://127.0.0.1:{port}"
         self.ready = Ready(
-            function_url=function_url,
-            function_pid=None,
-            supabase_url=supabase.url,
-            supabase_anon_key=anon_key(self.jwt_secret),
-            supabase_service_key=service_key(self.jwt_secret),
-            database_url=self.postgres.url(),
-            twilio_url=twilio.url,
-            twilio_account_sid=self._account_sid,
-            twilio_auth_token=self._auth_token,
-            twilio_phone_number=self._phone_number,
-            dispatch_secret=self.dispatch_secret,
-            page_url=None,
-        )
+            function_url=function_url, function_pid=None, supabase_url=supabase.url,
+            supabase_anon_key=anon_key(self.jwt_secret), supabase_service_key=service_key(self.jwt_secret),
+            database_url=self.postgres.url(), twilio_url=twilio.url, twilio_account_sid=self._account_sid,
+            twilio_auth_token=self._auth_token, twilio_phone_number=self._phone_number,
+            dispatch_secret=self.dispatch_secret, page_url=None,
+        )  # fmt: skip
         self.settings = self._settings()
         load_settings(environ=self.settings)
         self._fill_vault()
@@ -288,19 +265,12 @@ class Sandbox:
         # httpx and ssl read the first of the two, requests the second.
         trusted = dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"), str(self._authority_file)) if self._tls else {}
         return {
-            **EASY_SETTINGS,
-            **(PEOPLE_SETTINGS if self._with_page else {}),
-            **trusted,
-            "TWILIO_PHONE_NUMBER": self._phone_number,
-            "API_BASE_URL": self.ready.function_url,
-            "DISPATCH_SECRET": self._dispatch_secrets,
-            **self.honoured,
-            "SUPABASE_URL": self.ready.supabase_url,
-            "SUPABASE_SERVICE_KEY": self.ready.supabase_service_key,
-            "TWILIO_ACCOUNT_SID": self._account_sid,
-            "TWILIO_AUTH_TOKEN": self._auth_token,
-            "TWILIO_API_BASE_URL": self.ready.twilio_url,
-        }
+            **EASY_SETTINGS, **(PEOPLE_SETTINGS if self._with_page else {}), **trusted,
+            "TWILIO_PHONE_NUMBER": self._phone_number, "API_BASE_URL": self.ready.function_url,
+            "DISPATCH_SECRET": self._dispatch_secrets, **self.honoured, "SUPABASE_URL": self.ready.supabase_url,
+            "SUPABASE_SERVICE_KEY": self.ready.supabase_service_key, "TWILIO_ACCOUNT_SID": self._account_sid,
+            "TWILIO_AUTH_TOKEN": self._auth_token, "TWILIO_API_BASE_URL": self.ready.twilio_url,
+        }  # fmt: skip
 
     def _fill_vault(self) -> None:
         with psycopg.connect(self.postgres.url(), autocommit=True) as connection:
@@ -349,9 +319,3 @@ def _check_free(port: int) -> None:
             probe.bind(("127.0.0.1", port))
         except (OSError, OverflowError) as error:
             raise PortTaken(f"port {port} of 127.0.0.1 cannot be used: {error}") from None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import io
+import socket
 import ssl
 import sys
 import threading
 import traceback
 import warnings
 from collections.abc import Callable
-from types import TracebackType
 
 from aiohttp import web
 
@@ -35,6 +35,12 @@ def join(thread: threading.Thread, loop: asyncio.AbstractEventLoop | None = None
     if thread.ident in (frames := sys._current_frames()):
         traceback.print_stack(frames[thread.ident], file=told)
     warnings.warn(f"{thread.name} did not end in {END_SECONDS:g} s:\n{told.getvalue()}", ResourceWarning, stacklevel=2)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class Server:
@@ -98,9 +104,7 @@ class Server:
     def __enter__(self) -> Server:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _run(self) -> None:

@@ -464,20 +464,16 @@ def test_wait_ends_at_the_first_right_moment(at: tuple[str, datetime], window: t
 
 # number -> its country, and a zone for each clock where it may be; written by hand
 PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
-    SAN_FRANCISCO: ("US", ("America/Los_Angeles",)),
-    NEW_YORK: ("US", ("America/New_York",)),
-    PHOENIX: ("US", ("America/Phoenix",)),
-    "+19075812345": ("US", ("America/Anchorage", "America/Adak")),
-    "+17295550100": ("US", ("America/New_York", "America/Chicago")),
-    "+14165550100": ("CA", ("America/Toronto",)),
-    "+18672012345": ("CA", MAY_BE_NORTH),
-    BERLIN_FIXED: ("DE", ("Europe/Berlin",)),
+    SAN_FRANCISCO: ("US", ("America/Los_Angeles",)), NEW_YORK: ("US", ("America/New_York",)),
+    PHOENIX: ("US", ("America/Phoenix",)), "+19075812345": ("US", ("America/Anchorage", "America/Adak")),
+    "+17295550100": ("US", ("America/New_York", "America/Chicago")), "+14165550100": ("CA", ("America/Toronto",)),
+    "+18672012345": ("CA", MAY_BE_NORTH), BERLIN_FIXED: ("DE", ("Europe/Berlin",)),
     INDIAN_MOBILE: ("IN", ("Asia/Kolkata",)),
     "+6281234567890": ("ID", ("Asia/Jakarta", "Asia/Makassar", "Asia/Jayapura")),
     "+56961234567": ("CL", ("America/Santiago", "America/Punta_Arenas", "Pacific/Easter")),
     "+299221234": ("GL", ("America/Nuuk", "America/Danmarkshavn", "America/Scoresbysund", "America/Thule")),
     "+212650123456": ("MA", ("Africa/Casablanca",)),
-}
+}  # fmt: skip
 # reported zone -> the countries in which it lies
 STORED: dict[str | None, str | None] = {
     None: None, "UTC": None, "Etc/GMT+8": None, "EST": None, "MST7MDT": None, "CET": None,

@@ -219,21 +219,15 @@ def test_severity_of_a_sweep_follows_from_its_findings() -> None:
     table: list[tuple[dict[str, Any], float | None, str]] = [
         ({}, None, "INFO"),
         ({"queued": 9, "due": 9, "oldest_due_s": 300, "failed_24h": 5, "failures_24h": {"busy": 5}}, 0.79, "INFO"),
-        ({"in_doubt": 1, "oldest_doubt_s": 900}, None, "WARNING"),
-        ({"held_by_prefix": 1}, None, "ERROR"),
-        ({"missed_signups": 1}, None, "WARNING"),
-        ({"halts": 1}, None, "WARNING"),
+        ({"in_doubt": 1, "oldest_doubt_s": 900}, None, "WARNING"), ({"held_by_prefix": 1}, None, "ERROR"),
+        ({"missed_signups": 1}, None, "WARNING"), ({"halts": 1}, None, "WARNING"),
         ({"failed_24h": 1, "failures_24h": {"area_code_unknown": 1}}, None, "WARNING"),
-        ({"paused": True, "paused_by": "hand", "oldest_due_s": 9000}, None, "WARNING"),
-        ({}, 0.8, "WARNING"),
-        ({"due": 1, "oldest_due_s": 301}, None, "ERROR"),
-        ({"in_doubt": 1, "oldest_doubt_s": 901}, None, "ERROR"),
-        ({"live_duplicates": 1}, None, "ERROR"),
-        ({"results_due": 9, "results_oldest_s": 3600}, None, "INFO"),
-        ({"results_due": 1, "results_oldest_s": 3601}, None, "WARNING"),
-        ({"results_gave_up": 1}, None, "WARNING"),
+        ({"paused": True, "paused_by": "hand", "oldest_due_s": 9000}, None, "WARNING"), ({}, 0.8, "WARNING"),
+        ({"due": 1, "oldest_due_s": 301}, None, "ERROR"), ({"in_doubt": 1, "oldest_doubt_s": 901}, None, "ERROR"),
+        ({"live_duplicates": 1}, None, "ERROR"), ({"results_due": 9, "results_oldest_s": 3600}, None, "INFO"),
+        ({"results_due": 1, "results_oldest_s": 3601}, None, "WARNING"), ({"results_gave_up": 1}, None, "WARNING"),
         ({"paused": True, "paused_by": "halt", "halts": 1}, None, "ERROR"),
-    ]
+    ]  # fmt: skip
     seen = [(now, used, logging.getLevelName(sweep.severity(Stats(**CALM | now), used))) for now, used, _ in table]
     assert [(row, right) for row, right in zip(seen, table, strict=True) if row != right] == []
 

@@ -77,8 +77,7 @@ NO_PATHS = [
 NO_TIMES = ["0", "-1", "86401", "nan", "inf", "a minute"]
 NO_DELAYS = [*NO_TIMES, ",", "60;120", "60,0", "60,-1", "60,86401", "60,nan", "60,soon"]
 WRONG = {
-    "SUPABASE_URL": NO_URLS,
-    "API_BASE_URL": [*NO_URLS, "http://calls.example.com", "https://my_calls.example.com"],
+    "SUPABASE_URL": NO_URLS, "API_BASE_URL": [*NO_URLS, "http://calls.example.com", "https://my_calls.example.com"],
     "TWILIO_API_BASE_URL": [*NO_URLS, "https://api.twilio.com", "http://localhost.example.com", "http://10.0.0.1"],
     "SUPABASE_SERVICE_KEY": ["two words", "schlüssel"],
     "TWILIO_ACCOUNT_SID": ["SK" + "0" * 32, "AC" + "0" * 31, "AC" + "g" * 32],
@@ -91,35 +90,20 @@ WRONG = {
     ],
     "SWEEP_SERVICE_ACCOUNT": ["scheduler"],
     "CALL_HOURS": ["8-21", "21:00-08:00", "08:00-08:00", "08:00-24:00", "never", "Mo-Fr sunrise-sunset", "Su off"],
-    "CALL_COUNTRIES": ["US, Canada", "XX", ","],
-    "CALL_ONLY_TO": ["+14155550123 4155550124"],
-    "CALL_IN_DOUBT": ["retry"],
-    "CALL_MACHINES": ["on", "Enable", "MISSED"],
-    "API_BASE_URL_IS_THIS_FUNCTION": ["perhaps"],
-    "VOICE_PATH": NO_PATHS,
-    "STATUS_PATH": [*NO_PATHS, "/voice"],
-    "CALL_LATER_MAX": ["-1", "11", "twice"],
-    "CALL_MAX_ATTEMPTS": ["0", "11", "three", "1.5", "9" * 5000],
-    "CALL_DISPATCHER_LIMIT": ["0", "1001"],
-    "CALL_RING_SECONDS": ["4", "601"],
-    "CALL_TIME_LIMIT_SECONDS": ["0", "14401"],
-    "CALLS_PER_SECOND": ["0", "inf", "fast"],
-    "CALLS_PER_DAY": ["0", "none", "-1"],
-    "CALLS_PER_NUMBER_PER_DAY": ["0"],
-    "CALLS_PER_PREFIX_PER_HOUR": ["-1"],
+    "CALL_COUNTRIES": ["US, Canada", "XX", ","], "CALL_ONLY_TO": ["+14155550123 4155550124"],
+    "CALL_IN_DOUBT": ["retry"], "CALL_MACHINES": ["on", "Enable", "MISSED"],
+    "API_BASE_URL_IS_THIS_FUNCTION": ["perhaps"], "VOICE_PATH": NO_PATHS, "STATUS_PATH": [*NO_PATHS, "/voice"],
+    "CALL_LATER_MAX": ["-1", "11", "twice"], "CALL_MAX_ATTEMPTS": ["0", "11", "three", "1.5", "9" * 5000],
+    "CALL_DISPATCHER_LIMIT": ["0", "1001"], "CALL_RING_SECONDS": ["4", "601"],
+    "CALL_TIME_LIMIT_SECONDS": ["0", "14401"], "CALLS_PER_SECOND": ["0", "inf", "fast"],
+    "CALLS_PER_DAY": ["0", "none", "-1"], "CALLS_PER_NUMBER_PER_DAY": ["0"], "CALLS_PER_PREFIX_PER_HOUR": ["-1"],
     "CALL_RETENTION_DAYS": ["0"],
     "RESULT_URL": [*(set(NO_URLS) - {"https://127.0.0.1?", "https://127.0.0.1/?a=hunter2"}), "http://example.com/hook"],
-    "RESULT_SECRET": ["hunter2", SECRET + "!", f"{SECRET} {SECRET} {SECRET}"],
-    "RESULT_NUMBER": ["none", "FULL"],
-    "RESULT_METADATA": [",", "plan, " + "k" * 65],
-    "TWILIO_TIMEOUT_SECONDS": NO_TIMES,
-    "REQUEST_TIMEOUT_SECONDS": NO_TIMES,
-    "CALL_RETRY_SECONDS": NO_DELAYS,
-    "CALL_REDIAL_SECONDS": NO_DELAYS,
-    "CALL_REDIAL_SPREAD": ["ON", "yes", "3"],
-    "CALL_SETTLING_SECONDS": NO_TIMES,
-    "CALL_ASK_SECONDS": NO_TIMES,
-}
+    "RESULT_SECRET": ["hunter2", SECRET + "!", f"{SECRET} {SECRET} {SECRET}"], "RESULT_NUMBER": ["none", "FULL"],
+    "RESULT_METADATA": [",", "plan, " + "k" * 65], "TWILIO_TIMEOUT_SECONDS": NO_TIMES,
+    "REQUEST_TIMEOUT_SECONDS": NO_TIMES, "CALL_RETRY_SECONDS": NO_DELAYS, "CALL_REDIAL_SECONDS": NO_DELAYS,
+    "CALL_REDIAL_SPREAD": ["ON", "yes", "3"], "CALL_SETTLING_SECONDS": NO_TIMES, "CALL_ASK_SECONDS": NO_TIMES,
+}  # fmt: skip
 CASES = [(name, value) for name, values in WRONG.items() for value in values]
 
 
@@ -267,17 +251,12 @@ def test_paths_of_twilio_lead_to_one_route_each() -> None:
     """VOICE_PATH, STATUS_PATH, whether another service answers -> the settings that are refused."""
     below = "https://x.example/calls"
     table = {
-        ("/twilio/voice", "/twilio/voice/status", ""): [],
-        ("/status", "/voice", ""): [],
-        ("/Voice/", "/v1.0/_status-~", ""): [],
-        ("/status", "", ""): ["STATUS_PATH"],
-        ("/twilio", "/twilio", ""): ["STATUS_PATH"],
-        ("/twilio", "/twilio", "false"): [],
-        ("/", "/sweep", "false"): [],
-        ("/callsvoice", "/a/calls/status", ""): [],
-        ("/calls", "/calls/status", ""): ["STATUS_PATH"],
+        ("/twilio/voice", "/twilio/voice/status", ""): [], ("/status", "/voice", ""): [],
+        ("/Voice/", "/v1.0/_status-~", ""): [], ("/status", "", ""): ["STATUS_PATH"],
+        ("/twilio", "/twilio", ""): ["STATUS_PATH"], ("/twilio", "/twilio", "false"): [], ("/", "/sweep", "false"): [],
+        ("/callsvoice", "/a/calls/status", ""): [], ("/calls", "/calls/status", ""): ["STATUS_PATH"],
         ("/calls/voice", "/status", "false"): ["VOICE_PATH"],
-    }
+    }  # fmt: skip
     told: dict[tuple[str, str, str], list[str]] = {}
     for voice, status, other in table:
         try:
@@ -295,15 +274,10 @@ def test_delays_fit_the_attempts_or_are_refused() -> None:
     """attempts and delays -> what is wrong; nothing when they fit."""
     few = "must be one number, or at least 4 delays: one after each attempt but the last (CALL_MAX_ATTEMPTS: 5)"
     cases = {
-        ("5", "600,3600,21600,86400"): None,
-        ("5", "600, 3600 21600, 86400, 86400"): None,
-        ("5", "600"): None,
-        ("5", "600,3600,21600"): few,
-        ("5", "600,3600"): few,
-        ("3", "600,3600"): None,
-        ("2", "600,3600"): None,
+        ("5", "600,3600,21600,86400"): None, ("5", "600, 3600 21600, 86400, 86400"): None, ("5", "600"): None,
+        ("5", "600,3600,21600"): few, ("5", "600,3600"): few, ("3", "600,3600"): None, ("2", "600,3600"): None,
         ("1", "600,3600"): None,
-    }
+    }  # fmt: skip
     told = {
         (name, case): problems_or_none("CALL_MAX_ATTEMPTS", case[0], **{name: case[1]})
         for name in ("CALL_REDIAL_SECONDS", "CALL_RETRY_SECONDS")

@@ -7,10 +7,9 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import count
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -18,7 +17,7 @@ import aiohttp
 import phonenumbers.timezone
 import psycopg
 
-from tests.sandbox.numbers import US_AREA_CODES
+from tests.sandbox.numbers import numbers
 from tests.sandbox.page.watch import FINAL, Watch
 from tests.sandbox.twilio.behaviour import Rule
 
@@ -109,7 +108,7 @@ class Breaks:
         self._sandbox, self._watch, self._session = sandbox, watch, session
         self.on: dict[str, Rule | None] = {}
         self.people: dict[str, Rule] = {}
-        self._crowd = _numbers()
+        self._crowd = (number for number in numbers() if number[:5] != "+1415")  # the form proposes those
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.worst: dict[str, Any] = {"running": False}
 
@@ -313,12 +312,6 @@ def _all_over(jobs: list[dict[str, Any]]) -> bool:
 
 async def _awaited(action: Callable[[], Awaitable[None]]) -> None:
     await action()
-
-
-def _numbers() -> Iterator[str]:
-    """Fictitious numbers of other area codes than the form proposes."""
-    places = [npa for npa in US_AREA_CODES if npa != 415]
-    return (f"+1{places[n % len(places)]}55501{n // len(places) % 100:02}" for n in count())
 
 
 def _machine_now(like: datetime) -> datetime:

@@ -184,15 +184,10 @@ class Auth:
     def _session(self, user: dict[str, Any]) -> dict[str, Any]:
         now = int(time.time())
         claims = {
-            "sub": user["id"],
-            "role": user["role"],
-            "iat": now,
-            "exp": now + SESSION_SECONDS,
-            "session_id": str(uuid.uuid4()),
-            "aal": "aal1",
-            "amr": [{"method": "password", "timestamp": now}],
+            "sub": user["id"], "role": user["role"], "iat": now, "exp": now + SESSION_SECONDS,
+            "session_id": str(uuid.uuid4()), "aal": "aal1", "amr": [{"method": "password", "timestamp": now}],
             **{name: user[name] for name in ("aud", "email", "phone", "app_metadata", "user_metadata", "is_anonymous")},
-        }
+        }  # fmt: skip
         return {
             "access_token": mint(self._secret, claims), "token_type": "bearer", "expires_in": SESSION_SECONDS,
             "expires_at": claims["exp"], "refresh_token": "stand-in", "user": user,
@@ -296,14 +291,8 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
     """The user as the API tells it, from its row."""
     times = ("email_confirmed_at", "phone_confirmed_at", "confirmed_at", "last_sign_in_at", "created_at", "updated_at")
     return {
-        "id": row["id"],
-        "aud": row["aud"],
-        "role": row["role"],
-        "email": row["email"] or "",
-        "phone": row["phone"] or "",
-        "app_metadata": row["raw_app_meta_data"],
-        "user_metadata": row["raw_user_meta_data"],
-        "identities": [],
-        "is_anonymous": False,
+        "id": row["id"], "aud": row["aud"], "role": row["role"], "email": row["email"] or "",
+        "phone": row["phone"] or "", "app_metadata": row["raw_app_meta_data"],
+        "user_metadata": row["raw_user_meta_data"], "identities": [], "is_anonymous": False,
         **{name: row[name] for name in times if row.get(name) is not None},
-    }
+    }  # fmt: skip

@@ -59,17 +59,11 @@ class Account:
 
     async def _account(self, request: web.Request) -> web.Response:
         body = {
-            "sid": self._sid,
-            "owner_account_sid": self._sid,
-            "friendly_name": "Twilio stand-in",
-            "status": self.status,
-            "type": self.type,
-            "auth_token": self.primary_token or self._auth_token,
-            "date_created": rfc2822(self._now()),
-            "date_updated": rfc2822(self._now()),
-            "uri": request.path,
+            "sid": self._sid, "owner_account_sid": self._sid, "friendly_name": "Twilio stand-in", "status": self.status,
+            "type": self.type, "auth_token": self.primary_token or self._auth_token,
+            "date_created": rfc2822(self._now()), "date_updated": rfc2822(self._now()), "uri": request.path,
             "subresource_uris": {"calls": f"/{API}/Accounts/{self._sid}/Calls.json"},
-        }
+        }  # fmt: skip
         return self._answer(request, body)
 
     async def _incoming_numbers(self, request: web.Request) -> web.Response:
@@ -107,16 +101,12 @@ class Account:
         def show(iso_code: str) -> dict[str, Any]:
             url = f"{request.url.origin()}{request.path}/{iso_code}"
             return {
-                "iso_code": iso_code,
-                "name": iso_code,
-                "continent": "",
-                "country_codes": [],
+                "iso_code": iso_code, "name": iso_code, "continent": "", "country_codes": [],
                 "low_risk_numbers_enabled": iso_code in self.countries,
                 "high_risk_special_numbers_enabled": iso_code in self.high_risk,
-                "high_risk_tollfraud_numbers_enabled": iso_code in self.high_risk,
-                "url": url,
+                "high_risk_tollfraud_numbers_enabled": iso_code in self.high_risk, "url": url,
                 "links": {"highrisk_special_prefixes": f"{url}/HighRiskSpecialPrefixes"},
-            }
+            }  # fmt: skip
 
         url = str(request.url)
         paging = {"page": 0, "page_size": 50, "first_page_url": url, "previous_page_url": None, "next_page_url": None}

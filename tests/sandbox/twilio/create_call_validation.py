@@ -30,36 +30,20 @@ TEST_FROM = {"+15005550006": None, "+15005550001": 21212}
 TEST_TO = {"+15005550001": 21217, "+15005550002": 21214, "+15005550003": 21215, "+15005550004": 21216}
 
 MESSAGES = {
-    20001: "Unknown parameters",
-    20003: "Authenticate",
-    20004: "Method not allowed",
-    20007: "Page size too large",
-    20404: "The requested resource was not found",
-    20422: "Invalid parameter",
-    20429: "Too Many Requests",
-    20500: "An internal server error has occurred",
-    20503: "Service Unavailable",
-    21201: "No 'To' number is specified",
-    21205: "Url parameter is required",
-    21206: "Invalid SendDigits",
-    21208: "Invalid Timeout",
-    21209: "Invalid Method",
+    20001: "Unknown parameters", 20003: "Authenticate", 20004: "Method not allowed", 20007: "Page size too large",
+    20404: "The requested resource was not found", 20422: "Invalid parameter", 20429: "Too Many Requests",
+    20500: "An internal server error has occurred", 20503: "Service Unavailable", 21201: "No 'To' number is specified",
+    21205: "Url parameter is required", 21206: "Invalid SendDigits", 21208: "Invalid Timeout", 21209: "Invalid Method",
     21210: "The source phone number provided is not yet verified for your account",
     21211: "The phone number you are attempting to call is not valid",
-    21212: "The 'From' number is not a valid phone number",
-    21213: "'From' phone number is required",
+    21212: "The 'From' number is not a valid phone number", 21213: "'From' phone number is required",
     21214: "'To' phone number cannot be reached",
     21215: "Account not authorized to call this number; check your geographic permissions",
-    21216: "Account not allowed to call this number",
-    21217: "Phone number does not appear to be valid",
-    21218: "Invalid ApplicationSid",
-    21220: "Call is not in the expected state",
-    21234: "Invalid MachineDetection",
-    21609: "Invalid StatusCallback url",
-    21626: "Invalid StatusCallbackEvent",
-    22005: "Call queue full",
+    21216: "Account not allowed to call this number", 21217: "Phone number does not appear to be valid",
+    21218: "Invalid ApplicationSid", 21220: "Call is not in the expected state", 21234: "Invalid MachineDetection",
+    21609: "Invalid StatusCallback url", 21626: "Invalid StatusCallbackEvent", 22005: "Call queue full",
     32018: "Twiml size exceeded maximum allowed value of 4000 characters",
-}
+}  # fmt: skip
 STATUSES = {20003: 401, 20004: 405, 20005: 403, 20006: 403, 20008: 403, 20403: 403, 20404: 404, 20429: 429}
 
 PARAMETERS = {
@@ -151,24 +135,17 @@ def read(form: Mapping[str, list[str]], own_number: str, warn: list[dict[str, ob
         warn.append({"code": 21262, "message": "AsyncAmd without AsyncAmdStatusCallback"})
 
     order = Order(
-        to=to,
-        from_=from_,
-        url=_url(one, "Url", 21205),
-        twiml=None if "Url" in one else one.get("Twiml"),
-        method=_method(one, "Method"),
-        fallback_url=_url(one, "FallbackUrl", 21205),
-        fallback_method=_method(one, "FallbackMethod"),
-        status_callback=_url(one, "StatusCallback", 21609),
-        status_callback_method=_method(one, "StatusCallbackMethod"),
-        events=frozenset(events),
+        to=to, from_=from_, url=_url(one, "Url", 21205), twiml=None if "Url" in one else one.get("Twiml"),
+        method=_method(one, "Method"), fallback_url=_url(one, "FallbackUrl", 21205),
+        fallback_method=_method(one, "FallbackMethod"), status_callback=_url(one, "StatusCallback", 21609),
+        status_callback_method=_method(one, "StatusCallbackMethod"), events=frozenset(events),
         ring_limit=_integer(one, "Timeout", 60, 1, 600, 21208),
         time_limit=_integer(one, "TimeLimit", 14_400, 1, 86_400, 20422),
-        machine_detection=None if "SendDigits" in one else detection,
-        async_amd=asynchronous,
+        machine_detection=None if "SendDigits" in one else detection, async_amd=asynchronous,
         async_amd_callback=_url(one, "AsyncAmdStatusCallback", 21609),
         async_amd_callback_method=_method(one, "AsyncAmdStatusCallbackMethod"),
         asked={name: values if len(values) > 1 else values[0] for name, values in form.items()},
-    )
+    )  # fmt: skip
     _hold_to_description(form)
     return order
 

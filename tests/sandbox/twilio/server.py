@@ -80,14 +80,9 @@ class Twilio:
         self._on_clock = on_clock
         self._webhooks = Webhooks(account_sid, auth_token)
         self._exchange = Exchange(
-            self._webhooks,
-            calls_per_second=calls_per_second,
-            ring_s=ring_s,
-            words_per_second=words_per_second,
-            now=self.now,
-            events=self.events,
-            draw=self.rules.draw,
-        )
+            self._webhooks, calls_per_second=calls_per_second, ring_s=ring_s, words_per_second=words_per_second,
+            now=self.now, events=self.events, draw=self.rules.draw,
+        )  # fmt: skip
         self._under_way = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = asyncio.Event()
@@ -205,16 +200,12 @@ class Twilio:
         gone = request.transport is None or request.transport.is_closing()
         url = form.get("Url")
         self.events.tell(
-            "request",
-            method=request.method,
+            "request", method=request.method,
             path=request.path.split("/Accounts/")[-1].partition("/")[2] or request.path,
             to=call.to if call else form.get("To") or request.query.get("To"),
-            attempt=attempt_of(call.url if call else url if isinstance(url, str) else None),
-            sid=sid,
-            answer=None if gone else response.status,
-            ms=round((time.monotonic() - began) * 1000),
-            code=code,
-        )
+            attempt=attempt_of(call.url if call else url if isinstance(url, str) else None), sid=sid,
+            answer=None if gone else response.status, ms=round((time.monotonic() - began) * 1000), code=code,
+        )  # fmt: skip
 
     def _authenticate(self, request: web.Request) -> None:
         given = request.headers.get("Authorization", "")
@@ -416,16 +407,11 @@ def _page(
 
     more = first + size < len(found)
     return {
-        key: [show(item) for item in shown],
-        "page": page,
-        "page_size": size,
-        "start": page * size,
-        "end": page * size + max(0, len(shown) - 1),
-        "uri": uri(page, token),
-        "first_page_uri": uri(0),
+        key: [show(item) for item in shown], "page": page, "page_size": size, "start": page * size,
+        "end": page * size + max(0, len(shown) - 1), "uri": uri(page, token), "first_page_uri": uri(0),
         "next_page_uri": uri(page + 1, tokens[first + size - 1]) if more else None,
         "previous_page_uri": uri(page - 1) if page else None,
-    }
+    }  # fmt: skip
 
 
 def _natural(request: web.Request, name: str, default: int) -> int:
