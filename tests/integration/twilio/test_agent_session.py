@@ -17,7 +17,7 @@ from websockets.http11 import Request, Response
 from websockets.sync.server import ServerConnection, serve
 
 from tests.integration.twilio.conftest import OURS, SID, THEIRS, TOKEN, World
-from tests.sandbox.sandbox import free_port
+from tests.sandbox.serve import free_port
 
 Talk = Callable[[ServerConnection], None]
 
