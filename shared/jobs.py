@@ -12,16 +12,7 @@ from uuid import UUID
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from shared.http import HttpError
-from shared.models import (
-    Answer,
-    CallEvent,
-    Claim,
-    LiveCall,
-    NextOpenCall,
-    NextResult,
-    Settlement,
-    TwilioCall,
-)
+from shared.models import Answer, CallEvent, Claim, LiveCall, NextOpenCall, NextResult, Settlement, TwilioCall
 from shared.setup_facts import SetupFacts
 from shared.stats import Stats
 
@@ -31,24 +22,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # The SQL functions that `Jobs` calls, for the doctor.
-RPCS = (
-    "claim_call_job",
-    "set_call_number",
-    "release_call_job",
-    "accept_call",
-    "refuse_call",
-    "put_off_call",
-    "doubt_call",
-    "record_call_status",
-    "record_call_answer",
-    "claim_open_call",
-    "settle_call",
-    "heal_onboarding_calls",
-    "prune_call_jobs",
-    "call_job_stats",
-    "claim_call_result",
-    "record_call_result",
-    "check_call_setup",
+RPCS = tuple(
+    "claim_call_job set_call_number release_call_job accept_call refuse_call put_off_call doubt_call "
+    "record_call_status record_call_answer claim_open_call settle_call heal_onboarding_calls prune_call_jobs "
+    "call_job_stats claim_call_result record_call_result check_call_setup".split()
 )
 
 _LATER = ConfigDict(defer_build=True)  # with the first answer, not while an instance starts
@@ -156,13 +133,7 @@ class Jobs:
         return self._call("doubt_call", _BOOL, attempt=attempt, code=code, reason=reason, ask_s=ask_s)
 
     def record_status(
-        self,
-        attempt: UUID,
-        event: CallEvent,
-        *,
-        ask_s: float,
-        redial_delays_s: Sequence[float],
-        machine_counts_as: str,
+        self, attempt: UUID, event: CallEvent, *, ask_s: float, redial_delays_s: Sequence[float], machine_counts_as: str
     ) -> LiveCall:
         return self._call(
             "record_call_status",

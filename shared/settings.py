@@ -31,14 +31,11 @@ OWN_PATHS: Final = ("/", "/sweep", "/health", "/favicon.ico", "/robots.txt")
 REQUEST_PARTS: Final = 11
 """A sweep ends one part of REQUEST_TIMEOUT_SECONDS before its request, and a lease one part after it: 50 < 55 < 60."""
 
-_PREFIXES: Final = (
-    "CALL_", "CALLS_", "TWILIO_", "SUPABASE_", "SWEEP_", "DISPATCH_", "API_BASE_", "REQUEST_", "VOICE_", "STATUS_",
-    "RESULT_",
-)  # fmt: skip
+_PREFIXES: Final = tuple(
+    f"{word}_" for word in "CALL CALLS TWILIO SUPABASE SWEEP DISPATCH API_BASE REQUEST VOICE STATUS RESULT".split()
+)
 _UNSUPPORTED: Final = ("TWILIO_REGION", "TWILIO_EDGE")
 _QUOTES: Final = tuple("\"'`\u2018\u2019\u201c\u201d")
-
-
 _WRONG: Final = {
     "missing": "is missing",
     "greater_than": "must be more than {gt:g}",

@@ -40,11 +40,7 @@ _NEVER: Final = Refusal(
 
 
 def check_hours(
-    number: PhoneNumber,
-    metadata: Mapping[str, Any],
-    settings: Settings,
-    now: datetime,
-    ring: timedelta = _NOTHING,
+    number: PhoneNumber, metadata: Mapping[str, Any], settings: Settings, now: datetime, ring: timedelta = _NOTHING
 ) -> Refusal | PutOff | None:
     """The hours alone; None: the phone may ring at `now` (aware), and `ring` later.
 
