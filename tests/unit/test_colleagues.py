@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 from uuid import uuid4
 
 import pytest
 
 from function.twilio_form import read_event, read_place, read_voice_request
+from function.voice import handle
 from shared.conversation.colleagues import Transfer, plan_transfer
 from shared.conversation.library import ScriptError, Scripts
 from shared.conversation.rehearse import main
 from shared.conversation.script import GOODBYE, Answer, Script
 from shared.conversation.turns import DIAL, Place, next_turn
+from shared.dispatcher import Dispatcher
+from shared.models import LiveCall, LiveJob
+from tests.sandbox.twilio.twiml import parse
 from tests.unit.examples import ENVIRON, settings
 from tests.unit.test_scripts import GOOD, folder
 
@@ -179,3 +185,28 @@ def test_second_leg_is_no_call_of_our_attempt() -> None:
     asked = read_voice_request(leg, query, "https://x.example/voice")
     assert (asked.first_leg, asked.picked_up_at) == (PARENT, 1_700_000_000)
     assert asked.action.endswith("&picked_up=1700000000")
+
+
+def test_machine_or_unwanted_call_is_never_put_through(folder: Path) -> None:
+    """What the database knows of a call whose key asks for a colleague -> the verbs of the answer."""
+    script(folder)
+    scripts = Scripts(folder)
+    job = LiveJob(id=7, status="calling", first_name=None, signup_mode="x", metadata={}, phone_e164="+14155550123")
+    call = LiveCall(then="keep", state="accepted", call_status="in-progress", job=job, now=datetime.now(UTC))
+    query = {"attempt": str(uuid4()), "script": "default", "at": "size", "try": "1"}
+    asked = read_voice_request({"CallSid": PARENT, "Digits": "1"}, query, "https://x.example/voice")
+    found = {}
+    states: dict[str, dict[str, Any]] = {
+        "a person": {}, "a machine": {"by_machine": True}, "opted out": {"opted_out": True}, "canceled": {"then": "end"},
+        "a duplicate": {"then": "end", "state": "duplicate"}, "of no attempt": {"then": "unknown", "state": None, "job": None},
+    }  # fmt: skip
+    for name, known in states.items():
+        dispatcher = Dispatcher(settings(), Mock(), Mock())
+        dispatcher.record_answer = Mock(return_value=call.model_copy(update=known))  # type: ignore[method-assign]
+        twiml_ = parse(handle(asked, dispatcher, scripts).encode(), "text/xml")
+        found[name] = [type(verb).__name__ for verb in twiml_.verbs]
+    hung_up = ["Hangup"]
+    assert found == {
+        "a person": ["Say", "Dial"], "a machine": hung_up, "opted out": ["Say", "Hangup"],
+        "canceled": hung_up, "a duplicate": hung_up, "of no attempt": hung_up,
+    }  # fmt: skip

@@ -1,0 +1,333 @@
+"""A call that is put through to a colleague: every end that Twilio knows, and a function that dies in between."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from shared.conversation.library import FOLDER
+from tests.e2e.conftest import Row, World, fresh_world
+from tests.e2e.test_conversation import answers, log_lines, ring, transcript
+from tests.e2e.test_requests import signed
+from tests.sandbox.sandbox import Sandbox
+from tests.sandbox.twilio.behaviour import Act
+from tests.sandbox.twilio.call_simulator import APOLOGY, Call
+
+COLLEAGUE = "+15005550111"
+DAYS = ("Mo", "Tu", "We", "Th", "Fr", "Sa", "Su")
+ANOTHER_DAY = DAYS[(datetime.now(UTC).weekday() + 3) % 7]
+SCRIPT = f"""
+language = "en-US"
+voice = "Polly.Joanna"
+greeting = "Hello."
+goodbye = "Goodbye."
+apology = "An apology."
+please_wait = "Please wait."
+placeholders = {{ first_name = "somebody" }}
+
+[opt_out]
+key = "9"
+say = "Press 9 to opt out."
+confirm = "Never again."
+
+[[questions]]
+id = "talk"
+say = "Talk now? Press 1 or 3."
+
+[questions.answers.1]
+means = "now"
+say = "One moment."
+dial = "{COLLEAGUE}"
+whisper = "A lead, {{first_name}}: press any key."
+no_answer = "Nobody is free."
+
+[questions.answers.3]
+means = "in_hours"
+say = "One moment."
+dial = "{COLLEAGUE}"
+hours = "{ANOTHER_DAY} 09:00-17:00"
+zone = "UTC"
+whisper = "A lead."
+no_answer = "Nobody works now."
+
+[[questions]]
+id = "mail"
+say = "Shall we write? Press 1."
+answers = {{ 1 = {{ means = "yes" }} }}
+"""
+OPENING = ["Hello.", "Press 9 to opt out.", "Talk now? Press 1 or 3."]
+WHISPER = "A lead, Ada: press any key."
+GOES_ON = ["Shall we write? Press 1.", "[1]", "Goodbye."]
+MISSED = ["[1]", "One moment.", "Nobody is free.", *GOES_ON]
+TALKED = ["[1]", "One moment.", "Goodbye."]
+
+
+@pytest.fixture(scope="module")
+def transfer_sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    scripts = tmp_path_factory.mktemp("transfer") / "scripts"
+    shutil.copytree(FOLDER, scripts)
+    (scripts / "transfer.toml").write_text(SCRIPT)
+    with Sandbox(
+        webhooks=False, scheduler=False, environ={"CALL_TIME_LIMIT_SECONDS": "600"}, scripts=scripts
+    ) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def office(transfer_sandbox: Sandbox) -> Iterator[World]:
+    with fresh_world(transfer_sandbox) as world:
+        yield world
+
+
+def legs(world: World) -> list[Call]:
+    return [call for call in world.sandbox.twilio.calls if call.parent]
+
+
+def the_leg(world: World, status: str) -> Call:
+    """The second leg, once it has this status."""
+    return world.until(lambda: next((leg for leg in legs(world) if leg.status == status), None)) or legs(world)[0]
+
+
+def heard_there(leg: Call) -> list[str]:
+    return [line.get("text") or f"[{line['digits']}]" for line in leg.transcript]
+
+
+def transcript_of(world: World, number: str) -> list[str]:
+    """Also of a call with errors."""
+    return [line["text"] for call in world.calls(number) for line in call["transcript"] if "text" in line]
+
+
+def is_over_after_a_sweep(world: World, job: int) -> bool:
+    """The end of a call that nobody could report is known when a sweep has asked Twilio."""
+    sweep = world.post("/sweep", headers={"Authorization": f"Bearer {world.sandbox.dispatch_secret}"})
+    assert sweep.status_code == 200
+    return bool(world.job(job)["status"] == "completed")
+
+
+def do(world: World, number: str, act: str, keys: str = "") -> None:
+    """The person who holds this phone."""
+    url = f"{world.sandbox.ready.twilio_url}/_sandbox/phones/{number}"
+    answer = world.http.post(url, json=Act.model_validate({"do": act, "keys": keys}).model_dump())
+    assert answer.status_code == 200, answer.text
+
+
+def by_hand(world: World) -> tuple[int, str, Call]:
+    """A person and a colleague who hold their phones; the person has pressed 1. -> job, the person's number, the ringing leg"""
+    world.behave(to=COLLEAGUE, outcome="person", words_per_second=500)
+    job, number = ring(world, "transfer", outcome="person", words_per_second=500)
+    world.until(lambda: [call for call in world.calls(number) if call["status"] == "ringing"])
+    do(world, number, "answer")
+    world.until(lambda: transcript(world, number)[: len(OPENING)] == OPENING)
+    do(world, number, "press", "1")
+    return job, number, the_leg(world, "ringing")
+
+
+def ended_well(world: World, job: int) -> Row:
+    """One attempt, one call, one leg at most; the job is over."""
+    done = world.until_status(job, "completed", "failed", "canceled", "queued")
+    world.sandbox.twilio.wait_quiet()
+    (attempt,) = world.attempts(job)
+    assert attempt["state"] == "ended"
+    assert len([call for call in world.all_calls() if not call.get("parent")]) == 1
+    assert len(legs(world)) <= 1
+    return done
+
+
+# name: the colleague's conduct, the person's keys, what the person hears, what the colleague hears, how the leg ended
+ENDS: dict[str, tuple[dict[str, Any], list[str], list[str], list[str], tuple[str, bool] | None]] = {
+    "talked": ({"digits": ["5"], "talk_s": 0.05}, ["1"], TALKED, [WHISPER, "[5]"], ("completed", True)),
+    "hash is a key": ({"digits": ["#"]}, ["1"], TALKED, [WHISPER, "[#]"], ("completed", True)),
+    "time limit": ({"digits": ["1"], "talk_s": 60}, ["1"], TALKED, [WHISPER, "[1]"], ("completed", True)),
+    "no key": ({}, ["1", "1"], MISSED, [WHISPER], ("completed", False)),
+    "voicemail": ({"outcome": "machine", "digits": ["1"]}, ["1", "1"], MISSED, [WHISPER], ("completed", False)),
+    "hangs up at once": ({"hangup_after": 0}, ["1", "1"], MISSED, [], ("completed", False)),
+    "hangs up after the key": ({"digits": ["1"], "hangup_after": 1}, ["1", "1"], MISSED, [WHISPER, "[1]"], ("completed", False)),
+    "busy": ({"outcome": "busy"}, ["1", "1"], MISSED, [], ("busy", False)),
+    "no answer": ({"outcome": "no-answer"}, ["1", "1"], MISSED, [], ("no-answer", False)),
+    "failed": ({"outcome": "failed"}, ["1", "1"], MISSED, [], ("failed", False)),
+    "outside hours": ({}, ["3", "1"], ["[3]", "Nobody works now.", *GOES_ON], [], None),
+    "then silence": (
+        {"outcome": "busy"}, ["1"],
+        [*MISSED[:4], "Shall we write? Press 1.", "Goodbye."], [], ("busy", False),
+    ),
+    "then opts out": ({"outcome": "busy"}, ["1", "9"], [*MISSED[:4], "[9]", "Never again."], [], ("busy", False)),
+}  # fmt: skip
+
+
+def test_every_end_of_a_transfer_leaves_the_job_right(office: World) -> None:
+    found, rpcs = {}, office.sandbox.gateway.requests
+    for name, (conduct, keys, _, _, _) in ENDS.items():
+        office.sandbox.reset()
+        office.behave(to=COLLEAGUE, **conduct)
+        rpcs.clear()
+        job, number = ring(office, "transfer", digits=keys)
+        done = ended_well(office, job)
+        leg = next(iter(legs(office)), None)
+        there = heard_there(leg) if leg else []
+        said = transcript(office, number)
+        assert said[: len(OPENING)] == OPENING
+        found[name] = (conduct, keys, said[len(OPENING) :], there, (leg.status, leg.bridged) if leg else None)
+        assert (done["status"], done["reason_code"]) == ("completed", None)
+        stored = {"talk": "in_hours" if keys[0] == "3" else "now"} | ({"mail": "yes"} if keys[1:] == ["1"] else {})
+        assert answers(office, job) == done["qualification"]["answers"] == stored
+        assert done["qualification"]["opted_out"] == (keys[1:] == ["9"])
+        assert leg is None or (leg.from_, leg.to, leg.errors) == (
+            office.sandbox.ready.twilio_phone_number,
+            COLLEAGUE,
+            [],
+        )
+        # claim, accept, four statuses; pick-up; a key or silence each; action; whisper
+        asked = [
+            e
+            for e in office.sandbox.events.kept()
+            if e["kind"] == "callback" and e["sid"] in {c.sid for c in office.sandbox.twilio.calls}
+        ]
+        assert sum(rpcs.values()) <= 2 + len(asked)
+    assert found == ENDS
+
+
+def test_transfer_outlives_hang_ups_on_either_side(office: World) -> None:
+    """who hangs up, and when -> the leg's status, whether they talked, and the person's last words."""
+    found = {}
+    for who, when in [(who, when) for who in ("person", "colleague", "api") for when in ("ringing", "whisper", "talk")]:
+        if (who, when) == ("colleague", "ringing"):
+            continue  # a phone that declines is busy: in the table above
+        office.sandbox.reset()
+        job, number, leg = by_hand(office)
+        if when != "ringing":
+            do(office, COLLEAGUE, "answer")
+            office.until(lambda leg=leg: WHISPER in heard_there(leg))  # type: ignore[misc]
+        if when == "talk":
+            do(office, COLLEAGUE, "press", "7")
+            office.until(lambda leg=leg: leg.bridged)  # type: ignore[misc]
+        if who == "api":
+            change = {"Status": "canceled" if when == "ringing" else "completed"}
+            url = f"{office.sandbox.ready.twilio_url}/2010-04-01/Accounts/{leg.account_sid}/Calls/{leg.sid}.json"
+            auth = (leg.account_sid, office.sandbox.settings["TWILIO_AUTH_TOKEN"])
+            assert office.http.post(url, data=change, auth=auth).status_code == 200
+        else:
+            do(office, COLLEAGUE if who == "colleague" else number, "hang-up")
+        if who != "person" and when != "talk":
+            office.until(lambda number=number: "Shall we write? Press 1." in transcript(office, number))  # type: ignore[misc]
+            do(office, number, "hang-up")
+        done = ended_well(office, job)
+        assert (done["status"], done["qualification"]["answers"]) == ("completed", {"talk": "now"})
+        found[who, when] = (leg.status, leg.bridged, transcript(office, number)[len(OPENING) + 1 :])
+    missed, talked = MISSED[1:4], TALKED[1:]
+    assert found == {
+        ("person", "ringing"): ("canceled", False, ["One moment."]),
+        ("person", "whisper"): ("completed", False, ["One moment."]),
+        ("person", "talk"): ("completed", True, ["One moment."]),
+        ("colleague", "whisper"): ("completed", False, missed),
+        ("colleague", "talk"): ("completed", True, talked),
+        ("api", "ringing"): ("canceled", False, missed),
+        ("api", "whisper"): ("completed", False, missed),
+        ("api", "talk"): ("completed", True, talked),
+    }
+
+
+def test_transfer_outlives_a_killed_function(office: World) -> None:
+    """The stage at which it dies, and whether it is back for the next request -> whether they talked, the person's last words.
+
+    While it is away, Twilio says its own apology. There is never a second leg.
+    """
+    found = {}
+    for stage, is_back in [(stage, is_back) for stage in ("ringing", "whisper", "talk") for is_back in (True, False)]:
+        office.sandbox.reset()
+        job, number, leg = by_hand(office)
+        steps = [("ringing", "answer", ""), ("whisper", "press", "1"), ("talk", "hang-up", "")]
+        killed = [each for each, _, _ in steps].index(stage)
+        for at, (_, act, keys) in enumerate(steps):
+            if at == killed:
+                pid = office.sandbox.ready.function_pid
+                assert pid is not None
+                os.killpg(pid, signal.SIGKILL)
+                if is_back:
+                    office.until(lambda pid=pid: office.sandbox.ready.function_pid != pid)  # type: ignore[misc]
+            if leg.status not in ("ringing", "in-progress"):
+                break
+            do(office, COLLEAGUE, act, keys)
+            waits = {"answer": lambda leg=leg: heard_there(leg), "press": lambda leg=leg: leg.bridged or leg.ended_at}
+            office.until(waits.get(act, lambda leg=leg: leg.ended_at))
+            if leg.transcript and heard_there(leg)[-1] == APOLOGY:
+                office.until(lambda leg=leg: leg.ended_at)  # type: ignore[misc]
+        office.until(lambda number=number: transcript_of(office, number)[-1] in ("Goodbye.", APOLOGY))  # type: ignore[misc]
+        office.until(lambda pid=pid: office.sandbox.ready.function_pid != pid)  # type: ignore[misc]
+        office.until(lambda job=job: is_over_after_a_sweep(office, job))  # type: ignore[misc]
+        done = ended_well(office, job)
+        assert (done["status"], answers(office, job)) == ("completed", {"talk": "now"})
+        found[stage, is_back] = (leg.bridged, transcript_of(office, number)[-1])
+    assert found == {
+        ("ringing", True): (True, "Goodbye."),
+        ("ringing", False): (False, APOLOGY),
+        ("whisper", True): (True, "Goodbye."),
+        ("whisper", False): (False, APOLOGY),
+        ("talk", True): (True, "Goodbye."),
+        ("talk", False): (True, APOLOGY),
+    }
+
+
+def test_transfer_outlives_a_database_that_is_away(office: World) -> None:
+    """At the whisper the colleague hears no name. After the leg the person is asked to wait, and the talk is not forgotten."""
+    gateway = office.sandbox.gateway
+    job, number, leg = by_hand(office)
+    gateway.fault, gateway.fault_on = "503", {"record_call_status"}
+    do(office, COLLEAGUE, "answer")
+    office.until(lambda: heard_there(leg) == ["A lead, somebody: press any key."])
+    do(office, COLLEAGUE, "press", "1")
+    office.until(lambda: leg.bridged)
+    gateway.fault_on, gateway.fault_times = {"record_call_answer"}, 1
+    do(office, COLLEAGUE, "hang-up")
+    done = ended_well(office, job)
+    assert transcript(office, number)[len(OPENING) :] == ["[1]", "One moment.", "Please wait.", "Goodbye."]
+    assert (done["status"], answers(office, job)) == ("completed", {"talk": "now"})
+
+
+def test_no_leg_is_connected_once_the_call_is_unwanted(office: World) -> None:
+    job, number, leg = by_hand(office)
+    office.rows("select public.opt_out(%s)", number)
+    do(office, COLLEAGUE, "answer")
+    office.until(lambda: leg.status == "completed")
+    assert (heard_there(leg), leg.bridged) == ([], False)
+    done = ended_well(office, job)
+    assert (done["status"], done["reason_code"]) == ("canceled", "opted_out")
+    assert transcript(office, number)[len(OPENING) :] == ["[1]", "One moment."]
+
+
+def test_repeated_and_forged_callbacks_of_a_leg_change_nothing(office: World) -> None:
+    """Twilio's own requests, signed and sent again; statuses that it does not know; the leg's SID at every door."""
+    office.behave(to=COLLEAGUE, digits=["1"])
+    job, _ = ring(office, "transfer", digits=["1"])
+    done = ended_well(office, job)
+    (leg,) = legs(office)
+    first = leg.parent
+    assert first is not None
+    before = office.attempts(job)
+    action, whisper = [
+        next(event["request"] for event in call.events if f"at={place}." in str(event["request"]["url"]))  # type: ignore[index]
+        for call, place in ((first, "dial"), (leg, "whisper"))
+    ]
+    of_leg = {"CallSid": leg.sid, "ParentCallSid": first.sid, "CallStatus": "completed", "CallDuration": "1"}
+    of_call = {"CallSid": first.sid, "CallStatus": "completed"}
+    status = f"/status?attempt={before[0]['id']}"
+    ends = [{"DialCallStatus": s, "DialBridged": b} for s in ("completed", "busy", "x") for b in ("true", "false", "")]
+    posts = [(action["url"], of_call | end | {"DialCallSid": leg.sid}) for end in ends]  # type: ignore[index]
+    posts += [(action["url"], of_leg | ends[0]), (whisper["url"], of_leg), (whisper["url"], of_leg | {"Digits": "1"})]  # type: ignore[index]
+    posts += [(status, of_leg | {"CallStatus": s}) for s in ("ringing", "in-progress", "completed")]
+    posts += [(f"/voice?attempt={before[0]['id']}", of_leg)]
+    for url, form in posts:
+        path = url.removeprefix(office.sandbox.ready.function_url)
+        answer = office.post(path, data=form, headers=signed(office, path, form))
+        assert answer.status_code == (204 if urlsplit(path).path == "/status" else 200), (path, form)
+        assert "<Dial" not in answer.text
+    assert office.attempts(job) == before
+    assert office.job(job) == done
+    assert len(office.all_calls()) == 2
+    assert log_lines(office, "duplicate") == []
