@@ -76,7 +76,9 @@ def parts() -> "tuple[Jobs, Dispatcher]":
         from shared.dispatcher import wire  # with all that dials: listening does not wait for it
 
         _parts = _parts or wire(settings)
-        _sender = _sender or Sender(settings, _parts[0])
+        if _sender is None:
+            _sender = Sender(settings, _parts[0])
+            _sender.wake()  # events are written from now on, before this process's first call can end
         return _parts
 
 

@@ -176,8 +176,8 @@ class Jobs:
     def heal_signups(self) -> int:
         return self._call("heal_onboarding_calls", _INT)
 
-    def claim_result(self, *, lease_s: float) -> NextResult:
-        return self._call("claim_call_result", _NEXT_RESULT, lease_s=lease_s)
+    def claim_result(self, *, lease_s: float, results: dict[str, Any] | None = None) -> NextResult:
+        return self._call("claim_call_result", _NEXT_RESULT, lease_s=lease_s, results=results)
 
     def record_result(self, id: UUID, try_: int, *, state: str, note: str, delay_s: float = 0.0) -> str | None:
         return self._call("record_call_result", _STATE, id=id, try_=try_, state=state, note=note, delay_s=delay_s)

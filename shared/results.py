@@ -28,8 +28,6 @@ log = structlog.get_logger()
 
 CONNECT_SECONDS: Final = 3.0
 ANSWER_SECONDS: Final = 10.0  # the whole exchange; less where REQUEST_TIMEOUT_SECONDS is short
-# As Standard Webhooks advise. SQL gives an event up three days after it was written, with one last try then.
-DELAYS: Final = (5.0, 300.0, 1800.0, *(hours * 3600.0 for hours in (2, 5, 10, 14, 20, 24)))
 LONGEST_RETRY_AFTER: Final = 24 * 3600.0
 
 
@@ -42,8 +40,8 @@ class Outcome:
     delay_s: float = 0.0
 
 
-def judge(status: int, headers: Mapping[str, str] | HTTPMessage, tries: int) -> Outcome:
-    """The meaning of an answer to the `tries`-th POST of an event."""
+def judge(status: int, headers: Mapping[str, str] | HTTPMessage, next_delay_s: float, least_s: float) -> Outcome:
+    """The meaning of an answer. Retry-After replaces the next delay; `least_s` keeps the receiver from asking for a storm."""
     note = f"HTTP {status}" + (" (redirects are not followed)" if 300 <= status < 400 else "")
     if 200 <= status < 300:
         return Outcome("told", note)
@@ -51,13 +49,8 @@ def judge(status: int, headers: Mapping[str, str] | HTTPMessage, tries: int) -> 
         return Outcome("gone", note)
     asked = _retry_after_s(headers.get("Retry-After", ""))
     if asked is None:
-        return Outcome("due", note, next_delay(tries))
-    return Outcome("due", note, min(max(asked, DELAYS[0]), LONGEST_RETRY_AFTER))
-
-
-def next_delay(tries: int) -> float:
-    """Seconds to wait after so many tries."""
-    return jittered(DELAYS[min(tries, len(DELAYS)) - 1])
+        return Outcome("due", note, next_delay_s)
+    return Outcome("due", note, min(max(asked, least_s), LONGEST_RETRY_AFTER))
 
 
 def _retry_after_s(value: str) -> float | None:
@@ -79,9 +72,9 @@ class Results:
         self._lease_s = settings.call_lease_seconds
 
     def claim(self) -> "tuple[ClaimedResult, ClaimClock] | None":
-        """Hold the next due event. Raises JobsUnavailable."""
+        """Hold the next due event. From the first claim on, SQL writes events. Raises JobsUnavailable."""
         since = ClaimClock.now()
-        result = self._jobs.claim_result(lease_s=self._lease_s)
+        result = self._jobs.claim_result(lease_s=self._lease_s, results=self._settings.result_policy)
         return None if isinstance(result, NoResult) else (result, since)
 
     def tell(self, result: ClaimedResult, since: ClaimClock) -> None:
@@ -110,8 +103,9 @@ class Results:
 
 
 def post(settings: Settings, id_: str, body: str, since: ClaimClock, tries: int = 1) -> Outcome:
-    """Send an event now, signed with every secret. Raises DeadlinePassed: the claim is too old."""
-    url = str(settings.result_url)
+    """Send an event now, for the `tries`-th time, signed with every secret. Raises DeadlinePassed: the claim is too old."""
+    url, delays = str(settings.result_url), settings.result_retry_seconds
+    next_delay_s = jittered(delays[min(tries, len(delays)) - 1])
     content = body.encode()
     total_s = min(ANSWER_SECONDS, settings.call_lease_seconds / 4)
     headers = {
@@ -132,12 +126,12 @@ def post(settings: Settings, id_: str, body: str, since: ClaimClock, tries: int 
         )
     except NotConnected as error:
         timed_out = isinstance(error.__cause__, TimeoutError)
-        return Outcome("due", "no connection in time" if timed_out else "no connection", next_delay(tries))
+        return Outcome("due", "no connection in time" if timed_out else "no connection", next_delay_s)
     except TooLate:
-        return Outcome("due", f"no answer within {total_s:g} s", next_delay(tries))
+        return Outcome("due", f"no answer within {total_s:g} s", next_delay_s)
     except HttpError:
-        return Outcome("due", "the connection was lost", next_delay(tries))
-    return judge(answer.status, answer.headers, tries)
+        return Outcome("due", "the connection was lost", next_delay_s)
+    return judge(answer.status, answer.headers, next_delay_s, delays[0])
 
 
 def post_test(settings: Settings) -> Outcome:

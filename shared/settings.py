@@ -146,6 +146,10 @@ class Settings(BaseModel):
     result_secret: types.DispatchSecrets | None = Field(
         None, validate_default=True, description="signs the results, as Standard Webhooks do"
     )
+    result_retry_seconds: types.Delays = Field(
+        (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400),
+        description="when a result was not taken: the delays; the last one repeats until three days are over",
+    )
     result_number: Literal["masked", "full"] = "masked"
     result_metadata: types.MetadataKeys = Field((), description="keys of a job's metadata that leave with its result")
 

@@ -45,6 +45,7 @@ def main() -> int:
             ready_file=options.ready_file,
             page=True,
             write=options.write,
+            results=True,
         ) as sandbox:
             print(describe(sandbox), flush=True)
             while not stop.wait(PARENT_POLL_S) and os.getppid() == parent:
@@ -59,11 +60,14 @@ def describe(sandbox: Sandbox) -> str:
     ready, given = sandbox.ready, sandbox.honoured
     easy = {name: sandbox.settings[name] for name in EASY_SETTINGS if name not in given}
     page = [f"the page      {ready.page_url}  (see it ring, pick it up, break it)"] if ready.page_url else []
+    server = sandbox.receiver_server
+    receiver = [f"a receiver    {server.url}/_sandbox/results  (results are told to it)"] if server else []
     lines = [
         *page,
         f"Postgres {sandbox.postgres.version}   {ready.database_url}",
         f"Supabase      {ready.supabase_url}  (stand-in)",
         f"Twilio        {ready.twilio_url}  (stand-in; calls: {ready.twilio_url}/_sandbox/calls)",
+        *receiver,
         f"the function  {ready.function_url}  (log: {sandbox.function_log})",
         f"set here, so that you see calls at any hour and soon, with a sweep every {SWEEP_EVERY_S:g} s:",
         "  " + "  ".join(f"{name}={value}" for name, value in easy.items()),
@@ -79,7 +83,7 @@ def describe(sandbox: Sandbox) -> str:
 
 
 def _shown(name: str, value: str) -> str:
-    return f"{name}=..." if name == "DISPATCH_SECRET" else f"{name}={value}"
+    return f"{name}=..." if name in ("DISPATCH_SECRET", "RESULT_SECRET", "RESULT_URL") else f"{name}={value}"
 
 
 if __name__ == "__main__":

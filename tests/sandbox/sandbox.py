@@ -32,6 +32,7 @@ from tests.sandbox.events import Events
 from tests.sandbox.function_process import ROOT, FunctionProcess
 from tests.sandbox.page.server import Page
 from tests.sandbox.postgres import Postgres
+from tests.sandbox.receiver import Receiver
 from tests.sandbox.scheduler import Scheduler
 from tests.sandbox.serve import Server, free_port
 from tests.sandbox.supabase.auth import Auth
@@ -55,7 +56,7 @@ EASY_SETTINGS: Mapping[str, str] = {
     "CALL_HOURS": "always", "CALLS_PER_SECOND": "100", "CALLS_PER_DAY": "off", "CALLS_PER_NUMBER_PER_DAY": "1000000",
     "CALLS_PER_PREFIX_PER_HOUR": "0", "TWILIO_TIMEOUT_SECONDS": "2", "REQUEST_TIMEOUT_SECONDS": "7.4",
     "CALL_SETTLING_SECONDS": "8", "CALL_ASK_SECONDS": "3", "CALL_RETRY_SECONDS": "1", "CALL_REDIAL_SECONDS": "2",
-    "CALL_RING_SECONDS": "5", "CALL_TIME_LIMIT_SECONDS": "60",
+    "CALL_RING_SECONDS": "5", "CALL_TIME_LIMIT_SECONDS": "60", "RESULT_RETRY_SECONDS": "1,2,4",
 }  # fmt: skip
 SWEEP_EVERY_S = 1.0
 # With the page, people pick up, listen and press keys.
@@ -100,6 +101,7 @@ class Sandbox:
     `tls`: the Twilio stand-in speaks https, and the function alone trusts its certificate. `page`: the telephone page is
     served, and phones ring as long as people need. `write`: the page may write scripts to disk.
     `scripts`: a folder of scripts that the function speaks, in place of the ones that ship.
+    `results`: they are told to a receiver of the sandbox's own, unless `environ` has a RESULT_URL.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class Sandbox:
         page: bool = False,
         write: bool = False,
         scripts: Path | None = None,
+        results: bool = False,
     ) -> None:
         self._with_function, self._with_scheduler, self._with_webhooks = function, scheduler, webhooks
         self._ready_file = ready_file
@@ -132,13 +135,17 @@ class Sandbox:
         self.function_log = self._folder / "function.log"
         self._authority_file = self._folder / "authority.pem"
         # Two secrets, separated by a space, while they are rotated: the callers then use the first.
-        self._dispatch_secrets = self.honoured.get("DISPATCH_SECRET") or _new_dispatch_secret()
+        self._dispatch_secrets = self.honoured.get("DISPATCH_SECRET") or _new_secret()
         self.dispatch_secret = self._dispatch_secrets.split()[0]
         self._phone_number = self.honoured.get("TWILIO_PHONE_NUMBER") or OUR_NUMBER
         self._tls = tls
         self._with_page, self._write, self._scripts = page, write, scripts
         self._page: Page | None = None
         self.events = Events()
+        self._result_secret = self.honoured.get("RESULT_SECRET") or _new_secret()
+        has_receiver = results and "RESULT_URL" not in self.honoured
+        self.receiver = Receiver(self._result_secret, self.events) if has_receiver else None
+        self.receiver_server: Server | None = None
         self.webhooks: PgNetWorker | None = None
         self.settings: dict[str, str] = {}
         self.postgres = Postgres()
@@ -188,6 +195,8 @@ class Sandbox:
             empty(self.ready.database_url)
             self._fill_vault()
             self.gateway.reset()
+            if self.receiver:
+                self.receiver.reset()
             if self._page:
                 self._page.reset()
             self.events.clear()
@@ -208,6 +217,7 @@ class Sandbox:
         self.gateway = Gateway(self.postgres.url("authenticator"), jwt_secret=self.jwt_secret, pool_size=20)
         supabase = self._serve(self._supabase_app)
         twilio = self._serve(self.twilio.app, self._twilio_certificate() if self._tls else None)
+        self.receiver_server = self._serve(self.receiver.app) if self.receiver else None
 
         port = self._port or free_port()
         function_url = f"http://127.0.0.1:{port}"
@@ -267,10 +277,15 @@ class Sandbox:
         return {
             **EASY_SETTINGS, **(PEOPLE_SETTINGS if self._with_page else {}), **trusted,
             "TWILIO_PHONE_NUMBER": self._phone_number, "API_BASE_URL": self.ready.function_url,
-            "DISPATCH_SECRET": self._dispatch_secrets, **self.honoured, "SUPABASE_URL": self.ready.supabase_url,
+            "DISPATCH_SECRET": self._dispatch_secrets, **self._result_settings(), **self.honoured, "SUPABASE_URL": self.ready.supabase_url,
             "SUPABASE_SERVICE_KEY": self.ready.supabase_service_key, "TWILIO_ACCOUNT_SID": self._account_sid,
             "TWILIO_AUTH_TOKEN": self._auth_token, "TWILIO_API_BASE_URL": self.ready.twilio_url,
         }  # fmt: skip
+
+    def _result_settings(self) -> dict[str, str]:
+        if not self.receiver_server:
+            return {}
+        return {"RESULT_URL": f"{self.receiver_server.url}/results", "RESULT_SECRET": self._result_secret}
 
     def _fill_vault(self) -> None:
         with psycopg.connect(self.postgres.url(), autocommit=True) as connection:
@@ -302,7 +317,7 @@ class Sandbox:
         await asyncio.to_thread(set_clock, self.postgres.url(), offset_s)
 
 
-def _new_dispatch_secret() -> str:
+def _new_secret() -> str:
     return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
 
 

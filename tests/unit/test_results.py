@@ -22,7 +22,7 @@ from shared.deadline import ClaimClock
 from shared.http import DeadlinePassed
 from shared.jobs import Jobs, JobsUnavailable
 from shared.models import ClaimedResult, NextResult, NoResult
-from shared.results import DELAYS, Outcome, judge, post, post_test
+from shared.results import Outcome, judge, post, post_test
 from shared.settings import Settings
 from tests.unit.examples import SECRET, settings
 
@@ -165,24 +165,29 @@ def test_receivers_of_every_bad_kind_cost_a_bounded_time(monkeypatch: pytest.Mon
     assert wrong == []
 
 
-def test_each_answer_has_its_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.results.jittered", lambda delay_s: delay_s)
+def test_each_answer_has_its_meaning() -> None:
     in_a_minute = email.utils.format_datetime(datetime.now(UTC) + timedelta(minutes=1), usegmt=True)
-    cases: list[tuple[int, str | None, int, str, float]] = [
-        (200, None, 1, "told", 0), (204, "60", 1, "told", 0), (299, None, 9, "told", 0), (410, "60", 1, "gone", 0),
-        (500, None, 1, "due", 5), (500, None, 2, "due", 300), (404, None, 3, "due", 1800), (301, None, 4, "due", 7200),
-        (400, None, 9, "due", 86_400), (500, None, 99, "due", 86_400), (100, None, 1, "due", 5),
-        (429, "120", 1, "due", 120), (503, "1", 4, "due", 5), (503, "-1", 2, "due", 300), (503, "soon", 2, "due", 300),
-        (429, "9" * 400, 1, "due", 86_400), (429, in_a_minute, 1, "due", 60), (429, "Mon, 01 Jan 1990 00:00:00 GMT", 5, "due", 5),
-        (503, "٣", 1, "due", 5), (503, "Mon, 99 Jan 9999999 00:00:00 GMT", 1, "due", 5), (503, "", 1, "due", 5),
+    cases: list[tuple[int, str | None, str, float]] = [
+        (200, None, "told", 0), (204, "60", "told", 0), (299, None, "told", 0), (410, "60", "gone", 0),
+        (500, None, "due", 300), (404, None, "due", 300), (301, None, "due", 300), (100, None, "due", 300),
+        (429, "120", "due", 120), (503, "1", "due", 5), (503, "-1", "due", 300), (503, "soon", "due", 300),
+        (429, "9" * 400, "due", 86_400), (429, in_a_minute, "due", 60), (503, "٣", "due", 300), (503, "", "due", 300),
+        (429, "Mon, 01 Jan 1990 00:00:00 GMT", "due", 5), (503, "Mon, 99 Jan 9999999 00:00:00 GMT", "due", 300),
     ]  # fmt: skip
     wrong = []
-    for status, retry_after, tries, state, delay_s in cases:
-        outcome = judge(status, {} if retry_after is None else {"Retry-After": retry_after}, tries)
+    for status, retry_after, state, delay_s in cases:
+        outcome = judge(status, {} if retry_after is None else {"Retry-After": retry_after}, 300.0, 5.0)
         if outcome.state != state or abs(outcome.delay_s - delay_s) > 1.5:
-            wrong.append((status, retry_after, tries, outcome))
+            wrong.append((status, retry_after, outcome))
     assert wrong == []
-    assert sum(DELAYS) > 3 * 86_400
+
+
+def test_delays_follow_the_tries_and_outlast_three_days(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.results.jittered", lambda delay_s: delay_s)
+    url = "http://127.0.0.1:1/"
+    after = [post(ours(url), "evt_1", BODY, ClaimClock.now(), tries).delay_s for tries in (1, 2, 9, 99)]
+    assert after == [5, 300, 86_400, 86_400]
+    assert sum(ours(url).result_retry_seconds) > 3 * 86_400
 
 
 # --- the threads that send ------------------------------------------------------------------------------------------------
@@ -196,7 +201,7 @@ class Outbox(Jobs):
         self.lock = threading.Lock()
         self.is_down = False
 
-    def claim_result(self, *, lease_s: float) -> NextResult:
+    def claim_result(self, *, lease_s: float, results: dict[str, Any] | None = None) -> NextResult:
         with self.lock:
             self.claims += 1
             if self.is_down:

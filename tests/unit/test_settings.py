@@ -100,6 +100,7 @@ WRONG = {
     "CALL_RETENTION_DAYS": ["0"],
     "RESULT_URL": [*(set(NO_URLS) - {"https://127.0.0.1?", "https://127.0.0.1/?a=hunter2"}), "http://example.com/hook"],
     "RESULT_SECRET": ["hunter2", SECRET + "!", f"{SECRET} {SECRET} {SECRET}"], "RESULT_NUMBER": ["none", "FULL"],
+    "RESULT_RETRY_SECONDS": NO_DELAYS,
     "RESULT_METADATA": [",", "plan, " + "k" * 65], "TWILIO_TIMEOUT_SECONDS": NO_TIMES,
     "REQUEST_TIMEOUT_SECONDS": NO_TIMES, "CALL_RETRY_SECONDS": NO_DELAYS, "CALL_REDIAL_SECONDS": NO_DELAYS,
     "CALL_REDIAL_SPREAD": ["ON", "yes", "3"], "CALL_SETTLING_SECONDS": NO_TIMES, "CALL_ASK_SECONDS": NO_TIMES,

@@ -130,12 +130,13 @@ comment on function private.note_opt_out_result is
 create trigger note_opt_out_result after insert on public.call_opt_outs
   referencing new table as new_opt_outs for each statement execute function private.note_opt_out_result();
 
-create function public.claim_call_result(p_lease_s double precision) returns jsonb
+create function public.claim_call_result(p_lease_s double precision, p_results jsonb default null) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
   v_now    constant timestamptz := private.clock();
   v_result private.call_results;
 begin
+  update private.call_settings set results = p_results where only_row and results <> p_results;
   update private.call_results set tries = tries + 1, due_at = v_now + make_interval(secs => p_lease_s)
   where id = (select r.id from private.call_results r
               where r.state = 'due' and r.due_at <= v_now
@@ -156,8 +157,8 @@ end
 $$;
 comment on function public.claim_call_result is
   'Call dispatcher: for the sender: the next event to tell, held for p_lease_s. A later event of a subject waits while'
-  ' an earlier one is due or held. -> {"outcome": "claimed", "id", "try", "type", "job_id", "body": the text to send} |'
-  ' {"outcome": "none"}';
+  ' an earlier one is due or held. p_results: as for prune_call_jobs. -> {"outcome": "claimed", "id", "try", "type",'
+  ' "job_id", "body": the text to send} | {"outcome": "none"}';
 
 create function public.record_call_result(
   p_id uuid, p_try int, p_state text, p_note text, p_delay_s double precision default 0
