@@ -1,5 +1,7 @@
 """The doctor: is everything set up so that people are called? It asks, and never dials or writes.
 
+Where RESULT_URL is set, it sends one event of the type `test` there.
+
     python -m function.doctor           one line for each check: ok, warning, wrong or skipped, with advice
     python -m function.doctor --json    for scripts: a list of {check, state, found, advice}
 
@@ -15,12 +17,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final
+from urllib.parse import urlsplit
 
 from shared.doctor.database import check_database
 from shared.doctor.findings import Finding, ok, skipped, warning, wrong
 from shared.doctor.twilio import check_twilio
 from shared.doctor.url import check_public_url
 from shared.logs import Mask
+from shared.results import post_test
 from shared.screening import Refusal, parse_number, screen, table_date
 from shared.settings import Settings, SettingsError, load_settings, unknown_settings
 
@@ -29,6 +33,12 @@ SKEW_SECONDS: Final = 60.0
 AREA_CODES_AGE: Final = timedelta(days=270)
 """About eight area codes come into service each year."""
 ENVIRONMENT: Final = "set it where this container gets its environment; .env.example describes each setting"
+RECEIVER: Final = {
+    "HTTP 401": "give the receiver this RESULT_SECRET; in front of it no login (Supabase: deploy with --no-verify-jwt)",
+    "HTTP 404": "set RESULT_URL to the receiver's exact address",
+    "HTTP 410": "the receiver wants no events: each result that it answers so is never told",
+    "due": "results wait meanwhile, and are sent again for three days",
+}
 _MARKS: Final = {"ok": "ok", "warning": "WARNING", "wrong": "WRONG", "skipped": "skipped"}
 
 
@@ -40,6 +50,7 @@ def examine(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]
     yield from check_database(settings, clocks)
     yield from check_twilio(settings)
     yield from check_public_url(settings, clocks)
+    yield from _results(settings)
     yield _clock(clocks)
 
 
@@ -71,6 +82,18 @@ def _old_tables(settings: Settings) -> Iterator[Finding]:
         found = f"the rules of {settings.call_hours} were read on {hours.read}; their review was due by {hours.review_after}"
         advice = "read the sources in shared/hours again, correct the rules, and set a new date"
         yield warning("CALL_HOURS", found, advice)
+
+
+def _results(settings: Settings) -> Iterator[Finding]:
+    """The receiver's answer to a signed event. Only the host is shown, because path and query may hold a secret."""
+    if settings.result_url is None:
+        return
+    outcome = post_test(settings)
+    found = f"{urlsplit(settings.result_url).hostname} answers an event of the type test: {outcome.note}"
+    if outcome.state == "told":
+        yield ok("results", found)
+    else:
+        yield wrong("results", found, RECEIVER.get(outcome.note, f"read the receiver's log; {RECEIVER['due']}"))
 
 
 def _clock(clocks: Mapping[str, float]) -> Finding:
