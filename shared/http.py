@@ -207,7 +207,7 @@ class Http:
         parts = urlsplit(url)
         if self._proxy and not self._is_tls:
             return url
-        return f"{parts.path}?{parts.query}" if parts.query else parts.path
+        return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
 
 def _proxy(scheme: str, host: str) -> str | None:

@@ -108,6 +108,12 @@ def test_a_frozen_process_sends_nothing() -> None:
     assert requests == []
 
 
+def test_an_address_without_a_path_is_posted_to_its_root() -> None:
+    with receiver(lambda c: c.sendall(OK)) as (url, requests):
+        assert send(url.replace("/hook?", "?")).state == "told"
+    assert requests[0].startswith(b"POST /?key=s3cret HTTP/1.1\r\n")
+
+
 # --- what comes back ------------------------------------------------------------------------------------------------------
 
 
