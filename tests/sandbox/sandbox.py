@@ -277,7 +277,8 @@ class Sandbox:
         return {
             **EASY_SETTINGS, **(PEOPLE_SETTINGS if self._with_page else {}), **trusted,
             "TWILIO_PHONE_NUMBER": self._phone_number, "API_BASE_URL": self.ready.function_url,
-            "DISPATCH_SECRET": self._dispatch_secrets, **self._result_settings(), **self.honoured, "SUPABASE_URL": self.ready.supabase_url,
+            "DISPATCH_SECRET": self._dispatch_secrets, **self._result_settings(), **self.honoured,
+            "SUPABASE_URL": self.ready.supabase_url,
             "SUPABASE_SERVICE_KEY": self.ready.supabase_service_key, "TWILIO_ACCOUNT_SID": self._account_sid,
             "TWILIO_AUTH_TOKEN": self._auth_token, "TWILIO_API_BASE_URL": self.ready.twilio_url,
         }  # fmt: skip
