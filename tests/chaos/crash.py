@@ -204,7 +204,6 @@ class Scene:
         self._http = httpx.Client(base_url=sandbox.ready.twilio_url, timeout=30)
 
     # --- to look ------------------------------------------------------------------------------------------------------
-
     def rows(self, query: str, *values: object) -> list[Row]:
         """On a connection of its own: Postgres is killed in between."""
         with psycopg.connect(self._sandbox.ready.database_url, autocommit=True, row_factory=dict_row) as database:
@@ -227,7 +226,6 @@ class Scene:
         return True
 
     # --- a wave, and its strike ---------------------------------------------------------------------------------------
-
     def wave(self, kind: str, count: int) -> None:
         latency_ms = round(self._chance.uniform(*self._size.latency) * 1000)
         self._behave(latency_ms=latency_ms)
@@ -333,7 +331,6 @@ class Scene:
                 worker.wait(60)
 
     # --- to judge -----------------------------------------------------------------------------------------------------
-
     def await_quiet(self) -> None:
         """Until nothing is open anywhere and nothing has happened for QUIET_S."""
         end = time.monotonic() + PATIENCE_S

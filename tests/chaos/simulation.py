@@ -282,7 +282,6 @@ class History:
         self._reset()
 
     # --- chance -------------------------------------------------------------------------------------------------------
-
     def chance(self, probability: float) -> bool:
         return not self._calm and self.random.random() < probability
 
@@ -312,7 +311,6 @@ class History:
         self.log.append(f"{self.now:9.1f}  {what}")
 
     # --- time ---------------------------------------------------------------------------------------------------------
-
     def wall(self, at: float) -> datetime:
         return self._began.astimezone(UTC) + timedelta(seconds=at)
 
@@ -344,7 +342,6 @@ class History:
         self._set_now(0.0)
 
     # --- those who act ------------------------------------------------------------------------------------------------
-
     def worker(self, at: Callable[[str], None] | None = None) -> Dispatcher:
         jobs = Jobs(cast(Any, Transport(self)))
         return Dispatcher(self.settings, jobs, cast(Telephony, self.twilio), at or self.at)
@@ -461,7 +458,6 @@ class History:
             self.against_the_rules += 1
 
     # --- a history ----------------------------------------------------------------------------------------------------
-
     def run(self) -> Verdicts:
         """From a few jobs until all is quiet."""
         numbers = [f"+1415555{100 + n:04d}" for n in range(3)]

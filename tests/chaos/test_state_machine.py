@@ -179,7 +179,6 @@ class Dispatching(RuleBasedStateMachine):
         self.attempts: dict[UUID, Brief] = {}
 
     # --- what may happen ----------------------------------------------------------------------------------------------
-
     @initialize(numbers=st.lists(st.sampled_from(NUMBERS), min_size=1, max_size=3), also=st.sets(st.sampled_from(ALSO)))
     def people_sign_up(self, numbers: list[str], also: set[str]) -> None:
         self.also = also.intersection(self.may)
@@ -292,7 +291,6 @@ class Dispatching(RuleBasedStateMachine):
         self.steps.pass_time(seconds)
 
     # --- workers ------------------------------------------------------------------------------------------------------
-
     def a_worker_claims(self, one_of: OneOf) -> None:
         """The next job, as soon as it is due; and does no more for now, or all of it."""
         self._wait(self.next_due_s("queued") or 0.0)
@@ -360,7 +358,6 @@ class Dispatching(RuleBasedStateMachine):
                 self.do(lambda: self.steps.release(attempt, delay_s=1800.0 if worker.saw else 0.0))
 
     # --- the sweep ----------------------------------------------------------------------------------------------------
-
     def the_sweep_looks(self, one_of: OneOf) -> None:
         """After the first that is due; it may come late."""
         late_s = one_of([0.0, 0.0, 0.0, 60.0, 150.0, *self.long_waits])
@@ -416,7 +413,6 @@ class Dispatching(RuleBasedStateMachine):
             self._tell(call, answer["call_status"], look.attempt)
 
     # --- Twilio -------------------------------------------------------------------------------------------------------
-
     def a_call_goes_on(self, one_of: OneOf) -> None:
         call = one_of(self.twilio.live)
         later = WORDS[WORDS.index(call.status) + 1 :] if call.status != "in-progress" else NEXT["in-progress"]
@@ -493,7 +489,6 @@ class Dispatching(RuleBasedStateMachine):
             self.twilio.end(call)
 
     # --- what must hold -----------------------------------------------------------------------------------------------
-
     def do(self, step: Callable[[], T]) -> T:
         """One call of a function, and a look at all that it left behind."""
         try:
@@ -579,7 +574,6 @@ class Dispatching(RuleBasedStateMachine):
         self.require(all(n == 1 for n in ringing.values()), "no phone rings for two calls at once", self.twilio.live)
 
     # --- the end: the sweep alone must finish it ----------------------------------------------------------------------
-
     def teardown(self) -> None:
         """No callback comes any more, no worker that was away comes back; Twilio answers, and who is called picks up."""
         if self.broken:
@@ -646,7 +640,6 @@ class Dispatching(RuleBasedStateMachine):
             self.require(fair, "no job is lost", (job, mine))
 
     # --- what the rules choose from -----------------------------------------------------------------------------------
-
     @property
     def long_waits(self) -> list[float]:
         return [900.0, 3600.0, 90_000.0] if "long waits" in self.also else []

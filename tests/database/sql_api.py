@@ -65,6 +65,11 @@ class Steps:
         assert row is not None
         return row[0]
 
+    def answer(self, function: str, **arguments: object) -> Row:
+        """As `call`, of a function that answers with an object."""
+        answer: Row = self.call(function, **arguments)
+        return answer
+
     def rows(self, query: str, *values: object) -> list[Row]:
         with self._eyes.cursor(row_factory=dict_row) as cursor:
             cursor.execute(query.encode(), values)
@@ -107,7 +112,6 @@ class Steps:
         self.rows("update sandbox.clock set offset_by = offset_by + make_interval(secs => %s)", seconds)
 
     # --- a job's life -------------------------------------------------------------------------------------------------
-
     def queue(self, number: str | None = None, **columns: object) -> int:
         """A job, as a plain insert makes it."""
         number = number or a_number()
@@ -132,19 +136,11 @@ class Steps:
         per_day: int | None = None,
     ) -> Row:
         """Without caps, but for those that are given."""
-        answer: Row = self.call(
-            "claim_call_job",
-            attempt=attempt or uuid.uuid4(),
-            **{"from": OURS},
-            lease_s=LEASE_S,
-            calls_per_second=pace,
-            busy_s=BUSY_S,
-            job_id=job_id,
-            calls_per_number_per_day=per_number,
-            calls_per_prefix_per_hour=per_prefix,
-            calls_per_day=per_day,
-        )
-        return answer
+        return self.answer(
+            "claim_call_job", attempt=attempt or uuid.uuid4(), **{"from": OURS}, lease_s=LEASE_S, busy_s=BUSY_S,
+            job_id=job_id, calls_per_second=pace, calls_per_number_per_day=per_number,
+            calls_per_prefix_per_hour=per_prefix, calls_per_day=per_day,
+        )  # fmt: skip
 
     def start(self, job_id: int) -> uuid.UUID:
         """Claim this job, which must succeed. -> the attempt"""
@@ -153,57 +149,36 @@ class Steps:
         return uuid.UUID(claim["attempt"]["id"])
 
     def release(self, attempt: uuid.UUID, *, delay_s: float = 0.0, halt_s: float | None = None) -> bool:
-        counted: bool = self.call(
-            "release_call_job", attempt=attempt, delay_s=delay_s, code="hours", reason="too early there", halt_s=halt_s
-        )
-        return counted
+        why = {"code": "hours", "reason": "too early there"}
+        return bool(self.call("release_call_job", attempt=attempt, delay_s=delay_s, halt_s=halt_s, **why))
 
     def accept(self, attempt: uuid.UUID, sid: str) -> Row:
-        answer: Row = self.call("accept_call", attempt=attempt, call_sid=sid, ask_s=ASK_S)
-        return answer
+        return self.answer("accept_call", attempt=attempt, call_sid=sid, ask_s=ASK_S)
 
     def refuse(self, attempt: uuid.UUID) -> bool:
-        counted: bool = self.call(
-            "refuse_call", attempt=attempt, code="number_invalid", reason="Twilio: no such number"
-        )
-        return counted
+        return bool(self.call("refuse_call", attempt=attempt, code="number_invalid", reason="Twilio: no such number"))
 
     def doubt(self, attempt: uuid.UUID) -> bool:
-        counted: bool = self.call("doubt_call", attempt=attempt, code="read_timeout", reason="no answer", ask_s=5.0)
-        return counted
+        return bool(self.call("doubt_call", attempt=attempt, code="read_timeout", reason="no answer", ask_s=5.0))
 
     def status(
         self, attempt: uuid.UUID, sid: str, status: str, *, delays_s: Sequence[float] = DELAYS_S, **more: object
     ) -> Row:
-        answer: Row = self.call(
-            "record_call_status",
-            attempt=attempt,
-            call_sid=sid,
-            call_status=status,
-            ask_s=ASK_S,
-            redial_delays_s=list(delays_s),
-            **more,
-        )
-        return answer
+        return self.answer(
+            "record_call_status", attempt=attempt, call_sid=sid, call_status=status, ask_s=ASK_S,
+            redial_delays_s=list(delays_s), **more,
+        )  # fmt: skip
 
     def ask_for_later(self, attempt: uuid.UUID, sid: str, at: datetime) -> Row:
         """The person presses the key of an answer with `later`."""
-        answer: Row = self.call(
-            "record_call_answer",
-            attempt=attempt,
-            call_sid=sid,
-            ask_s=ASK_S,
-            question="good_time",
-            meaning="later",
-            digits="2",
-            later_at=at,
-        )
-        return answer
+        return self.answer(
+            "record_call_answer", attempt=attempt, call_sid=sid, ask_s=ASK_S,
+            question="good_time", meaning="later", digits="2", later_at=at,
+        )  # fmt: skip
 
     def ask(self) -> Row:
         """What the sweep takes to look after."""
-        answer: Row = self.call("claim_open_call", hold_s=HOLD_S, ask_s=ASK_S, give_up_s=GIVE_UP_S)
-        return answer
+        return self.answer("claim_open_call", hold_s=HOLD_S, ask_s=ASK_S, give_up_s=GIVE_UP_S)
 
     def settle(
         self,
@@ -215,21 +190,13 @@ class Steps:
         delays_s: Sequence[float] = DELAYS_S,
     ) -> Row:
         """What Twilio listed, as (sid, status). Without asked_at: an ask that began now."""
-        answer: Row = self.call(
-            "settle_call",
-            attempt=attempt,
-            asked_at=asked_at or self.now(),
+        return self.answer(
+            "settle_call", attempt=attempt, asked_at=asked_at or self.now(),
             calls=Jsonb([{"sid": sid, "status": status} for sid, status in listed]),
-            settling_s=settling_s,
-            ask_s=10.0,
-            poll_s=ASK_S,
-            delays_s=list(delays_s),
-            gives_up=gives_up,
-        )
-        return answer
+            settling_s=settling_s, ask_s=10.0, poll_s=ASK_S, delays_s=list(delays_s), gives_up=gives_up,
+        )  # fmt: skip
 
     # --- places in that life ------------------------------------------------------------------------------------------
-
     def attempt_in(self, state: str, number: str | None = None) -> tuple[int, uuid.UUID]:
         """A job of its own, with its attempt brought to this state by the steps that lead there. -> (job, attempt)
 

@@ -54,8 +54,6 @@ def overview(steps: Steps, job: int) -> Row:
 
 
 # --- answers ------------------------------------------------------------------------------------------------------------
-
-
 def test_answer_is_kept_with_key_meaning_and_time(steps: Steps) -> None:
     job, attempt, sid = picked_up(steps)
     answer = press(steps, attempt, sid, "size", "just me", "1")
@@ -130,8 +128,6 @@ def test_impossible_answers_are_refused_by_name(steps: Steps) -> None:
 
 
 # --- the summary ----------------------------------------------------------------------------------------------------------
-
-
 def test_summary_is_written_when_the_call_ends(steps: Steps) -> None:
     job, attempt, sid = picked_up(steps)
     press(steps, attempt, sid, "size", "one")
@@ -185,8 +181,6 @@ def test_canceled_job_keeps_answers_until_it_is_retried(steps: Steps) -> None:
 
 
 # --- opting out by a key ------------------------------------------------------------------------------------------------
-
-
 def test_person_who_presses_the_key_is_never_called(steps: Steps) -> None:
     number = a_number()
     job, attempt, sid = picked_up(steps, number)
@@ -334,8 +328,6 @@ def test_claim_beside_the_key_dials_nobody(steps: Steps, another: Another) -> No
 
 
 # --- machines -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("by", MACHINES)
 def test_machine_is_news_once_and_answers_nothing(steps: Steps, by: str) -> None:
     job, attempt, sid = picked_up(steps)
@@ -418,8 +410,6 @@ def test_unknown_value_of_machines_is_refused_by_name(steps: Steps) -> None:
 
 
 # --- forgetting -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("talking", [False, True])
 def test_deleted_person_leaves_no_answers_and_no_summary(steps: Steps, talking: bool) -> None:
     job, attempt, sid = picked_up(steps)
@@ -458,8 +448,6 @@ def test_retention_takes_answers_with_their_job(steps: Steps) -> None:
 
 
 # --- the view -----------------------------------------------------------------------------------------------------------
-
-
 def test_overview_shows_jobs_with_last_attempt_and_answers(steps: Steps) -> None:
     number = a_number()
     job = steps.queue(number, metadata=Jsonb({}), first_name="Ada", signup_mode="demo")

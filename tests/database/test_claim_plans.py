@@ -114,8 +114,6 @@ def undone(full: Connection) -> Iterator[Connection]:
 
 
 # --- the functions' own statements ------------------------------------------------------------------------------------
-
-
 def statement_of(connection: Connection, function: str, where: str) -> str:
     """The one `select ... ;` of the function that has this condition, its variables as parameters."""
     row = connection.execute("select prosrc from pg_proc where proname = %s", (function,)).fetchone()
@@ -203,7 +201,6 @@ def test_index_over_all_states_would_be_noticed(undone: Connection) -> None:
 
 
 # --- the caps ---------------------------------------------------------------------------------------------------------
-
 CAPS = [
     ("outbound_call_attempts_per_number", "p_calls_per_number_per_day - 1"),
     ("outbound_call_attempts_per_number", "p_calls_without_key - 1"),
@@ -251,8 +248,6 @@ def test_cap_without_its_index_reads_other_calls(undone: Connection, index: str,
 
 
 # --- whole functions --------------------------------------------------------------------------------------------------
-
-
 def blocks(connection: Connection, call: str, times: int = 5) -> int:
     """What one call reads, once the session knows its catalogs and plans: the fewest of some, for caches fill up and spill."""
     measured = []

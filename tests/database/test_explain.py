@@ -57,8 +57,6 @@ def release(steps: Steps, attempt: uuid.UUID, code: str, reason: str, **more: An
 
 
 # --- as planned -------------------------------------------------------------------------------------------------------
-
-
 @way(
     "queued, .*for", "claimed for call 1 from", "Twilio has the call", "the call is over, after 34 s", "now: completed"
 )
@@ -94,8 +92,6 @@ def queued_for_later(steps: Steps) -> int:
 
 
 # --- due and not claimed ----------------------------------------------------------------------------------------------
-
-
 @way("now: waits: due since .*; nothing has claimed it: no sweep has ever run")
 def due_and_never_swept(steps: Steps) -> int:
     return steps.queue()
@@ -197,8 +193,6 @@ def due_and_banned(steps: Steps) -> int:
 
 
 # --- held -------------------------------------------------------------------------------------------------------------
-
-
 @way("queued", "given back before it was dialed: too early .*; due .*in Berlin\\) \\(2 times", "now: waits: too early")
 def held_by_the_hours(steps: Steps) -> int:
     job = steps.queue(metadata=Jsonb(BERLIN))
@@ -325,8 +319,6 @@ def asks_for_later_just_now(steps: Steps) -> int:
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------
-
-
 @way("claimed for call 1", "failed: Twilio: no such number", "now: failed: Twilio: no such number")
 def refused_by_twilio(steps: Steps) -> int:
     return steps.attempt_in("refused")[0]
@@ -370,8 +362,6 @@ def opted_out_while_calling(steps: Steps) -> int:
 
 
 # --- lost sight of ----------------------------------------------------------------------------------------------------
-
-
 @way("claimed for call 1", "now: a dispatcher holds it since .*; unless it reports, Twilio is asked .* at ")
 def held_by_a_dispatcher(steps: Steps) -> int:
     return steps.attempt_in("started")[0]
@@ -475,8 +465,6 @@ def locked_by_an_open_transaction(steps: Steps) -> int:
 
 
 # --- by hand ----------------------------------------------------------------------------------------------------------
-
-
 @way("canceled: canceled by hand", "now: canceled: canceled by hand")
 def canceled_by_hand(steps: Steps) -> int:
     job = steps.queue()
@@ -539,8 +527,6 @@ def due_at_no_time_at_all(steps: Steps) -> int:
 
 
 # --- users ------------------------------------------------------------------------------------------------------------
-
-
 def a_user(steps: Steps, phone: str | None = None, **columns: object) -> uuid.UUID:
     columns = {"id": uuid.uuid4(), "phone": phone and phone.removeprefix("+"), "created_at": steps.now(), **columns}
     names = ", ".join(columns)
@@ -580,8 +566,6 @@ def a_change_of_phone_was_missed(steps: Steps) -> int:
 
 
 # --- no job -----------------------------------------------------------------------------------------------------------
-
-
 @way("^There is no call job \\d+ any more")
 def pruned(steps: Steps) -> int:
     job = called(steps)

@@ -42,8 +42,6 @@ def what_is_told(job: Row) -> tuple[object, ...]:
 
 
 # --- a user is deleted ------------------------------------------------------------------------------------------------
-
-
 def test_deleted_user_is_not_called_and_leaves_nothing(steps: Steps) -> None:
     user, job = a_user(steps)
     assert what_is_told(steps.job(job))[1:] == ("Ada", {"first_name": "Ada", "team": "7"})
@@ -180,8 +178,6 @@ def test_delete_commits_even_when_nothing_of_ours_works(steps: Steps) -> None:
 
 
 # --- what is old ------------------------------------------------------------------------------------------------------
-
-
 def finished(steps: Steps) -> int:
     job = steps.queue()
     steps.status(steps.start(job), a_sid(), "completed")

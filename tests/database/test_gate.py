@@ -25,8 +25,6 @@ def claim_and_look(steps: Steps, job: int | None = None, **more: float) -> tuple
 
 
 # --- claims in vain ---------------------------------------------------------------------------------------------------
-
-
 def test_claim_that_succeeds_has_a_transaction_id(steps: Steps) -> None:
     steps.queue()
     answer, xid = claim_and_look(steps)
@@ -87,8 +85,6 @@ def test_slot_given_back_is_taken_by_next_claim(steps: Steps, another: Another) 
 
 
 # --- the database's own locks -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("pace", [1.0, PACE])
 def test_claim_waits_a_second_for_the_settings_row(steps: Steps, another: Another, pace: float) -> None:
     job, owner = steps.queue(), another()
@@ -131,8 +127,6 @@ def test_claim_of_a_held_job_names_no_past_time(steps: Steps, another: Another) 
 
 
 # --- two users with one number ----------------------------------------------------------------------------------------
-
-
 def two_users(steps: Steps, **second: object) -> tuple[int, int]:
     number = a_number()
     return steps.queue(number, user_id=uuid.uuid4()), steps.queue(number, user_id=uuid.uuid4(), **second)

@@ -33,8 +33,6 @@ def numbers_of_one_prefix(count: int) -> list[str]:
 
 
 # --- per number -------------------------------------------------------------------------------------------------------
-
-
 def test_number_is_called_so_often_in_24_hours(steps: Steps) -> None:
     """Whoever asks, and again once the first call is a day old: not a second later."""
     number = a_number()
@@ -139,8 +137,6 @@ def test_claim_without_caps_has_those_of_the_settings(steps: Steps) -> None:
 
 
 # --- per prefix -------------------------------------------------------------------------------------------------------
-
-
 def test_numbers_of_one_prefix_are_held_for_an_hour(steps: Steps) -> None:
     numbers = numbers_of_one_prefix(8)
     outcomes = [call_and_end(steps, number, per_prefix=5)["outcome"] for number in numbers]
@@ -197,8 +193,6 @@ def test_job_held_for_its_prefix_waits_out_pauses(steps: Steps) -> None:
 
 
 # --- without a key ----------------------------------------------------------------------------------------------------
-
-
 def press(steps: Steps, number: str) -> None:
     """The person is called and presses a key that means something."""
     attempt, sid = steps.start(steps.queue(number)), a_sid()
@@ -242,8 +236,6 @@ def test_key_pressed_once_lifts_the_weekly_limit(steps: Steps) -> None:
 
 
 # --- per day ----------------------------------------------------------------------------------------------------------
-
-
 def test_ceiling_of_a_day_pauses_calls_until_room(steps: Steps) -> None:
     for _ in range(2):
         call_and_end(steps, a_number(), per_day=3)
@@ -354,8 +346,6 @@ def test_counts_are_the_calls_made_and_are_pruned(steps: Steps) -> None:
 
 
 # --- the pause, at the same moment ------------------------------------------------------------------------------------
-
-
 def test_pause_behind_a_claim_takes_its_call_back(steps: Steps, another: Another) -> None:
     job, claimer = steps.queue(), another()
     attempt, _ = behind(claimer, lambda: claimer.start(job), steps, lambda: steps.call("pause_calls", reason="stop"))
@@ -375,8 +365,6 @@ def test_cap_holds_in_a_claim_behind_another(steps: Steps, another: Another) -> 
 
 
 # --- what was not dialed ----------------------------------------------------------------------------------------------
-
-
 def test_job_put_off_for_hours_gives_its_slot_back(steps: Steps) -> None:
     job = steps.queue()
     claim = steps.claim(job, pace=0.1)

@@ -1,30 +1,46 @@
-"""By hand: cancel, retry, delete. Nothing done by hand may leave a call that nobody follows, or a number blocked."""
+"""By hand: cancel, retry, delete, pause. Nothing done by hand leaves a call that nobody follows, or a number blocked."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from datetime import timedelta
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
-from tests.database.sql_api import FINAL, LEASE_S, OPEN, Row, Steps, a_number, a_sid
+from tests.conftest import Connect
+from tests.database.sql_api import FINAL, LEASE_S, OPEN, Steps, a_number, a_sid
 
-STATES = ("queued", "started", "in_doubt", "accepted")
+Refused = psycopg.errors.RaiseException
+STATES = ("queued", *OPEN)
+USER = str(uuid.uuid4())
 
 
-def job_in(steps: Steps, state: str, number: str) -> int:
+def job_in(steps: Steps, state: str, number: str | None = None) -> int:
     return steps.queue(number) if state == "queued" else steps.attempt_in(state, number)[0]
 
 
+def failed(steps: Steps, number: str | None = None, **columns: object) -> int:
+    """A job whose attempts are spent."""
+    job = steps.queue(number, **columns)
+    steps.status(steps.start(job), a_sid(), "busy", delays_s=())
+    return job
+
+
 def cancel(steps: Steps, job: int) -> str:
-    status: str = steps.call("cancel_call_job", job_id=job)
-    return status
+    return str(steps.call("cancel_call_job", job_id=job))
 
 
 def retry(steps: Steps, job: int) -> str:
-    status: str = steps.call("retry_call_job", job_id=job)
-    return status
+    return str(steps.call("retry_call_job", job_id=job))
+
+
+def delete(steps: Steps, job: int) -> list[tuple[str, bool]]:
+    """-> what is left of it: status, cancel_requested"""
+    steps.rows("delete from public.outbound_call_jobs where id = %s", job)
+    left = steps.rows("select status, cancel_requested from public.outbound_call_jobs where id = %s", job)
+    return [(row["status"], row["cancel_requested"]) for row in left]
 
 
 def follow(steps: Steps) -> None:
@@ -37,67 +53,69 @@ def follow(steps: Steps) -> None:
             steps.status(uuid.UUID(asked["attempt"]), asked["call_sid"], "canceled")
 
 
+NONSENSE: list[tuple[str, dict[str, object], str]] = [
+    ("cancel_call_job", {"job_id": None}, "p_job_id must be given"),
+    ("retry_call_job", {"job_id": None}, "p_job_id must be given"),
+    ("cancel_call_job", {"job_id": 4711}, "there is no call job 4711"),
+    ("retry_call_job", {"job_id": 4711}, "there is no call job 4711"),
+    ("pause_calls", {"reason": None}, "p_reason must say why"),
+    ("pause_calls", {"reason": " "}, "p_reason must say why"),
+    ("pause_calls", {"reason": "x", "until": "-infinity"}, "p_until must be in the future"),
+    ("pause_calls", {"reason": "x", "until": "2020-01-01"}, "p_until must be in the future"),
+    ("pause_calls", {"reason": "x", "until": "20260-11-27"}, "p_until must be before the year 9999"),
+    ("require_verified_phones", {"required": None}, "p_required must be true or false"),
+    ("enqueue_call_job", {"user_id": None, "phone_number": "+14155550100"}, "p_user_id must be given"),
+    ("enqueue_call_job", {"user_id": USER, "phone_number": None}, "p_phone_number must be given"),
+    ("enqueue_call_job", {"user_id": USER, "phone_number": " "}, "p_phone_number must be given"),
+    ("enqueue_call_job", {"user_id": USER, "phone_number": "1" * 65}, "at most 64 characters"),
+    ("enqueue_call_job", {"user_id": USER, "phone_number": "+1", "signup_mode": ""}, "p_signup_mode must"),
+    ("enqueue_call_job", {"user_id": USER, "phone_number": "+1", "first_name": "x" * 101}, "p_first_name must"),
+    ("enqueue_call_job", {"user_id": USER, "phone_number": "+1", "metadata": Jsonb([1])}, "p_metadata must"),
+    ("enqueue_call_job", {"user_id": USER, "phone_number": "+1", "not_before": "infinity"}, "p_not_before must"),
+]
+
+
+def test_nonsense_by_hand_is_refused_by_name(steps: Steps) -> None:
+    steps.queue()
+    before = steps.everything()
+    for function, arguments, named in NONSENSE:
+        with pytest.raises(Refused, match=named):
+            steps.call(function, **arguments)
+    assert steps.everything() == before
+
+
 # --- cancel -----------------------------------------------------------------------------------------------------------
-
-
-def test_queued_job_is_canceled_at_once(steps: Steps) -> None:
-    job = steps.queue()
-    assert cancel(steps, job) == "canceled"
-    row = steps.job(job)
-    assert (row["status"], row["due_at"], row["reason"]) == ("canceled", None, "canceled by hand")
-    assert row["finished_at"] is not None
-    assert steps.claim(job)["outcome"] == "none"
-
-
-@pytest.mark.parametrize(
-    ("state", "status"), [("started", "dialing"), ("in_doubt", "in_doubt"), ("accepted", "calling")]
-)
-def test_job_under_way_is_canceled_after_its_call(steps: Steps, state: str, status: str) -> None:
-    job, _ = steps.attempt_in(state)
-    assert cancel(steps, job) == status
-    assert steps.job(job)["cancel_requested"]
-
-
 @pytest.mark.parametrize("state", STATES)
 def test_canceled_job_leaves_its_number_free(steps: Steps, state: str) -> None:
+    """Canceled twice is canceled once. A queued job is canceled at once, another when its call is over."""
     job = job_in(steps, state, number := a_number())
-    cancel(steps, job)
+    was = steps.job(job)["status"]
+    assert cancel(steps, job) == ("canceled" if was == "queued" else was)
+    row, before = steps.job(job), steps.everything()
+    assert row["cancel_requested"] is (was != "queued")
+    if was == "queued":
+        assert (row["due_at"], row["reason"], row["finished_at"] is None) == (None, "canceled by hand", False)
+        with pytest.raises(Refused, match="nothing to cancel"):
+            cancel(steps, job)
+    else:
+        assert cancel(steps, job) == was
+    assert (steps.everything()[1:], steps.job(job)["status"]) == (before[1:], row["status"])
+    assert steps.claim(job)["outcome"] == "none"
     follow(steps)
     assert steps.job(job)["status"] == "canceled"
     assert [row["state"] for row in steps.attempts(job) if row["state"] in OPEN] == []
     assert steps.claim(steps.queue(number))["outcome"] == "claimed"
 
 
-@pytest.mark.parametrize("state", STATES)
-def test_to_cancel_twice_is_to_cancel_once(steps: Steps, state: str) -> None:
-    job = job_in(steps, state, a_number())
-    first, before = cancel(steps, job), steps.everything()
-    if first == "canceled":
-        with pytest.raises(psycopg.errors.RaiseException, match="nothing to cancel"):
-            cancel(steps, job)
-    else:
-        assert cancel(steps, job) == first
-    assert steps.everything()[1:] == before[1:]
-    assert steps.job(job)["status"] == first
-
-
 @pytest.mark.parametrize("status", FINAL)
 def test_job_that_is_over_cannot_be_canceled(steps: Steps, status: str) -> None:
     job = steps.queue()
     steps.rows("update public.outbound_call_jobs set status = %s, due_at = null, finished_at = now()", status)
-    with pytest.raises(psycopg.errors.RaiseException, match=f"call job {job} is {status} already"):
+    with pytest.raises(Refused, match=f"call job {job} is {status} already"):
         cancel(steps, job)
 
 
-@pytest.mark.parametrize("function", [cancel, retry])
-def test_job_that_does_not_exist_is_named(steps: Steps, function: Callable[[Steps, int], str]) -> None:
-    with pytest.raises(psycopg.errors.RaiseException, match="there is no call job 4711"):
-        function(steps, 4711)
-
-
 # --- retry ------------------------------------------------------------------------------------------------------------
-
-
 def test_job_that_spent_its_attempts_is_dialed_again(steps: Steps) -> None:
     job = steps.queue()
     for _ in range(3):
@@ -105,7 +123,7 @@ def test_job_that_spent_its_attempts_is_dialed_again(steps: Steps) -> None:
         steps.rows("update public.outbound_call_jobs set due_at = private.clock() where status = 'queued'")
     assert steps.job(job)["status"] == "failed"
     assert retry(steps, job) == "queued"
-    steps.status(steps.start(job), a_sid(), "busy")
+    steps.status(uuid.UUID(steps.claim()["attempt"]["id"]), a_sid(), "busy")  # by the next sweep
     assert (steps.job(job)["status"], steps.job(job)["attempts"]) == ("failed", 4)
 
 
@@ -126,59 +144,105 @@ def test_late_truth_about_a_retried_job_counts(steps: Steps) -> None:
     assert steps.job(job)["status"] == "calling"
 
 
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("state", [*STATES, "completed"])
 def test_job_that_is_not_over_cannot_be_retried(steps: Steps, state: str) -> None:
-    job = job_in(steps, state, a_number())
-    with pytest.raises(psycopg.errors.RaiseException, match="only failed and canceled jobs"):
+    job = job_in(steps, "accepted" if state == "completed" else state)
+    if state == "completed":
+        (attempt,) = steps.attempts(job)
+        steps.status(attempt["id"], attempt["call_sid"], "completed")
+    status = steps.job(job)["status"]
+    with pytest.raises(Refused, match=f"call job {job} is {status}: only failed and canceled jobs"):
         retry(steps, job)
 
 
-def test_completed_job_cannot_be_retried(steps: Steps) -> None:
-    job, attempt = steps.attempt_in("accepted")
+@pytest.mark.parametrize("state", OPEN)
+def test_job_with_a_live_call_is_not_retried(steps: Steps, state: str) -> None:
+    job = failed(steps, number := a_number())
+    other = steps.queue(number, user_id=uuid.uuid4())
+    steps.pass_time(3601)
+    steps.bring_to(state, other)
+    with pytest.raises(Refused, match=f"call job {job} cannot be retried yet: .* of job {other}, which is"):
+        retry(steps, job)
+    assert steps.job(job)["status"] == "failed"
+
+
+def test_job_with_a_live_duplicate_is_not_retried(steps: Steps) -> None:
+    job, attempt = steps.attempt_in("duplicate")
+    with pytest.raises(Refused, match="a call too many to its number is being ended"):
+        retry(steps, job)
     steps.status(attempt, steps.attempt(attempt)["call_sid"], "completed")
-    with pytest.raises(psycopg.errors.RaiseException, match=f"call job {job} is completed"):
+    assert retry(steps, job) == "queued"
+
+
+def test_job_with_a_newer_open_one_is_not_retried(steps: Steps) -> None:
+    user = uuid.uuid4()
+    job = failed(steps, user_id=user, dedupe_key="first")
+    newer = steps.queue(user_id=user, dedupe_key="second")
+    with pytest.raises(Refused, match=f"{job} cannot be retried: its user has a newer one, {newer}, which is queued"):
         retry(steps, job)
+    cancel(steps, newer)
+    assert retry(steps, job) == "queued"
+
+
+def test_opted_out_person_is_called_by_the_owner_only(steps: Steps, connect: Connect) -> None:
+    job = steps.queue(number := a_number())
+    steps.call("opt_out", phone_number=number)
+    with pytest.raises(Refused, match="its number has opted out of calls"):
+        retry(steps, job)
+    again = "delete from public.call_opt_outs where phone_e164 = %s"
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        steps.service.execute(again, (number,))
+    assert connect(user="postgres").execute(again, (number,)).rowcount == 1
+    assert retry(steps, job) == "queued"
+    assert steps.claim(job)["outcome"] == "claimed"
 
 
 # --- delete -----------------------------------------------------------------------------------------------------------
-
-
-def delete(steps: Steps, job: int) -> None:
-    steps.rows("delete from public.outbound_call_jobs where id = %s", job)
-
-
-def there(steps: Steps, job: int) -> list[Row]:
-    return steps.rows("select status, cancel_requested from public.outbound_call_jobs where id = %s", job)
-
-
 @pytest.mark.parametrize("state", ["ended", "refused", "absent", "released"])
 def test_job_not_under_way_is_deleted_with_attempts(steps: Steps, state: str) -> None:
-    job, _ = steps.attempt_in(state)
-    delete(steps, job)
-    assert there(steps, job) == steps.attempts(job) == []
+    job, attempt = steps.attempt_in(state)
+    assert delete(steps, job) == []
+    assert steps.attempts(job) == []
+    assert steps.accept(attempt, a_sid())["then"] == "unknown"  # a late call is ended
 
 
 @pytest.mark.parametrize("state", OPEN)
 def test_delete_of_a_job_under_way_cancels_it(steps: Steps, state: str) -> None:
     job, _ = steps.attempt_in(state)
-    status = steps.job(job)["status"]
-    delete(steps, job)
-    assert there(steps, job) == [{"status": status, "cancel_requested": True}]
+    assert delete(steps, job) == [(steps.job(job)["status"], True)]
     follow(steps)
-    delete(steps, job)
-    assert there(steps, job) == []
+    assert delete(steps, job) == []
 
 
 def test_job_with_a_live_duplicate_is_not_deleted(steps: Steps) -> None:
     job, attempt = steps.attempt_in("duplicate")
-    delete(steps, job)
-    assert len(there(steps, job)) == 1
+    assert len(delete(steps, job)) == 1
     steps.status(attempt, steps.attempt(attempt)["call_sid"], "completed")
-    delete(steps, job)
-    assert there(steps, job) == []
+    assert delete(steps, job) == []
 
 
-def test_call_of_a_deleted_job_is_ended(steps: Steps) -> None:
-    job, attempt = steps.attempt_in("absent")
-    delete(steps, job)
-    assert steps.accept(attempt, a_sid())["then"] == "unknown"
+# --- the answers in words ---------------------------------------------------------------------------------------------
+def test_pause_and_resume_answer_in_words(steps: Steps) -> None:
+    for_good = "calls are paused until somebody calls resume_calls()"
+    until = steps.now() + timedelta(minutes=1)
+    assert steps.call("resume_calls") == "calls were not paused"
+    assert [steps.call("pause_calls", reason="lunch", **more) for more in ({}, {"until": None})] == [for_good] * 2
+    assert steps.call("call_job_stats")["paused_until"] == "infinity"
+    assert steps.call("resume_calls") == "calls go on; they were paused: lunch"
+    assert str(until.year) in steps.call("pause_calls", reason="lunch", until=until)
+    steps.pass_time(61)
+    assert steps.call("resume_calls") == "calls were not paused"
+
+
+def test_resume_after_a_halt_lets_all_go(steps: Steps) -> None:
+    steps.release(steps.start(steps.queue()), halt_s=60)
+    assert steps.call("resume_calls") == "calls go on; they were paused: too early there"
+    steps.release(steps.start(steps.queue()), halt_s=60)
+    steps.pass_time(61)
+    assert steps.call("resume_calls") == "calls go on; after a halt one was to go first"
+    assert [steps.claim(steps.queue())["outcome"] for _ in range(2)] == ["claimed", "claimed"]
+
+
+def test_verified_phones_answer_in_words(steps: Steps) -> None:
+    assert steps.call("require_verified_phones") == "a sign-up is called when its phone is confirmed"
+    assert steps.call("require_verified_phones", required=False) == "a sign-up is called at once, confirmed or not"

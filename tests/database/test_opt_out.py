@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from datetime import timedelta
 
-import psycopg
 import pytest
 
 from tests.database.conftest import Another
@@ -17,8 +16,6 @@ def opt_out(steps: Steps, number: str, **more: object) -> object:
 
 
 # --- opt-outs ---------------------------------------------------------------------------------------------------------
-
-
 def test_number_that_opted_out_is_not_dialed(steps: Steps) -> None:
     opt_out(steps, number := a_number())
     job = steps.queue(number)
@@ -28,8 +25,6 @@ def test_number_that_opted_out_is_not_dialed(steps: Steps) -> None:
     assert (row["status"], row["reason_code"]) == ("canceled", "opted_out")
     assert row["reason"] == "the number has opted out of calls"
     assert steps.attempts(job) == []
-    with pytest.raises(psycopg.errors.RaiseException, match="opted out"):
-        steps.call("retry_call_job", job_id=job)
     answer = steps.claim(steps.queue(number))  # a webhook is told so
     assert (answer["outcome"], answer["status"], answer["reason_code"]) == ("none", "canceled", "opted_out")
 
@@ -47,6 +42,7 @@ def test_queued_jobs_of_the_number_are_canceled_at_once(steps: Steps) -> None:
     jobs = [steps.queue(number), steps.queue(number)]
     other = steps.queue()
     assert opt_out(steps, number) == {"canceled": 2, "ending": 0, "jobs": 2, "calls": 0}
+    assert opt_out(steps, number) == {"canceled": 0, "ending": 0, "jobs": 2, "calls": 0}
     assert {(steps.job(job)["status"], steps.job(job)["reason_code"]) for job in jobs} == {("canceled", "opted_out")}
     assert steps.job(other)["status"] == "queued"
 
@@ -134,8 +130,6 @@ def test_opt_out_unseen_by_the_claim_ends_the_call(steps: Steps, another: Anothe
 
 
 # --- the pause, and calls in Twilio's queue ---------------------------------------------------------------------------
-
-
 def stop(steps: Steps) -> None:
     steps.call("pause_calls", reason="the script is wrong")
 
@@ -220,23 +214,7 @@ def test_conversation_goes_on_when_calls_are_paused(steps: Steps) -> None:
     assert steps.status(attempt, sid, "in-progress")["then"] == "keep"
 
 
-def test_pause_needs_a_reason_and_a_future_end(steps: Steps) -> None:
-    table: list[tuple[str | None, object, str]] = [
-        ("", None, "p_reason"), ("  ", None, "p_reason"), (None, None, "p_reason"),
-        ("lunch", steps.now() - timedelta(seconds=1), "p_until"),
-        ("lunch", "20260-11-27", "p_until must be before the year 9999"),
-    ]  # fmt: skip
-    for reason, until, says in table:
-        with pytest.raises(psycopg.errors.RaiseException, match=says):
-            steps.call("pause_calls", reason=reason, until=until)
-    assert not steps.call("call_job_stats")["paused"]
-    steps.call("pause_calls", reason="lunch", until="infinity")
-    assert steps.call("call_job_stats")["paused_until"] == "infinity"
-
-
 # --- a call that would leave Twilio's queue too late ------------------------------------------------------------------
-
-
 def put_off(steps: Steps, attempt: uuid.UUID) -> object:
     at = steps.now() + timedelta(hours=9)
     return steps.call(

@@ -22,8 +22,6 @@ def others(*states: str) -> list[str]:
 
 
 # --- refuse, release, doubt: only while nobody knows better -----------------------------------------------------------
-
-
 @pytest.mark.parametrize("state", UNDECIDED)
 def test_refusal_ends_the_job_from_undecided_states(steps: Steps, state: str) -> None:
     job, attempt = steps.attempt_in(state)
@@ -69,8 +67,6 @@ def test_refusals_releases_and_doubts_that_come_late_change_nothing(steps: Steps
 
 
 # --- accept: a SID is truth -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("state", ["started", "in_doubt", "absent"])
 def test_sid_makes_it_the_jobs_call_once(steps: Steps, state: str) -> None:
     job, attempt = steps.attempt_in(state)
@@ -115,8 +111,6 @@ def test_sid_of_nobodys_attempt_is_unknown_without_an_error(steps: Steps) -> Non
 
 
 # --- late truth -------------------------------------------------------------------------------------------------------
-
-
 def test_late_truth_revives_jobs_that_wait_or_failed(steps: Steps) -> None:
     for delays_s, gives_up, expected in (
         (DELAYS_S, False, ("queued", "absent")), ((), False, ("failed", "absent")), (DELAYS_S, True, ("failed", "gave_up")),
@@ -173,8 +167,6 @@ def test_sid_found_for_another_attempt_speaks_for_that_one(steps: Steps) -> None
 
 
 # --- the words of a call ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "order", list(itertools.permutations(["initiated", "ringing", "in-progress", "completed"])), ids="-".join
 )
@@ -264,8 +256,6 @@ def test_released_attempts_never_count_however_many(steps: Steps) -> None:
 
 
 # --- an end that never became known -----------------------------------------------------------------------------------
-
-
 def given_up(steps: Steps, count: int) -> list[tuple[int, uuid.UUID]]:
     """Calls whose end never became known, and the sweep that closes them."""
     calls = [steps.attempt_in("accepted") for _ in range(count)]
@@ -294,8 +284,6 @@ def test_call_is_not_given_up_too_early(steps: Steps) -> None:
 
 
 # --- what cancel means for an attempt under way -----------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("state", OPEN)
 def test_canceled_call_is_ended_by_each_answer(steps: Steps, state: str) -> None:
     job, attempt = steps.attempt_in(state)
@@ -334,8 +322,6 @@ def test_canceled_job_is_canceled_when_nothing_came(steps: Steps, state: str) ->
 
 
 # --- a redial ---------------------------------------------------------------------------------------------------------
-
-
 def test_claim_tells_the_miss_before_a_redial(steps: Steps) -> None:
     """How the last call ended -> the claim names that call, and when the redial was due."""
 

@@ -23,8 +23,6 @@ def pause_s(steps: Steps) -> int:
 
 
 # --- pace -------------------------------------------------------------------------------------------------------------
-
-
 def test_denied_pace_says_how_long_to_wait(steps: Steps) -> None:
     first, second = steps.queue(), steps.queue()
     assert steps.claim(first, pace=0.1)["outcome"] == "claimed"
@@ -61,8 +59,6 @@ def test_quiet_hour_saves_up_no_burst(steps: Steps) -> None:
 
 
 # --- which job --------------------------------------------------------------------------------------------------------
-
-
 def test_job_that_waited_longest_is_called_first(steps: Steps) -> None:
     jobs = [steps.queue(due_at=steps.now().replace(year=year)) for year in (2023, 2021, 2022, 2099)]
     assert [steps.claim()["job"]["id"] for _ in range(3)] == [jobs[1], jobs[2], jobs[0]]
@@ -105,8 +101,6 @@ def test_attempt_is_written_together_with_the_claim(steps: Steps) -> None:
 
 
 # --- pause ------------------------------------------------------------------------------------------------------------
-
-
 def test_pause_stops_dialing_and_nothing_else(steps: Steps) -> None:
     job = steps.queue()
     steps.call("pause_calls", reason="the script is wrong")
@@ -138,8 +132,6 @@ def test_pause_ends_at_its_time_or_by_resume(steps: Steps) -> None:
 
 
 # --- halt -------------------------------------------------------------------------------------------------------------
-
-
 def test_halt_pauses_all_calls_without_blame(steps: Steps) -> None:
     job, attempt = steps.attempt_in("started")
     halt(steps, attempt)

@@ -44,8 +44,6 @@ def one_after_the_other(eyes: Connection, another: Another, *crowd: StepResult) 
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------
-
-
 def test_claims_of_one_job_at_once_are_one_call(steps: Steps, another: Another) -> None:
     job = steps.queue()
     callers = [another() for _ in range(50)]
@@ -135,8 +133,6 @@ def test_pace_is_exact_over_claims_at_once(steps: Steps, another: Another) -> No
 
 
 # --- pause ------------------------------------------------------------------------------------------------------------
-
-
 def pause(steps: Steps) -> None:
     steps.call("pause_calls", reason="stop")
 
@@ -170,8 +166,6 @@ def test_claims_after_a_committed_pause_never_pass(steps: Steps, another: Anothe
 
 
 # --- one attempt, and all that can be said of it ----------------------------------------------------------------------
-
-
 def accepts(attempt: uuid.UUID, sid: str) -> StepResult:
     return lambda steps: steps.accept(attempt, sid)
 
@@ -248,8 +242,6 @@ def test_any_two_at_once_leave_a_possible_state(
 
 
 # --- late truth, while another has the number -------------------------------------------------------------------------
-
-
 def test_late_truth_behind_a_claim_is_a_duplicate(steps: Steps, connection: Connection, another: Another) -> None:
     number = a_number()
     job, late = steps.attempt_in("absent", number)
@@ -288,8 +280,6 @@ def test_sid_for_two_attempts_at_once_is_one_call(
 
 
 # --- by hand, meanwhile -----------------------------------------------------------------------------------------------
-
-
 def test_cancel_behind_a_claim_ends_its_call(steps: Steps, another: Another) -> None:
     job, attempt = steps.queue(), uuid.uuid4()
     claimer = another()

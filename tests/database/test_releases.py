@@ -73,16 +73,12 @@ def newer(folder: Path) -> list[Path]:
 
 
 # --- what was released stays as it is ---------------------------------------------------------------------------------
-
-
 def test_released_migration_is_not_changed_any_more() -> None:
     advice = f"databases have had it: write a new migration (or, before the release: python -m tests.database.released {VERSION})"
     assert hashes(VERSION) == RELEASED["migrations"], advice
 
 
 # --- the code of that release goes on ---------------------------------------------------------------------------------
-
-
 def decisive(answer: Any) -> Any:
     """The parts of an answer that code acts on: its words and its plain values."""
     if isinstance(answer, dict):

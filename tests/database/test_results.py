@@ -78,8 +78,6 @@ def end(steps: Steps, how: str, **columns: object) -> int:
 
 
 # --- what is written ------------------------------------------------------------------------------------------------------
-
-
 def test_nothing_is_written_while_no_result_url_is_set(steps: Steps) -> None:
     end(steps, "completed")
     steps.call("opt_out", phone_number=a_number())
@@ -208,8 +206,6 @@ def test_opt_out_of_a_number_without_a_job_is_told(telling: Steps) -> None:
 
 
 # --- who tells it, and in which order -------------------------------------------------------------------------------------
-
-
 def test_event_is_held_by_one_sender_until_its_lease_ends(telling: Steps, another: Another) -> None:
     jobs = {end(telling, "completed") for _ in range(5)}
     claims = all_at_once(claim, [another() for _ in range(8)])
@@ -286,8 +282,6 @@ def test_event_is_given_up_after_three_days_of_failing(telling: Steps) -> None:
 
 
 # --- by hand, and what is old ---------------------------------------------------------------------------------------------
-
-
 def test_retelling_a_job_sends_its_events_again_in_order(telling: Steps) -> None:
     job = end(telling, "canceled")
     telling.call("retry_call_job", job_id=job)

@@ -154,8 +154,6 @@ def test_views_can_be_read_by_the_service_alone(project: Connection) -> None:
 
 
 # --- the rule ---------------------------------------------------------------------------------------------------------
-
-
 def test_objects_of_the_user_keep_their_rights(postgres: Postgres) -> None:
     for name in make_project(postgres, "rights_theirs", THEIRS):
         with psycopg.connect(postgres.url("postgres", name), autocommit=True) as connection:
@@ -205,8 +203,6 @@ def test_rule_closes_what_was_opened_by_hand(project: Connection, opened: str, a
 
 
 # --- tried ------------------------------------------------------------------------------------------------------------
-
-
 def insert(project: Connection, role: str, **columns: object) -> list[Any]:
     columns = {"user_id": uuid.uuid4(), "phone_number": "+14155550100", **columns}
     names, marks = ", ".join(columns), ", ".join(["%s"] * len(columns))

@@ -17,8 +17,6 @@ def lapse(steps: Steps) -> None:
 
 
 # --- a lease that ran out ---------------------------------------------------------------------------------------------
-
-
 def test_lease_that_ran_out_is_a_doubt(steps: Steps) -> None:
     """Never a queued job. The request may have begun late in the lease: settling counts from its end, not from the claim."""
     job, attempt = steps.attempt_in("started")
@@ -42,8 +40,6 @@ def test_lease_that_holds_is_left_alone(steps: Steps) -> None:
 
 
 # --- absent -----------------------------------------------------------------------------------------------------------
-
-
 def test_absent_needs_an_ask_after_the_settling_time(steps: Steps) -> None:
     job, attempt = steps.attempt_in("in_doubt")
     steps.pass_time(SETTLING_S + 1)
@@ -95,8 +91,6 @@ def test_missing_list_is_not_an_empty_list(steps: Steps) -> None:
 
 
 # --- found ------------------------------------------------------------------------------------------------------------
-
-
 def test_listed_call_that_nobody_else_has_is_found(steps: Steps) -> None:
     """Listed twice it is one call: Twilio's pages shift when a call is added while they are read."""
     for times in (1, 2):
@@ -158,8 +152,6 @@ def test_attempts_that_are_not_in_doubt_stay_settled(steps: Steps, state: str) -
 
 
 # --- canceled while in doubt ------------------------------------------------------------------------------------------
-
-
 def test_job_canceled_in_doubt_is_ended_when_found(steps: Steps) -> None:
     job, attempt = steps.attempt_in("in_doubt")
     assert steps.call("cancel_call_job", job_id=job) == "in_doubt"
@@ -175,8 +167,6 @@ def test_job_canceled_in_doubt_is_canceled_when_absent(steps: Steps) -> None:
 
 
 # --- what the sweep takes ---------------------------------------------------------------------------------------------
-
-
 def test_duplicate_calls_are_followed_up_first(steps: Steps) -> None:
     steps.attempt_in("in_doubt")
     _, duplicate = steps.attempt_in("duplicate")

@@ -46,8 +46,6 @@ def missed(steps: Steps) -> list[uuid.UUID]:
 
 
 # --- who is called, and what is known of them -------------------------------------------------------------------------
-
-
 def test_sign_up_with_a_phone_is_one_job(connection: Connection, steps: Steps) -> None:
     number = a_number()
     row = job(steps, sign_up(connection, number.removeprefix("+"), {"signup_mode": "demo"}))
@@ -160,7 +158,6 @@ def test_thousand_sign_ups_in_one_statement_are_queued(connection: Connection, s
 
 
 # --- what may break ---------------------------------------------------------------------------------------------------
-
 BREAKS = {
     "the table is gone": "drop table public.outbound_call_jobs cascade",
     "the table has another name": "alter table public.outbound_call_jobs rename to jobs",
@@ -206,7 +203,6 @@ def test_sign_up_succeeds_without_our_tables(connection: Connection, steps: Step
 
 
 # --- locks ------------------------------------------------------------------------------------------------------------
-
 LOCKS = {
     "the jobs": ("public.outbound_call_jobs",),
     "the notes of what was missed, too": ("public.outbound_call_jobs", "private.missed_signups"),
@@ -247,8 +243,6 @@ def test_lock_timeout_of_the_sign_up_comes_back(connection: Connection, steps: S
 
 
 # --- healing ----------------------------------------------------------------------------------------------------------
-
-
 def miss(connection: Connection, phone: str | None = None) -> uuid.UUID:
     """A sign-up whose job could not be written."""
     connection.execute("alter table public.outbound_call_jobs add constraint never check (false) not valid")
@@ -326,8 +320,6 @@ def test_sign_up_that_fails_makes_no_job(connection: Connection, steps: Steps) -
 
 
 # --- only verified phones ---------------------------------------------------------------------------------------------
-
-
 def confirm(connection: Connection, user: uuid.UUID) -> None:
     as_auth(connection, "update auth.users set phone_confirmed_at = now() where id = %s", user)
 

@@ -50,8 +50,6 @@ def dialed(steps: Steps, job: int) -> str:
 
 
 # --- the phone is corrected -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("by", ["auth", "metadata", "confirmation"])
 def test_waiting_job_follows_its_users_number(steps: Steps, by: str) -> None:
     was, new = a_number(), a_number()
@@ -172,8 +170,6 @@ def test_chosen_time_stays_with_a_new_number(steps: Steps) -> None:
 
 
 # --- the phone is added or removed --------------------------------------------------------------------------------------
-
-
 def test_phone_added_after_sign_up_is_called_once(steps: Steps) -> None:
     user = sign_up(steps, None, {"signup_mode": " Demo"})
     change(steps, user, phone=(number := a_number())[1:])
@@ -207,8 +203,6 @@ def test_deleted_users_new_phone_is_nothing(steps: Steps) -> None:
 
 
 # --- it never fails and never waits -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("locked", ["public.outbound_call_jobs", "private.call_settings", "private.calling_codes"])
 def test_change_waits_for_no_lock_and_sweep_follows(steps: Steps, another: Another, locked: str) -> None:
     user, new = sign_up(steps, a_number()), a_number()
@@ -249,8 +243,6 @@ def test_change_commits_though_everything_of_ours_is_gone(steps: Steps, connecti
 
 
 # --- a sign-up that could be neither queued nor noted -------------------------------------------------------------------
-
-
 def lose(steps: Steps, another: Another, count: int = 1) -> set[uuid.UUID]:
     other = another().service
     other.execute("reset role")
@@ -298,8 +290,6 @@ def test_users_of_other_times_are_not_called(steps: Steps) -> None:
 
 
 # --- banned users -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("banned", ["before", "while it waits", "between two calls"])
 def test_banned_user_is_not_called(steps: Steps, banned: str) -> None:
     user = sign_up(steps, a_number())
@@ -324,8 +314,6 @@ def test_ended_ban_keeps_nobody_from_calls(steps: Steps) -> None:
 
 
 # --- the server's word --------------------------------------------------------------------------------------------------
-
-
 def test_servers_zone_is_told_from_the_users(steps: Steps) -> None:
     cases: list[tuple[object, object, object]] = [
         ({"timezone": "Europe/Berlin"}, None, None),

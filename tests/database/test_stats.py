@@ -232,8 +232,6 @@ def test_service_understands_all_of_it(steps: Steps) -> None:
 
 
 # --- by the hour ------------------------------------------------------------------------------------------------------
-
-
 def test_hour_counts_each_call_in_one_column(steps: Steps) -> None:
     at_half_past(steps)
     for ends in ("completed", "completed", "busy", "no-answer", "failed", "canceled"):
@@ -281,8 +279,6 @@ def test_hours_that_make_no_sense_are_refused_by_name(steps: Steps, count: int |
 
 
 # --- our number -------------------------------------------------------------------------------------------------------
-
-
 def test_attempt_keeps_the_number_that_calls(steps: Steps) -> None:
     _, attempt = steps.attempt_in("in_doubt")
     assert steps.attempt(attempt)["from_e164"] == OURS

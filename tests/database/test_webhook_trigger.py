@@ -46,8 +46,6 @@ def secret(connection: Connection) -> str:
 
 
 # --- what is sent -----------------------------------------------------------------------------------------------------
-
-
 def test_job_sends_one_webhook_that_verifies(connection: Connection, steps: Steps, secret: str) -> None:
     steps.pass_time(86400)  # the wire has the real time, whatever our clock says
     job = steps.queue()
@@ -107,8 +105,6 @@ def test_jobs_that_are_not_due_send_no_webhook(connection: Connection, steps: St
 
 
 # --- what may be missing ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("url", "secret"),
     [

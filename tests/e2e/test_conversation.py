@@ -80,8 +80,6 @@ def log_lines(world: World, text: str) -> list[dict[str, Any]]:
 
 
 # --- people -------------------------------------------------------------------------------------------------------------
-
-
 def test_answers_lead_on_and_are_stored(quiet: World) -> None:
     job, said = talk(quiet, "demo", "2", "1", "3")
     _, sso, timeline = DEMO.questions
@@ -176,8 +174,6 @@ def test_each_turn_costs_one_rpc(quiet: World) -> None:
 
 
 # --- speech -------------------------------------------------------------------------------------------------------------
-
-
 def test_spoken_answer_is_stored_with_its_words(quiet: World) -> None:
     patience = WAITLIST.questions[0]
     job, said = talk(quiet, "waitlist", speech=["Next month, zanzibar!"])
@@ -211,8 +207,6 @@ def test_spoken_opt_out_holds_after_its_confirmation(quiet: World) -> None:
 
 
 # --- the way out --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("before", [[], ["", "7"], ["2"], ["2", "1"]])
 def test_opt_out_key_is_confirmed_and_stops_all_calls(quiet: World, before: list[str]) -> None:
     number = quiet.number()
@@ -230,8 +224,6 @@ def test_opt_out_key_is_confirmed_and_stops_all_calls(quiet: World, before: list
 
 
 # --- unwanted calls -----------------------------------------------------------------------------------------------------
-
-
 def press(world: World, attempt: Any, script: str, at: str, digits: str, tries: object = 1) -> str:
     """The document for this key at this place."""
     query = urlencode({"attempt": attempt["id"], "script": script, "at": at, "try": tries})
@@ -304,8 +296,6 @@ def test_machine_hears_its_message_in_place_of_questions(quiet: World, talking: 
 
 
 # --- when the database is down ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("fault", ["503", "html"])
 def test_unstored_answer_is_logged_and_gets_an_apology(quiet: World, fault: str) -> None:
     gateway = quiet.sandbox.gateway
@@ -373,8 +363,6 @@ def test_unstored_opt_out_is_critical_and_not_confirmed(quiet: World) -> None:
 
 
 # --- machines -------------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def detecting_sandbox() -> Iterator[Sandbox]:
     port = free_port()  # under a path of its own, too: the place in the conversation must come back signed all the same

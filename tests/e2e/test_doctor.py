@@ -52,8 +52,6 @@ def deviation(visit: Visit, checks: set[str], remedy: str) -> object:
 
 
 # --- health -------------------------------------------------------------------------------------------------------------
-
-
 def test_healthy_system_is_ok_from_top_to_bottom(clinic: Clinic) -> None:
     visit = clinic.visit()
     assert {found["check"]: found for found in visit.findings if found["state"] != "ok"} == {}
@@ -84,8 +82,6 @@ def test_lines_are_for_people_and_give_advice(clinic: Clinic) -> None:
 
 
 # --- settings -----------------------------------------------------------------------------------------------------------
-
-
 def test_wrong_settings_are_all_named_with_exit_code_2(clinic: Clinic) -> None:
     environ = {**clinic.sandbox.settings, "TWILIO_ACCOUNT_SID": "SK123", "TWILIO_REGION": "ie1"}
     assert main(["--json"], environ) == 2
@@ -182,7 +178,6 @@ def test_wrong_settings_are_told_by_their_consequence(clinic: Clinic) -> None:
 
 
 # --- the database -------------------------------------------------------------------------------------------------------
-
 SETUP = "function public.check_call_setup"
 REPLACED = f"alter {SETUP} rename to gone; create {SETUP}(p_nonce text) returns jsonb"
 PUT_BACK = f"drop {SETUP}; alter function public.gone rename to check_call_setup"
@@ -411,7 +406,6 @@ def test_silences_of_supabase_are_told_apart(clinic: Clinic) -> None:
 
 
 # --- Twilio -------------------------------------------------------------------------------------------------------------
-
 ACCOUNTS: list[tuple[dict[str, object], str, str, str]] = [
     ({"status": "suspended"}, "Twilio account", "wrong", "banner"),
     ({"type": "Trial"}, "Twilio account", "warning", "Upgrade"),
@@ -456,7 +450,6 @@ def test_wrong_clock_is_a_warning(clinic: Clinic, monkeypatch: pytest.MonkeyPatc
 
 
 # --- the public address -------------------------------------------------------------------------------------------------
-
 ELSEWHERE: list[tuple[int, str, str, dict[str, str], str]] = [
     (200, "<html>Congratulations</html>", "text/html", {}, "deploy this image there"),
     (403, "<html>Forbidden</html>", "text/html", {}, "--no-invoker-iam-check"),
@@ -530,8 +523,6 @@ def test_door_that_stands_open_is_wrong(clinic: Clinic) -> None:
 
 
 # --- the doctor itself --------------------------------------------------------------------------------------------------
-
-
 def test_hosts_that_hang_are_named_and_soon(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.database.ANSWER_SECONDS", 0.2)
     monkeypatch.setattr(doctor_twilio, "TIMEOUT_SECONDS", 0.2)
