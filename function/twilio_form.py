@@ -36,12 +36,13 @@ class VoiceRequest:
     """Twilio's request for the next words, parsed.
 
     `place` is None when the person picks up. `action` is the URL, without a place, that Twilio requests next. `picked_up_at`:
-    Unix seconds. `first_leg`: on a colleague's leg, the SID of the person's call; else "".
+    Unix seconds. `first_leg`: on a colleague's leg, the SID of the person's call; else "". `second_leg`: how that leg ended.
     """
 
     attempt: UUID | None
     event: CallEvent
     first_leg: str
+    second_leg: str | None
     picked_up_at: int
     place: Place | None
     digits: str
@@ -58,6 +59,7 @@ def read_voice_request(form: Mapping[str, str], query: Mapping[str, str], voice_
         attempt=attempt,
         event=read_event(form),
         first_leg=_sid(form.get("ParentCallSid")),
+        second_leg=_word(form.get("DialCallStatus")),
         picked_up_at=picked_up_at,
         place=read_place(query, form),
         digits=read_digits(form, query),

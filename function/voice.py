@@ -14,6 +14,7 @@ from shared.conversation.script import Script
 from shared.conversation.turns import (
     AGENT_ENDED,
     AGENT_FAILED,
+    DIAL,
     WHISPER,
     Place,
     Turn,
@@ -79,6 +80,9 @@ def _begin(attempt: UUID, asked: VoiceRequest, dispatcher: "Dispatcher", scripts
 
 def _go_on(attempt: UUID, place: Place, asked: VoiceRequest, dispatcher: "Dispatcher", script: Script) -> str:
     digits, heard = asked.digits, asked.heard
+    if asked.second_leg:
+        talked = not place.at.startswith(DIAL)
+        log.info("a colleague's leg ended", call_sid=asked.event.call_sid, status=asked.second_leg, talked=talked)
     turn = next_turn(script, place, digits, heard)
     spoken = heard if heard and not digits and (turn.learned or turn.opts_out) else None
     answer = Answer(script.opt_out.key if turn.opts_out else digits, opt_out=turn.opts_out, heard=spoken)

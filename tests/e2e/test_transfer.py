@@ -178,6 +178,12 @@ def test_every_end_of_a_transfer_leaves_the_job_right(office: World) -> None:
         stored = {"talk": "in_hours" if keys[0] == "3" else "now"} | ({"mail": "yes"} if keys[1:] == ["1"] else {})
         assert answers(office, job) == done["qualification"]["answers"] == stored
         assert done["qualification"]["opted_out"] == (keys[1:] == ["9"])
+        told = [
+            (line["status"], line["talked"])
+            for line in log_lines(office, "a colleague's leg ended")
+            if leg and leg.parent and line["call_sid"] == leg.parent.sid
+        ]
+        assert told == ([(leg.status, leg.bridged)] if leg else [])
         assert leg is None or (leg.from_, leg.to, leg.errors) == (
             office.sandbox.ready.twilio_phone_number,
             COLLEAGUE,
