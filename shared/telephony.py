@@ -218,13 +218,9 @@ class Telephony:
 
         Raises TwilioUnavailable.
         """
-        try:
-            with twilio_errors():
-                return _read(self._client.calls(call_sid).fetch())
-        except TwilioUnavailable as error:
-            if isinstance(error.__cause__, TwilioRestException) and error.__cause__.code == 20404:
-                return None
-            raise
+        with twilio_errors(20404):
+            return _read(self._client.calls(call_sid).fetch())
+        return None
 
     def end(self, call_sid: str) -> None:
         """End a call in any state. Succeeds for a call that has already ended. Raises TwilioUnavailable."""
@@ -243,21 +239,18 @@ class Telephony:
         self._update(call_sid, twiml=twiml)
 
     def _update(self, call_sid: str, **change: str) -> None:
-        try:
-            with twilio_errors():
-                self._client.calls(call_sid).update(**change)
-        except TwilioUnavailable as error:
-            if not (isinstance(error.__cause__, TwilioRestException) and error.__cause__.code in (21220, 20404)):
-                raise
+        with twilio_errors(21220, 20404):  # it is over already
+            self._client.calls(call_sid).update(**change)
 
 
 @contextmanager
-def twilio_errors() -> Iterator[None]:
-    """Turn every failure of a question to Twilio into TwilioUnavailable. Asking again is always safe."""
+def twilio_errors(*harmless: int) -> Iterator[None]:
+    """Turn each failure of a question to Twilio into TwilioUnavailable, but for harmless codes. Asking again is safe."""
     try:
         yield
     except (TwilioException, HttpError, ValueError, TypeError, KeyError) as error:
-        raise TwilioUnavailable(f"{type(error).__name__}: {_one_line(error)}") from error
+        if not (isinstance(error, TwilioRestException) and error.code in harmless):
+            raise TwilioUnavailable(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
 
 
 def verdict_on(error: BaseException, *, was_sent: bool = True) -> Verdict:
@@ -303,7 +296,3 @@ def _read(call: Any) -> TwilioCall:
         created = created.replace(tzinfo=UTC)
     duration = int(call.duration) if call.duration else None
     return TwilioCall(call.sid, call.status, created, duration, call.answered_by)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
