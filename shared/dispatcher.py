@@ -22,7 +22,17 @@ from shared.conversation.script import Answer as ScriptAnswer
 from shared.deadline import ClaimClock
 from shared.jobs import ClaimPolicy, Jobs, SettlePolicy
 from shared.models import LiveCall, Step, StepResult
-from shared.screening import PhoneNumber, PutOff, Refusal, check_hours, next_moment, parse_number, persons_clock, screen
+from shared.screening import (
+    LAST_CALL,
+    PhoneNumber,
+    PutOff,
+    Refusal,
+    check_hours,
+    next_moment,
+    parse_number,
+    persons_clock,
+    screen,
+)
 from shared.settings import DIAL_WITHIN_SECONDS, Settings
 from shared.telephony import CallNotPlaced, Telephony, TwilioUnavailable
 
@@ -31,8 +41,6 @@ log = structlog.get_logger()
 # Twilio cancels a call after 24 hours in its queue. https://www.twilio.com/docs/api/errors/22005
 TWILIO_QUEUE_SECONDS = 24 * 3600.0
 HALT_SECONDS = 60.0  # the first pause after a halt; SQL doubles it, up to an hour
-# No call starts this close to the end of its hours: 2 s until the request leaves, Twilio's answer, and the ringing.
-LAST_CALL = timedelta(seconds=30)
 ASKS_PER_SETTLING = 4  # Twilio is asked this often before an absent call counts as absent
 
 

@@ -12,7 +12,7 @@ from uuid import UUID
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from shared.http import HttpError
-from shared.models import Answer, CallEvent, Claim, LiveCall, NextOpenCall, NextResult, Settlement, TwilioCall
+from shared.models import Answer, CallEvent, Claim, LiveCall, NextOpenCall, NextResult, Settlement, TwilioCall, Waiting
 from shared.setup_facts import SetupFacts
 from shared.stats import Stats
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 RPCS = tuple(
     "claim_call_job set_call_number release_call_job accept_call refuse_call put_off_call doubt_call "
     "record_call_status record_call_answer claim_open_call settle_call heal_onboarding_calls prune_call_jobs "
-    "call_job_stats claim_call_result record_call_result check_call_setup".split()
+    "call_job_stats waiting_calls claim_call_result record_call_result check_call_setup".split()
 )
 
 _LATER = ConfigDict(defer_build=True)  # with the first answer, not while an instance starts
@@ -35,6 +35,7 @@ _NEXT_RESULT: TypeAdapter[NextResult] = TypeAdapter(NextResult, config=_LATER)
 _SETTLEMENT: TypeAdapter[Settlement] = TypeAdapter(Settlement, config=_LATER)
 _LIVE_CALL = TypeAdapter(LiveCall)
 _STATS = TypeAdapter(Stats)
+_WAITING = TypeAdapter(Waiting)
 _SETUP_FACTS = TypeAdapter(SetupFacts)
 _BOOL = TypeAdapter(bool, config=_LATER)
 _STATE: TypeAdapter[str | None] = TypeAdapter(str | None, config=_LATER)
@@ -184,6 +185,16 @@ class Jobs:
 
     def prune(self, *, retention_days: int, results: dict[str, Any] | None = None) -> dict[str, int]:
         return self._call("prune_call_jobs", _COUNTS, retention_days=retention_days, results=results)
+
+    def waiting(self, after: int, *, calls_per_number_per_day: int, calls_per_prefix_per_hour: int) -> Waiting:
+        """For explain: up to 1,000 queued jobs with greater ids than `after`."""
+        return self._call(
+            "waiting_calls",
+            _WAITING,
+            after=after,
+            calls_per_number_per_day=calls_per_number_per_day,
+            calls_per_prefix_per_hour=calls_per_prefix_per_hour,
+        )
 
     def stats(self) -> Stats:
         return self._call("call_job_stats", _STATS)

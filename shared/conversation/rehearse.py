@@ -22,6 +22,7 @@ from shared.conversation.turns import (
     voicemail_turn,
 )
 from shared.logs import mask_phone
+from shared.models import Person
 from shared.settings import SettingsError, load_settings
 
 USAGE = "usage: python -m shared.conversation.rehearse check [folder]"
@@ -131,13 +132,13 @@ def _following(turn: Turn) -> str:
     return turn.place.at if turn.place else GOODBYE
 
 
-def quoted(script: Script, texts: tuple[str | Recording, ...]) -> Iterator[str]:
+def quoted(script: Script, texts: tuple[str | Recording, ...], person: Person | None = None) -> Iterator[str]:
     for text in texts:
         if isinstance(text, Recording):
             yield f"      plays {text.play}"
         words = text.words if isinstance(text, Recording) else text
         if words is not None:
-            yield f'      "{script.fill(words, None)}"'
+            yield f'      "{script.fill(words, person)}"'
 
 
 if __name__ == "__main__":

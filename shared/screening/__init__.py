@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 from shared.models import Redial
 from shared.screening.area_codes import table_date
@@ -12,7 +12,10 @@ from shared.screening.numbers import PhoneNumber, Refusal, parse_number
 from shared.screening.spread import spread
 from shared.settings import Settings
 
-__all__ = ["PhoneNumber", "PutOff", "Refusal", "called_countries", "check_hours", "check_number"]
+LAST_CALL: Final = timedelta(seconds=30)
+"""No call starts this close to the end of its hours: 2 s until the request leaves, Twilio's answer, and the ringing."""
+
+__all__ = ["LAST_CALL", "PhoneNumber", "PutOff", "Refusal", "called_countries", "check_hours", "check_number"]
 __all__ += ["next_moment", "parse_number", "persons_clock", "screen", "table_date"]
 
 
@@ -21,7 +24,7 @@ def screen(
     metadata: Mapping[str, Any],
     settings: Settings,
     now: datetime,
-    ring: timedelta = timedelta(0),
+    ring: timedelta = LAST_CALL,
     redial: Redial | None = None,
 ) -> Refusal | PutOff | None:
     """Every rule, checked just before each dial; None: call. `number`: the answer of parse_number.

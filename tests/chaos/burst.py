@@ -36,7 +36,7 @@ from phonenumbers import timezone
 from psycopg.rows import dict_row
 
 from function.sweep import DIALING_THREADS
-from shared.dispatcher import LAST_CALL
+from shared.screening import LAST_CALL
 from tests.sandbox.numbers import numbers as us_numbers
 from tests.sandbox.sandbox import Sandbox
 

@@ -207,6 +207,7 @@ def tell(jobs: Jobs, sql: Callable[[str], None], by_hand: Callable[..., None]) -
     jobs.heal_signups()
     jobs.prune(retention_days=90, results={"number": "masked", "metadata": ["plan"]})
     jobs.stats()
+    jobs.waiting(0, calls_per_number_per_day=3, calls_per_prefix_per_hour=20)
 
     # What people's own code and the SQL editor say.
     person = str(UUID(int=next(ids)))

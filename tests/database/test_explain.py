@@ -741,3 +741,34 @@ def test_zone_of_a_person_is_a_place_or_none(steps: Steps) -> None:
     ]
     for metadata, zone in zones:
         assert steps.one("select private.zone_of(%s)", Jsonb(metadata)) == zone, metadata
+
+
+def test_who_waits_is_told_with_what_a_claim_would_know(steps: Steps) -> None:
+    def waiting(after: int = 0, **more: int) -> Any:
+        caps = {"calls_per_number_per_day": 1, "calls_per_prefix_per_hour": 0}
+        return steps.call("waiting_calls", after=after, **caps | more)
+
+    number = a_number()
+    called(steps, job=steps.queue(number))
+    in_use = a_number()
+    steps.start(steps.queue(in_use))
+    expected = {
+        due_and_banned(steps): "user_banned",
+        due_and_opted_out(steps): "opted_out",
+        steps.queue(number): "calls_per_number_per_day",
+        steps.queue(number, user_id=uuid.uuid4()): "number_reached",
+        steps.queue(in_use, user_id=uuid.uuid4()): "number_in_use",
+        steps.queue(number, due_at=steps.now() + timedelta(hours=1)): None,
+        steps.queue("(415) 555-0100", due_at="infinity"): None,
+        missed_twice(steps): None,
+    }
+    before = steps.everything()
+    answer = waiting()
+    assert {job["id"]: job["held"] for job in answer["jobs"]} == expected
+    assert [job["id"] for job in waiting(limit=3)["jobs"]] == sorted(expected)[:3]
+    assert [job["id"] for job in waiting(sorted(expected)[-2])["jobs"]] == sorted(expected)[-1:]
+    assert answer["paused"] is None
+    assert answer["jobs"][-1]["redial"].keys() == {"missed_at", "due_at"}
+    assert steps.everything() == before
+    steps.call("pause_calls", reason="lunch")
+    assert waiting()["paused"] == "lunch"

@@ -29,6 +29,7 @@
 --     statistics  call_job_stats  call_stats_by_hour  call_stats (v)  call_stats_per_hour (v)
 --                 outbound_call_overview (v)
 --     explain     call_history  remember_call_job (t)  remember_pause (t)  explain_call_job
+--                 waiting_calls
 --     privacy     on_auth_user_deleted_onboarding (t)  on_auth_user_marked_deleted_onboarding (t)  prune_call_jobs
 --     doctor      check_call_setup
 --

@@ -169,6 +169,48 @@ comment on function private.ask_before_dialing is
   'Call dispatcher: a job that is older than a confirmed restore becomes a doubt since it was queued. Twilio''s list'
   ' settles it: a call that the database has forgotten is found, and a job without one is dialed.';
 
+create function private.whom_not_to_call(
+  p_job public.outbound_call_jobs, p_now timestamptz, out code text, out until timestamptz
+)
+language plpgsql stable set search_path = '' as $$
+declare
+  v_reached boolean;
+begin
+  -- Another user's job for this number goes first, once it was dialed. Of two such jobs, the older one.
+  select bool_or(k.status = 'completed' and k.finished_at > p_now - interval '1 hour'),
+         max(case when k.status = 'queued' then k.due_at else p_now end)
+           filter (where k.finished_at is null and (p_job.attempts = 0 or k.id < p_job.id))
+  into v_reached, until
+  from public.outbound_call_attempts a join public.outbound_call_jobs k on k.id = a.job_id
+  where a.phone_e164 = p_job.phone_e164 and a.state not in ('refused', 'absent') and a.put_off_until is null
+    and a.started_at > p_now - interval '7 days' and k.user_id <> p_job.user_id;
+  code := case
+    when exists (select from public.call_opt_outs o where o.phone_e164 = p_job.phone_e164) then 'opted_out'
+    when exists (select from auth.users u where u.id = p_job.user_id and u.banned_until > p_now) then 'user_banned'
+    when p_job.reason_code = 'retried' then null
+    when v_reached then 'number_reached'
+    when until is not null then 'number_in_use' end;
+end
+$$;
+comment on function private.whom_not_to_call is
+  'Call dispatcher: opted_out, user_banned, number_reached: this queued job is canceled · number_in_use: it waits, at'
+  ' least until "until" · null: it may be dialed';
+
+create function private.redial(p_job public.outbound_call_jobs) returns jsonb
+language plpgsql stable set search_path = '' as $$
+begin
+  return (
+    select case when a.call_status <> 'completed' or private.is_by_machine(a) then jsonb_build_object(
+      'missed_at', a.started_at, 'due_at', greatest(p_job.due_at, a.started_at)) end
+    from public.outbound_call_attempts a
+    where a.job_id = p_job.id and a.state = 'ended' and a.put_off_until is null
+      and coalesce(p_job.reason_code, '') not in ('retried', 'asked_for_later')  -- a person chose this time
+    order by a.number desc, a.started_at desc limit 1);
+end
+$$;
+comment on function private.redial is
+  'Call dispatcher: of a queued job whose last call nobody picked up: when that began, and when the next was due.';
+
 create function public.claim_call_job(
   p_attempt          uuid,
   p_lease_s          double precision,
@@ -195,7 +237,6 @@ declare
   v_gate   private.call_settings;
   v_closed jsonb;
   v_code   text;
-  v_reached boolean;
   v_until  timestamptz;
 begin
   for i in 1 .. c_at_most loop
@@ -241,20 +282,8 @@ begin
       return v_closed;
     end if;
 
-    -- 3. Another user's job for this number goes first, once it was dialed. Of two such jobs, the older one.
-    select bool_or(k.status = 'completed' and k.finished_at > v_now - interval '1 hour'),
-           max(case when k.status = 'queued' then k.due_at else v_now end)
-             filter (where k.finished_at is null and (v_job.attempts = 0 or k.id < v_job.id))
-    into v_reached, v_until
-    from public.outbound_call_attempts a join public.outbound_call_jobs k on k.id = a.job_id
-    where a.phone_e164 = v_job.phone_e164 and a.state not in ('refused', 'absent') and a.put_off_until is null
-      and a.started_at > v_now - interval '7 days' and k.user_id <> v_job.user_id;
-    v_code := case
-      when exists (select from public.call_opt_outs o where o.phone_e164 = v_job.phone_e164) then 'opted_out'
-      when exists (select from auth.users u where u.id = v_job.user_id and u.banned_until > v_now) then 'user_banned'
-      when v_job.reason_code = 'retried' then null
-      when v_reached then 'number_reached'
-      when v_until is not null then 'number_in_use' end;
+    -- 3. Who may not be called, or not before another user.
+    select w.code, w.until into v_code, v_until from private.whom_not_to_call(v_job, v_now) w;
     if v_code in ('opted_out', 'user_banned', 'number_reached') then
       update public.outbound_call_jobs
       set status = 'canceled', due_at = null, finished_at = v_now,
@@ -308,13 +337,7 @@ begin
             'outcome', 'claimed',
             'now', v_now,
             'attempt', jsonb_build_object('id', p_attempt, 'number', v_job.attempts + 1),
-            'redial', (
-              select case when a.call_status <> 'completed' or private.is_by_machine(a) then jsonb_build_object(
-                'missed_at', a.started_at, 'due_at', greatest(v_job.due_at, a.started_at)) end
-              from public.outbound_call_attempts a
-              where a.job_id = v_job.id and a.state = 'ended' and a.put_off_until is null
-                and coalesce(v_job.reason_code, '') not in ('retried', 'asked_for_later')  -- a person chose this time
-              order by a.number desc, a.started_at desc limit 1),
+            'redial', private.redial(v_job),
             'job', jsonb_build_object(
               'id', v_job.id, 'user_id', v_job.user_id, 'phone_number', v_job.phone_number,
               'phone_e164', v_job.phone_e164, 'first_name', v_job.first_name, 'signup_mode', v_job.signup_mode,

@@ -398,4 +398,32 @@ comment on function public.explain_call_job is
   ' and by the person''s clock, and how it stands now. For one job, or all jobs of a user or a number. Numbers are'
   ' masked. Reads only. -> one sentence a row';
 
+create function public.waiting_calls(
+  p_after bigint, p_calls_per_number_per_day int, p_calls_per_prefix_per_hour int, p_limit int default 1000
+) returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_now   constant timestamptz := private.clock();
+  v_state constant private.call_settings := (select s from private.call_settings s);
+begin
+  return jsonb_build_object(
+    'now', v_now, 'paused', case when v_state.paused_until > v_now then v_state.pause_reason end,
+    'jobs', (
+      select coalesce(jsonb_agg(jsonb_build_object(
+        'id', j.id, 'phone_number', j.phone_number, 'metadata', private.readable(j.metadata),
+        'due_at', greatest(j.created_at, least(j.due_at, '9998-01-01')), 'reason_code', j.reason_code,
+        'redial', private.redial(j), 'held', coalesce(w.code, c.code), 'until', coalesce(w.until, c.until))
+        order by j.id), '[]')
+      from (select * from public.outbound_call_jobs where status = 'queued' and id > p_after
+            order by id limit p_limit) j
+      cross join lateral private.whom_not_to_call(j, v_now) w
+      left join lateral private.cap_reached(gen_random_uuid(), j.phone_e164, v_now, p_calls_per_number_per_day,
+        p_calls_per_prefix_per_hour, null, v_state.calls_without_key) c on j.due_at <= v_now));
+end
+$$;
+comment on function public.waiting_calls is
+  'Call dispatcher: for function.explain: the queued jobs after p_after, by id, at most p_limit, with what a claim'
+  ' would know of each. Reads only. -> {"now", "paused": why all calls are, or null, "jobs": [{"id", "phone_number",'
+  ' "metadata", "due_at", "reason_code", "redial", "held", "until"}]}';
+
 select private.apply_rights();
