@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import socket
 import threading
 import time
@@ -16,6 +17,7 @@ import httpx
 import pytest
 
 from shared.conversation.library import FOLDER
+from tests.e2e.test_transfer import COLLEAGUE, SCRIPT
 from tests.sandbox.page import author
 from tests.sandbox.page.watch import is_lost
 from tests.sandbox.sandbox import Sandbox
@@ -48,8 +50,11 @@ class Browser:
 
 
 @pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox(environ={}, page=True) as sandbox:
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    scripts = tmp_path_factory.mktemp("page") / "scripts"
+    shutil.copytree(FOLDER, scripts)
+    (scripts / "transfer.toml").write_text(SCRIPT)
+    with Sandbox(environ={}, page=True, scripts=scripts) as sandbox:
         yield sandbox
 
 
@@ -154,6 +159,27 @@ def test_person_ends_the_ringing_as_the_button_says(page: Browser, do: str, stat
             next(e for e in events if e["kind"] == "call" and e["status"] not in ("ringing", "in-progress"))["status"]
             == status
         )
+
+
+def test_colleague_of_a_transfer_answers_on_the_page(page: Browser, sandbox: Sandbox) -> None:
+    with page.events() as events:
+        transfer = SIGN_UP | {"data": {"first_name": "Ada", "signup_mode": "transfer"}}
+        page.http.post("/auth/v1/signup", json=transfer, headers={"X-Words-Per-Second": "1000"})
+        until(events, kind="call", to=ADA, status="ringing")
+        page.ask("/api/phone", number=ADA, do="answer")
+        until(events, kind="gather", listens=True)
+        page.ask("/api/phone", number=ADA, do="press", keys="1")
+        assert until(events, kind="call", to=COLLEAGUE, status="ringing")["colleague"] is True
+        page.ask("/api/phone", number=COLLEAGUE, do="answer")
+        assert until(events, kind="say", to=COLLEAGUE)["text"].startswith("A lead, Ada")
+        page.ask("/api/phone", number=COLLEAGUE, do="press", keys="5")
+        until(events, kind="bridged", to=ADA)
+        page.ask("/api/phone", number=COLLEAGUE, do="hang-up")
+        until(events, kind="say", to=ADA, text="Goodbye.")
+        job = next(e for e in events if e["kind"] == "job" and e["row"]["finished_at"])["row"]
+        assert (job["status"], job["qualification"]["answers"]) == ("completed", {"talk": "now"})
+        counts = next(e for e in events if e["kind"] == "counts" and e["counts"]["ended"])["counts"]
+        assert (counts["twice"], counts["lost"], counts["calls"]) == (0, 0, 1)
 
 
 def test_broken_answer_and_lost_webhook_end_with_one_call(page: Browser, sandbox: Sandbox) -> None:

@@ -40,6 +40,8 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 PING_S = 15.0
+COLLEAGUES = {"outcome": "person", "second_leg": True}
+"""Whoever uses the page answers the phones that a transfer rings, too."""
 
 
 class Page:
@@ -79,6 +81,7 @@ class Page:
         self._watch.forget()
         self._breaks.people.clear()
         self._breaks.on.clear()
+        self._sandbox.twilio.behave(**COLLEAGUES)
 
     async def _running(self, _: web.Application) -> AsyncIterator[None]:
         sandbox = self._sandbox
@@ -87,6 +90,7 @@ class Page:
         await asyncio.to_thread(_install_triggers, sandbox.postgres.url())
         self._watch = Watch(sandbox.postgres.url(), sandbox.events, sandbox.twilio)
         self._breaks = Breaks(sandbox, self._watch, self._http)
+        self._sandbox.twilio.behave(**COLLEAGUES)
         watching = asyncio.ensure_future(self._watch.run())
         await self._watch.ready.wait()
         yield

@@ -87,9 +87,13 @@ class Conduct(_Strict):
 
 
 class Rule(Conduct):
-    """Some keys of `Conduct`, for one number (`to`) or all, for so many create requests (`times`) or for good."""
+    """Some keys of `Conduct`, for one number (`to`) or all, for so many calls (`times`) or for good.
+
+    second_leg: for the phones that a Dial rings only.
+    """
 
     to: str | None = None
+    second_leg: bool = False
     times: Annotated[int, Field(ge=1)] | None = None
 
     def says(self) -> dict[str, object]:
@@ -133,13 +137,13 @@ class Rules:
         with self._lock:
             self._stack.clear()
 
-    def draw(self, to: str) -> Conduct:
-        """What awaits a create request for this number; spends `times`."""
+    def draw(self, to: str, *, second_leg: bool = False) -> Conduct:
+        """What awaits a call to this number; spends `times`."""
         drawn: dict[str, object] = {}
         with self._lock:
             for rule, left in reversed(self._stack):
                 news = {key: value for key, value in rule.says().items() if key not in drawn}
-                if not news or not self._applies(rule, left, to):
+                if not news or not self._applies(rule, left, to) or rule.second_leg > second_leg:
                     continue
                 drawn |= news
                 if left[0] is not None:

@@ -217,7 +217,7 @@ class Exchange:
         words_per_second: float,
         now: Callable[[], datetime],
         events: Events,
-        draw: Callable[[str], Conduct],
+        draw: Callable[..., Conduct],
     ) -> None:
         self._draw = draw
         self.calls: dict[str, Call] = {}
@@ -358,6 +358,7 @@ class Exchange:
         return None if await _ends(call, still_rings) else picked
 
     def _tell(self, call: Call, kind: str, **facts: Any) -> None:
+        facts |= {"colleague": True} if call.parent else {}
         self._events.tell(kind, sid=call.sid, to=call.to, attempt=attempt_of(call.url), in_hand=call.in_hand, **facts)
 
     def pace(self, call: Call) -> float:
@@ -510,7 +511,9 @@ class Exchange:
             async_amd=False, async_amd_callback=None, async_amd_callback_method="POST", asked={},
         )  # fmt: skip
         now = time.monotonic()
-        leg = Call(call.account_sid, order, self._draw(dial.number), now, self._now(), slot=now, parent=call)
+        leg = Call(
+            call.account_sid, order, self._draw(dial.number, second_leg=True), now, self._now(), slot=now, parent=call
+        )
         self.calls[leg.sid] = leg
         self._tell(leg, "call", status="queued")
         try:

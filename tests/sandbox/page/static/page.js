@@ -160,12 +160,15 @@ function write(phone, className, text) {
 
 function hearPhone(event, live) {
   if (!event.in_hand) return;
+  if (event.colleague && !names.has(event.to)) names.set(event.to, "A colleague");
   const phone = phoneOf(event.to);
   if (event.kind === "say" && phone.sid === event.sid) {
     write(phone, "theirs", event.text);
     if (live && phone.status === "in-progress") speak(event.text, event.language);
   } else if (event.kind === "gather" && !event.listens && event.digits) {
     write(phone, "mine", `pressed ${event.digits}`);
+  } else if (event.kind === "bridged") {
+    write(phone, "note", "You two are connected.");
   } else if (event.kind === "person" && event.do === "voice-mail") {
     phone.machine = true;
   } else if (event.kind === "person" && event.do === "let-ring") {
@@ -273,7 +276,8 @@ const TELL = {
   webhook: (e) => ["pg_net", `webhook: ${answered(e)}${took(e)}`, e.answer === 200 ? "" : "bad"],
   step: (e) => ["function", `${e.name}: ${[e.outcome ?? e.answer, e.code, e.call_status, e.meaning, e.reason].filter(Boolean).join(", ")}${took(e)}`],
   request: (e) => ["to Twilio", `${e.method} ${e.path.replace(/CA[0-9a-f]{32}/, (sid) => sid.slice(0, 8) + "…")}: ${answered(e)}${took(e)}`, e.answer < 400 && e.answer ? "" : "bad"],
-  call: (e) => ["Twilio", `the call is ${e.status}`],
+  call: (e) => ["Twilio", `the ${e.colleague ? "colleague's leg" : "call"} is ${e.status}`],
+  bridged: (e) => (e.colleague ? ["Twilio", "the person and the colleague are connected"] : undefined),
   callback: (e) => ["from Twilio", `POST ${e.path}${e.sequence === undefined || e.sequence === null ? "" : ` #${e.sequence} ${e.status}`}: ${answered(e)}${took(e)}`, e.answer && e.answer < 300 ? "" : "bad"],
   say: (e) => ["call", `“${e.text}”`],
   person: (e) => ["you", e.do === "press" ? `press ${e.keys}` : e.do.replace("-", " ")],
