@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -100,10 +101,13 @@ def open_world(sandbox: Sandbox) -> Iterator[World]:
 
 @contextmanager
 def fresh_world(sandbox: Sandbox) -> Iterator[World]:
-    """A world in which nothing has happened yet, whatever an earlier test left in the sandbox."""
+    """A world in which nothing has happened yet, whatever an earlier test left in the sandbox. Afterwards sweeps rest."""
     sandbox.reset()
+    sweeps = sandbox.scheduler.wanted if sandbox.scheduler else threading.Event()
+    sweeps.set()
     with open_world(sandbox) as world:
         yield world
+    sweeps.clear()
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,8 @@ from tests.sandbox.serve import join
 
 BATCH = 200
 BETWEEN_BATCHES_S = 1.0
-POLL_S = 0.05
+RECONNECT_S = 0.05
+POLL_S = 0.25  # net.http_post wakes the worker before, as the real one is woken
 
 _TAKE = """
 delete from net.http_request_queue
@@ -58,11 +59,18 @@ class PgNetWorker:
         async with aiohttp.ClientSession(connector=connector, headers={"User-Agent": "pg_net/0.20.4"}) as session:
             while not self._stopping.is_set():
                 with contextlib.suppress(psycopg.OperationalError):
-                    async with await psycopg.AsyncConnection.connect(self._database_url) as connection:
-                        while not self._stopping.is_set():
-                            taken = await self._deliver_batch(connection, session)
-                            await asyncio.sleep(BETWEEN_BATCHES_S if taken == BATCH else POLL_S)
-                await asyncio.sleep(POLL_S)
+                    await self._work(session)
+                await asyncio.sleep(RECONNECT_S)
+
+    async def _work(self, session: aiohttp.ClientSession) -> None:
+        async with await psycopg.AsyncConnection.connect(self._database_url, autocommit=True) as connection:
+            await connection.execute("listen pg_net")
+            while not self._stopping.is_set():
+                if await self._deliver_batch(connection, session) == BATCH:
+                    await asyncio.sleep(BETWEEN_BATCHES_S)
+                else:
+                    async for _ in connection.notifies(timeout=POLL_S, stop_after=1):
+                        pass
 
     async def _deliver_batch(
         self, connection: psycopg.AsyncConnection[TupleRow], session: aiohttp.ClientSession
