@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
 
 import psycopg
 import pytest
 from pydantic import TypeAdapter
 
 from shared.models import NextOpenCall, OpenCall
+from tests.database.conftest import Another
 from tests.database.sql_api import Row, Steps, a_number, a_sid, in_background
 
 NEXT_OPEN_CALL: TypeAdapter[NextOpenCall] = TypeAdapter(NextOpenCall)
 DAY_S = 86_400.0
-
-Another = Callable[[], Steps]
 
 
 def a_user(steps: Steps, number: str | None = None) -> tuple[uuid.UUID, int]:
@@ -33,8 +31,7 @@ def delete(steps: Steps, user: uuid.UUID) -> None:
 
 
 def prune(steps: Steps, days: int = 90, **more: object) -> Row:
-    pruned: Row = steps.call("prune_call_jobs", retention_days=days, **more)
-    return pruned
+    return steps.answer("prune_call_jobs", retention_days=days, **more)
 
 
 def what_is_told(job: Row) -> tuple[object, ...]:
@@ -42,20 +39,17 @@ def what_is_told(job: Row) -> tuple[object, ...]:
 
 
 # --- a user is deleted ------------------------------------------------------------------------------------------------
-def test_deleted_user_is_not_called_and_leaves_nothing(steps: Steps) -> None:
+@pytest.mark.parametrize("how", ["delete from auth.users", "update auth.users set deleted_at = now()"])
+def test_deleted_user_is_not_called_and_leaves_nothing(steps: Steps, how: str) -> None:
     user, job = a_user(steps)
     assert what_is_told(steps.job(job))[1:] == ("Ada", {"first_name": "Ada", "team": "7"})
-    delete(steps, user)
+    steps.rows(f"{how} where id = %s", user)
     row = steps.job(job)
     assert (row["status"], row["reason_code"]) == ("canceled", "user_deleted")
     assert what_is_told(row) == ("erased", None, {})
     assert steps.claim(job)["outcome"] == "none"
-
-
-def test_user_marked_as_deleted_is_gone_too(steps: Steps) -> None:
-    user, job = a_user(steps)
-    steps.rows("update auth.users set deleted_at = now() where id = %s", user)
-    assert what_is_told(steps.job(job)) == ("erased", None, {})
+    with pytest.raises(psycopg.errors.RaiseException, match="user was deleted"):
+        steps.call("retry_call_job", job_id=job)
 
 
 @pytest.mark.parametrize("how_far", ["started", "in_doubt", "accepted"])
@@ -136,13 +130,6 @@ def test_number_stays_until_its_open_call_is_over(steps: Steps) -> None:
     assert prune(steps)["erased"] == 0
     steps.settle(attempt)
     assert prune(steps)["erased"] == 1
-
-
-def test_job_of_a_deleted_user_cannot_be_retried(steps: Steps) -> None:
-    user, job = a_user(steps)
-    delete(steps, user)
-    with pytest.raises(psycopg.errors.RaiseException, match="user was deleted"):
-        steps.call("retry_call_job", job_id=job)
 
 
 def test_user_without_a_job_leaves_nothing(steps: Steps) -> None:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
 
-import psycopg
 import pytest
 
-from tests.database.sql_api import PACE, Row, Steps, a_number, a_sid, all_at_once, in_background
-
-Another = Callable[[], Steps]
+from tests.database.conftest import Another
+from tests.database.sql_api import PACE, Row, Steps, a_number, a_sid, all_at_once, behind
 
 
 def claim_and_look(steps: Steps, job: int | None = None, **more: float) -> tuple[Row, object]:
@@ -25,19 +22,13 @@ def claim_and_look(steps: Steps, job: int | None = None, **more: float) -> tuple
 
 
 # --- claims in vain ---------------------------------------------------------------------------------------------------
-def test_claim_that_succeeds_has_a_transaction_id(steps: Steps) -> None:
-    steps.queue()
-    answer, xid = claim_and_look(steps)
-    assert answer["outcome"] == "claimed"
-    assert xid is not None
-
-
 @pytest.mark.parametrize("by_id", [True, False], ids=["webhook", "sweep"])
 @pytest.mark.parametrize("denied_by", ["rate", "pause", "probe"])
 def test_a_denied_claim_writes_nothing(steps: Steps, denied_by: str, by_id: bool) -> None:
     if denied_by == "rate":
         steps.queue()
-        assert steps.claim(pace=0.1)["outcome"] == "claimed"
+        answer, xid = claim_and_look(steps, pace=0.1)
+        assert (answer["outcome"], xid is None) == ("claimed", False)
     elif denied_by == "pause":
         steps.call("pause_calls", reason="lunch")
     else:
@@ -156,26 +147,19 @@ def test_second_user_is_not_called_after_a_reached_number(steps: Steps) -> None:
     assert job["reason"] == "this number was reached within the hour, for another user"
     assert steps.call("retry_call_job", job_id=second) == "queued"
     assert steps.claim(second)["outcome"] == "claimed", "a retry by hand is meant"
-
-
-def test_second_user_is_called_after_that_hour(steps: Steps) -> None:
     first, second = two_users(steps)
     call(steps, first, "completed")
     steps.pass_time(3601)
     assert steps.claim(second)["outcome"] == "claimed"
 
 
-def test_another_job_of_the_same_user_does_not_wait(steps: Steps) -> None:
-    number = a_number()
+def test_own_and_later_jobs_hold_up_nobody(steps: Steps) -> None:
+    number, another = a_number(), a_number()
     first, second = steps.queue(number), steps.queue(number)
     call(steps, first, "busy")
     assert steps.claim(second)["outcome"] == "claimed"
-
-
-def test_job_of_next_week_holds_up_nobody(steps: Steps) -> None:
-    number = a_number()
-    steps.queue(number, user_id=uuid.uuid4(), due_at=steps.now().replace(year=2099))
-    assert steps.claim(steps.queue(number, user_id=uuid.uuid4()))["outcome"] == "claimed"
+    steps.queue(another, user_id=uuid.uuid4(), due_at=steps.now().replace(year=2099))
+    assert steps.claim(steps.queue(another, user_id=uuid.uuid4()))["outcome"] == "claimed"
 
 
 def test_older_of_two_dialed_jobs_goes_first(steps: Steps) -> None:
@@ -205,14 +189,8 @@ def test_claims_at_once_for_one_number_dial_one(steps: Steps, another: Another) 
     assert [(row["reason_code"], row["n"]) for row in steps.rows(query)] == [(None, 1), ("number_reached", 29)]
 
 
-def test_claim_behind_another_of_its_number_sees_it(
-    steps: Steps, another: Another, connection: psycopg.Connection[tuple[object, ...]]
-) -> None:
+def test_claim_behind_another_of_its_number_sees_it(steps: Steps, another: Another) -> None:
     first, second = two_users(steps)
     claimer = another()
-    with in_background(connection) as start, claimer.service.transaction():
-        assert claimer.claim(first)["outcome"] == "claimed"
-        future = start(steps, lambda: steps.claim(second))
-        claimer.service.execute("commit")
-        assert future.result(10)["reason_code"] == "number_in_use"
-        claimer.service.execute("begin")
+    answers = behind(claimer, lambda: claimer.claim(first), steps, lambda: steps.claim(second))
+    assert (answers[0]["outcome"], answers[1]["reason_code"]) == ("claimed", "number_in_use")
