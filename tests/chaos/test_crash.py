@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from datetime import UTC, datetime
-
-import pytest
 
 from tests.chaos.crash import KINDS, SMALL, Count, History, Row, kill_group, run
 
-NUMBER = "+12015550100"
+NUMBER, NOW = "+12015550100", datetime.now(UTC)
 
 
 def call(attempt: str = "a", **told: object) -> Row:
@@ -19,10 +18,7 @@ def call(attempt: str = "a", **told: object) -> Row:
 
 
 def job(status: str) -> Row:
-    return {
-        "status": status,
-        "finished_at": datetime.now(UTC) if status in ("completed", "failed", "canceled") else None,
-    }
+    return {"status": status, "finished_at": NOW if status in ("completed", "failed", "canceled") else None}
 
 
 def absent(attempt: str) -> Row:
@@ -36,40 +32,37 @@ def test_nobody_is_dialed_twice_or_lost_in_crashes() -> None:
     assert count.histories == 4 * SMALL.wave
 
 
-def test_calls_picked_up_twice_are_dialed_twice() -> None:
-    assert History(job("completed"), [], [call("a"), call("b")]).is_twice
-    assert History(job("completed"), [], [call("a"), call("b", reached=False)]).is_twice  # they heard a hang-up
-    assert not History(job("completed"), [], [call("a"), call("b", reached=False, answered_by=None)]).is_twice
+def test_person_who_picked_up_twice_was_dialed_twice() -> None:
+    twice = {
+        "both reached": (call("b"), True),
+        "the second heard a hang-up": (call("b", reached=False), True),
+        "the second was not answered": (call("b", reached=False, answered_by=None), False),
+    }
+    wrong = {how: said for how, (second, said) in twice.items()
+             if History(job("completed"), [], [call("a"), second]).is_twice is not said}  # fmt: skip
+    assert wrong == {}
 
 
-@pytest.mark.parametrize("status", ["queued", "dialing", "in_doubt", "calling"])
-def test_job_that_is_never_over_is_lost(status: str) -> None:
-    assert History(job(status), [], [call()]).is_lost
-
-
-def test_completed_job_without_a_completed_call_is_lost() -> None:
-    assert History(job("completed"), [], [call(status="canceled", answered_by=None, reached=False)]).is_lost
-    assert not History(job("completed"), [], [call()]).is_lost
-
-
-def test_failed_job_is_lost_before_three_vain_attempts() -> None:
-    attempts = [absent("a"), absent("b"), absent("c")]
-    assert History(job("failed"), attempts[:2], []).is_lost
-    assert not History(job("failed"), attempts, []).is_lost
-
-
-def test_attempt_that_twilio_knows_was_not_absent() -> None:
-    attempts = [absent("a"), absent("b"), absent("c")]
-    assert History(job("failed"), attempts, [call("c", status="canceled", answered_by=None, reached=False)]).is_lost
+def test_lost_jobs_are_told_from_ended_ones() -> None:
+    unanswered: Row = {"status": "canceled", "answered_by": None, "reached": False}
+    vain = [absent("a"), absent("b"), absent("c")]
+    histories = {
+        **{f"never over: {status}": (History(job(status), [], [call()]), True)
+           for status in ("queued", "dialing", "in_doubt", "calling")},
+        "completed, never answered": (History(job("completed"), [], [call(**unanswered)]), True),
+        "completed": (History(job("completed"), [], [call()]), False),
+        "failed after two attempts": (History(job("failed"), vain[:2], []), True),
+        "failed after three": (History(job("failed"), vain, []), False),
+        "not absent: Twilio knows it": (History(job("failed"), vain, [call("c", **unanswered)]), True),
+    }  # fmt: skip
+    assert {how: history for how, (history, lost) in histories.items() if history.is_lost is not lost} == {}
 
 
 def test_one_wrong_count_of_three_fails_the_run() -> None:
     clean = Count(histories=9, twice=0, lost=0, in_doubt=0, apologies=1, seconds=1)
-    assert clean.is_clean
     assert str(clean) == "histories 9, dialed twice 0, lost 0, in doubt at the end 0"
-    assert not Count(histories=9, twice=1, lost=0, in_doubt=0, apologies=0, seconds=1).is_clean
-    assert not Count(histories=9, twice=0, lost=1, in_doubt=0, apologies=0, seconds=1).is_clean
-    assert not Count(histories=9, twice=0, lost=0, in_doubt=1, apologies=0, seconds=1).is_clean
+    assert clean.is_clean
+    assert [name for name in ("twice", "lost", "in_doubt") if replace(clean, **{name: 1}).is_clean] == []
 
 
 def test_killed_group_leaves_no_process() -> None:

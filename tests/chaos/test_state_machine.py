@@ -82,17 +82,7 @@ class Brief(dict[str, Any]):
     """A row that shows only what is told here."""
 
     def __repr__(self) -> str:
-        shown = (
-            "id",
-            "status",
-            "state",
-            "reason_code",
-            "attempts",
-            "cancel_requested",
-            "call_sid",
-            "call_status",
-            "phone_e164",
-        )
+        shown = "id status state reason_code attempts cancel_requested call_sid call_status phone_e164".split()
         return " ".join(f"{name}={self[name]}" for name in shown if self.get(name) is not None)
 
 

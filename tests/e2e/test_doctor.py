@@ -118,61 +118,40 @@ def test_new_keys_and_rotating_secrets_are_healthy(clinic: Clinic) -> None:
     assert list(visit.trouble) == ["Vault's URL"]
 
 
-def changed_setting(clinic: Clinic, case: str) -> dict[str, str]:
+def wrong_settings(clinic: Clinic) -> list[tuple[dict[str, str], str, str]]:
+    """-> changed settings, the lines that are not ok, words of their advice"""
     sandbox = clinic.sandbox
     secret, user = sandbox.jwt_secret, "00000000-0000-0000-0000-000000000000"
-    return {
-        "closed port": {"SUPABASE_URL": f"http://127.0.0.1:{free_port()}"},
-        "no such host": {"SUPABASE_URL": "http://project.invalid"},
-        "a path": {"SUPABASE_URL": f"{sandbox.ready.supabase_url}/rest/v1"},
-        "anon": {"SUPABASE_SERVICE_KEY": sandbox.ready.supabase_anon_key},
-        "publishable": {"SUPABASE_SERVICE_KEY": publishable_key(secret)},
-        "a user's": {"SUPABASE_SERVICE_KEY": user_key(secret, user, "ada@example.com")},
-        "another project's": {"SUPABASE_SERVICE_KEY": mint("x" * 64, {"role": "service_role"})},
-        "expired": {"SUPABASE_SERVICE_KEY": mint(secret, {"role": "service_role", "exp": 1700000001})},
-        "another secret key": {"SUPABASE_SERVICE_KEY": secret_key("x" * 64)},
-        "token rotated": {"TWILIO_AUTH_TOKEN": "0" * 32},
-        "another account": {"TWILIO_ACCOUNT_SID": "AC" + "0" * 32},
-        "another's number": {"TWILIO_PHONE_NUMBER": "+14155550199"},
-        "a country more": {"CALL_COUNTRIES": "US DE"},
-        "a country unknown to Twilio": {"CALL_COUNTRIES": "US FR"},
-        "no service": {"API_BASE_URL": f"http://127.0.0.1:{free_port()}"},
-        "another secret": {"DISPATCH_SECRET": f"whsec_{'A' * 32}"},
-        "staging": {"CALL_ONLY_TO": "+14155550123"},
-        "staging abroad": {"CALL_ONLY_TO": "+14155550123 +442079460123"},
-        "a misspelled name": {"CALL_HOUR": "09:00-17:00", "CALLS_PER_DAYS": "5"},
-        "no stand-in": {"TWILIO_API_BASE_URL": f"http://127.0.0.1:{free_port()}"},
-    }[case]
-
-
-SETTINGS = [
-    ("closed port", "database", "copy the project's URL"),
-    ("no such host", "database", "has no name any more"),
-    ("a path", "database", "nothing behind it"),
-    ("anon", "database", "service_role key"),
-    ("publishable", "database", "service_role key"),
-    ("a user's", "database", "service_role key"),
-    ("another project's", "database", "service_role key"),
-    ("expired", "database", "service_role key"),
-    ("another secret key", "database", "service_role key"),
-    ("token rotated", "Twilio account, Twilio's callbacks", "primary auth token"),
-    ("another account", "Twilio account", "Account SID"),
-    ("another's number", "Twilio number", "Active numbers, of this very account"),
-    ("a country more", "Twilio countries", "tick DE"),
-    ("a country unknown to Twilio", "Twilio countries", "Geo permissions"),
-    ("no service", "public address, Vault's URL", "set API_BASE_URL"),
-    ("another secret", "Vault's secret, Vault's URL", "vault.update_secret"),
-    ("staging", "CALL_ONLY_TO", "take CALL_ONLY_TO out"),
-    ("staging abroad", "CALL_ONLY_TO", "CALL_COUNTRIES"),
-    ("no stand-in", "Twilio account", "take TWILIO_API_BASE_URL out"),
-    ("a misspelled name", "unknown settings", "CALL_HOUR (do you mean CALL_HOURS?)"),
-]
+    return [
+        ({"SUPABASE_URL": f"http://127.0.0.1:{free_port()}"}, "database", "copy the project's URL"),
+        ({"SUPABASE_URL": "http://project.invalid"}, "database", "has no name any more"),
+        ({"SUPABASE_URL": f"{sandbox.ready.supabase_url}/rest/v1"}, "database", "nothing behind it"),
+        ({"SUPABASE_SERVICE_KEY": sandbox.ready.supabase_anon_key}, "database", "service_role key"),
+        ({"SUPABASE_SERVICE_KEY": publishable_key(secret)}, "database", "service_role key"),
+        ({"SUPABASE_SERVICE_KEY": user_key(secret, user, "ada@example.com")}, "database", "service_role key"),
+        ({"SUPABASE_SERVICE_KEY": mint("x" * 64, {"role": "service_role"})}, "database", "service_role key"),
+        ({"SUPABASE_SERVICE_KEY": mint(secret, {"role": "service_role", "exp": 1700000001})},
+         "database", "service_role key"),
+        ({"SUPABASE_SERVICE_KEY": secret_key("x" * 64)}, "database", "service_role key"),
+        ({"TWILIO_AUTH_TOKEN": "0" * 32}, "Twilio account, Twilio's callbacks", "primary auth token"),
+        ({"TWILIO_ACCOUNT_SID": "AC" + "0" * 32}, "Twilio account", "Account SID"),
+        ({"TWILIO_PHONE_NUMBER": "+14155550199"}, "Twilio number", "Active numbers, of this very account"),
+        ({"CALL_COUNTRIES": "US DE"}, "Twilio countries", "tick DE"),
+        ({"CALL_COUNTRIES": "US FR"}, "Twilio countries", "Geo permissions"),
+        ({"API_BASE_URL": f"http://127.0.0.1:{free_port()}"}, "public address, Vault's URL", "set API_BASE_URL"),
+        ({"DISPATCH_SECRET": f"whsec_{'A' * 32}"}, "Vault's secret, Vault's URL", "vault.update_secret"),
+        ({"CALL_ONLY_TO": "+14155550123"}, "CALL_ONLY_TO", "take CALL_ONLY_TO out"),
+        ({"CALL_ONLY_TO": "+14155550123 +442079460123"}, "CALL_ONLY_TO", "CALL_COUNTRIES"),
+        ({"TWILIO_API_BASE_URL": f"http://127.0.0.1:{free_port()}"}, "Twilio account", "take TWILIO_API_BASE_URL out"),
+        ({"CALL_HOUR": "09:00-17:00", "CALLS_PER_DAYS": "5"},
+         "unknown settings", "CALL_HOUR (do you mean CALL_HOURS?)"),
+    ]  # fmt: skip
 
 
 def test_wrong_settings_are_told_by_their_consequence(clinic: Clinic) -> None:
     odd = {
-        case: deviation(clinic.visit(**changed_setting(clinic, case)), set(checks.split(", ")), remedy)
-        for case, checks, remedy in SETTINGS
+        str(changed): deviation(clinic.visit(**changed), set(checks.split(", ")), remedy)
+        for changed, checks, remedy in wrong_settings(clinic)
     }
     assert {case: trouble for case, trouble in odd.items() if trouble is not None} == {}
 
@@ -184,135 +163,56 @@ PUT_BACK = f"drop {SETUP}; alter function public.gone rename to check_call_setup
 JOBS = "public.outbound_call_jobs"
 OF_SECRET = "where name = 'call_dispatcher_secret'"
 OF_URL = "where name = 'call_dispatcher_url'"
+OF_KEY = "where indexrelid = 'public.one_job_per_key_and_hour'::regclass"
 PAUSED = "update private.call_settings set paused_until = "
-BREAKS: dict[str, tuple[str, ...]] = {
-    # by fault: the SQL that makes it, the line that is not ok, words of its advice; and the SQL that mends it, where
+BREAKS: list[tuple[str, ...]] = [
+    # the SQL that makes the fault; the line that is not ok, words of its advice; and the SQL that mends it, where
     # neither `mend` nor `reset` knows
-    "older than the doctor": (f"alter {SETUP} rename to gone", "database", "supabase db push"),
-    "the doctor locked out": (f"revoke execute on {SETUP} from service_role", "database", f"grant execute on {SETUP}"),
-    "a function dropped by hand": ("alter function public.settle_call rename to gone", "functions", "supabase db push"),
-    "the service locked out": (
-        "revoke execute on function public.settle_call from service_role",
-        "functions",
-        "apply_rights",
-    ),
-    "a function open to browsers": (
-        "grant execute on function public.pause_calls to anon",
-        "rights",
-        "revoke all on function public.pause_calls(",
-    ),
-    "a function open to everybody": (
-        "grant execute on function public.opt_out to public",
-        "rights",
-        "revoke all on function public.opt_out(",
-    ),
-    "a table open to signed-in users": (f"grant select on {JOBS} to authenticated", "rights", f"revoke all on {JOBS}"),
-    "a column open to browsers": (f"grant insert (phone_number) on {JOBS} to anon", "rights", f"revoke all on {JOBS}"),
-    "the index dropped that forbids a second call": (
-        "alter index public.outbound_call_attempts_one_open_per_number rename to gone",
-        "guards",
-        "tables.sql",
-    ),
-    "an index that was not built to its end": (
-        "update pg_index set indisvalid = false where indexrelid = 'public.one_job_per_key_and_hour'::regclass",
-        "guards",
-        "select pause_calls(",
-        "update pg_index set indisvalid = true where indexrelid = 'public.one_job_per_key_and_hour'::regclass",
-    ),
-    "the private schema gone": ("alter schema private rename to gone", "database", "restore a backup"),
-    "no pg_net": ("alter function net.http_post rename to gone", "pg_net", "create extension pg_net"),
-    "no right to pg_net": ("revoke execute on function net.http_post from public", "pg_net", "Extensions"),
-    "pg_net's worker dead": (
-        "insert into net.http_request_queue (method, url, timeout_milliseconds) values ('POST', 'http://127.0.0.1:1/', 1)",
-        "pg_net",
-        "net.worker_restart()",
-    ),
-    "webhooks refused": (
-        "insert into net._http_response (id, status_code, created) values (1, 200, now() - interval '1 minute'), (2, 401, now())",
-        "webhook answers",
-        "net._http_response",
-    ),
-    "webhooks unanswered": (
-        "insert into net._http_response (id, timed_out, error_msg) values (1, true, 'Timeout of 10000 ms reached')",
-        "webhook answers",
-        "net._http_response",
-    ),
-    "no secret in Vault": (
-        f"update vault.secrets set name = 'gone' {OF_SECRET}",
-        "Vault's secret",
-        "vault.create_secret",
-    ),
-    "a secret without its prefix in Vault": (
-        f"update vault.secrets set secret = substr(secret, 7) {OF_SECRET}",
-        "Vault's secret",
-        "vault.update_secret",
-    ),
-    "another secret in Vault": (
-        f"update vault.secrets set secret = 'whsec_' || 'AAAA' || substr(secret, 7) {OF_SECRET}",
-        "Vault's secret",
-        "vault.update_secret",
-    ),
-    "a broken secret in Vault": (
-        f"update vault.secrets set secret = secret || '!' {OF_SECRET}",
-        "Vault's secret",
-        "vault.update_secret",
-    ),
-    "Vault closed": ("alter view vault.decrypted_secrets rename to gone", "Vault's secret", "supabase_vault"),
-    "no address in Vault": (f"update vault.secrets set name = 'gone' {OF_URL}", "Vault's URL", "vault.create_secret"),
-    "an address with a newline in Vault": (
-        f"update vault.secrets set secret = secret || chr(10) {OF_URL}",
-        "Vault's URL",
-        "vault.update_secret",
-    ),
-    "another path in Vault": (
-        f"update vault.secrets set secret = secret || 'hook' {OF_URL}",
-        "Vault's URL",
-        "vault.update_secret",
-    ),
-    "calls paused": ("select pause_calls('call +14155550100')", "calls", "resume_calls()"),
-    "calls halted": (f"{PAUSED}now() + interval '1 hour', paused_by = 'halt'", "calls", "resume_calls()"),
-    "a restored database": (
-        f"{PAUSED}'infinity', paused_by = 'restore', pause_reason = 'x'",
-        "calls",
-        "confirm_restore()",
-    ),
-    "the day's ceiling reached": (
-        f"{PAUSED}now() + interval '1 hour', paused_by = 'calls_per_day'",
-        "calls",
-        "raise CALLS_PER_DAY",
-    ),
-    "the one row lost": ("delete from private.call_settings", "calls", "insert into private.call_settings"),
-    "nobody sweeps": (
-        f"insert into {JOBS} (user_id, phone_number, due_at) values"
-        " (gen_random_uuid(), '+14155550100', now() - interval '1 hour'); truncate net.http_request_queue",
-        "waiting calls",
-        "look at the sweep",
-    ),
-    "sign-ups missed": (
-        "insert into private.missed_signups values (gen_random_uuid(), 'x', now())",
-        "waiting calls",
-        "private.missed_signups",
-    ),
-    "a full disk": (
-        f"alter {SETUP} set default_transaction_read_only = on",
-        "database",
-        "disk",
-        f"alter {SETUP} reset default_transaction_read_only",
-    ),
-    "a statement timeout": (
-        REPLACED
-        + " language plpgsql as $$ begin raise exception 'canceling statement' using errcode = '57014'; end $$",
-        "database",
-        "Supabase dashboard",
-        PUT_BACK,
-    ),
-    "an answer of another release": (
-        REPLACED + " language sql as $$ select '{}'::jsonb $$",
-        "database",
-        "supabase db push",
-        PUT_BACK,
-    ),
-}
+    (f"alter {SETUP} rename to gone", "database", "supabase db push"),
+    (f"revoke execute on {SETUP} from service_role", "database", f"grant execute on {SETUP}"),
+    ("alter function public.settle_call rename to gone", "functions", "supabase db push"),
+    ("revoke execute on function public.settle_call from service_role", "functions", "apply_rights"),
+    ("grant execute on function public.pause_calls to anon", "rights", "revoke all on function public.pause_calls("),
+    ("grant execute on function public.opt_out to public", "rights", "revoke all on function public.opt_out("),
+    (f"grant select on {JOBS} to authenticated", "rights", f"revoke all on {JOBS}"),
+    (f"grant insert (phone_number) on {JOBS} to anon", "rights", f"revoke all on {JOBS}"),
+    ("alter index public.outbound_call_attempts_one_open_per_number rename to gone", "guards", "tables.sql"),
+    (f"update pg_index set indisvalid = false {OF_KEY}",
+     "guards", "select pause_calls(", f"update pg_index set indisvalid = true {OF_KEY}"),
+    ("alter schema private rename to gone", "database", "restore a backup"),
+    ("alter function net.http_post rename to gone", "pg_net", "create extension pg_net"),
+    ("revoke execute on function net.http_post from public", "pg_net", "Extensions"),
+    ("insert into net.http_request_queue (method, url, timeout_milliseconds) values ('POST', 'http://127.0.0.1:1/', 1)",
+     "pg_net", "net.worker_restart()"),
+    ("insert into net._http_response (id, status_code, created) values (1, 200, now() - interval '1 minute'), (2, 401, now())",
+     "webhook answers", "net._http_response"),
+    ("insert into net._http_response (id, timed_out, error_msg) values (1, true, 'Timeout of 10000 ms reached')",
+     "webhook answers", "net._http_response"),
+    (f"update vault.secrets set name = 'gone' {OF_SECRET}", "Vault's secret", "vault.create_secret"),
+    (f"update vault.secrets set secret = substr(secret, 7) {OF_SECRET}", "Vault's secret", "vault.update_secret"),
+    (f"update vault.secrets set secret = 'whsec_' || 'AAAA' || substr(secret, 7) {OF_SECRET}",
+     "Vault's secret", "vault.update_secret"),
+    (f"update vault.secrets set secret = secret || '!' {OF_SECRET}", "Vault's secret", "vault.update_secret"),
+    ("alter view vault.decrypted_secrets rename to gone", "Vault's secret", "supabase_vault"),
+    (f"update vault.secrets set name = 'gone' {OF_URL}", "Vault's URL", "vault.create_secret"),
+    (f"update vault.secrets set secret = secret || chr(10) {OF_URL}", "Vault's URL", "vault.update_secret"),
+    (f"update vault.secrets set secret = secret || 'hook' {OF_URL}", "Vault's URL", "vault.update_secret"),
+    ("select pause_calls('call +14155550100')", "calls", "resume_calls()"),
+    (f"{PAUSED}now() + interval '1 hour', paused_by = 'halt'", "calls", "resume_calls()"),
+    (f"{PAUSED}'infinity', paused_by = 'restore', pause_reason = 'x'", "calls", "confirm_restore()"),
+    (f"{PAUSED}now() + interval '1 hour', paused_by = 'calls_per_day'", "calls", "raise CALLS_PER_DAY"),
+    ("delete from private.call_settings", "calls", "insert into private.call_settings"),
+    (f"insert into {JOBS} (user_id, phone_number, due_at) values (gen_random_uuid(), '+14155550100',"
+     " now() - interval '1 hour'); truncate net.http_request_queue",
+     "waiting calls", "look at the sweep"),
+    ("insert into private.missed_signups values (gen_random_uuid(), 'x', now())",
+     "waiting calls", "private.missed_signups"),
+    (f"alter {SETUP} set default_transaction_read_only = on",
+     "database", "disk", f"alter {SETUP} reset default_transaction_read_only"),
+    (REPLACED + " language plpgsql as $$ begin raise exception 'canceling statement' using errcode = '57014'; end $$",
+     "database", "Supabase dashboard", PUT_BACK),
+    (REPLACED + " language sql as $$ select '{}'::jsonb $$", "database", "supabase db push", PUT_BACK),
+]  # fmt: skip
 
 
 def mend(sql: str) -> str:
@@ -332,39 +232,32 @@ def mend(sql: str) -> str:
 def test_broken_databases_are_named_by_one_line_each(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_database, "QUEUE_LOOK_SECONDS", 0.01)
     deviations: dict[str, object] = {}
-    for name, (broken, check, remedy, *mended) in BREAKS.items():
+    for broken, check, remedy, *mended in BREAKS:
         clinic.sql(broken)
         visit = clinic.visit()
         clinic.sql(mended[0] if mended else mend(broken))
         clinic.reset()
-        deviations[name] = deviation(visit, {check}, remedy)
+        deviations[broken] = deviation(visit, {check}, remedy)
         if check == "calls" and visit.exit_code != 1:
-            deviations[name] = f"exit code {visit.exit_code}: nobody is called"
+            deviations[broken] = f"exit code {visit.exit_code}: nobody is called"
     deviations["mended again"] = clinic.visit().trouble or None
     assert {name: trouble for name, trouble in deviations.items() if trouble is not None} == {}
 
 
-HARMLESS: dict[str, tuple[str, str]] = {
-    "a newline behind the secret in Vault": (f"update vault.secrets set secret = secret || chr(10) {OF_SECRET}", ""),
-    "bad answers before a good one": (
-        "insert into net._http_response (id, status_code, created) values (1, 401, now() - interval '9 min'), (2, 200, now())",
-        "",
-    ),
-    "an address without its slash, in capitals": (
-        f"update vault.secrets set secret = replace(rtrim(secret, '/'), 'http', 'HTTP') {OF_URL}",
-        "",
-    ),
-}
+HARMLESS = [
+    f"update vault.secrets set secret = secret || chr(10) {OF_SECRET}",
+    "insert into net._http_response (id, status_code, created) values (1, 401, now() - interval '9 min'), (2, 200, now())",
+    f"update vault.secrets set secret = replace(rtrim(secret, '/'), 'http', 'HTTP') {OF_URL}",
+]
 
 
 def test_harmless_states_of_the_database_are_ok(clinic: Clinic) -> None:
     trouble = {}
-    for name, (done, undone) in HARMLESS.items():
+    for done in HARMLESS:
         clinic.sql(done)
-        trouble[name] = clinic.visit().trouble
-        clinic.sql(undone)
+        trouble[done] = clinic.visit().trouble
         clinic.reset()
-    assert {name: found for name, found in trouble.items() if found} == {}
+    assert {done: found for done, found in trouble.items() if found} == {}
 
 
 def test_silent_database_leaves_its_lines_skipped(clinic: Clinic) -> None:
