@@ -8,6 +8,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -247,3 +248,23 @@ def test_stream_is_spoken_as_documented(world: World) -> None:
     assert told(world) == {"StreamSid": sid}
     assert codes(world) == [31951, 31903]
     assert spoken(world)[-1] == ("call", "Hello there")
+
+
+def gathers(world: World, sid: str) -> bool:
+    return any(event["kind"] == "gather" and event["sid"] == sid for event in world.events())
+
+
+def test_words_by_hand_answer_a_gather_that_listens(world: World) -> None:
+    for listens, fields in (("dtmf speech", {"SpeechResult": "Yes", "Confidence": "0.9"}), ("dtmf", {"Digits": "3"})):
+        gather = f'<Gather input="{listens}" action="/say/after" numDigits="1"><Say>So?</Say></Gather>'
+        world.ours.says["hello"] = f"<Response>{gather}</Response>"
+        world.ours.asked.clear()
+        world.twilio.behave(outcome="person")
+        world.call()
+        world.until(lambda: world.twilio.phones() and world.twilio.calls[-1].status == "ringing")
+        world.control("POST", f"phones/{THEIRS}", {"do": "answer"})
+        world.until(partial(gathers, world, world.twilio.calls[-1].sid))
+        for act in ({"do": "say", "words": "Yes"}, {"do": "press", "keys": "3"}):
+            world.control("POST", f"phones/{THEIRS}", act)
+        world.twilio.wait_quiet()
+        assert told(world).items() >= fields.items()

@@ -115,27 +115,23 @@ class Session(ABC):
     async def person(self) -> dict[str, str]:
         """What the person presses and says: by hand, or `to_agent` of the rules, one after each pause of the agent."""
         call = self.call
-        if not call.in_hand:
-            for text in call.conduct.to_agent:
-                await self.pauses.get()
-                await self.hears(text)
-                call.gathers += 1
-                if call.conduct.hangup_after is not None and call.gathers >= call.conduct.hangup_after:
-                    self.hung_up = True
-                    return {}
-            await asyncio.Event().wait()
-        while True:
-            tasks = {asyncio.ensure_future(queue.get()) for queue in (call.keys, call.words)}
-            try:
-                done, _ = await asyncio.wait(tasks, return_when="FIRST_COMPLETED")
-                for text in [task.result() for task in done]:
-                    await self.hears(text)
-            finally:
-                for task in tasks:
-                    task.cancel()
+        if call.in_hand:
+            call.inputs = asyncio.Queue()
+            while True:
+                kind, text = await call.inputs.get()
+                await self.hears(text, by_key=kind == "digits")
+        for text in call.conduct.to_agent:
+            await self.pauses.get()
+            await self.hears(text, by_key=re.fullmatch(r"[0-9*#]+", text) is not None)
+            call.gathers += 1
+            if call.conduct.hangup_after is not None and call.gathers >= call.conduct.hangup_after:
+                self.hung_up = True
+                return {}
+        await asyncio.Event().wait()
+        raise AssertionError
 
-    async def hears(self, text: str) -> None:
-        if re.fullmatch(r"[0-9*#]+", text):
+    async def hears(self, text: str, *, by_key: bool) -> None:
+        if by_key:
             self.host.hear(self.call, digits=text)
             for digit in text:
                 await self.send_digit(digit)

@@ -50,6 +50,7 @@ from tests.sandbox.twilio.webhooks import Hook, Webhooks, snake
 API = "2010-04-01"
 Status = Literal["queued", "ringing", "in-progress", "completed", "busy", "failed", "no-answer", "canceled"]
 LIVE = {"queued", "ringing", "in-progress"}
+Input = tuple[Literal["digits", "said", ""], str]
 Picked = Literal["answered", "busy", "no-answer", "failed", "machine"]
 DECISIONS: dict[str, Picked] = {
     **{"answer": "answered", "decline": "busy", "busy": "busy", "let-ring": "no-answer", "voice-mail": "machine"}
@@ -111,8 +112,7 @@ class Call:
         default_factory=asyncio.Queue
     )  # documents that interrupt the conversation
     decisions: asyncio.Queue[Picked] = field(default_factory=asyncio.Queue)  # of a person, about the ringing phone
-    keys: asyncio.Queue[str] = field(default_factory=asyncio.Queue)  # that a person pressed
-    words: asyncio.Queue[str] = field(default_factory=asyncio.Queue)  # that a person said
+    inputs: asyncio.Queue[Input] = field(default_factory=asyncio.Queue)  # of a person, by hand
 
     @property
     def to(self) -> str:
@@ -264,9 +264,9 @@ class Exchange:
         match act.do:
             case "press":
                 for key in act.keys:
-                    call.keys.put_nowait(key)
+                    call.inputs.put_nowait(("digits", key))
             case "say":
-                call.words.put_nowait(act.words)
+                call.inputs.put_nowait(("said", act.words))
             case "hang-up":
                 self._finish(call, "completed")
             case decision:
@@ -611,24 +611,31 @@ class Exchange:
                 await asyncio.sleep(verb.length * self.pace(call))
 
     async def _gather_keys(self, call: Call, gather: Gather) -> tuple[str, str, dict[str, str]] | None:
-        """From a person's hand. The first key cuts the prompt short. Silence lasts its real seconds, however fast the voice."""
-        call.keys = asyncio.Queue()
-        digits, finish = "", ""
-        self._tell(call, "gather", listens=True)
+        """From a person's hand. The first key or word cuts the prompt short. Silence lasts its real seconds."""
+        call.inputs = asyncio.Queue()
+        digits, finish, said = "", "", ""
+        self._tell(call, "gather", listens=True, speech=gather.listens)
         prompt = asyncio.ensure_future(self._prompt(call, gather))
         try:
-            while len(digits) != gather.num_digits and not finish:
-                key = await _key(call, prompt, gather.timeout)
-                if not key:
+            while len(digits) != gather.num_digits and not finish and not said:
+                kind, text = await _input(call, prompt, gather.timeout)
+                if not kind:
                     break
-                prompt.cancel()
-                finish = key if key == gather.finish_on_key else ""
-                digits += "" if finish else key
+                if kind == "said":
+                    said = text if gather.listens and not digits else ""
+                else:
+                    finish = text if text == gather.finish_on_key else ""
+                    digits += "" if finish else text
+                if digits or finish or said:
+                    prompt.cancel()
         finally:
             prompt.cancel()
             await asyncio.gather(prompt, return_exceptions=True)
         call.gathers += 1
-        self._tell(call, "gather", listens=False, digits=digits)
+        self._tell(call, "gather", listens=False, digits=digits, said=said)
+        if said:
+            self._transcribe(call, "person", said=said)
+            return gather.method, gather.action or "", {"SpeechResult": said, "Confidence": "0.9"}
         if digits:
             self._transcribe(call, "person", digits=digits)
         return self._gathered(gather, digits, finish)
@@ -765,14 +772,14 @@ async def _ends(call: Call, within_s: float) -> bool:
     return True
 
 
-async def _key(call: Call, prompt: asyncio.Future[Any], silence_s: float) -> str:
-    """The next key; "" after so much silence when the prompt is over."""
-    key: asyncio.Future[Any] = asyncio.ensure_future(call.keys.get())
+async def _input(call: Call, prompt: asyncio.Future[Any], silence_s: float) -> Input:
+    """The next key or words; two empty texts after so much silence when the prompt is over."""
+    key: asyncio.Future[Input] = asyncio.ensure_future(call.inputs.get())
     try:
         await asyncio.wait([prompt, key], return_when="FIRST_COMPLETED")
         if not key.done():
             await asyncio.wait({key}, timeout=silence_s)
-        return str(key.result()) if key.done() else ""
+        return key.result() if key.done() else ("", "")
     finally:
         key.cancel()
 

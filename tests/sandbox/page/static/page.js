@@ -108,6 +108,15 @@ function phoneOf(number) {
     button.onclick = () => press(phone, key);
     card.querySelector(".keys").append(button);
   }
+  const say = card.querySelector(".say");
+  say.words.ariaLabel = `Say to ${pretty(number)}`;
+  say.onsubmit = (event) => {
+    event.preventDefault();
+    if (say.words.value.trim()) sayWords(phone, say.words.value.trim());
+    say.reset();
+  };
+  say.querySelector(".mic").hidden = !Recognition;
+  say.querySelector(".mic").onclick = () => listen(phone);
   for (const button of card.querySelectorAll("[data-do]")) button.onclick = () => act(phone, button.dataset.do);
   phones.set(number, phone);
   $("phones").prepend(card);
@@ -116,9 +125,24 @@ function phoneOf(number) {
   return phone;
 }
 
-function act(phone, what, keys) {
-  if (what !== "press") phone.card.focus();
-  attempt(ask("POST", "/api/phone", { number: phone.number, do: what, ...(keys ? { keys } : {}) }));
+function act(phone, what, more = {}) {
+  if (!["press", "say"].includes(what)) phone.card.focus();
+  attempt(ask("POST", "/api/phone", { number: phone.number, do: what, ...more }));
+}
+
+function sayWords(phone, words) {
+  hush();
+  act(phone, "say", { words });
+}
+
+const Recognition = window.SpeechRecognition ?? window.webkitSpeechRecognition;
+
+function listen(phone) {
+  hush();
+  const recognition = Object.assign(new Recognition(), { lang: phone.language ?? "en-US" });
+  recognition.onresult = (event) => sayWords(phone, event.results[0][0].transcript);
+  recognition.onerror = (event) => complain(new Error(`The browser did not hear you: ${event.error}`));
+  recognition.start();
 }
 
 function press(phone, key) {
@@ -128,7 +152,7 @@ function press(phone, key) {
   const at = KEYS.indexOf(key);
   tone([[697, 770, 852, 941][Math.floor(at / 3)], [1209, 1336, 1477][at % 3]], 0.15);
   hush();
-  act(phone, "press", key);
+  act(phone, "press", { keys: key });
 }
 
 addEventListener("keydown", (event) => {
@@ -149,7 +173,7 @@ function show(phone) {
   card.querySelector("h3").replaceChildren(name || "Phone", element("small", { textContent: pretty(phone.number) }));
   card.querySelector(".state").textContent = status === "ringing" ? `Ringing: call from ${pretty(caller)}` : talks || status !== "in-progress" ? STATES[status] : "Voice mail has the call";
   card.querySelector(".ring").hidden = status !== "ringing";
-  for (const part of card.querySelectorAll(".keys, .hang-up")) part.hidden = !talks;
+  for (const part of card.querySelectorAll(".keys, .say, .hang-up")) part.hidden = !talks;
 }
 
 function write(phone, className, text) {
@@ -163,12 +187,16 @@ function hearPhone(event, live) {
   if (event.colleague && !names.has(event.to)) names.set(event.to, "A colleague");
   const phone = phoneOf(event.to);
   if (event.kind === "say" && phone.sid === event.sid) {
-    write(phone, "theirs", event.text);
+    write(phone, event.who === "agent" ? "theirs agent" : "theirs", event.text);
+    phone.language = event.language || phone.language;
     if (live && phone.status === "in-progress") speak(event.text, event.language);
-  } else if (event.kind === "gather" && !event.listens && event.digits) {
-    write(phone, "mine", `pressed ${event.digits}`);
+  } else if (event.kind === "heard" || (event.kind === "gather" && !event.listens)) {
+    if (event.said) write(phone, "mine", event.said);
+    else if (event.digits) write(phone, "mine", `pressed ${event.digits}`);
   } else if (event.kind === "bridged") {
     write(phone, "note", "You two are connected.");
+  } else if (event.kind === "agent") {
+    write(phone, "note", event.on ? `Your agent has the call: ${event.url}` : "Your agent's session is over.");
   } else if (event.kind === "person" && event.do === "voice-mail") {
     phone.machine = true;
   } else if (event.kind === "person" && event.do === "let-ring") {
@@ -271,7 +299,7 @@ const TELL = {
     const more = [row.call_status, row.call_sid ? "" : row.error_message].filter(Boolean).join(", ");
     return ["database", `attempt ${row.number} is ${row.state.replace("_", " ")}${more ? ` (${more})` : ""}`];
   },
-  answer: ({ row }) => ["database", `stored: ${row.question} = ${row.meaning} (key ${row.digits})`, "stored"],
+  answer: ({ row }) => ["database", `stored: ${row.question} = ${row.meaning} (${row.digits ? `key ${row.digits}` : "by the agent"})`, "stored"],
   "opt-out": ({ row }) => ["database", `stored: ${row.phone_e164} is never called again (${row.how})`, "stored"],
   webhook: (e) => ["pg_net", `webhook: ${answered(e)}${took(e)}`, e.answer === 200 ? "" : "bad"],
   step: (e) => ["function", `${e.name}: ${[e.outcome ?? e.answer, e.code, e.call_status, e.meaning, e.reason].filter(Boolean).join(", ")}${took(e)}`],
@@ -279,8 +307,9 @@ const TELL = {
   call: (e) => ["Twilio", `the ${e.colleague ? "colleague's leg" : "call"} is ${e.status}`],
   bridged: (e) => (e.colleague ? ["Twilio", "the person and the colleague are connected"] : undefined),
   callback: (e) => ["from Twilio", `POST ${e.path}${e.sequence === undefined || e.sequence === null ? "" : ` #${e.sequence} ${e.status}`}: ${answered(e)}${took(e)}`, e.answer && e.answer < 300 ? "" : "bad"],
-  say: (e) => ["call", `“${e.text}”`],
-  person: (e) => ["you", e.do === "press" ? `press ${e.keys}` : e.do.replace("-", " ")],
+  say: (e) => [e.who, `“${e.text}”`],
+  agent: (e) => ["Twilio", `${e.on ? "hands the call over to" : "has the call back from"} ${e.url} (${e.noun})`],
+  person: (e) => ["you", e.do === "press" ? `press ${e.keys}` : e.do === "say" ? `“${e.words}”` : e.do.replace("-", " ")],
   action: (e) => ["you", e.label, "broken"],
   pause: ({ row }) => ["database", row.paused_until ? `calls are paused: ${row.pause_reason}` : "calls are resumed", "broken"],
   switches: (e) => ["you", `${labels.get(e.name) ?? e.name}: ${e.now ? "on" : "off"}`, "broken"],
