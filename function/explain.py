@@ -22,9 +22,10 @@ from shared.conversation.rehearse import quoted
 from shared.conversation.turns import first_turn
 from shared.jobs import Jobs, JobsUnavailable
 from shared.logs import mask_phone
-from shared.models import Person, Waiting, WaitingJob
+from shared.models import Person
 from shared.screening import PutOff, Refusal, parse_number, persons_clock, screen
 from shared.settings import Settings, SettingsError, load_settings
+from shared.waiting import Waiting, WaitingJob
 
 UNUSED: Final = {
     "TWILIO_ACCOUNT_SID": "AC" + "0" * 32,

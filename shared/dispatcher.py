@@ -22,17 +22,7 @@ from shared.conversation.script import Answer as ScriptAnswer
 from shared.deadline import ClaimClock
 from shared.jobs import ClaimPolicy, Jobs, SettlePolicy
 from shared.models import LiveCall, Step, StepResult
-from shared.screening import (
-    LAST_CALL,
-    PhoneNumber,
-    PutOff,
-    Refusal,
-    check_hours,
-    next_moment,
-    parse_number,
-    persons_clock,
-    screen,
-)
+from shared.screening import PhoneNumber, PutOff, Refusal, check_hours, next_moment, parse_number, persons_clock, screen
 from shared.settings import DIAL_WITHIN_SECONDS, Settings
 from shared.telephony import CallNotPlaced, Telephony, TwilioUnavailable
 
@@ -119,7 +109,7 @@ class Dispatcher:
             reason = "the stored E.164 form was not the number's"
             self._jobs.release(attempt, code="number_corrected", reason=reason, slot_s=self._slot_s)
             return models.finished(self._parse_number(job.id, job.phone_number))
-        match screen(number, job.metadata, self._settings, claim.now, LAST_CALL, claim.redial):
+        match screen(number, job.metadata, self._settings, claim.now, redial=claim.redial):
             case Refusal(code=code, reason=reason):
                 self._jobs.refuse(attempt, code=code, reason=reason, slot_s=self._slot_s)
                 log.warning("call refused", kind="call_refused", code=code, reason=reason)
@@ -209,7 +199,7 @@ class Dispatcher:
             ask_s=settings.call_ask_seconds,
             give_up_s=TWILIO_QUEUE_SECONDS + settings.call_ring_seconds + settings.call_time_limit_seconds,
         )
-        return StepResult("nothing") if isinstance(call, models.NoOpenCall) else partial(self._follow_up, call)
+        return StepResult("nothing") if isinstance(call, models.Nothing) else partial(self._follow_up, call)
 
     def _follow_up(self, call: models.OpenCall) -> StepResult:
         with structlog.contextvars.bound_contextvars(job=call.job_id, attempt=str(call.attempt)):
@@ -306,7 +296,7 @@ class Dispatcher:
             return None
         zone, _ = persons_clock(number, call.job.metadata, call.now)
         wished = wished_moment(wish, call.now.astimezone(zone))
-        return next_moment(number, call.job.metadata, self._settings, wished, LAST_CALL)
+        return next_moment(number, call.job.metadata, self._settings, wished)
 
     def later_in_words(self, call: LiveCall, language: str) -> str | None:
         """The stored time of the later call, as the person's clock shows it; None: no later call is agreed."""
@@ -348,14 +338,12 @@ class Dispatcher:
 
 
 def _why_not(claim: models.NothingDue) -> str:
-    if claim.status is None:
-        return "no such job"
     why = f" ({claim.reason_code})" if claim.reason_code else ""
-    if claim.status == "queued" and (claim.due_at is None or claim.due_at <= datetime.now(UTC)):
+    if claim.status != "queued":
+        return f"already {claim.status}{why}" if claim.status else "no such job"
+    if claim.due_at is None or claim.due_at <= datetime.now(UTC):
         return f"another process is looking at it{why}"
-    if claim.status == "queued":
-        return f"not due before {claim.due_at:%Y-%m-%d %H:%M:%S}{why}"
-    return f"already {claim.status}{why}"
+    return f"not due before {claim.due_at:%Y-%m-%d %H:%M:%S}{why}"
 
 
 def wire(settings: Settings) -> tuple[Jobs, Dispatcher]:

@@ -97,27 +97,6 @@ class NothingDue(_Answer):
 Claim = Annotated[Claimed | Wait | Paused | Unparsed | NothingDue, Field(discriminator="outcome")]
 
 
-class WaitingJob(_Answer):
-    """A queued job. `held`: what a claim would hold it for, until `until`, if that is known and is not for good."""
-
-    id: int
-    phone_number: str
-    metadata: dict[str, Any]
-    due_at: datetime
-    reason_code: str | None
-    redial: Redial | None
-    held: str | None
-    until: datetime | None
-
-
-class Waiting(_Answer):
-    """Some of the jobs that wait, by id. `paused`: why all calls are paused, if they are."""
-
-    now: datetime
-    paused: str | None
-    jobs: tuple[WaitingJob, ...]
-
-
 class LiveJob(Person):
     """`laters`: how many earlier calls of this job ended with the person asking for a later one."""
 
@@ -170,11 +149,13 @@ class OpenCall(_Answer):
     lease_ran_out: bool
 
 
-class NoOpenCall(_Answer):
+class Nothing(_Answer):
+    """Nothing is due."""
+
     outcome: Literal["none"]
 
 
-NextOpenCall = Annotated[OpenCall | NoOpenCall, Field(discriminator="outcome")]
+NextOpenCall = Annotated[OpenCall | Nothing, Field(discriminator="outcome")]
 
 
 class Found(_Answer):
@@ -220,11 +201,7 @@ class ClaimedResult(_Answer):
     body: str = Field(repr=False)
 
 
-class NoResult(_Answer):
-    outcome: Literal["none"]
-
-
-NextResult = Annotated[ClaimedResult | NoResult, Field(discriminator="outcome")]
+NextResult = Annotated[ClaimedResult | Nothing, Field(discriminator="outcome")]
 
 
 @dataclass(frozen=True)

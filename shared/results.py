@@ -20,7 +20,7 @@ from shared.backoff import jittered
 from shared.deadline import ClaimClock
 from shared.http import DeadlineBody, DeadlinePassed, Http, HttpError, NotConnected, TooLate
 from shared.jobs import Jobs
-from shared.models import ClaimedResult, NoResult
+from shared.models import ClaimedResult, Nothing
 from shared.settings import Settings
 from shared.signing import sign
 
@@ -75,7 +75,7 @@ class Results:
         """Hold the next due event. From the first claim on, SQL writes events. Raises JobsUnavailable."""
         since = ClaimClock.now()
         result = self._jobs.claim_result(lease_s=self._lease_s, results=self._settings.result_policy)
-        return None if isinstance(result, NoResult) else (result, since)
+        return None if isinstance(result, Nothing) else (result, since)
 
     def tell(self, result: ClaimedResult, since: ClaimClock) -> None:
         """Send a claimed event once, and record what came of it. Raises JobsUnavailable: then it is sent again."""

@@ -271,11 +271,8 @@ def load_settings(*, http: bool = True, environ: Mapping[str, str] | None = None
     quoted = [field for field, value in given.items() if value.startswith(_QUOTES) or value.endswith(_QUOTES)]
     problems = [f"{field.upper()} has quotes around its value: leave them out" for field in quoted]
     # twilio-python reads these two itself, and then asks another host.
-    problems += [
-        f"{name} is not supported: take it out; accounts of Twilio's region US1 work"
-        for name in _UNSUPPORTED
-        if environ.get(name)
-    ]
+    unsupported = "is not supported: take it out; accounts of Twilio's region US1 work"
+    problems += [f"{name} {unsupported}" for name in _UNSUPPORTED if environ.get(name)]
     if http and "dispatch_secret" not in given:
         problems.append("DISPATCH_SECRET is missing: whsec_ and the base64 of at least 24 bytes")
     try:

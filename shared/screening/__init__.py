@@ -2,18 +2,15 @@
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any
 
 from shared.models import Redial
 from shared.screening.area_codes import table_date
-from shared.screening.hours import PutOff, check_hours, next_moment, persons_clock
+from shared.screening.hours import LAST_CALL, PutOff, check_hours, next_moment, persons_clock
 from shared.screening.number_rules import called_countries, check_number
 from shared.screening.numbers import PhoneNumber, Refusal, parse_number
 from shared.screening.spread import spread
 from shared.settings import Settings
-
-LAST_CALL: Final = timedelta(seconds=30)
-"""No call starts this close to the end of its hours: 2 s until the request leaves, Twilio's answer, and the ringing."""
 
 __all__ = ["LAST_CALL", "PhoneNumber", "PutOff", "Refusal", "called_countries", "check_hours", "check_number"]
 __all__ += ["next_moment", "parse_number", "persons_clock", "screen", "table_date"]

@@ -27,6 +27,8 @@ class PutOff:
     reason: str
 
 
+LAST_CALL: Final = timedelta(seconds=30)
+"""No call starts this close to the end of its hours: 2 s until the request leaves, Twilio's answer, and the ringing."""
 _TRUSTED_KEY: Final = "app_timezone"
 _ZONE_KEYS: Final = ("timezone", "time_zone", "tz")
 _NOTHING: Final = timedelta(0)
@@ -64,7 +66,7 @@ def check_hours(
 
 
 def next_moment(
-    number: PhoneNumber, metadata: Mapping[str, Any], settings: Settings, wish: datetime, ring: timedelta = _NOTHING
+    number: PhoneNumber, metadata: Mapping[str, Any], settings: Settings, wish: datetime, ring: timedelta = LAST_CALL
 ) -> datetime | None:
     """The first moment from `wish` (aware) at which the phone may ring, and `ring` later; None: there is none."""
     match check_hours(number, metadata, settings, wish, ring):

@@ -89,7 +89,7 @@ MUTATIONS: dict[str, tuple[Callable[[Connection], AbstractContextManager[Any]], 
         "twice",
     ),
     "hours are not looked at": (
-        lambda _: patch("shared.dispatcher.screen", lambda *_: None),
+        lambda _: patch("shared.dispatcher.screen", lambda *_, **__: None),
         "against_the_rules",
     ),
     "a wish for a later call is forgotten when the call ends": (

@@ -21,7 +21,7 @@ from function.sender import THREADS, Sender
 from shared.deadline import ClaimClock
 from shared.http import DeadlinePassed
 from shared.jobs import Jobs, JobsUnavailable
-from shared.models import ClaimedResult, NextResult, NoResult
+from shared.models import ClaimedResult, NextResult, Nothing
 from shared.results import Outcome, judge, post, post_test
 from shared.settings import Settings
 from tests.unit.examples import SECRET, settings
@@ -213,7 +213,7 @@ class Outbox(Jobs):
             if self.is_down:
                 raise JobsUnavailable("down")
             if not self.due:
-                return NoResult(outcome="none")
+                return Nothing(outcome="none")
             self.due -= 1
         return ClaimedResult.model_validate(
             {"outcome": "claimed", "id": uuid4(), "try": 1, "type": "call.failed", "job_id": 7, "body": "{}"}
