@@ -37,7 +37,7 @@ def test_help_lists_every_target_and_needs_only_awk(tmp_path: Path) -> None:
     assert sorted(re.findall(r"^  make ([a-z-]+) ", done.stdout, re.MULTILINE)) == sorted(targets)
 
 
-def test_old_python_and_missing_venv_are_named_in_one_line(tmp_path: Path) -> None:
+def test_old_python_and_missing_venv_are_named(tmp_path: Path) -> None:
     for fails_at, told in (
         ("version_info", "Python 3.11 or newer is needed"),
         ("ensurepip", "apt install python3-venv"),

@@ -54,7 +54,9 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     scripts = tmp_path_factory.mktemp("page") / "scripts"
     shutil.copytree(FOLDER, scripts)
     (scripts / "transfer.toml").write_text(SCRIPT)
-    with Sandbox(environ={}, page=True, scripts=scripts) as sandbox:
+    # A call in doubt is settled within seconds.
+    short = {"CALL_SETTLING_SECONDS": "3", "TWILIO_TIMEOUT_SECONDS": "1", "REQUEST_TIMEOUT_SECONDS": "5.1"}
+    with Sandbox(environ=short, page=True, scripts=scripts) as sandbox:
         yield sandbox
 
 
@@ -124,7 +126,7 @@ def test_page_listens_on_loopback_only(page: Browser) -> None:
             assert client.connect_ex((str(address), port)) != 0
 
 
-def test_phone_on_the_page_rings_is_answered_and_opts_out(page: Browser) -> None:
+def test_phone_on_the_page_is_answered_and_opts_out(page: Browser) -> None:
     with page.events() as events:
         hello = until(events, kind="hello")
         assert (hello["counts"].get("twice"), hello["counts"].get("lost")) == (0, 0)
@@ -207,7 +209,7 @@ def test_unknown_switch_and_action_are_refused_by_name(page: Browser) -> None:
         assert (answer.status_code, "nonsense" in answer.json()["error"]["message"]) == (409, True)
 
 
-def test_script_checks_by_key_and_walks_without_touching_the_disk(page: Browser) -> None:
+def test_script_is_checked_and_walked_without_writing_it(page: Browser) -> None:
     before = author.files()
     text = next(file["text"] for file in before if file["name"] == "demo")
     fine = page.ask("/api/scripts/check", name="demo", text=text, keys=["2", "1", "1"], first_name="Ada").json()

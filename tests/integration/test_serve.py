@@ -21,14 +21,14 @@ def application() -> web.Application:
     return app
 
 
-def test_a_started_server_answers_and_a_stopped_one_does_not() -> None:
+def test_server_answers_from_start_to_stop_only() -> None:
     with Server(application) as server:
         assert httpx.get(server.url).text == "hello"
     with pytest.raises(httpx.ConnectError):
         httpx.get(server.url)
 
 
-def test_a_server_comes_back_on_the_port_it_had() -> None:
+def test_server_comes_back_on_its_port() -> None:
     server = Server(application).start()
     url = server.url
     server.stop()
@@ -37,12 +37,12 @@ def test_a_server_comes_back_on_the_port_it_had() -> None:
         assert httpx.get(url).text == "hello"
 
 
-def test_a_taken_port_is_an_error_at_start() -> None:
+def test_taken_port_is_an_error_at_start() -> None:
     with Server(application) as server, pytest.raises(OSError, match="address already in use"):
         Server(application, port=server.port).start()
 
 
-def test_an_application_that_cannot_start_is_an_error_at_start() -> None:
+def test_application_that_cannot_start_is_an_error() -> None:
     async def fail(app: web.Application) -> None:
         raise RuntimeError("no database")
 

@@ -5,15 +5,14 @@ A stand-in records its arguments and prints the answer that the test gives it, s
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -22,18 +21,14 @@ ROOT = Path(__file__).parents[2]
 STAND_INS = ("gcloud", "docker", "curl", "supabase")
 BUILT_IN = {"PROJECT_ID": "a-project", "PROJECT_NUMBER": "123456789012", "BUILD_ID": "b-1"}
 
-STAND_IN = """#!{python} -IS
-import json, os, sys
-name = os.path.basename(sys.argv[0])
-with open({calls!r}, "a") as calls:
-    calls.write(json.dumps([name, *sys.argv[1:]]) + "\\n")
-if "--data-file=-" in sys.argv:
-    with open({secrets!r}, "a") as secrets:
-        secrets.write(sys.stdin.read() + "\\n")
-for start, answer in {answers!r}:
-    if " ".join([name, *sys.argv[1:]]).startswith(start):
-        print(answer, end="")
-        break
+# Of each call: how many words, and the words, each with a NUL behind it. The shell starts ten times as fast as Python.
+STAND_IN = """#!/bin/sh
+set -- "${{0##*/}}" "$@"
+{{ printf '%s\\0' $# "$@"; }} >> {calls}
+case " $* " in *" --data-file=- "*) {{ cat; echo; }} >> {secrets};; esac
+case "$*" in
+{answers}
+esac
 """
 
 
@@ -72,16 +67,12 @@ def scripts() -> dict[str, str]:
 
 
 def make_stand_ins(folder: Path, names: Iterable[str], answers: Mapping[str, str]) -> None:
-    """Programs in `folder`/bin that record their arguments in calls.jsonl, and the secrets that they read in secrets."""
+    """Programs in `folder`/bin that record their arguments in calls, and the secrets that they read in secrets."""
     (folder / "bin").mkdir(exist_ok=True)
-    (folder / "calls.jsonl").write_text("")
+    (folder / "calls").write_text("")
     (folder / "secrets").write_text("")
-    text = STAND_IN.format(
-        python=sys.executable,
-        calls=str(folder / "calls.jsonl"),
-        secrets=str(folder / "secrets"),
-        answers=list(answers.items()),
-    )
+    told = "\n".join(f"{quote(start)}*) printf %s {quote(answer)};;" for start, answer in answers.items())
+    text = STAND_IN.format(calls=quote(f"{folder}/calls"), secrets=quote(f"{folder}/secrets"), answers=told)
     for name in names:
         (folder / "bin" / name).write_text(text)
         (folder / "bin" / name).chmod(stat.S_IRWXU)
@@ -89,7 +80,10 @@ def make_stand_ins(folder: Path, names: Iterable[str], answers: Mapping[str, str
 
 def recorded(folder: Path) -> list[list[str]]:
     """The command lines that the stand-ins were given, in order."""
-    return [json.loads(line) for line in (folder / "calls.jsonl").read_text().splitlines()]
+    words, calls = iter((folder / "calls").read_text().split("\0")), []
+    while count := next(words):
+        calls.append([next(words) for _ in range(int(count))])
+    return calls
 
 
 def act(
