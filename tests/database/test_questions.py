@@ -1,4 +1,4 @@
-"""The ten questions of shared/monitoring/questions.sql, asked as Studio asks them, as postgres, of a database with answers."""
+"""The six questions of shared/monitoring/questions.sql, asked as Studio asks them, as postgres, of a database with answers."""
 
 from __future__ import annotations
 
@@ -40,14 +40,6 @@ def studio(connect: Connect) -> Studio:
     return Studio(connect)
 
 
-def sign_up(steps: Steps, number: str) -> str:
-    query = (
-        "insert into auth.users (id, phone, raw_user_meta_data) values (gen_random_uuid(), %s, '{}') returning id::text"
-    )
-    user: str = steps.one(query, number.removeprefix("+"))
-    return user
-
-
 def called(steps: Steps, number: str, ends: str = "completed", **more: Any) -> tuple[int, str]:
     """-> (job, SID) of a call that went out from our number and ended so."""
     job = steps.queue(number)
@@ -57,39 +49,11 @@ def called(steps: Steps, number: str, ends: str = "completed", **more: Any) -> t
     return job, sid
 
 
-def test_ten_questions_can_be_asked_of_empty_database(studio: Studio) -> None:
-    assert len(questions()) == 10
+def test_six_questions_can_be_asked_of_empty_database(studio: Studio) -> None:
+    assert len(questions()) == 6
     nothing: dict[str, list[Row]] = {words: [] for words in questions()}
     nothing["How long from sign-up to ring?"] = [{"jobs": 0, "p50_s": None, "p95_s": None, "longest_s": None}]
     assert {words: studio.ask(words) for words in questions()} == nothing
-
-
-def test_why_was_this_person_not_called(steps: Steps, studio: Studio) -> None:
-    question = "Why was this person not called?"
-    opted_out, failed, waits, paused = (a_number() for _ in range(4))
-    steps.call("opt_out", phone_number=opted_out, how="by mail")
-    job = steps.attempt_in("refused", failed)[0]
-    waiting = steps.queue(waits)
-    assert [(row["what"], row["why"]) for row in studio.ask(question, person=opted_out)] == [("opted out", "by mail")]
-    assert [(row["what"], row["why"]) for row in studio.ask(question, person=failed)] == [
-        (f"job {job} is failed", "Twilio: no such number")
-    ]
-    assert [row["what"] for row in studio.ask(question, person=waits)] == [f"job {waiting} is queued"]
-    steps.call("pause_calls", reason="lunch")
-    assert ("all calls are paused until infinity", "lunch") in [
-        (row["what"], row["why"]) for row in studio.ask(question, person=paused)
-    ]
-
-
-def test_why_a_sign_up_has_no_job(steps: Steps, studio: Studio) -> None:
-    question = "Why was this person not called?"
-    steps.call("require_verified_phones")
-    sign_up(steps, number := a_number())
-    (row,) = studio.ask(question, person=number)
-    assert row["what"] == "signed up, and has no job"
-    assert row["why"].startswith("phone not confirmed")
-    steps.rows("insert into private.missed_signups select id, 'a lock', now() from auth.users")
-    assert "a lock" in [row["why"] for row in studio.ask(question, person=number)]
 
 
 def test_which_number_called_this_person_and_when(steps: Steps, studio: Studio) -> None:
@@ -101,29 +65,6 @@ def test_which_number_called_this_person_and_when(steps: Steps, studio: Studio) 
     assert {row["called_from"] for row in answer} == {OURS}
     assert (answer[0]["call_sid"], answer[0]["duration_s"]) == (sid, 31)
     assert answer[0]["called_at"] > answer[1]["called_at"]
-
-
-def test_who_is_waiting_and_until_when(steps: Steps, studio: Studio) -> None:
-    later = steps.queue()
-    steps.rows("update public.outbound_call_jobs set due_at = now() + interval '1 hour', reason = 'the night there'")
-    now = steps.queue()
-    called(steps, a_number())
-    answer = studio.ask("Who is waiting")
-    assert [row["id"] for row in answer] == [now, later]
-    assert answer[0]["still"].total_seconds() == 0
-    assert 3500 < answer[1]["still"].total_seconds() <= 3600
-    assert answer[1]["reason"] == "the night there"
-
-
-def test_what_failed_today_and_why(steps: Steps, studio: Studio) -> None:
-    for ends in ("busy", "busy", "no-answer"):
-        job, _ = called(steps, a_number(), ends)
-    called(steps, a_number())
-    old, _ = called(steps, a_number(), "failed")
-    steps.rows("update public.outbound_call_jobs set finished_at = now() - interval '25 hours' where id = %s", old)
-    answer = studio.ask("What failed today")
-    assert [(row["reason_code"], row["jobs"]) for row in answer] == [("busy", 2), ("no-answer", 1)]
-    assert (answer[1]["reason"], answer[1]["last_job"]) == ("nobody answered", job)
 
 
 def test_is_anybody_being_called_too_often(steps: Steps, studio: Studio) -> None:
@@ -158,15 +99,6 @@ def test_how_long_from_sign_up_to_ring(steps: Steps, studio: Studio) -> None:
     (answer,) = studio.ask("How long from sign-up to ring?")
     assert (answer["jobs"], answer["p50_s"], answer["longest_s"]) == (3, 2, 30)
     assert answer["p95_s"] == pytest.approx(27.2)
-
-
-def test_which_jobs_are_in_doubt(steps: Steps, studio: Studio) -> None:
-    job, attempt = steps.attempt_in("in_doubt", number := a_number())
-    steps.attempt_in("accepted")
-    (answer,) = studio.ask("Which jobs are in doubt?")
-    assert (answer["id"], answer["phone_e164"], answer["attempt"], answer["reason"]) == (
-        job, number, attempt, "no answer",
-    )  # fmt: skip
 
 
 def test_what_happened_to_this_call(steps: Steps, studio: Studio) -> None:

@@ -90,6 +90,8 @@ def test_page_answers_its_own_address_origin_and_token_only(page: Browser) -> No
         ("GET", "/api/scripts", tuple(token.items())): 200,
         ("GET", f"/api/scripts?token={page.token}", ()): 200,
         ("GET", "/api/events", ()): 403,
+        ("GET", "/api/story/1", ()): 403,
+        ("GET", "/api/story/x", tuple(token.items())): 404,
         ("POST", "/api/act", ()): 403,
         ("POST", "/api/switch", ()): 403,
         ("POST", "/api/phone", ()): 403,
@@ -281,3 +283,13 @@ def test_job_over_without_a_call_is_counted_as_lost() -> None:
     assert {name: is_lost(each, attempts, []) for name, (each, attempts, _) in cases.items()} == {
         name: lost for name, (_, _, lost) in cases.items()
     }
+
+
+def test_story_of_a_job_is_told_on_demand(page: Browser) -> None:
+    with page.events() as events:
+        page.ask("/auth/v1/signup", **SIGN_UP)
+        job = until(events, kind="job")["row"]["id"]
+    told = page.http.get(f"/api/story/{job}").json()
+    assert "queued, signup mode demo, for +1*******00" in told[1]
+    assert ", now: " in told[-1]
+    assert page.http.get("/api/story/0").json() == [f"There has never been a call job 0: the ids go up to {job}."]

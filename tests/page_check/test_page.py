@@ -145,6 +145,8 @@ def test_deleted_user_is_not_called(window: Any) -> None:
     window.get_by_text("the user was deleted: 200").wait_for()
     window.get_by_role("switch", name="Calls are paused").uncheck()
     window.locator("#jobs .canceled").wait_for()
+    window.get_by_role("button", name="Tell the story of this job").click()
+    window.locator("#story").get_by_text("now: canceled: the user was deleted").wait_for()
 
 
 def test_script_shows_problems_by_key_and_is_walked_by_keys(window: Any) -> None:

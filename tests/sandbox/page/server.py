@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import psycopg
 from aiohttp import web
+from psycopg.rows import scalar_row
 
 from tests.sandbox.page import author
 from tests.sandbox.page.breaks import ACTIONS, SWITCHES, Breaks, Wrong
@@ -61,6 +62,7 @@ class Page:
         app.add_routes(
             [
                 web.get("/api/events", self._events),
+                web.get("/api/story/{job:[0-9]{1,18}}", self._story),
                 web.post("/api/switch", self._switch),
                 web.post("/api/act", self._act),
                 web.post("/api/phone", self._phone),
@@ -188,6 +190,16 @@ class Page:
             "worst": self._breaks.worst,
             "write": self._write,
         }
+
+    async def _story(self, request: web.Request) -> web.Response:
+        """The sentences of explain_call_job."""
+
+        def told() -> list[str]:
+            with psycopg.connect(self._sandbox.postgres.url(), row_factory=scalar_row) as connection:
+                query = "select public.explain_call_job(%s)"
+                return connection.execute(query, [int(request.match_info["job"])]).fetchall()
+
+        return web.json_response(await asyncio.to_thread(told))
 
     # -- what people do -----------------------------------------------------------------------------------------------
 

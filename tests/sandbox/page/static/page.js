@@ -329,7 +329,7 @@ function drawTable() {
   $("jobs").replaceChildren(...rows.slice(0, MOST.rows).map((job) => {
     const choose = element("button", { type: "button", textContent: job.id, ariaLabel: `Timeline of job ${job.id}` });
     choose.dataset.job = job.id;
-    choose.onclick = () => { chosen = job.id; follows = job.id === rows[0].id; draw(); };
+    choose.onclick = () => { $("story").hidden ||= chosen !== job.id; chosen = job.id; follows = job.id === rows[0].id; draw(); };
     const state = element("td", {}, element("span", { className: job.status, textContent: job.status.replace("_", " ") }));
     if (job.reason) state.append(element("small", { textContent: job.reason }));
     const row = element("tr", {}, element("td", {}, choose),
@@ -356,6 +356,11 @@ function drawTimeline() {
     element("time", { textContent: `${Math.round(event.at - first).toLocaleString("en")} ms` }),
     element("span", { className: "who", textContent: who }), element("span", { textContent: what }))));
 }
+
+$("tell").onclick = () => attempt(ask("GET", `/api/story/${chosen ?? 0}`).then((told) => {
+  $("story").replaceChildren(...told.map((sentence) => element("li", { textContent: sentence })));
+  $("story").hidden = false;
+}));
 
 const COUNTS = ["queued", "dialing", "in_doubt", "calling", "ended"];
 
