@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -14,6 +14,7 @@ from shared.conversation.script import Script
 from shared.conversation.turns import (
     AGENT_ENDED,
     AGENT_FAILED,
+    CONNECT,
     DIAL,
     WHISPER,
     Place,
@@ -48,6 +49,9 @@ log = structlog.get_logger()
 MAX_WAITS = 2
 PATIENCE_SECONDS = 20
 PAUSE_SECONDS = 2
+DETECTION_PAUSE_SECONDS = 3
+DETECTION_WAITS = 5
+"""How often the call pauses before an agent has it, while Twilio listens whether a machine answered: at most 30 s in all."""
 AGENT = "agent"
 """The question that an agent answers when its work is done. Twilio does not report how a Stream ended."""
 
@@ -145,14 +149,16 @@ def _answered(event: CallEvent) -> CallEvent:
 
 def _wait(asked: VoiceRequest, script: Script, keys: str) -> str:
     """Ask the person to wait and Twilio to ask again, MAX_WAITS times within PATIENCE_SECONDS; then apologize."""
-    now = time.time()
-    count, since = asked.waits.count + 1, asked.waits.since or int(now)
-    if count > MAX_WAITS or now + PAUSE_SECONDS > since + PATIENCE_SECONDS:
+    query = _waiting(asked, keys)
+    if asked.waits.count >= MAX_WAITS or time.time() + PAUSE_SECONDS > query["since"] + PATIENCE_SECONDS:
         return render_twiml(apology_turn(script), script, None)
-    query: dict[str, object] = {"waits": count, "since": since, "keys": keys}
     if asked.place:
         query |= {"script": asked.place.script, "at": asked.place.at, "try": asked.place.tries}
     return render_wait(script, PAUSE_SECONDS, f"{asked.action}&{urlencode(query)}")
+
+
+def _waiting(asked: VoiceRequest, keys: str) -> dict[str, Any]:
+    return {"waits": asked.waits.count + 1, "since": asked.waits.since or int(time.time()), "keys": keys}
 
 
 def _render(turn: Turn, script: Script, call: LiveCall, asked: VoiceRequest, dispatcher: "Dispatcher") -> str:
@@ -163,6 +169,11 @@ def _render(turn: Turn, script: Script, call: LiveCall, asked: VoiceRequest, dis
         turn = opt_out_turn(script)
     elif call.by_machine:
         turn = voicemail_turn(script)
+    elif turn.connects and dispatcher.awaits_detection(call) and asked.waits.count < DETECTION_WAITS:
+        query = _waiting(asked, "") | {"script": script.name, "at": CONNECT, "try": 1}
+        return render_wait(
+            script, DETECTION_PAUSE_SECONDS, f"{asked.action}&{urlencode(query)}", asked.waits.count == 0
+        )
     elif turn.connects and asked.attempt is not None:
         return render_handover(script, call.job, asked.attempt, asked.action)
     dialed = dialed_answer(script, turn.place) if turn.dials and turn.place else None

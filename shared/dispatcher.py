@@ -286,6 +286,10 @@ class Dispatcher:
             log.warning("opted out by a key: this number is not called again", call_sid=call_sid)
         return call
 
+    def awaits_detection(self, call: LiveCall) -> bool:
+        """Whether Twilio may still find that a machine answered."""
+        return self._settings.call_machines != "ignore" and call.answered_by is None
+
     def may_ask_for_later(self, call: LiveCall) -> bool:
         return call.job is not None and call.job.laters < self._settings.call_later_max
 

@@ -110,6 +110,7 @@ class LiveCall(_Answer):
     """The database's answer about a live call. `then`: keep the call, or end it.
 
     by_machine: a machine answered, as far as we know. machine_now: this event is the first to say so.
+    answered_by: Twilio's word for who answered, when it is known.
     later_at: when the person is called again, as they asked in this call. now: the database's clock.
     agent_answers: question -> meaning, as an agent recorded them in this call. opted_out: in this call.
     """
@@ -120,6 +121,7 @@ class LiveCall(_Answer):
     job: LiveJob | None
     moved: bool = False
     by_machine: bool = False
+    answered_by: str | None = None
     machine_now: bool = False
     later_at: datetime | None = None
     now: datetime | None = None

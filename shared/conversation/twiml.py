@@ -137,11 +137,11 @@ PLEASE_WAIT = {
 """Said by a script without a `please_wait`, by language; a script of another language says nothing."""
 
 
-def render_wait(script: Script, seconds: int, voice_url: str) -> str:
+def render_wait(script: Script, seconds: int, voice_url: str, asks: bool = True) -> str:
     """Ask for patience, and have Twilio request `voice_url` after `seconds`."""
     twiml = _response()
     words = script.please_wait or PLEASE_WAIT.get(script.language.partition("-")[0])
-    if words:
+    if words and asks:
         add_text(twiml, script, words, None)
     twiml.pause(length=seconds)
     twiml.redirect(voice_url, method="POST")

@@ -121,6 +121,7 @@ begin
   where id = v_attempt.job_id and finished_at is not null and phone_number <> 'erased';
   return v_answer || jsonb_build_object(
     'by_machine', private.is_by_machine(v_attempt),
+    'answered_by', v_attempt.answered_by,
     'later_at', (select later_at from public.outbound_call_attempts where id = v_attempt.id),
     'opted_out', private.has_opted_out_in_call(v_attempt),
     'agent_answers', (select coalesce(jsonb_object_agg(a.question, a.meaning), '{}')
@@ -135,7 +136,7 @@ comment on function public.record_call_answer is
   ' that a machine took. An opt-out is always written, and holds before this answers; the call goes on to confirm'
   ' it, and its job counts as reached. p_later_at, beside an answer: the person asks to be called then; when the call'
   ' ends, its job is queued again (asked_for_later), the attempt unspent. Of two such answers in a call the last'
-  ' counts. -> as record_call_status; "later_at" is the time that holds; "opted_out": in this call;'
+  ' counts. -> as record_call_status; "later_at" is the time that holds; "opted_out": in this call; "answered_by";'
   ' "agent_answers": question -> meaning of the answers without p_digits, as your own agent records them';
 
 select private.apply_rights();

@@ -59,6 +59,7 @@ class Conduct(_Strict):
         until the call is over and sends them in another order than they arose.
     outcome, sip_code: what becomes of the ringing, and the SIP code reported for it. `person`: somebody holds the phone, and
         acts through `/_sandbox/phones`; it rings until they do, or to the end of the ring time.
+    detection_s: how long machine detection listens, at the speed of a human voice.
     words_per_second: how fast this call speaks; by default as fast as the stand-in was told, to a `person` as people speak.
     speech: the words spoken at each Gather in turn, as text or as {"text", "confidence"}; keys pressed there come first.
     to_agent: what is said to an agent after each of its utterances, or pressed where it is of digits; "" is silence.
@@ -77,6 +78,7 @@ class Conduct(_Strict):
     callback_delay_s: Seconds = 2.0
     outcome: Literal["answered", "busy", "no-answer", "failed", "machine", "person"] = "answered"
     words_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    detection_s: Seconds | None = None
     sip_code: Annotated[int, Field(ge=100, le=699)] | None = None
     digits: tuple[Annotated[str, Field(pattern=r"^[0-9*#A-D]*$")], ...] = ()
     speech: tuple[str | Speech, ...] = ()

@@ -677,7 +677,8 @@ class Exchange:
     async def _detect(self, call: Call) -> None:
         """Answering machine detection: sets AnsweredBy, and reports it where it runs beside the call."""
         order, by = call.order, call.picked_up_by or "human"
-        listened = DETECTION_SECONDS[by] * self.pace(call)
+        seconds = DETECTION_SECONDS[by] if call.conduct.detection_s is None else call.conduct.detection_s
+        listened = seconds * self.pace(call)
         if await _ends(call, listened):
             return
         at_end = order.machine_detection == "DetectMessageEnd"
@@ -687,7 +688,7 @@ class Exchange:
                 "CallSid": call.sid,
                 "AccountSid": call.account_sid,
                 "AnsweredBy": call.detected,
-                "MachineDetectionDuration": str(round(DETECTION_SECONDS[by] * 1000)),
+                "MachineDetectionDuration": str(round(seconds * 1000)),
             }
             self._post(call, Hook(order.async_amd_callback_method, order.async_amd_callback, fields))
 
