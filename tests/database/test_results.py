@@ -12,6 +12,7 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from tests.database.sql_api import ASK_S, Row, Steps, a_number, a_sid, all_at_once
+from tests.unit.deployment import code_blocks, page
 
 DAY_S = 86_400.0
 LEASE_S = 60.0
@@ -129,6 +130,8 @@ def test_event_holds_the_data_that_may_leave(telling: Steps) -> None:
     body = json.loads(claimed["body"])
     finished_at = telling.job(job)["finished_at"]
     assert list(body) == ["type", "timestamp", "data"]
+    (sample,) = code_blocks(page("results.md"), "json")
+    assert set(body["data"]) == set(json.loads(sample)["data"])
     assert body["timestamp"] == finished_at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     assert body["data"].pop("finished_at")[:19] == finished_at.strftime("%Y-%m-%dT%H:%M:%S")
     assert body["data"] == {

@@ -56,7 +56,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     (scripts / "transfer.toml").write_text(SCRIPT)
     # A call in doubt is settled within seconds.
     short = {"CALL_SETTLING_SECONDS": "3", "TWILIO_TIMEOUT_SECONDS": "1", "REQUEST_TIMEOUT_SECONDS": "5.1"}
-    with Sandbox(environ=short, page=True, scripts=scripts) as sandbox:
+    with Sandbox(environ=short, page=True, scripts=scripts, results=True) as sandbox:
         yield sandbox
 
 
@@ -184,6 +184,19 @@ def test_colleague_of_a_transfer_answers_on_the_page(page: Browser, sandbox: San
         assert (job["status"], job["qualification"]["answers"]) == ("completed", {"talk": "now"})
         counts = next(e for e in events if e["kind"] == "counts" and e["counts"]["ended"])["counts"]
         assert (counts["twice"], counts["lost"], counts["calls"]) == (0, 0, 1)
+
+
+def test_timeline_shows_what_the_receiver_was_told(page: Browser) -> None:
+    assert page.ask("/api/switch", name="receiver_refuses", on=True).status_code == 200
+    with page.events() as events:
+        page.http.post("/auth/v1/signup", json=SIGN_UP)
+        until(events, kind="call", status="ringing")
+        page.ask("/api/phone", number=ADA, do="decline")
+        until(events, kind="call", status="ringing")  # the redial
+        page.ask("/api/act", name="opt_out", number=ADA)
+        told = until(events, kind="told", answer=500)
+        page.ask("/api/switch", name="receiver_refuses", on=False)
+        assert until(events, kind="told", answer=200, id=told["id"])["verified"]
 
 
 def test_broken_answer_and_lost_webhook_end_with_one_call(page: Browser, sandbox: Sandbox) -> None:

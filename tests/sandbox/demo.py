@@ -64,7 +64,7 @@ def main() -> int:
         print("Starting Postgres, the stand-ins and the function ...")
         # Nothing of the environment: the demo shows the same wherever it runs.
         with Sandbox(
-            environ={}, port=options.port, ready_file=READY_FILE, page=not text, write=options.write
+            environ={}, port=options.port, ready_file=READY_FILE, page=not text, write=options.write, results=not text
         ) as sandbox:
             print(f"ready after {time.monotonic() - started:.1f} s\n")
             if not text:

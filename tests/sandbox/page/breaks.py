@@ -81,6 +81,10 @@ SWITCHES: dict[str, Switch] = {
         "The list of calls lags 4 s", "A job in doubt waits for it.", "list", {"list_delay_s": LIST_DELAY_S}
     ),
     "webhooks_lost": Switch("Webhooks are lost", "The sweep finds the sign-up a second later.", "webhooks"),
+    "receiver_refuses": Switch(
+        "The receiver of results answers 500", "They are sent again, with the same id.", "receiver"
+    ),
+    "receiver_hangs": Switch("The receiver of results hangs", "No call and no callback waits for it.", "receiver"),
     "paused": Switch("Calls are paused", "pause_calls(); off is resume_calls().", "paused"),
     "night": Switch("It is 03:00 where the phone is", "Nobody is called. Off: it is 10:00 there.", "night"),
 }  # fmt: skip
@@ -144,6 +148,9 @@ class Breaks:
         match name:
             case "webhooks_lost" if self._sandbox.webhooks:
                 self._sandbox.webhooks.loses = on
+            case "receiver_refuses" | "receiver_hangs" if self._sandbox.receiver:
+                do = {"receiver_refuses": "refuse", "receiver_hangs": "hang"}[name]
+                self._sandbox.receiver.behave(do=do if on else "take")
             case "paused":
                 await self._sql(
                     "select public.pause_calls('paused on the page')" if on else "select public.resume_calls()"

@@ -301,6 +301,7 @@ const TELL = {
   },
   answer: ({ row }) => ["database", `stored: ${row.question} = ${row.meaning} (${row.digits ? `key ${row.digits}` : "by the agent"})`, "stored"],
   "opt-out": ({ row }) => ["database", `stored: ${row.phone_e164} is never called again (${row.how})`, "stored"],
+  told: (e) => ["receiver", `${e.type}: ${answered(e)}`, e.answer < 300 ? "stored" : "bad"],
   webhook: (e) => ["pg_net", `webhook: ${answered(e)}${took(e)}`, e.answer === 200 ? "" : "bad"],
   step: (e) => ["function", `${e.name}: ${[e.outcome ?? e.answer, e.code, e.call_status, e.meaning, e.reason].filter(Boolean).join(", ")}${took(e)}`],
   request: (e) => ["to Twilio", `${e.method} ${e.path.replace(/CA[0-9a-f]{32}/, (sid) => sid.slice(0, 8) + "…")}: ${answered(e)}${took(e)}`, e.answer < 400 && e.answer ? "" : "bad"],
