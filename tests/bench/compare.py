@@ -107,9 +107,6 @@ def _crashes(jobs: int, seed: int) -> dict[str, list[Result]]:
         return {contender.name: [result] for contender, result in zip(CONTENDERS, found, strict=True)}
 
 
-# --- tables -----------------------------------------------------------------------------------------------------------
-
-
 def spread(values: Sequence[float], digits: int = 1) -> str:
     """The median, and in brackets the least and the most."""
     told = f"{statistics.median(values):,.{digits}f}"

@@ -47,7 +47,7 @@ def run(owner: Connection, snippet: str) -> None:
     owner.execute((SNIPPETS / snippet).read_bytes())
 
 
-def test_the_job_asks_the_function_for_a_sweep_with_the_secret_from_vault(owner: Connection) -> None:
+def test_cron_job_asks_for_a_sweep_with_vaults_secret(owner: Connection) -> None:
     owner.execute("select vault.create_secret('https://calls.example/', 'call_dispatcher_url')")
     # Two, while they are rotated: the function takes both, we send the first.
     owner.execute(f"select vault.create_secret('{SECRET} whsec_b2xk', 'call_dispatcher_secret')".encode())

@@ -16,7 +16,7 @@ def history(project: Project) -> list[str]:
     return [str(version) for (version,) in rows]
 
 
-def test_a_push_applies_every_migration_and_a_second_one_none(supabase_cli: Path, new_project: MakeProject) -> None:
+def test_second_push_finds_no_migration_to_apply(supabase_cli: Path, new_project: MakeProject) -> None:
     project = new_project()
     files = sorted(file.name for file in project.migrations.glob("*.sql"))
 
@@ -49,7 +49,7 @@ def test_everything_can_be_removed_and_pushed_again(supabase_cli: Path, new_proj
     assert len(history(project)) == len(migrations)
 
 
-def test_the_advisors_find_nothing(pushed: Project) -> None:
+def test_advisors_find_nothing_in_our_schema(pushed: Project) -> None:
     said = pushed.supabase("db", "advisors", "--fail-on", "warn")
     assert said.returncode == 0, said.stdout + said.stderr
 
@@ -64,16 +64,14 @@ def test_the_advisors_would_find_an_open_table(supabase_cli: Path, new_project: 
     assert "rls_disabled_in_public" in said.stdout
 
 
-def test_plpgsql_check_finds_nothing(extensions: None, pushed: Project) -> None:
+def test_plpgsql_check_finds_nothing_in_our_functions(extensions: None, pushed: Project) -> None:
     said = pushed.supabase("db", "lint", "--fail-on", "warning")
     assert said.returncode == 0, said.stdout + said.stderr
     for schema in ("public", "private"):
         assert f"Linting schema: {schema}" in said.stderr
 
 
-def test_plpgsql_check_would_find_a_column_that_is_not_there(
-    extensions: None, supabase_cli: Path, new_project: MakeProject
-) -> None:
+def test_plpgsql_check_finds_a_missing_column(extensions: None, supabase_cli: Path, new_project: MakeProject) -> None:
     project = new_project()
     with project.connect("postgres") as connection:
         connection.execute(
@@ -84,9 +82,7 @@ def test_plpgsql_check_would_find_a_column_that_is_not_there(
     assert "nosuch" in said.stdout
 
 
-def test_a_push_that_would_wait_for_a_lock_fails_soon_changes_nothing_and_can_be_repeated(
-    supabase_cli: Path, new_project: MakeProject
-) -> None:
+def test_push_that_waits_for_a_lock_changes_nothing(supabase_cli: Path, new_project: MakeProject) -> None:
     """`set local lock_timeout` at the head of a migration holds with the CLI, which opens the transaction, too."""
     project = new_project()
     project.migrations.joinpath("20991231000000_blocked.sql").write_text(

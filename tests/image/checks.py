@@ -78,9 +78,6 @@ def ours(image: Image) -> list[Path]:
     return [path for name in OURS for path in (image.root / "app" / name).rglob("*")]
 
 
-# --- what is inside -----------------------------------------------------------------------------------------------------
-
-
 def test_only_function_and_shared_are_ours_inside(image: Image) -> None:
     assert sorted(path.name for path in (image.root / "app").iterdir()) == sorted(OURS)
     inside = {path.relative_to(image.root / "app") for path in ours(image) if path.is_file()}
@@ -127,18 +124,13 @@ def test_nothing_is_compiled_at_the_start(start: Start) -> None:
     assert [path for path in of_the_image if not path.endswith(".pyc")] == []
 
 
-def test_its_python_is_a_3_13(start: Start) -> None:
+def test_python_of_the_image_is_a_3_13(start: Start) -> None:
     with start("python", "--version") as python:
         assert python.wait(10) == 0
         assert python.output.startswith("Python 3.13.")
 
 
-# --- as the web function ------------------------------------------------------------------------------------------------
-
-
-def test_it_starts_as_it_stands_and_says_nothing_of_errors(
-    world: World, image: Image, start: Start, figures: list[str]
-) -> None:
+def test_image_starts_as_it_stands_without_errors(world: World, image: Image, start: Start, figures: list[str]) -> None:
     took: list[float] = []
     stops: list[float] = []
     for _ in range(STARTS):
@@ -181,7 +173,7 @@ def test_a_job_is_inserted_and_the_phone_rings(world: World, start: Start, figur
         figures.append(f"memory after a call: {container.memory_bytes() / MEGABYTE:.0f} MB")
 
 
-def test_a_sigterm_in_mid_request_lets_it_end_and_the_exit_is_0(world: World, start: Start) -> None:
+def test_request_under_way_ends_before_sigterm_does(world: World, start: Start) -> None:
     number = world.number()
     world.behave(create="ok", latency_ms=1500, to=number)
     answers: list[httpx.Response] = []
@@ -213,10 +205,7 @@ def test_wrong_settings_end_the_start_and_are_named(start: Start) -> None:
         assert "Traceback" not in container.output
 
 
-# --- as a worker and as a cron job, which serve no HTTP ---------------------------------------------------------------------
-
-
-def test_as_a_cron_job_it_sweeps_once(world: World, start: Start) -> None:
+def test_cron_job_of_the_image_sweeps_once(world: World, start: Start) -> None:
     number = world.number()
     world.insert_job(number)  # its webhook meets nobody
     with start("python", "-m", "function.sweep", DISPATCH_SECRET="") as container:
@@ -225,7 +214,7 @@ def test_as_a_cron_job_it_sweeps_once(world: World, start: Start) -> None:
     assert len(world.calls(number)) == 1
 
 
-def test_as_a_worker_it_sweeps_until_it_is_told_to_stop(world: World, start: Start) -> None:
+def test_worker_of_the_image_sweeps_until_stopped(world: World, start: Start) -> None:
     with start("python", "-m", "function.sweep", "--every", "1", DISPATCH_SECRET="") as container:
         for _ in range(2):
             number = world.number()
@@ -235,10 +224,7 @@ def test_as_a_worker_it_sweeps_until_it_is_told_to_stop(world: World, start: Sta
         assert container.wait(STOP_SECONDS) == 0
 
 
-# --- how big it is ------------------------------------------------------------------------------------------------------
-
-
-def test_it_is_small(image: Image, figures: list[str]) -> None:
+def test_packages_and_code_of_the_image_are_small(image: Image, figures: list[str]) -> None:
     packages, own = size(image.root / "opt" / "venv"), size(image.root / "app")
     figures.append(
         f"image size: {image.size / MEGABYTE:.0f} MB, of which base {image.base_size / MEGABYTE:.0f} MB (Debian's own, in place"

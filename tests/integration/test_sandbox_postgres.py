@@ -108,7 +108,7 @@ def test_server_that_root_starts_runs_as_another_user(server: Postgres) -> None:
     assert owner in {entry.pw_uid for entry in pwd.getpwall() if entry.pw_name in ("postgres", "nobody")}
 
 
-def test_server_that_a_plain_user_starts_runs_as_that_user() -> None:
+def test_server_of_a_plain_user_runs_as_that_user() -> None:
     plain = pwd.getpwnam("nobody") if AS_ROOT else pwd.getpwuid(os.geteuid())
     drop: dict[str, Any] = {"user": plain.pw_uid, "group": plain.pw_gid, "extra_groups": []} if AS_ROOT else {}
     owner, _, port, folder = start_in_another_process(python_of(**drop), **drop)

@@ -39,7 +39,7 @@ def rows(sandbox: Sandbox, query: str) -> list[tuple[Any, ...]]:
         return database.execute(query.encode()).fetchall()
 
 
-def test_phone_rings_is_answered_and_what_is_pressed_is_stored(window: Any, sandbox: Sandbox) -> None:
+def test_phone_is_answered_and_its_keys_are_stored(window: Any, sandbox: Sandbox) -> None:
     phone = sign_up(window)
     assert "Ringing" in phone.inner_text()
     phone.get_by_role("button", name="Answer").click()
@@ -149,7 +149,7 @@ def test_deleted_user_is_not_called(window: Any) -> None:
     window.locator("#story").get_by_text("now: canceled: the user was deleted").wait_for()
 
 
-def test_script_shows_problems_by_key_and_is_walked_by_keys(window: Any) -> None:
+def test_script_shows_problems_and_is_walked_by_keys(window: Any) -> None:
     before = author.files()
     window.get_by_role("link", name="Script").click()
     text = window.get_by_label("Text (TOML)")
@@ -167,7 +167,7 @@ def test_script_shows_problems_by_key_and_is_walked_by_keys(window: Any) -> None
 
 
 @pytest.mark.parametrize("window", LARGE, indirect=True)
-def test_axe_finds_nothing_serious(window: Any) -> None:
+def test_axe_finds_nothing_serious_on_the_page(window: Any) -> None:
     if not AXE.exists():
         pytest.skip("axe-core is not installed: `make page-check` installs it")
 

@@ -45,9 +45,6 @@ FORM = {"CallSid": "CA" + "0" * 32, "CallStatus": "completed", "AnsweredBy": "",
 header_text = st.text(st.characters(max_codepoint=0xFF)) | st.text()
 
 
-# --- Supabase
-
-
 def signed(secret: str = SECRET, body: bytes = BODY, age_s: float = 0) -> dict[str, str]:
     at = int(time.time() - age_s)
     key = base64.b64decode(secret.removeprefix("whsec_"))
@@ -148,9 +145,6 @@ def test_service_without_a_secret_proves_nobody() -> None:
     for headers in ({}, bearer(""), bearer("None"), signed()):
         assert unproved(authenticate_webhook, bare, headers, BODY)
         assert unproved(authenticate_sweep, bare, headers, NoKeys())
-
-
-# --- Cloud Scheduler and pg_cron
 
 
 def _key() -> rsa.RSAPrivateKey:
@@ -329,8 +323,6 @@ def test_tokens_with_impossible_times_are_unproved() -> None:
     nested_without_end = forged(b'{"a":' + b"[" * 5000)
     assert unproved(authenticate_sweep, BY_GOOGLE, nested_without_end, NoKeys())
 
-
-# --- Twilio
 
 QUERY = "attempt=d9428888-122b-11e1-b85c-61cd3cbb3210"
 FORGED_HOST = {"Host": "evil.example", "X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "http"}

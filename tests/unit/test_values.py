@@ -130,7 +130,7 @@ def cases() -> Iterator[tuple[Reader, object, str | None]]:
     yield from OTHERS
 
 
-def test_values_that_fit_their_kind_are_spoken_and_no_others() -> None:
+def test_values_that_fit_their_kind_alone_are_spoken() -> None:
     table = list(cases())
     wrong = [
         (reader.__name__, value, spoken, found) for reader, value, spoken in table if (found := reader(value)) != spoken

@@ -94,8 +94,6 @@ class Auth:
 
         app.cleanup_ctx.append(running)
 
-    # ------------------------------------------------------------ what people do
-
     async def _sign_up(self, request: web.Request) -> web.Response:
         body = await _body(request)
         email, phone = _identifiers(body)
@@ -134,8 +132,6 @@ class Auth:
             raise AuthError(403, "user_not_found", "User from sub claim in JWT does not exist")
         return web.json_response(_shown(found))
 
-    # ------------------------------------------------------------ what the service key may do
-
     async def _add_user(self, request: web.Request) -> web.Response:
         self._require_service(request)
         body = await _body(request)
@@ -166,8 +162,6 @@ class Auth:
         if deleted.rowcount == 0:
             raise AuthError(404, "user_not_found", "User not found")
         return web.json_response({})
-
-    # ------------------------------------------------------------ keys
 
     def _caller(self, request: web.Request) -> Caller:
         if "Authorization" not in request.headers:

@@ -162,8 +162,6 @@ class Gateway:
         self.routes(app)
         return app
 
-    # ------------------------------------------------------------ the way through
-
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         path = request.match_info["path"]
         function = path.removeprefix("rpc/") if path.startswith("rpc/") else None
@@ -228,8 +226,6 @@ class Gateway:
             if error.sqlstate == "42883":  # perhaps a function that was there when we last looked
                 await self._catalogue.load(self._connections)
             raise database_error(error, caller.role) from error
-
-    # ------------------------------------------------------------ functions
 
     async def _call(self, request: web.Request, caller: Caller, name: str) -> web.Response:
         if request.method not in ("POST", "GET", "HEAD"):
@@ -326,8 +322,6 @@ class Gateway:
             if key not in arguments and (key in RESERVED or LOOKS_LIKE_A_FILTER.match(value)):
                 raise not_done(f"the query parameter {key!r}")
         return query
-
-    # ------------------------------------------------------------ tables
 
     async def _table(self, request: web.Request, caller: Caller, name: str) -> web.Response:
         if request.method not in ("GET", "POST"):
