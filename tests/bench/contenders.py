@@ -187,6 +187,7 @@ def arena(
             scheduler=ours and scheduler,
             environ=settings,
             tls=True,
+            prepares=True,
             twilio_calls_per_second=calls_per_second,
         ) as sandbox,
     ):

@@ -116,6 +116,7 @@ class Sandbox:
         twilio_calls_per_second: float = 100.0,
         words_per_second: float = 2000.0,
         tls: bool = False,
+        prepares: bool = False,
         page: bool = False,
         write: bool = False,
         scripts: Path | None = None,
@@ -138,7 +139,7 @@ class Sandbox:
         self._dispatch_secrets = self.honoured.get("DISPATCH_SECRET") or _new_secret()
         self.dispatch_secret = self._dispatch_secrets.split()[0]
         self._phone_number = self.honoured.get("TWILIO_PHONE_NUMBER") or OUR_NUMBER
-        self._tls = tls
+        self._tls, self._prepares = tls, prepares
         self._with_page, self._write, self._scripts = page, write, scripts
         self._page: Page | None = None
         self.events = Events()
@@ -214,7 +215,9 @@ class Sandbox:
         install_clock(self.postgres)
         lift_rule_of_keys(self.postgres)
 
-        self.gateway = Gateway(self.postgres.url("authenticator"), jwt_secret=self.jwt_secret, pool_size=20)
+        pool_size = 10 if self._prepares else 20  # PostgREST's default, and room for a test's burst
+        url = self.postgres.url("authenticator")
+        self.gateway = Gateway(url, jwt_secret=self.jwt_secret, pool_size=pool_size, prepares=self._prepares)
         supabase = self._serve(self._supabase_app)
         twilio = self._serve(self.twilio.app, self._twilio_certificate() if self._tls else None)
         self.receiver_server = self._serve(self.receiver.app) if self.receiver else None

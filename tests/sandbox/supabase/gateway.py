@@ -123,11 +123,11 @@ class Gateway:
     answer), `fault_times` how often before it heals (None: until changed), `fault_on` for which functions (None: all).
     """
 
-    def __init__(self, database_url: str, *, jwt_secret: str, pool_size: int = 10) -> None:
+    def __init__(self, database_url: str, *, jwt_secret: str, pool_size: int = 10, prepares: bool = False) -> None:
         self.requests: Counter[str] = Counter()
         self.reset()
         self._secret = jwt_secret
-        self._connections = Connections(database_url, pool_size)
+        self._connections = Connections(database_url, pool_size, prepares)
         self._catalogue = Catalogue()
 
     def reset(self) -> None:

@@ -27,8 +27,10 @@ POOL_WAIT_SECONDS = 10.0  # PostgREST's db-pool-acquisition-timeout
 class Connections:
     """A pool that notices when Postgres is gone, says so at once, and is whole again as soon as Postgres is back."""
 
-    def __init__(self, database_url: str, size: int) -> None:
+    def __init__(self, database_url: str, size: int, prepares: bool = False) -> None:
         self._url, self._size = database_url, size
+        # PostgREST prepares by default (db-prepared-statements). In tests a plan must not outlive a change of the schema.
+        self._prepare_threshold = 0 if prepares else None
         self._lent = 0
         self._pool: AsyncConnectionPool
 
@@ -36,8 +38,7 @@ class Connections:
         """Connect; may follow a close(). psycopg_pool.PoolTimeout when Postgres is not there."""
         self._pool = AsyncConnectionPool(
             self._url,
-            # Statements are not prepared: a plan must not outlive a change of the schema.
-            kwargs={"autocommit": True, "prepare_threshold": None, "connect_timeout": 5},
+            kwargs={"autocommit": True, "prepare_threshold": self._prepare_threshold, "connect_timeout": 5},
             min_size=self._size,
             max_size=self._size,
             # No backing off: a connection that could not be made is tried again by the next request.
