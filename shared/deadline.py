@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-RESOLUTION_SECONDS = 0.02  # a cut may come this much late; most deadlines are never reached, and each look costs CPU
+RESOLUTION_SECONDS = 0.1  # a cut may come this much late; most deadlines are never reached, and each look costs CPU
 
 
 @dataclass(frozen=True)

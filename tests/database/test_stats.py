@@ -57,6 +57,16 @@ def at_half_past(steps: Steps) -> None:
     steps.pass_time((now.replace(minute=30, second=0, microsecond=0) + timedelta(hours=1) - now).total_seconds())
 
 
+def test_long_queue_is_counted_to_a_limit_and_estimated(steps: Steps) -> None:
+    steps.rows(
+        "insert into public.outbound_call_jobs (user_id, phone_number, due_at) select gen_random_uuid(), '+1555',"
+        " private.clock() + case when n > 1100 then interval '1 day' else interval '-1 day' end"
+        " from generate_series(1, 1200) n"
+    )
+    steps.rows("analyze public.outbound_call_jobs")
+    assert (told(steps)["queued"], told(steps)["due"]) == (1200, 1000)
+
+
 def test_idle_day_has_all_counts_zero(steps: Steps) -> None:
     assert stats(steps) == IDLE
 

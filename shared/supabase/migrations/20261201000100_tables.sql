@@ -194,6 +194,7 @@ create index outbound_call_attempts_per_day on public.outbound_call_attempts (st
   where state not in ('refused', 'absent') and put_off_until is null;
 create index outbound_call_attempts_uncounted on public.outbound_call_attempts (started_at)  -- for call_stats_by_hour
   where state in ('refused', 'absent') or put_off_until is not null;
+create index outbound_call_attempts_in_doubt on public.outbound_call_attempts (doubted_at) where state = 'in_doubt';
 create index outbound_call_attempts_to_end on public.outbound_call_attempts (end_due_at)
   where state = 'duplicate' and closed_at is null;
 

@@ -5,18 +5,13 @@ set local lock_timeout = '2s';  -- of auth.users: fail and be pushed again rathe
 create function private.hmac_sha256(p_key bytea, p_message bytea) returns bytea
 language plpgsql immutable strict set search_path = '' as $$
 declare
-  v_key   bytea := case when length(p_key) > 64 then sha256(p_key) else p_key end;
-  v_inner bytea;
-  v_outer bytea;
+  v_short constant bytea := case when length(p_key) > 64 then sha256(p_key) else p_key end;
+  v_key   constant bit(512) := ('x' || rpad(encode(v_short, 'hex'), 128, '0'))::bit(512);
+  v_inner constant bit(512) := v_key # ('x' || repeat('36', 64))::bit(512);
+  v_outer constant bit(512) := v_key # ('x' || repeat('5c', 64))::bit(512);
 begin
-  v_key := v_key || decode(repeat('00', 64 - length(v_key)), 'hex');
-  v_inner := v_key;
-  v_outer := v_key;
-  for i in 0..63 loop
-    v_inner := set_byte(v_inner, i, get_byte(v_key, i) # 54);
-    v_outer := set_byte(v_outer, i, get_byte(v_key, i) # 92);
-  end loop;
-  return sha256(v_outer || sha256(v_inner || p_message));
+  -- varbit_send: four bytes of length, then the bits.
+  return sha256(substr(varbit_send(v_outer), 5) || sha256(substr(varbit_send(v_inner), 5) || p_message));
 end
 $$;
 comment on function private.hmac_sha256 is

@@ -5,11 +5,13 @@ language plpgsql stable security definer set search_path = '' as $$
 declare
   v_now constant timestamptz := private.clock();
 begin
-  -- Each set of rows is read once: the queued jobs, the open ones, those that ended in a day, the calls of a day.
+  -- Each set of rows is read once, and to a limit: the time stays the same, however many jobs wait or end.
   return (select jsonb_build_object(
-    'queued',          q.queued,
+    'queued',          case when q.queued < 1000 then q.queued
+                            else greatest(q.queued, (select reltuples::bigint from pg_class
+                                                     where oid = 'public.outbound_call_jobs_to_dial'::regclass)) end,
     'dialing',         o.dialing,
-    'in_doubt',        o.in_doubt,
+    'in_doubt',        d.in_doubt,
     'calling',         o.calling,
     'completed_24h',   f.completed,
     'failed_24h',      f.failed,
@@ -20,8 +22,7 @@ begin
     'oldest_due_s',    coalesce((select greatest(0, round(extract(epoch from v_now - greatest(due_at, created_at))))
                                  from public.outbound_call_jobs where status = 'queued' and due_at <= v_now
                                  order by due_at, id limit 1), 0),
-    'oldest_doubt_s',  (select greatest(0, round(extract(epoch from v_now - min(doubted_at))))
-                        from public.outbound_call_attempts where state = 'in_doubt'),
+    'oldest_doubt_s',  greatest(0, round(extract(epoch from v_now - d.oldest))),
     'live_duplicates', (select count(*) from public.outbound_call_attempts
                         where state = 'duplicate' and closed_at is null),
     'duplicates_24h',  c.duplicates,
@@ -50,11 +51,15 @@ begin
                   count(*) as jobs,
                   count(*) filter (where due_at <= v_now) as due,
                   count(*) filter (where reason_code = 'calls_per_prefix_per_hour') as held
-           from public.outbound_call_jobs where status = 'queued' group by 1) r) q,
+           from (select due_at, reason_code, reason from public.outbound_call_jobs
+                 where status = 'queued' order by due_at, id limit 1000) w group by 1) r) q,
     (select count(*) filter (where status = 'dialing') as dialing,
-            count(*) filter (where status = 'in_doubt') as in_doubt,
             count(*) filter (where status = 'calling') as calling
-     from public.outbound_call_jobs where status in ('dialing', 'in_doubt', 'calling')) o,
+     from (select status from public.outbound_call_jobs
+           where status in ('dialing', 'in_doubt', 'calling') order by due_at, id limit 1000) j) o,
+    (select count(*) as in_doubt, min(doubted_at) as oldest
+     from (select doubted_at from public.outbound_call_attempts
+           where state = 'in_doubt' order by doubted_at limit 1000) a) d,
     (select count(*) as calls,
             count(*) filter (where in_hour) as calls_1h,
             count(*) filter (where answered) as answered,
@@ -65,21 +70,24 @@ begin
                     and coalesce(answered_by, 'human') not like all ('{machine%,fax%}') as answered
            from public.outbound_call_attempts
            where state not in ('refused', 'absent') and put_off_until is null
-             and started_at > v_now - interval '24 hours') t) c,
+             and started_at > v_now - interval '24 hours'
+           order by started_at desc limit 10000) t) c,
     (select coalesce(sum(jobs) filter (where status = 'completed'), 0) as completed,
             coalesce(sum(jobs) filter (where status = 'failed'), 0) as failed,
             coalesce(sum(jobs) filter (where status = 'canceled'), 0) as canceled,
             coalesce(jsonb_object_agg(code, jobs) filter (where status = 'failed'), '{}') as failures
      from (select status, case status when 'failed' then coalesce(reason_code, 'unknown') end as code, count(*) as jobs
-           from public.outbound_call_jobs where finished_at > v_now - interval '24 hours'
+           from (select status, reason_code from public.outbound_call_jobs
+                 where finished_at > v_now - interval '24 hours' order by finished_at desc limit 10000) n
            group by 1, 2) e) f
   );
 end
 $$;
 comment on function public.call_job_stats is
-  'Call dispatcher: what goes on now, as JSON, logged by each sweep; call_stats is the same as one row. Reads only'
-  ' open rows and those of the last 24 hours, by their indexes. "calls" counts as CALLS_PER_DAY does; "answered": by a'
-  ' person.';
+  'Call dispatcher: what goes on now, as JSON, logged by each sweep; call_stats is the same as one row. Its time does'
+  ' not grow with the jobs: waiting and open ones are counted to 1,000 (the earliest due; "queued" goes on as'
+  ' Postgres'' estimate), those that ended and the calls of 24 hours to 10,000 (the newest). "calls" counts as'
+  ' CALLS_PER_DAY does; "answered": by a person.';
 
 create function public.call_stats_by_hour(p_hours int default 48)
 returns table (hour timestamptz, calls bigint, answered bigint, not_reached bigint, put_off bigint, under_way bigint,
