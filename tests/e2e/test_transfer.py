@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from shared.conversation.library import FOLDER
+from shared.dispatcher import wire
+from shared.settings import load_settings
 from tests.e2e.conftest import Row, World, fresh_world
 from tests.e2e.test_conversation import answers, log_lines, ring, transcript
 from tests.e2e.test_requests import signed
@@ -337,3 +339,7 @@ def test_repeated_and_forged_callbacks_of_a_leg_change_nothing(office: World) ->
     assert office.job(job) == done
     assert len(office.all_calls()) == 2
     assert log_lines(office, "duplicate") == []
+    _, dispatcher = wire(load_settings(environ=office.sandbox.settings))
+    assert (
+        dispatcher._telephony.find(COLLEAGUE, before[0]["started_at"]) == []
+    )  # it settles no doubt of that number's job

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from shared.conversation.script import GOODBYE, Answer, Script
 from shared.conversation.turns import DIAL, Place, next_turn
 from shared.dispatcher import Dispatcher
 from shared.models import LiveCall, LiveJob
-from tests.sandbox.twilio.twiml import parse
+from tests.sandbox.twilio.twiml import Dial, parse
 from tests.unit.examples import ENVIRON, settings
 from tests.unit.test_scripts import GOOD, folder
 
@@ -193,7 +195,8 @@ def test_machine_or_unwanted_call_is_never_put_through(folder: Path) -> None:
     scripts = Scripts(folder)
     job = LiveJob(id=7, status="calling", first_name=None, signup_mode="x", metadata={}, phone_e164="+14155550123")
     call = LiveCall(then="keep", state="accepted", call_status="in-progress", job=job, now=datetime.now(UTC))
-    query = {"attempt": str(uuid4()), "script": "default", "at": "size", "try": "1"}
+    now = int(time.time())
+    query = {"attempt": str(uuid4()), "script": "default", "at": "size", "try": "1", "picked_up": str(now - 100)}
     asked = read_voice_request({"CallSid": PARENT, "Digits": "1"}, query, "https://x.example/voice")
     found = {}
     states: dict[str, dict[str, Any]] = {
@@ -205,6 +208,11 @@ def test_machine_or_unwanted_call_is_never_put_through(folder: Path) -> None:
         dispatcher.record_answer = Mock(return_value=call.model_copy(update=known))  # type: ignore[method-assign]
         twiml_ = parse(handle(asked, dispatcher, scripts).encode(), "text/xml")
         found[name] = [type(verb).__name__ for verb in twiml_.verbs]
+        if name == "a person":  # what is left of CALL_TIME_LIMIT_SECONDS, 600
+            (dial,) = [verb for verb in twiml_.verbs if isinstance(verb, Dial)]
+            assert 480 <= dial.time_limit <= 485
+            late = replace(asked, picked_up_at=now - 540)
+            assert "Nobody is free." in handle(late, dispatcher, scripts)
     hung_up = ["Hangup"]
     assert found == {
         "a person": ["Say", "Dial"], "a machine": hung_up, "opted out": ["Say", "Hangup"],

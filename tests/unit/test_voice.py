@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from types import ModuleType
+from unittest.mock import Mock
 from urllib.parse import urlencode
 from uuid import uuid4
 
@@ -17,6 +18,7 @@ import structlog
 from twilio.request_validator import RequestValidator
 
 from shared import database
+from shared.conversation import library
 from shared.logs import configure_logs
 from tests.sandbox.twilio import twiml
 from tests.unit.examples import ENVIRON
@@ -77,6 +79,14 @@ def test_answer_lost_to_a_fault_is_logged(main: ModuleType, monkeypatch: pytest.
     ask(main, f"/voice?{query}", {"CallSid": "CA" + "0" * 32, "CallStatus": "in-progress", "Digits": "2"})
     (line,) = [line for line in written.getvalue().splitlines() if "internal error" in line]
     assert all(word in line for word in (attempt, "team_size", '"digits": "2"', '"severity": "ERROR"'))
+
+
+def test_numbers_of_colleagues_are_screened_at_the_start(main: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Mock(wraps=library.Scripts)
+    monkeypatch.setattr(library, "Scripts", made)
+    monkeypatch.delitem(sys.modules, "function.main")
+    again = importlib.import_module("function.main")
+    made.assert_called_once_with(settings=again.settings)
 
 
 def test_unsigned_voice_request_is_refused(main: ModuleType) -> None:

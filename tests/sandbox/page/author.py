@@ -71,7 +71,8 @@ def _shown(script: Script, turn: Turn, person: Person) -> dict[str, Any]:
         options += [{"key": script.opt_out.key, "means": "never call again"}, {"key": "", "means": "silence"}]
     return {
         "says": [_words(script, text, person) for text in (*turn.says, *turn.asks)]
-        + (["(your agent has the call; silence: it fails)"] if turn.connects else []),
+        + (["(your agent has the call; silence: it fails)"] if turn.connects else [])
+        + (["(a colleague is rung; silence: nobody takes the call)"] if turn.dials else []),
         "at": place.at if place else None,
         "options": options,
         "learned": f"{turn.learned.question} = {turn.learned.meaning}" if turn.learned else None,
