@@ -4,6 +4,7 @@ The checks of structure read the file's plain tables, not the models, so that th
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -61,9 +62,9 @@ def check_structure(raw: Table) -> list[Problem]:
     problems = [
         *_check_placeholders(raw),
         *_check_ids(questions),
-        *_check_opt_out_key(raw, questions),
-        *_check_next(questions),
-        *_check_connect(raw, questions),
+        *_check_opt_out_key(raw),
+        *_check_next(raw, questions),
+        *_check_connect(raw),
         *_check_later(raw),
         *_check_dial(raw),
         *_check_told_keys(raw),
@@ -119,7 +120,7 @@ def _phrases(value: object) -> list[Phrase]:
 
 def _check_placeholders(raw: Table) -> Iterator[Problem]:
     declared = _table(raw.get("placeholders"))
-    agreements = {f"{place}.say" for place, _ in _later_answers(raw)}
+    agreements = {f"{place}.say" for place, answer in _named_answers(raw) if "later" in answer}
     used: set[str] = set()
     for key, text in _texts(raw):
         for name in dict.fromkeys(PLACEHOLDER.findall(text)):
@@ -133,39 +134,31 @@ def _check_placeholders(raw: Table) -> Iterator[Problem]:
 
 
 def _check_ids(questions: list[Table]) -> Iterator[Problem]:
-    ids = [question["id"] for question in questions]
-    for question_id in dict.fromkeys(ids):
-        if ids.count(question_id) > 1:
+    for question_id, times in Counter(question["id"] for question in questions).items():
+        if times > 1:
             yield f"questions.{question_id}.id", "is the id of two questions: each has its own"
 
 
-def _check_opt_out_key(raw: Table, questions: list[Table]) -> Iterator[Problem]:
+def _check_opt_out_key(raw: Table) -> Iterator[Problem]:
     key = _text(_table(raw.get("opt_out")), "key")
-    for question in questions:
-        if key in _answers(question):
-            place = f"questions.{question['id']}.answers.{key}"
+    for place, _ in _named_answers(raw):
+        if place.endswith(f".answers.{key}"):
             yield place, f"{key} is the opt-out key in every question: choose another"
 
 
-def _check_next(questions: list[Table]) -> Iterator[Problem]:
+def _check_next(raw: Table, questions: list[Table]) -> Iterator[Problem]:
+    """The script goes on at a question that exists, or at the goodbye."""
     allowed = [*dict.fromkeys(question["id"] for question in questions), GOODBYE]
-    for question in questions:
-        places = {"": question, **{f".answers.{key}": answer for key, answer in _answers(question).items()}}
-        for place, table in places.items():
-            following = _text(table, "next")
-            if following is not None and following not in allowed:
-                key = f"questions.{question['id']}{place}.next"
-                yield key, f"{following!r} is not a question; allowed: {', '.join(allowed)}"
-
-
-def _check_connect(raw: Table, questions: list[Table]) -> Iterator[Problem]:
-    """The script goes on at questions that exist, and no value of the metadata replaces another parameter."""
     connect = _table(raw.get("connect"))
-    allowed = [*dict.fromkeys(question["id"] for question in questions), GOODBYE]
-    for key in ("then", "failed"):
-        at = _text(connect, key)
+    places = [(f"{name}.next", _text(table, "next")) for name, table in (*_named_questions(raw), *_named_answers(raw))]
+    for place, at in [*places, *((f"connect.{key}", _text(connect, key)) for key in ("then", "failed"))]:
         if at is not None and at not in allowed:
-            yield f"connect.{key}", f"{at!r} is not a question; allowed: {', '.join(allowed)}"
+            yield place, f"{at!r} is not a question; allowed: {', '.join(allowed)}"
+
+
+def _check_connect(raw: Table) -> Iterator[Problem]:
+    """No value of the metadata replaces another parameter, and a stream has no keys of a relay."""
+    connect = _table(raw.get("connect"))
     names: list[object] = given if isinstance(given := connect.get("metadata"), list) else []
     for name in names:
         if name in PARAMETERS or names.count(name) > 1:
@@ -182,23 +175,16 @@ def _starts(raw: Table, questions: list[Table]) -> set[str]:
     return {_text(connect, "then") or "", _text(connect, "failed") or questions[0]["id"]}
 
 
-def _later_answers(raw: Table) -> Iterator[tuple[str, Table]]:
-    for name, question in _named_questions(raw):
-        for key, answer in _answers(question).items():
-            if "later" in answer:
-                yield f"{name}.answers.{key}", answer
-
-
 def _check_later(raw: Table) -> Iterator[Problem]:
     """The agreed time is said, and the call ends."""
     if LATER in _table(raw.get("placeholders")):
         yield f"placeholders.{LATER}", "is the time of a later call: choose another name"
-    for place, answer in _later_answers(raw):
+    told = f"must be words with {{{LATER}}}, the time of the later call; a recording cannot say it"
+    for place, answer in _named_answers(raw):
+        if "later" not in answer:
+            continue
         if f"{{{LATER}}}" not in (_text(answer, "say") or "") or "play" in answer:
-            yield (
-                f"{place}.say",
-                f"must be words with {{{LATER}}}, the time of the later call; a recording cannot say it",
-            )
+            yield f"{place}.say", told
         if "next" in answer:
             yield f"{place}.next", "has no place beside later: the call ends"
         if str(raw.get("language")).partition("-")[0] not in LANGUAGES:
@@ -207,24 +193,16 @@ def _check_later(raw: Table) -> Iterator[Problem]:
 
 def _check_dial(raw: Table) -> Iterator[Problem]:
     """A colleague is told who calls, and a person what happens when no colleague takes the call."""
-    for name, question in _named_questions(raw):
-        for key, answer in _answers(question).items():
-            place = f"{name}.answers.{key}"
-            if "dial" not in answer:
-                yield from (
-                    (f"{place}.{each}", "has no place here without dial") for each in DIAL_KEYS if each in answer
-                )
-                continue
-            if "later" in answer:
-                yield f"{place}.dial", "has no place beside later: the call ends"
-            for each in ("whisper", "no_answer"):
-                if each not in answer:
-                    yield (
-                        f"{place}.{each}",
-                        "is missing beside dial: the words for the colleague, and for nobody's answer",
-                    )
-            if ("hours" in answer) != ("zone" in answer):
-                yield f"{place}.hours", "and zone belong together: the colleague's hours, and whose clock shows them"
+    missing = "is missing beside dial: the words for the colleague, and for nobody's answer"
+    for place, answer in _named_answers(raw):
+        if "dial" not in answer:
+            yield from ((f"{place}.{each}", "has no place here without dial") for each in DIAL_KEYS if each in answer)
+            continue
+        if "later" in answer:
+            yield f"{place}.dial", "has no place beside later: the call ends"
+        yield from ((f"{place}.{each}", missing) for each in ("whisper", "no_answer") if each not in answer)
+        if ("hours" in answer) != ("zone" in answer):
+            yield f"{place}.hours", "and zone belong together: the colleague's hours, and whose clock shows them"
 
 
 def _check_told_keys(raw: Table) -> Iterator[Problem]:
@@ -261,11 +239,7 @@ def check_reachable(questions: list[Table], starts: set[str]) -> Iterator[Proble
             each for answer in answers for each in (ends if "later" in answer else [_text(answer, "next") or default])
         } or {default}
     reached = _closure(starts & set(ids), following)
-    preceding: dict[str, set[str]] = {}
-    for question_id, nexts in following.items():
-        for each in nexts:
-            preceding.setdefault(each, set()).add(question_id)
-    ending = _closure({GOODBYE}, preceding)
+    ending = _closure({GOODBYE}, {each: {id_ for id_ in ids if each in following[id_]} for each in [*ids, GOODBYE]})
     for question_id in ids:
         if question_id not in reached:
             yield f"questions.{question_id}", "is never asked: no answer leads to it"
@@ -292,10 +266,7 @@ def _texts(raw: Table) -> Iterator[tuple[str, str]]:
     ]
     for name, question in _named_questions(raw):
         tables.append((f"{name}.", question, ("say", "no_answer")))
-        tables += [
-            (f"{name}.answers.{key}.", answer, ("say", "whisper", "no_answer"))
-            for key, answer in _answers(question).items()
-        ]
+    tables += [(f"{place}.", answer, ("say", "whisper", "no_answer")) for place, answer in _named_answers(raw)]
     for place, table, keys in tables:
         for key in keys:
             if (text := _text(table, key)) is not None:
@@ -306,6 +277,11 @@ def _named_questions(raw: Table) -> list[tuple[str, Table]]:
     """Each question with its key: `questions.<id>`, or its number."""
     questions = enumerate(_list(raw.get("questions")), 1)
     return [(f"questions.{_text(each, 'id') or f'(number {number})'}", each) for number, each in questions]
+
+
+def _named_answers(raw: Table) -> Iterator[tuple[str, Table]]:
+    for name, question in _named_questions(raw):
+        yield from ((f"{name}.answers.{key}", answer) for key, answer in _answers(question).items())
 
 
 def _answers(question: Table) -> dict[str, Table]:

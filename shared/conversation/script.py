@@ -17,6 +17,7 @@ from shared.conversation.texts import (
     Saying,
     Spoken,
     Text,
+    allowed_by,
     inline_text,
     matches,
     script_problem,
@@ -34,21 +35,9 @@ NAMES: Final = frozenset({"first_name", "last_name", "full_name", "name"})
 """Placeholders of kind `name` when their file gives a fallback only."""
 
 
-def _language(text: str) -> str:
-    if not is_language(text):
-        raise script_problem("must be a language and a country as Twilio writes them, such as en-US, es-MX or de-DE")
-    return text
-
-
 def _voice(text: str) -> str:
     if problem := voice_problem(text):
         raise script_problem(problem)
-    return text
-
-
-def _wish(text: str) -> str:
-    if not is_wish(text):
-        raise script_problem('must be "2h" (1 to 48 hours), "tomorrow 10:00" or "next weekday 09:00"')
     return text
 
 
@@ -106,7 +95,11 @@ QuestionId = Annotated[
 Meaning = Annotated[str, Field(max_length=100), AfterValidator(words_only)]
 Heard = Annotated[str, Field(max_length=100), AfterValidator(words_only)]
 HearList = Annotated[list[Heard], Field(max_length=40)]
-Wish = Annotated[str, AfterValidator(_wish)]
+Wish = Annotated[str, allowed_by(is_wish, 'must be "2h" (1 to 48 hours), "tomorrow 10:00" or "next weekday 09:00"')]
+Language = Annotated[
+    str,
+    allowed_by(is_language, "must be a language and a country as Twilio writes them, such as en-US, es-MX or de-DE"),
+]
 DialNumber = Annotated[
     str, matches(r"\+[1-9][0-9]{6,14}", 'must be a phone number with + and country code: "+14155550123"')
 ]
@@ -200,7 +193,7 @@ class Script(Part):
     name: str
     aliases: list[Alias] = Field([])
     listen: Literal["keys", "speech", "both"] = "keys"
-    language: Annotated[str, AfterValidator(_language)]
+    language: Language
     voice: Annotated[str, AfterValidator(_voice)]
     greeting: Text
     goodbye: Text

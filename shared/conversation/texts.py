@@ -1,7 +1,7 @@
 """The texts of a script: words for the voice, or a recording. Each has a length that Twilio takes."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Tag, model_validator
@@ -83,13 +83,17 @@ def _fallback(text: str) -> str:
     return text
 
 
-def matches(pattern: str, allowed: str) -> AfterValidator:
+def allowed_by(test: Callable[[str], object], allowed: str) -> AfterValidator:
     def check(text: str) -> str:
-        if not re.fullmatch(pattern, text):
+        if not test(text):
             raise script_problem(allowed)
         return text
 
     return AfterValidator(check)
+
+
+def matches(pattern: str, allowed: str) -> AfterValidator:
+    return allowed_by(lambda text: re.fullmatch(pattern, text), allowed)
 
 
 Spoken = Annotated[str, AfterValidator(_spoken)]
