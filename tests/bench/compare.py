@@ -137,13 +137,10 @@ def costs_table(results: Results, rate: int) -> str:
         worker, postgres = ([one[key] for one in found] for key in ("worker_cpu_ms", "postgres_cpu_ms"))
         both = [sum(pair) for pair in zip(worker, postgres, strict=True)]
         return [
-            name,
-            spread([one["p50_ms"] for one in found]),
-            spread([one["p99_ms"] for one in found]),
-            spread(both),
+            name, spread([one["p50_ms"] for one in found]), spread([one["p99_ms"] for one in found]), spread(both),
             f"{statistics.median(worker):.1f} + {statistics.median(postgres):.1f}",
             spread([one["wal"] for one in found], 0),
-        ]
+        ]  # fmt: skip
 
     head = [f"at {rate} a second", "p50 ms", "p99 ms", "CPU ms a call", "worker + Postgres", "WAL bytes a call"]
     return table(head, [row(name) for name in results["costs"]])

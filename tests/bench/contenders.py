@@ -39,12 +39,9 @@ class Contender:
 
 
 OURS = Contender(
-    "this product",
-    "dispatcher",
-    "",
-    "select count(*) from public.outbound_call_jobs where finished_at is null",
+    "this product", "dispatcher", "", "select count(*) from public.outbound_call_jobs where finished_at is null",
     is_ours=True,
-)
+)  # fmt: skip
 CONTENDERS = (
     OURS,
     Contender(

@@ -50,12 +50,9 @@ WAVE = 100
 TIMEOUT_S, REQUEST_S, STALLED_S = 4.0, 16.0, 17
 SLOW_MS = (1000, 1600)
 FAULTS: Sequence[tuple[int, dict[str, object]]] = (
-    (7, {"create": "accept_then_drop"}),
-    (7, {"create": "accept_then_500"}),
-    (3, {"create": "accept_late", "late_s": 1}),
-    (5, {"create": "hang"}),
-    (3, {"create": "drop"}),
-)
+    (7, {"create": "accept_then_drop"}), (7, {"create": "accept_then_500"}),
+    (3, {"create": "accept_late", "late_s": 1}), (5, {"create": "hang"}), (3, {"create": "drop"}),
+)  # fmt: skip
 CRASH_SETTINGS = {
     "TWILIO_TIMEOUT_SECONDS": str(TIMEOUT_S), "REQUEST_TIMEOUT_SECONDS": str(REQUEST_S), "CALL_SETTLING_SECONDS": "3",
     "CALL_RETRY_SECONDS": "1", "CALL_REDIAL_SECONDS": "1", "CALLS_PER_SECOND": "1000", "CALL_DISPATCHER_LIMIT": "400",
@@ -211,11 +208,8 @@ def claims(contender: Contender, options: argparse.Namespace) -> dict[str, Any]:
     calls = after[1] - before[1]
     asked = after[0] - before[0]
     return {
-        "claims": asked / calls,
-        "cpu_ms": cpu * 1000 / calls,
-        "wal": wal / calls,
-        "calls_a_second": calls / seconds,
-    }
+        "claims": asked / calls, "cpu_ms": cpu * 1000 / calls, "wal": wal / calls, "calls_a_second": calls / seconds,
+    }  # fmt: skip
 
 
 def _claimed(sandbox: Sandbox) -> tuple[int, int]:
@@ -266,12 +260,9 @@ def promises(contender: Contender, options: argparse.Namespace) -> dict[str, Any
             if worker is not None:
                 kill(worker)
     return {
-        "jobs": len(phones),
-        "twice": sum(count > 1 for count in calls.values()),
-        "never": sum(phone not in calls for phone in phones),
-        "stuck": stuck,
-        "calls": sum(calls.values()),
-    }
+        "jobs": len(phones), "twice": sum(count > 1 for count in calls.values()),
+        "never": sum(phone not in calls for phone in phones), "stuck": stuck, "calls": sum(calls.values()),
+    }  # fmt: skip
 
 
 def _asked(twilio: Twilio, times: int) -> bool:

@@ -359,14 +359,11 @@ def test_requests_that_twilio_signed_are_proved() -> None:
 
 def test_own_path_leaves_out_that_of_the_base_url() -> None:
     table = [
-        ("https://x.example", "/voice", "/voice"),
-        ("https://x.example/calls", "/calls/voice", "/voice"),
-        ("https://x.example/calls", "/voice", "/voice"),
-        ("https://x.example/calls", "/callsvoice", "/callsvoice"),
-        ("https://x.example/voice", "/voice", "/voice"),
-        ("https://x.example/voice", "/voice/voice", "/voice"),
+        ("https://x.example", "/voice", "/voice"), ("https://x.example/calls", "/calls/voice", "/voice"),
+        ("https://x.example/calls", "/voice", "/voice"), ("https://x.example/calls", "/callsvoice", "/callsvoice"),
+        ("https://x.example/voice", "/voice", "/voice"), ("https://x.example/voice", "/voice/voice", "/voice"),
         ("https://x.example/calls", "/calls/", "/"),
-    ]
+    ]  # fmt: skip
     assert [(base, path, own_path(settings(API_BASE_URL=base), path)) for base, path, _ in table] == table
 
 

@@ -24,13 +24,10 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 SETTINGS = {field.upper() for field in Settings.model_fields}
 SECRETS = {"SUPABASE_SERVICE_KEY", "TWILIO_AUTH_TOKEN", "DISPATCH_SECRET"}
 OURS = {
-    "_SUPABASE_URL": "https://abcdefghijklmnopqrst.supabase.co",
-    "_TWILIO_ACCOUNT_SID": "AC" + "0" * 32,
-    "_TWILIO_PHONE_NUMBER": "+14155550199",
-    "_CALL_ONLY_TO": "+14155550123 +14155550124",
-    "_CALL_COUNTRIES": "US,CA",
+    "_SUPABASE_URL": "https://abcdefghijklmnopqrst.supabase.co", "_TWILIO_ACCOUNT_SID": "AC" + "0" * 32,
+    "_TWILIO_PHONE_NUMBER": "+14155550199", "_CALL_ONLY_TO": "+14155550123 +14155550124", "_CALL_COUNTRIES": "US,CA",
     "_MORE_SETTINGS": ";CALL_RING_SECONDS=30;CALL_MAX_ATTEMPTS=2",
-}
+}  # fmt: skip
 THERE = {
     "gcloud run services list": "call-dispatcher\n",
     "gcloud run services describe": "100\tcall-dispatcher-00007-abc\n\tcall-dispatcher-00008-def\n",

@@ -132,12 +132,9 @@ def test_redial_is_put_off_to_another_time_of_day(at: Callable[[datetime], World
 def test_calls_that_leave_twilios_queue_too_late_are_canceled(at: Callable[[datetime], World]) -> None:
     """Seconds to the end of the hours, in the queue, until Twilio's answer; does the database agree -> put off, canceled."""
     table: dict[tuple[int, int, int, bool], tuple[datetime | None, bool]] = {
-        (31, 0, 0, True): (None, False),
-        (60, 59, 0, True): (None, False),
-        (60, 61, 0, True): (OPENS, True),
-        (60, 50, 15, True): (OPENS, True),
-        (60, 61, 0, False): (OPENS, False),
-    }
+        (31, 0, 0, True): (None, False), (60, 59, 0, True): (None, False), (60, 61, 0, True): (OPENS, True),
+        (60, 50, 15, True): (OPENS, True), (60, 61, 0, False): (OPENS, False),
+    }  # fmt: skip
     seen = {}
     for left_s, queue_s, answer_s, agrees in table:
         world = at(CLOSES - left_s * SECOND)

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,6 +24,11 @@ METRICS = sorted((MONITORING / "metrics").iterdir())
 ALERTS = sorted((MONITORING / "alerts").iterdir())
 README = (MONITORING / "README.md").read_text()
 RUNBOOK = dict(re.findall(r"^### (.+?)\n\n(.*?)(?=\n### |\Z)", README, re.MULTILINE | re.DOTALL))
+
+
+Duration = Annotated[str, Field(pattern=r"^\d+s$")]
+Bounds = Annotated[list[Annotated[float, Field(strict=False)]], Field(min_length=1)]
+Only = Field(min_length=1)  # the one key is there
 
 
 class _Message(BaseModel):
@@ -43,38 +48,26 @@ class MetricDescriptor(_Message):
     labels: list[Label] = []
 
 
-class ExplicitBuckets(_Message):
-    bounds: list[float] = Field(strict=False, min_length=1)
-
-
-class BucketOptions(_Message):
-    explicitBuckets: ExplicitBuckets
-
-
 class LogMetric(_Message):
     description: str
     filter: str = Field(max_length=20_000)
     metricDescriptor: MetricDescriptor
     valueExtractor: str | None = Field(default=None, pattern=r"^EXTRACT\(jsonPayload\.[a-z0-9_.]+\)$")
     labelExtractors: dict[str, str] = {}
-    bucketOptions: BucketOptions | None = None
+    bucketOptions: Annotated[dict[Literal["explicitBuckets"], dict[Literal["bounds"], Bounds]], Only] | None = None
 
 
 class Aggregation(_Message):
-    alignmentPeriod: str = Field(pattern=r"^\d+s$")
+    alignmentPeriod: Duration
     perSeriesAligner: Literal["ALIGN_DELTA", "ALIGN_PERCENTILE_99"]
     crossSeriesReducer: Literal["REDUCE_SUM", "REDUCE_MAX"]
-
-
-class Trigger(_Message):
-    count: Literal[1]
 
 
 class MetricAbsence(_Message):
     filter: str = Field(max_length=2048)
     aggregations: list[Aggregation]
-    duration: str = Field(pattern=r"^\d+s$")
-    trigger: Trigger
+    duration: Duration
+    trigger: Annotated[dict[Literal["count"], Literal[1]], Only]
 
 
 class MetricThreshold(MetricAbsence):
@@ -93,17 +86,13 @@ class Documentation(_Message):
     mimeType: Literal["text/markdown"]
 
 
-class AlertStrategy(_Message):
-    autoClose: str = Field(pattern=r"^\d+s$")
-
-
 class AlertPolicy(_Message):
     displayName: str
     severity: Literal["CRITICAL", "ERROR", "WARNING"]
     combiner: Literal["OR"]
     conditions: list[Condition] = Field(min_length=1, max_length=6)
     documentation: Documentation
-    alertStrategy: AlertStrategy
+    alertStrategy: Annotated[dict[Literal["autoClose"], Duration], Only]
 
 
 def metric(file: Path) -> LogMetric:
@@ -158,7 +147,7 @@ def test_alerts_aggregate_existing_metrics_as_their_type_allows() -> None:
             assert (aggregation.crossSeriesReducer == "REDUCE_MAX") == distribution
             if distribution and watched.bucketOptions and isinstance(condition, MetricThreshold):
                 # Otherwise a value just below the threshold could count as one above it, or the reverse.
-                assert condition.thresholdValue in watched.bucketOptions.explicitBuckets.bounds
+                assert condition.thresholdValue in watched.bucketOptions["explicitBuckets"]["bounds"]
         else:
             assert type_ == "run.googleapis.com/request_count"
 

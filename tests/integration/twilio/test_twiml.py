@@ -100,14 +100,9 @@ def test_digits_are_gathered_and_sent_to_the_action(world: World) -> None:
 def test_gather_ends_as_its_attributes_say(world: World) -> None:
     """attributes, keys pressed -> Digits sent to the action; None: it goes on with the next verb."""
     table: list[tuple[str, str, str | None]] = [
-        ("", "12#3", "12"),
-        ("finishOnKey='*'", "1#*", "1#"),
-        ("finishOnKey=''", "1#", "1#"),
-        ("timeout='2'", "7", "7"),
-        ("actionOnEmptyResult='true'", "", ""),
-        ("", "", None),
-        ("", "#", None),
-    ]
+        ("", "12#3", "12"), ("finishOnKey='*'", "1#*", "1#"), ("finishOnKey=''", "1#", "1#"), ("timeout='2'", "7", "7"),
+        ("actionOnEmptyResult='true'", "", ""), ("", "", None), ("", "#", None),
+    ]  # fmt: skip
     for attributes, pressed, sent in table:
         world.twilio.reset()
         world.ours.asked.clear()
@@ -147,18 +142,14 @@ def test_redirects_are_followed_and_loops_end(world: World) -> None:
 
 def test_invalid_twiml_is_an_application_error(world: World) -> None:
     table = [
-        ("not xml", 12100),
-        ("", 12100),
-        ("<Answer/>", 12102),
+        ("not xml", 12100), ("", 12100), ("<Answer/>", 12102),
         ("<Response><Dial>+14155550124</Dial></Response>", 12200),
-        ("<Response><Say><Say>no</Say></Say></Response>", 12200),
-        ("<Response><Say/></Response>", 13520),
+        ("<Response><Say><Say>no</Say></Say></Response>", 12200), ("<Response><Say/></Response>", 13520),
         ("<Response><Gather><Hangup/></Gather></Response>", 13320),
         ("<Response><Gather numDigits='0'/></Response>", 13314),
         ("<Response><Redirect method='PUT'>x</Redirect></Response>", 13710),
-        ("<Response><Pause length='long'/></Response>", 13910),
-        ("<Response>" + " " * 65_536 + "</Response>", 11750),
-    ]
+        ("<Response><Pause length='long'/></Response>", 13910), ("<Response>" + " " * 65_536 + "</Response>", 11750),
+    ]  # fmt: skip
     seen = []
     for say, _ in table:
         world.ours.says["hello"] = say

@@ -89,12 +89,9 @@ def _claims(token: str, secret: str) -> dict[str, Any]:
     try:
         # An audience or a subject is nothing that PostgREST checks unless told to.
         return jwt.decode(
-            token,
-            secret,
-            algorithms=["HS256"],
-            leeway=CLOCK_SKEW_SECONDS,
+            token, secret, algorithms=["HS256"], leeway=CLOCK_SKEW_SECONDS,
             options={"verify_aud": False, "verify_sub": False, "verify_jti": False},
-        )
+        )  # fmt: skip
     except jwt.ExpiredSignatureError:
         raise unauthorized("PGRST303", "JWT expired") from None
     except jwt.ImmatureSignatureError as error:

@@ -63,12 +63,9 @@ def call_statement(function: Function, call: Call, *, as_array: bool, limit: int
         "with called as materialized (select f.* from {}{} as {}), r as (select * from called limit {}) "
         "select {}, count(*), (select count(*) from called) from r"
     ).format(
-        call.source,
-        call.function,
-        sql.SQL(alias),
-        _rows(limit),
+        call.source, call.function, sql.SQL(alias), _rows(limit),
         sql.SQL("coalesce(json_agg({0}), '[]')::text" if as_array else "min({0}::text)").format(sql.SQL(item)),
-    )
+    )  # fmt: skip
 
 
 def list_statement(table: sql.Identifier, columns: list[str] | None, limit: int | None) -> sql.Composed:

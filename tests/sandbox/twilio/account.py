@@ -69,13 +69,10 @@ class Account:
     async def _incoming_numbers(self, request: web.Request) -> web.Response:
         def show(number: str) -> dict[str, Any]:
             return {
-                **self._own(number),
-                "capabilities": {"voice": self.voice, "sms": False, "mms": False, "fax": False},
-                "api_version": API,
-                "beta": False,
-                "status": "in-use",
+                **self._own(number), "capabilities": {"voice": self.voice, "sms": False, "mms": False, "fax": False},
+                "api_version": API, "beta": False, "status": "in-use",
                 "uri": f"/{API}/Accounts/{self._sid}/IncomingPhoneNumbers/{number_sid(number)}.json",
-            }
+            }  # fmt: skip
 
         return self._answer(request, self._page(request, "incoming_phone_numbers", [*map(show, self.numbers)]))
 

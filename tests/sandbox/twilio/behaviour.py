@@ -201,14 +201,11 @@ def control(twilio: Twilio) -> list[web.RouteDef]:
         return web.json_response({"offset_s": clock.offset_s})
 
     return [
-        web.get("/{file:|state.js|state.css}", page),
-        web.get("/_sandbox/calls", calls),
-        web.put("/_sandbox/behaviour", behave),
-        web.delete("/_sandbox/behaviour", be_polite),
-        web.get("/_sandbox/phones", phones),
-        web.post("/_sandbox/phones/{number}", act),
+        web.get("/{file:|state.js|state.css}", page), web.get("/_sandbox/calls", calls),
+        web.put("/_sandbox/behaviour", behave), web.delete("/_sandbox/behaviour", be_polite),
+        web.get("/_sandbox/phones", phones), web.post("/_sandbox/phones/{number}", act),
         web.put("/_sandbox/clock", set_clock),
-    ]
+    ]  # fmt: skip
 
 
 async def _body(request: web.Request, model: type[Model]) -> Model:
