@@ -58,13 +58,17 @@ def release(steps: Steps, attempt: uuid.UUID, code: str, reason: str, **more: An
 
 # --- as planned -------------------------------------------------------------------------------------------------------
 @way(
-    "queued, .*for", "claimed for call 1 from", "Twilio has the call", "the call is over, after 34 s", "now: completed"
+    "queued, .*for",
+    "claimed for call 1 from",
+    "Twilio has the call",
+    "the call is over, after 34 s",
+    "now: completed: its call was picked up",
 )
 def reached_a_person(steps: Steps) -> int:
     return called(steps, duration_s=34)
 
 
-@way("the call is over: a machine picked up", "now: completed")
+@way("the call is over: a machine picked up", "now: completed: its call was picked up")
 def reached_a_machine(steps: Steps) -> int:
     return called(steps, answered_by="machine_start")
 
@@ -92,12 +96,12 @@ def queued_for_later(steps: Steps) -> int:
 
 
 # --- due and not claimed ----------------------------------------------------------------------------------------------
-@way("now: waits: due since .*; nothing has claimed it: no sweep has ever run")
+@way("now: waits: due since .*; nothing has claimed it: Vault has no webhook URL and secret.*; no sweep has ever run")
 def due_and_never_swept(steps: Steps) -> int:
     return steps.queue()
 
 
-@way("nothing has claimed it: 1 jobs were due before it; the last sweep began 5 min ago")
+@way("nothing has claimed it: jobs due before it: 1; .*; the last sweep began 5 min ago")
 def due_behind_another(steps: Steps) -> int:
     steps.call("heal_onboarding_calls")
     steps.queue()
@@ -479,7 +483,12 @@ def canceled_by_hand_while_calling(steps: Steps) -> int:
     return job
 
 
-@way("canceled: canceled by hand", "taken up again: retried by hand", "claimed for call 1", "now: completed")
+@way(
+    "canceled: canceled by hand",
+    "taken up again: retried by hand",
+    "claimed for call 1",
+    "now: completed: its call was picked up",
+)
 def retried_by_hand(steps: Steps) -> int:
     job = canceled_by_hand(steps)
     steps.call("retry_call_job", job_id=job)
@@ -521,7 +530,7 @@ def canceled_by_an_update_in_studio(steps: Steps) -> int:
     return job
 
 
-@way("now: waits: it is not due before no time at all")
+@way("now: waits: it is never due")
 def due_at_no_time_at_all(steps: Steps) -> int:
     return steps.queue(due_at="infinity")
 
@@ -562,6 +571,19 @@ def the_user_was_deleted(steps: Steps) -> int:
 def a_change_of_phone_was_missed(steps: Steps) -> int:
     user = a_user(steps, a_number())
     steps.rows("insert into private.missed_signups values (%s, 'a lock', private.clock(), '+1')", user)
+    return int(steps.one("select id from public.outbound_call_jobs where user_id = %s", user))
+
+
+@way(
+    "the user signed up",
+    "it could not be queued or changed with the user \\(a lock\\): this sweep did it",
+    "now: waits: due",
+)
+def healed_by_a_sweep(steps: Steps) -> int:
+    user = a_user(steps, a_number())
+    steps.rows("delete from public.outbound_call_jobs where user_id = %s", user)
+    steps.rows("insert into private.missed_signups values (%s, 'a lock', private.clock())", user)
+    assert steps.call("heal_onboarding_calls") == 1
     return int(steps.one("select id from public.outbound_call_jobs where user_id = %s", user))
 
 
@@ -621,6 +643,80 @@ def signed_up_before_the_dispatcher(steps: Steps) -> dict[str, object]:
     return {"phone_number": number}
 
 
+@way("has no call job: it could not be queued at .* \\(a lock\\)")
+def missed_sign_up_asked_by_a_number_in_its_metadata(steps: Steps) -> dict[str, object]:
+    user = a_user(steps)
+    number = a_number()
+    steps.rows("update auth.users set raw_user_meta_data = %s where id = %s", Jsonb({"phone": number}), user)
+    steps.rows("delete from public.outbound_call_jobs")
+    steps.rows("insert into private.missed_signups values (%s, 'a lock', private.clock())", user)
+    return {"phone_number": number}
+
+
+@way("^The tables are locked by an open transaction \\(process \\d+\\)")
+def locked_table(steps: Steps) -> int:
+    job = steps.queue()
+    steps.rows("begin")
+    steps.rows("lock table public.outbound_call_jobs")
+    return job
+
+
+@way("an open transaction holds call_settings, which each claim needs")
+def locked_settings(steps: Steps) -> int:
+    job = steps.queue()
+    steps.rows("begin")
+    steps.rows("select from private.call_settings for update")
+    return job
+
+
+@way("now: completed: no call of it is stored")
+def completed_by_an_update_in_studio(steps: Steps) -> int:
+    job = steps.queue()
+    steps.rows(BY_HAND + "status = 'completed', due_at = null, finished_at = private.clock() where id = %s", job)
+    return job
+
+
+@way("now: in_doubt; its rows do not fit together")
+def in_doubt_by_an_update_in_studio(steps: Steps) -> int:
+    job = steps.queue()
+    steps.rows(BY_HAND + "status = 'in_doubt', attempts = 1 where id = %s", job)
+    return job
+
+
+@way("now: waits: due since .*; nothing has claimed it")
+def waits_without_the_row_of_settings(steps: Steps) -> int:
+    job = steps.queue()
+    steps.rows("delete from private.call_settings")
+    return job
+
+
+@way("the result was told to your system", "the result could not be told to your system: answered 500")
+def told_to_your_system(steps: Steps) -> int:
+    job = called(steps)
+    for state, note in (("told", "answered 200"), ("gave_up", "answered 500")):
+        steps.rows(
+            "insert into private.call_results (subject, job_id, type, data, created_at, state, due_at, give_up_at, ended_at, note)"
+            " values (%s, %s, 'call.completed', '{}', private.clock(), %s, private.clock(), private.clock(), private.clock(), %s)",
+            str(job), job, state, note,
+        )  # fmt: skip
+    return job
+
+
+@way("claimed for call 1", "the call is over, after 2 s \\(Twilio error 11200\\)")
+def reached_and_the_voice_failed(steps: Steps) -> int:
+    return called(steps, duration_s=2, error_code="11200")
+
+
+@way("given back before it was dialed: the stored", "now: waits: due since")
+def its_stored_number_was_corrected(steps: Steps) -> int:
+    job = steps.queue()
+    release(steps, steps.start(job), "number_corrected", "the stored E.164 form was not the number's")
+    number = steps.job(job)["phone_number"]
+    steps.pass_time(61)
+    assert steps.call("set_call_number", job_id=job, phone_number=number, phone_e164=a_number())
+    return job
+
+
 @way("No call job has this number")
 def unknown_number(steps: Steps) -> dict[str, object]:
     return {"phone_number": a_number()}
@@ -637,7 +733,7 @@ def unknown_number_that_opted_out(steps: Steps) -> dict[str, object]:
     return {"phone_number": number}
 
 
-@way("^Job \\d+:", "failed", "^Job \\d+:", "now: completed")
+@way("^Job \\d+:", "failed", "^Job \\d+:", "now: completed: its call was picked up")
 def all_jobs_of_a_number(steps: Steps) -> dict[str, object]:
     steps.attempt_in("refused", number := a_number())
     called(steps, job=steps.queue(number))

@@ -207,7 +207,7 @@ begin
   perform setval('private.last_sweep', extract(epoch from private.clock())::bigint);
   perform private.find_lost_signups();
   for v_missed in
-    select m.user_id, m.phone_was, u.id as existing_id, u.phone, u.phone_confirmed_at,
+    select m.user_id, m.phone_was, m.error, u.id as existing_id, u.phone, u.phone_confirmed_at,
            u.raw_user_meta_data, u.raw_app_meta_data
     from private.missed_signups m left join auth.users u on u.id = m.user_id and u.deleted_at is null
     order by m.noted_at limit p_limit
@@ -219,6 +219,10 @@ begin
           v_missed.user_id, v_missed.phone_was,
           private.onboarding_phone(v_missed.phone, v_missed.phone_confirmed_at, v_missed.raw_user_meta_data),
           v_missed.raw_user_meta_data, v_missed.raw_app_meta_data);
+        perform private.remember(j.id, null, null, 'healed', 'it could not be queued or changed with the user ('
+                                 || v_missed.error || '): this sweep did it', null, null)
+        from (select max(id) as id from public.outbound_call_jobs where user_id = v_missed.user_id) j
+        where j.id is not null;
       end if;
       delete from private.missed_signups where user_id = v_missed.user_id;
       v_healed := v_healed + 1;

@@ -66,7 +66,8 @@ comment on function private.remember_call_job is
 create trigger remember_call_job after update on public.outbound_call_jobs
   for each row when (
     (new.reason_code is not null or new.cancel_requested or old.finished_at is not null
-     or new.phone_number <> old.phone_number or new.status in ('queued', 'failed', 'canceled'))
+     or new.phone_number <> old.phone_number or new.status in ('failed', 'canceled')
+     or new.status = 'queued' and (old.status <> 'queued' or old.due_at <> new.due_at))
     and (old.status, old.reason_code, old.reason, old.cancel_requested, old.phone_number,
          case when old.status = 'queued' then old.due_at end)
         is distinct from (new.status, new.reason_code, new.reason, new.cancel_requested, new.phone_number,
@@ -126,7 +127,7 @@ language sql stable set search_path = '' as $$
   select case when isfinite(p_at) then to_char(p_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')
                 || coalesce(to_char(p_at at time zone p_zone, '" ("Dy HH24:MI" in "')
                             || replace(regexp_replace(p_zone, '^.*/', ''), '_', ' ') || ')', '')
-              when p_at is not null then 'no time at all' end
+              when p_at is not null then 'never' end
 $$;
 comment on function private.told is 'Call dispatcher: a time in words: UTC, and by the clock of the zone, if any.';
 
@@ -161,26 +162,28 @@ language sql stable set search_path = '' as $$
 $$;
 comment on function private.paused is 'Call dispatcher: whose pause of all calls it is, how long and why, in words.';
 
-create function private.held_lock(p_job_id bigint) returns text
+create function private.held_lock(p_xmax xid, p_what text) returns text
 language sql stable set search_path = '' as $$
-  select 'an open transaction holds its row (process ' || l.pid || '): end that session'
-  from public.outbound_call_jobs j join pg_catalog.pg_locks l on l.transactionid = j.xmax
-  where j.id = p_job_id and l.locktype = 'transactionid' and l.granted and l.pid <> pg_backend_pid() limit 1
+  select 'an open transaction holds ' || p_what || ' (process ' || l.pid || '): end that session'
+  from pg_catalog.pg_locks l
+  where l.locktype = 'transactionid' and l.transactionid = p_xmax and l.granted and l.pid <> pg_backend_pid() limit 1
 $$;
-comment on function private.held_lock is 'Call dispatcher: whose transaction has locked a job, in words; or null.';
+comment on function private.held_lock is 'Call dispatcher: which open transaction locked the row of this xmax.';
 
 -- ---------------------------------------------------------------------------------------------- the story
 
 create function private.waits_because(p_job public.outbound_call_jobs, p_zone text) returns text
 language sql stable set search_path = '' as $$
   select case
+    when p_job.due_at = 'infinity' then 'it is never due: its due_at is infinity'
     when p_job.due_at > t.now and coalesce(p_job.reason, p_job.reason_code) is null
       then 'it is not due before ' || private.told(p_job.due_at, p_zone)
     when p_job.due_at > t.now
       then private.masked(coalesce(p_job.reason, p_job.reason_code)) || '; due ' || private.told(p_job.due_at, p_zone)
     else 'due since ' || private.told(greatest(p_job.due_at, p_job.created_at), p_zone)
       || coalesce(' (' || private.masked(p_job.reason) || ')', '') || '; nothing has claimed it: ' || concat_ws('; ',
-      private.held_lock(p_job.id),
+      (select private.held_lock(j.xmax, 'its row') from public.outbound_call_jobs j where j.id = p_job.id),
+      private.held_lock(s.xmax, 'call_settings, which each claim needs'),
       case when s.paused_until > t.now
            then (select 'calls are paused since ' || private.told(h.at, p_zone) || private.paused(h, p_zone)
                  from private.call_history h where h.job_id is null order by h.id desc limit 1)
@@ -194,25 +197,33 @@ language sql stable set search_path = '' as $$
       (select 'a call to its number is under way, of job ' || string_agg(distinct a.job_id::text, ', ')
        from public.outbound_call_attempts a
        where a.phone_e164 = p_job.phone_e164 and a.closed_at is null and a.job_id <> p_job.id),
-      (select nullif(count(*), 0) || ' jobs were due before it'
+      (select 'jobs due before it: ' || nullif(count(*), 0)
        from (select from public.outbound_call_jobs j
              where j.status = 'queued' and (j.due_at, j.id) < (p_job.due_at, p_job.id) limit 10000) earlier),
       case when s.next_call_at > t.now then 'the rate allows a call at ' || private.told(s.next_call_at, p_zone) end,
+      case when (select count(*) from vault.decrypted_secrets
+                 where name in ('call_dispatcher_url', 'call_dispatcher_secret')) < 2
+           then 'Vault has no webhook URL and secret: only sweeps dial' end,
       private.swept()) end
-  from private.call_settings s, (select private.clock() as now) t
+  from (select private.clock() as now) t left join private.call_settings s on true
 $$;
 comment on function private.waits_because is 'Call dispatcher: why a queued job has not been dialed, in words.';
 
 create function private.stands(p_job public.outbound_call_jobs, p_zone text) returns text
 language sql stable set search_path = '' as $$
-  select case p_job.status
-      when 'completed' then 'completed: the person was called'
+  select coalesce(case p_job.status
+      when 'completed' then 'completed: ' || coalesce((
+        select 'its call was picked up' || case when private.is_by_machine(b) then ' by a machine' else '' end
+        from public.outbound_call_attempts b where b.job_id = p_job.id and b.call_status = 'completed'
+        order by b.number desc, b.state = 'duplicate' limit 1), 'no call of it is stored')
       when 'queued' then 'waits: ' || private.waits_because(p_job, p_zone)
       when 'dialing' then 'a dispatcher holds it since ' || private.told(a.started_at, p_zone)
         || '; unless it reports, Twilio is asked about the call' || ask
       when 'in_doubt' then 'in doubt for ' || private.lasted(a.doubted_at, private.clock()) || ': '
         || private.masked(coalesce(p_job.reason, a.error_message, 'nobody knows whether Twilio took the call'))
         || '; nobody dials before that is settled; Twilio is asked' || ask
+        || case when a.doubted_at > private.clock() - interval '15 minutes' then ''
+                else '; the function''s log says why Twilio could not answer for so long' end
       when 'calling' then case a.call_status when 'queued' then 'its call waits in Twilio''s queue'
           when 'in-progress' then 'the person is on the line' when 'ringing' then 'the phone rings'
           else 'its call is under way' end
@@ -220,13 +231,18 @@ language sql stable set search_path = '' as $$
              coalesce('; it must not ring now and is canceled there: ' || private.masked(a.error_message), '') end
         || coalesce('; the person asked to be called again at ' || private.told(a.later_at, p_zone), '')
         || '; without news Twilio is asked' || ask
-      else p_job.status || ': ' || private.masked(coalesce(p_job.reason, p_job.reason_code, 'no reason was stored')) end
+      else p_job.status || ': ' || private.masked(coalesce(p_job.reason, p_job.reason_code, 'no reason was stored'))
+      end, p_job.status || '; its rows do not fit together, as if changed by hand')
+    || coalesce((select '; the same number has ' || string_agg('job ' || k.id || ' (' || k.status || ')', ', ')
+                 from public.outbound_call_jobs k where k.phone_e164 = p_job.phone_e164 and k.user_id <> p_job.user_id
+                   and p_job.reason_code in ('number_in_use', 'number_reached')), '')
     || case when p_job.cancel_requested and p_job.finished_at is null
             then '; it is to be canceled (' || private.why_canceled(p_job.cancel_code) || ') when its call is over'
             else '' end
   from (select case when p_job.due_at > private.clock() then ' at ' || private.told(p_job.due_at, p_zone)
-               else concat_ws('; ', ' since ' || private.told(p_job.due_at, p_zone), private.held_lock(p_job.id),
-                              private.swept()) end as ask) t
+               else concat_ws('; ', ' since ' || private.told(p_job.due_at, p_zone), (
+                 select private.held_lock(j.xmax, 'its row') from public.outbound_call_jobs j where j.id = p_job.id),
+                 private.swept()) end as ask) t
   left join public.outbound_call_attempts a on a.job_id = p_job.id and a.state in ('started', 'in_doubt', 'accepted')
 $$;
 comment on function private.stands is 'Call dispatcher: how a job stands now, in words.';
@@ -245,6 +261,8 @@ begin
     from public.outbound_call_attempts a where a.job_id = p_job.id
   ), events (at, rank, sentence) as (
     select u.created_at, 0, 'the user signed up' from auth.users u where u.id = p_job.user_id
+    union all
+    select u.phone_confirmed_at, 0, 'the user''s phone was confirmed' from auth.users u where u.id = p_job.user_id
     union all
     select p_job.created_at, 1, 'queued, signup mode ' || private.masked(p_job.signup_mode)
       || case when p_job.phone_number = 'erased' then ''
@@ -271,13 +289,14 @@ begin
     select m.closed_at, 7, case
       when m.error_code = 'outcome_unknown' then 'the end of the call never became known'
       when m.state = 'duplicate' then 'the call too many is over'
-      when m.state = 'refused' then 'refused: ' || private.masked(coalesce(m.error_message, m.error_code))
+      when m.state = 'refused' then 'refused: ' || private.masked(coalesce(m.error_message, m.error_code, 'no reason'))
       when m.state = 'absent' then 'Twilio has no such call'
       else case m.call_status when 'busy' then 'the line was busy' when 'no-answer' then 'nobody answered'
              when 'failed' then 'the call could not be put through' when 'completed' then 'the call is over'
              else 'the call was canceled' || case when m.put_off_until is null then '' else ' before it rang' end end
         || case when m.answered_by like any ('{machine%,fax}') then ': a machine picked up' else '' end
-        || coalesce(', after ' || m.duration_s || ' s', '') || coalesce(' (SIP ' || m.sip_code || ')', '') end
+        || coalesce(', after ' || m.duration_s || ' s', '') || coalesce(' (SIP ' || m.sip_code || ')', '')
+        || coalesce(' (Twilio error ' || substring(m.error_code from '^[0-9]{1,6}$') || ')', '') end
     from mine m where not (m.told and m.state in ('refused', 'absent'))
     union all
     select h.at, case when h.status <> 'calling' and h.was in ('dialing', 'in_doubt', 'calling') then 8 else 6 end,
@@ -305,6 +324,11 @@ begin
     union all
     select d.deleted_at, 9, 'the user was deleted: what was known before is erased'
     from private.deleted_users d where d.user_id = p_job.user_id
+    union all
+    select coalesce(r.ended_at, r.created_at), 9, 'the result ' || case r.state
+      when 'told' then 'was told' when 'due' then 'is to be told' else 'could not be told' end || ' to your system'
+      || case when r.state = 'told' then '' else coalesce(': ' || private.masked(r.note), '') end
+    from private.call_results r where r.job_id = p_job.id
     union all
     select m.noted_at, 9, 'a change of the user''s phone could not be followed (' || private.masked(m.error)
       || '): each sweep tries again; ' || private.swept()
@@ -342,22 +366,23 @@ comment on function private.why_no_job is 'Call dispatcher: why a user has no jo
 create function public.explain_call_job(
   p_job_id bigint default null, p_user_id uuid default null, p_phone_number text default null
 ) returns setof text
-language plpgsql stable security definer set search_path = '' as $$
+language plpgsql stable security definer set search_path = '' set lock_timeout = '2s' as $$
 declare
   v_job    public.outbound_call_jobs;
-  v_phones constant text[] := array_remove(private.spellings(private.read_number(p_phone_number)), null);
-  v_last   constant bigint := (
-    select coalesce(max(s.last_value), 0) from pg_catalog.pg_sequences s
-    where format('%I.%I', s.schemaname, s.sequencename) = pg_get_serial_sequence('public.outbound_call_jobs', 'id'));
+  v_phones text[];
+  v_jobs   bigint[];  -- that called the number once
+  v_last   bigint;
   v_found  boolean := false;
 begin
   if num_nonnulls(p_job_id, p_user_id, p_phone_number) <> 1 then
     raise exception 'give one of p_job_id, p_user_id and p_phone_number';
   end if;
+  v_phones := array_remove(private.spellings(private.read_number(p_phone_number)), null);
+  v_jobs := array(select a.job_id from public.outbound_call_attempts a where a.phone_e164 = any (v_phones));
   for v_job in
     select * from public.outbound_call_jobs j
     where j.id = p_job_id or j.user_id = p_user_id or j.phone_e164 = any (v_phones) or j.phone_number = p_phone_number
-       or j.id in (select a.job_id from public.outbound_call_attempts a where a.phone_e164 = any (v_phones))
+       or j.id = any (v_jobs)
     order by j.id
   loop
     v_found := true;
@@ -377,20 +402,32 @@ begin
     where o.phone_e164 = any (v_phones) having count(*) > 0
     union all
     select private.why_no_job(u.id) from auth.users u
-    where '+' || u.phone = any (v_phones) and not exists (
-      select from public.outbound_call_jobs j where j.user_id = u.id);
+    where not exists (select from public.outbound_call_jobs j where j.user_id = u.id)
+      and u.id in (select p.id from auth.users p
+                   where p.phone = any (array(select ltrim(v, '+') from unnest(v_phones) v))
+                   union all
+                   select m.user_id from private.missed_signups m join auth.users p on p.id = m.user_id
+                   where private.read_number(private.onboarding_phone(p.phone, now(), p.raw_user_meta_data))
+                         = any (v_phones));
     if not v_found and not found then
       return next 'No call job has this number. If its user has another phone in auth.users: ask with p_user_id.';
     end if;
   elsif p_user_id is not null and not v_found then
     return next private.why_no_job(p_user_id);
   elsif not v_found then
+    select coalesce(max(s.last_value), 0) into v_last from pg_catalog.pg_sequences s
+    where format('%I.%I', s.schemaname, s.sequencename) = pg_get_serial_sequence('public.outbound_call_jobs', 'id');
     return next case when p_job_id between 1 and v_last then 'There is no call job ' || p_job_id || ' any more: it'
         ' ended and was deleted, after CALL_RETENTION_DAYS or by hand; or its insert was undone.' || coalesce((
           select ' The job before it was queued at ' || private.told(j.created_at) || '.'
           from public.outbound_call_jobs j where j.id < p_job_id order by j.id desc limit 1), '')
       else 'There has never been a call job ' || p_job_id || ': the ids go up to ' || v_last || '.' end;
   end if;
+exception when lock_not_available then
+  return next 'The tables are locked by an open transaction' || coalesce((
+    select ' (process ' || min(l.pid) || ')' from pg_catalog.pg_locks l
+    where l.mode = 'AccessExclusiveLock' and l.granted and l.relation is not null and l.pid <> pg_backend_pid()), '')
+    || ': no call is made, and nothing can be told, before that session ends.';
 end
 $$;
 comment on function public.explain_call_job is
