@@ -80,15 +80,12 @@ def explain_waiting(jobs: Jobs, settings: Settings) -> Iterator[str]:
             found[when, code].append((until, job.id))
         last = waiting.jobs[-1].id
         waiting = jobs.waiting(last, calls_per_number_per_day=per_number, calls_per_prefix_per_hour=per_prefix)
-    yield f"{sum(map(len, found.values()))} jobs wait" + (
-        f"; all calls are paused: {mask_phone(paused)}" if paused else ""
-    )
+    number = sum(map(len, found.values()))
+    yield f"{number} jobs wait" + (f"; all calls are paused: {mask_phone(paused)}" if paused else "")
     for group in ("now", "later", "never"):
-        reasons = sorted(
-            ((code, each) for (when, code), each in found.items() if when == group), key=lambda r: -len(r[1])
-        )
-        yield f"{group:6} {sum(len(each) for _, each in reasons)}"
-        for code, each in reasons:
+        reasons = {code: each for (when, code), each in found.items() if when == group}
+        yield f"{group:6} {sum(map(len, reasons.values()))}"
+        for code, each in sorted(reasons.items(), key=lambda reason: -len(reason[1])):
             from_ = min((until for until, _ in each if until), default=None)
             if code:
                 since = f", the first from {from_.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if from_ else ""
@@ -100,8 +97,8 @@ def explain_number(
     typed: str, mode: str | None, at: datetime | None, given: dict[str, Any], settings: Settings
 ) -> Iterator[str]:
     """The answer about one number, in a few lines. `at` without an offset is by the person's clock. Raises ScriptError."""
-    metadata = {key: value for key, value in given.items() if isinstance(value, str | int | float)}
-    metadata = {key: value for key, value in metadata.items() if len(str(value)) <= LONGEST}
+    spoken = {key: value for key, value in given.items() if isinstance(value, str | int | float)}
+    metadata = {key: value for key, value in spoken.items() if len(str(value)) <= LONGEST}
     number, zone, at = parse_number(typed, settings), ZoneInfo("UTC"), at or datetime.now(UTC)
     if not isinstance(number, Refusal):
         zone, _ = persons_clock(number, metadata, at.replace(tzinfo=at.tzinfo or UTC))
@@ -114,11 +111,10 @@ def explain_number(
     if until:
         yield f"from    {_told(until, zone)}"
     if when != "never":
-        name = (
-            metadata.get("first_name") or str(metadata.get("name") or metadata.get("full_name") or "").partition(" ")[0]
-        )
         mode = mode or str(metadata.get("signup_mode") or "default")
-        person = Person(first_name=str(name) if name else None, signup_mode=mode, metadata=metadata)
+        person = Person(
+            first_name=None, signup_mode=mode, metadata=metadata
+        )  # the script finds the name in the metadata
         script = Scripts().for_person(person)
         yield f"by      {settings.twilio_phone_number}"
         yield f"words   {script.name}.toml ({script.language}, {script.voice})"
@@ -158,17 +154,14 @@ def _mode(text: str) -> str:
 
 
 def main(arguments: list[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m function.explain", description="Who is called, and why not? Never dials."
-    )
+    about = "Who is called, and why not? Never dials."
+    parser = argparse.ArgumentParser(prog="python -m function.explain", description=about)
     parser.add_argument("number", nargs="?", help="as typed; without it: all who wait")
     parser.add_argument("--mode", type=_mode, help="the signup_mode, which chooses the script")
-    parser.add_argument(
-        "--at", type=_moment, metavar="TIME", help="by the person's clock, or with an offset; default: now"
-    )
-    parser.add_argument(
-        "--metadata", type=_object, metavar="JSON", help='of the sign-up: {"timezone": "Europe/Berlin"}'
-    )
+    when = "by the person's clock, or with an offset; default: now"
+    parser.add_argument("--at", type=_moment, metavar="TIME", help=when)
+    signup = 'of the sign-up: {"timezone": "Europe/Berlin"}'
+    parser.add_argument("--metadata", type=_object, metavar="JSON", help=signup)
     options = parser.parse_args(arguments)
     for name in ("mode", "at", "metadata"):
         if options.number is None and getattr(options, name) is not None:

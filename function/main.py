@@ -7,14 +7,14 @@ The program's errors, and the status that each becomes:
     AuthenticationError   401  the caller did not prove its identity                 function/auth.py
     KeysUnavailable       503  Google's signing keys could not be fetched            function/auth.py
     BadPayload            400  the body is not a Database Webhook                    function/webhook.py
-    JobsUnavailable       503  the database did not answer; on_voice says the apology  shared/jobs.py
+    JobsUnavailable       503  the database did not answer; on_voice apologizes      shared/jobs.py
     CallNotPlaced         200  Twilio did not take the call; a verdict says why      shared/telephony.py
       DeadlinePassed           its cause when the claim was too old to dial
     TwilioUnavailable     200  Twilio did not answer another question; ask later     shared/telephony.py
     SettingsError         -    the process exits at start                            shared/settings.py
-    ScriptError           -    the process exits at start                            shared/conversation/script.py
+    ScriptError           -    the process exits at start                            shared/conversation/library.py
 
-Any other exception is a defect: 500, and a stack trace in the log; on_voice says the apology.
+Any other exception is a defect: 500, and a stack trace in the log; on_voice apologizes.
 """
 
 import io

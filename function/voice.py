@@ -192,32 +192,21 @@ def _log_unstored(asked: VoiceRequest, answer: Answer, error: Exception) -> None
     """Log enough for a person to store the answer by hand: the attempt's id leads to the job and the number."""
     call_sid = asked.event.call_sid
     about = {"attempt": str(asked.attempt), "call_sid": call_sid, "digits": answer.digits, "reason": str(error)}
+    meanwhile = "the person waits, or hears the apology"
     if answer.opt_out:
-        log.critical(
-            "an opt-out was not stored: call opt_out() for this attempt's number", kind="opt_out_not_stored", **about
-        )
+        by_hand = "an opt-out was not stored: call opt_out() for this attempt's number"
+        log.critical(by_hand, kind="opt_out_not_stored", **about)
     elif answer.question is not None:
-        log.error(
-            "an answer was not stored; the person waits, or hears the apology",
-            kind="answer_not_stored",
-            question=answer.question,
-            meaning=answer.meaning,
-            **about,
-        )
+        learned = {"question": answer.question, "meaning": answer.meaning}
+        log.error(f"an answer was not stored; {meanwhile}", kind="answer_not_stored", **learned, **about)
     else:
-        log.error(
-            "the database did not answer; the person waits, or hears the apology",
-            kind="database_down",
-            at=asked.place.at if asked.place else None,
-            **about,
-        )
+        at = asked.place.at if asked.place else None
+        log.error(f"the database did not answer; {meanwhile}", kind="database_down", at=at, **about)
 
 
 def _log_unwanted(call_sid: str, call: LiveCall) -> None:
     if call.state in ("duplicate", None):
         kind = "call_duplicate" if call.state else "call_unknown"
-        log.critical(
-            "a duplicate or unknown call was answered: hanging up", kind=kind, call_sid=call_sid, state=call.state
-        )
+        log.critical("an unwanted call was answered: hanging up", kind=kind, call_sid=call_sid, state=call.state)
     else:
         log.warning("an unwanted call was answered: hanging up", kind="call_unwanted", call_sid=call_sid)

@@ -1,6 +1,6 @@
 """A turn of the conversation as a TwiML document, made with twilio's builder.
 
-script.py keeps these limits: 4,096 characters in a Say, 64 KiB in a document, 4,000 characters in a document that is sent
+texts.py keeps these limits: 4,096 characters in a Say, 64 KiB in a document, 4,000 characters in a document that is sent
 with a request. https://www.twilio.com/docs/voice/twiml/gather https://www.twilio.com/docs/voice/twiml/say
 """
 
