@@ -199,6 +199,9 @@ class Postgres:
             os.chown(password_file, self._account["user"], self._account["group"])
         # --locale=C exists everywhere, and lets a copy of a database be made in 0.03 s.
         arguments = ["-U", SUPERUSER, "-A", "scram-sha-256", f"--pwfile={password_file}", "-E", "UTF8", "--locale=C"]
+        if self.version >= 16:
+            # 4096 rounds of hashing protect weak passwords. Ours is random, and they cost each connection 2.5 ms of CPU.
+            arguments += ["-c", "scram_iterations=1"]
         process = self._popen("initdb", *arguments, "--no-sync", "--no-instructions")
         if process.wait() != 0:
             raise PostgresError(f"initdb failed:\n{self._log_tail()}")
