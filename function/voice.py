@@ -126,7 +126,7 @@ def _turn_after_failure(script: Script, place: Place, turn: Turn, call: LiveCall
 def _whisper(attempt: UUID, place: Place, asked: VoiceRequest, dispatcher: "Dispatcher", script: Script) -> str:
     """On a colleague's leg, which has a SID of its own. The database is asked about the person's call, once."""
     dialed = dialed_answer(script, place)
-    if dialed is None or dialed[2].whisper is None:
+    if dialed is None or dialed.answer.whisper is None:
         return hang_up()
     if asked.digits:
         return join_the_two()
@@ -140,7 +140,7 @@ def _whisper(attempt: UUID, place: Place, asked: VoiceRequest, dispatcher: "Disp
             if not call.is_wanted:
                 return hang_up()
             person = call.job
-    return render_whisper(script, dialed[2].whisper, person)
+    return render_whisper(script, dialed.answer.whisper, person)
 
 
 def _answered(event: CallEvent) -> CallEvent:
@@ -178,7 +178,7 @@ def _render(turn: Turn, script: Script, call: LiveCall, asked: VoiceRequest, dis
         return render_handover(script, call.job, asked.attempt, asked.action)
     dialed = dialed_answer(script, turn.place) if turn.dials and turn.place else None
     if turn.place and dialed:
-        transfer = dispatcher.plan_transfer(dialed[2], call, asked.picked_up_at)
+        transfer = dispatcher.plan_transfer(dialed.answer, call, asked.picked_up_at)
         if transfer:
             log.info("a colleague is rung", call_sid=asked.event.call_sid, limit_s=transfer.limit_s)
             return render_transfer(turn, transfer, script, call.job, asked.action)

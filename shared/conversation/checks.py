@@ -193,7 +193,7 @@ def _check_later(raw: Table) -> Iterator[Problem]:
 
 def _check_dial(raw: Table) -> Iterator[Problem]:
     """A colleague is told who calls, and a person what happens when no colleague takes the call."""
-    missing = "is missing beside dial: the words for the colleague, and for nobody's answer"
+    missing = "is missing beside dial: the words for the colleague, or for a person whom no colleague answers"
     for place, answer in _named_answers(raw):
         if "dial" not in answer:
             yield from ((f"{place}.{each}", "has no place here without dial") for each in DIAL_KEYS if each in answer)

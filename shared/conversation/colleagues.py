@@ -10,9 +10,9 @@ from shared.opening_hours import parse_schedule
 from shared.settings import Settings
 
 LEAST_TALK_SECONDS: Final = 30
-"""A colleague is not rung when less time is left of CALL_TIME_LIMIT_SECONDS, after the ringing."""
+"""A colleague is not rung when CALL_TIME_LIMIT_SECONDS leaves less time than this after the ringing."""
 GOODBYE_SECONDS: Final = 15
-"""The colleague's leg ends so long before the call, so the person hears the last words."""
+"""The colleague's leg ends this long before the call, so the person hears the last words."""
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,17 @@ class Transfer:
 
 
 def dial_problem(answer: Answer, settings: Settings | None) -> str | None:
-    """What is wrong with an answer's `dial`, in words. Without settings no country is refused."""
+    """The fault of an answer's `dial`, in words; None: it can be used. Without settings every country is allowed."""
     assert answer.dial is not None
-    settings = settings or _settings_of_no_place()
+    settings = settings or _settings_for_any_country()
     if settings.call_time_limit_seconds < answer.ring_s + LEAST_TALK_SECONDS + GOODBYE_SECONDS:
         return "cannot be used: CALL_TIME_LIMIT_SECONDS leaves no time to ring and to talk"
-    # A staging service rings the numbers of CALL_ONLY_TO alone, and must start with the scripts of production.
+    # A staging service has the scripts of production and must start. It rings only the numbers of CALL_ONLY_TO.
     return _refusal(answer.dial, settings.model_copy(update={"call_only_to": None}))
 
 
 def plan_transfer(answer: Answer, settings: Settings, now: datetime, left_s: float) -> Transfer | None:
-    """The second leg; None: the colleague is not rung. `left_s`: of CALL_TIME_LIMIT_SECONDS."""
+    """The second leg; None: the colleague is not rung. `left_s`: the seconds left of CALL_TIME_LIMIT_SECONDS."""
     limit_s = int(left_s) - GOODBYE_SECONDS
     if answer.dial is None or limit_s < answer.ring_s + LEAST_TALK_SECONDS or not _is_at_work(answer, now):
         return None
@@ -57,14 +57,14 @@ def _is_at_work(answer: Answer, now: datetime) -> bool:
 
 
 def _refusal(number: str, settings: Settings) -> str | None:
-    from shared.screening import Refusal, check_number, parse_number  # at a transfer: it costs 14 ms of a cold start
+    from shared.screening import Refusal, check_number, parse_number  # not at the start: the number library takes 14 ms
 
     parsed = parse_number(number, settings)
     refusal = parsed if isinstance(parsed, Refusal) else check_number(parsed, settings)
     return refusal.reason if refusal else None
 
 
-def _settings_of_no_place() -> Settings:
+def _settings_for_any_country() -> Settings:
     import phonenumbers
 
     return Settings.model_construct(

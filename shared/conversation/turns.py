@@ -8,6 +8,7 @@ yields the same turn.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from shared.conversation.hearing import confirms_opt_out, match, spoken_choices
 from shared.conversation.later import LATER
@@ -112,12 +113,20 @@ def _following_turn(script: Script, question: Question, key: str, says: tuple[st
     return Turn(says=says, asks=(following.say,), place=Place(script.name, following.id))
 
 
-def dialed_answer(script: Script, place: Place) -> tuple[Question, str, Answer] | None:
-    """The answer that rings a colleague, at a place of this leg or of the colleague's; None: the script has it no more."""
+class Dialed(NamedTuple):
+    """An answer that rings a colleague, its key and its question."""
+
+    question: Question
+    key: str
+    answer: Answer
+
+
+def dialed_answer(script: Script, place: Place) -> Dialed | None:
+    """The answer that led to a place after `dial.` or `whisper.`; None: the script does not have it any more."""
     key, _, question_id = place.at.removeprefix(DIAL).removeprefix(WHISPER).partition(".")
     question = script.question(question_id) if place.script == script.name else None
     answer = question.answers.get(key) if question else None
-    return (question, key, answer) if question and answer and answer.dial else None
+    return Dialed(question, key, answer) if question and answer and answer.dial else None
 
 
 def _turn_after_dial(script: Script, place: Place) -> Turn:
@@ -125,8 +134,8 @@ def _turn_after_dial(script: Script, place: Place) -> Turn:
     dialed = dialed_answer(script, place)
     if dialed is None:
         return Turn(says=(script.goodbye,))
-    question, key, answer = dialed
-    return _following_turn(script, question, key, (answer.no_answer,) if answer.no_answer else ())
+    says = (dialed.answer.no_answer,) if dialed.answer.no_answer else ()
+    return _following_turn(script, dialed.question, dialed.key, says)
 
 
 def _after_opt_out_question(script: Script, question: Question | None, place: Place, heard: str) -> Turn:

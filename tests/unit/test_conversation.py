@@ -92,7 +92,7 @@ def read(turn: Turn, script: Script, person: Person | None) -> list[twiml.Verb]:
         assert place_of(last.action) == turn.place
         dialed = dialed_answer(script, place_of(last.whisper))
         assert dialed
-        whisper = dialed[2].whisper or ""
+        whisper = dialed.answer.whisper or ""
         assert dialed == dialed_answer(script, turn.place)
         assert last.whisper
         assert f"at={WHISPER}" in last.whisper
