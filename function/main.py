@@ -28,15 +28,7 @@ import structlog
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 
-from function import call_status, voice, webhook, worker
-from function.auth import (
-    AuthenticationError,
-    KeysUnavailable,
-    authenticate_sweep,
-    authenticate_twilio,
-    authenticate_webhook,
-    own_path,
-)
+from function import auth, call_status, voice, webhook, worker
 from function.sender import Sender
 from function.sweep import sweep_once
 from function.twilio_form import read_attempt, read_event, read_voice_request
@@ -93,7 +85,7 @@ def dispatch(request: flask.Request) -> flask.Response:
     """Answer every request, and every error."""
     clear()
     bind_trace(request.headers)
-    path = own_path(settings, request.path)
+    path = auth.own_path(settings, request.path)
     if path not in ROUTES:
         return problem(404, "not_found", "there is nothing at this path")
     methods, handle = ROUTES[path]
@@ -104,13 +96,13 @@ def dispatch(request: flask.Request) -> flask.Response:
         return refusal
     try:
         return handle(request)
-    except AuthenticationError as error:
+    except auth.AuthenticationError as error:
         return problem(401, "unauthorized", "no valid authentication", str(error))
     except webhook.BadPayload as error:
         return problem(400, "bad_request", str(error))
     except HTTPException as error:  # werkzeug's own, for example for a form with too many fields
         return problem(error.code or 400, "bad_request", error.name)
-    except (JobsUnavailable, KeysUnavailable) as error:
+    except (JobsUnavailable, auth.KeysUnavailable) as error:
         log.error("a dependency is down", path=request.path, reason=str(error))
         return problem(503, "unavailable", "a dependency is down; the sweep will look again", **{"Retry-After": "30"})
     except Exception:
@@ -143,7 +135,7 @@ def read_body(request: flask.Request) -> flask.Response | None:
 
 def on_webhook(request: flask.Request) -> flask.Response:
     body = request.get_data()
-    authenticate_webhook(settings, request.headers, body)
+    auth.authenticate_webhook(settings, request.headers, body)
     answer = webhook.handle(body, parts()[1])
     if answer.get("did") == "refused":
         sender().wake()
@@ -151,7 +143,7 @@ def on_webhook(request: flask.Request) -> flask.Response:
 
 
 def on_sweep(request: flask.Request) -> flask.Response:
-    authenticate_sweep(settings, request.headers)
+    auth.authenticate_sweep(settings, request.headers)
     if not SWEEPS.acquire(blocking=False):
         return reply({"ignored": "enough sweeps are running"})
     try:
@@ -186,8 +178,8 @@ def on_status(request: flask.Request) -> flask.Response:
 def authenticate_form(request: flask.Request) -> None:
     """Twilio posts plain forms. Another type is refused unread: parsing a multipart body costs time."""
     if request.mimetype != "application/x-www-form-urlencoded":
-        raise AuthenticationError("not a form of Twilio's content type")
-    authenticate_twilio(settings, request.headers, request.path, request.query_string, request.form)
+        raise auth.AuthenticationError("not a form of Twilio's content type")
+    auth.authenticate_twilio(settings, request.headers, request.path, request.query_string, request.form)
 
 
 def on_health(_request: flask.Request) -> flask.Response:

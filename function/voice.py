@@ -9,34 +9,10 @@ from uuid import UUID
 import structlog
 
 from function.twilio_form import VoiceRequest
+from shared.conversation import turns, twiml
 from shared.conversation.library import Scripts
 from shared.conversation.script import Script
-from shared.conversation.turns import (
-    AGENT_ENDED,
-    AGENT_FAILED,
-    CONNECT,
-    DIAL,
-    WHISPER,
-    Place,
-    Turn,
-    agreed_turn,
-    apology_turn,
-    dialed_answer,
-    first_turn,
-    next_turn,
-    opt_out_turn,
-    turn_without,
-    voicemail_turn,
-)
-from shared.conversation.twiml import (
-    hang_up,
-    join_the_two,
-    render_handover,
-    render_transfer,
-    render_twiml,
-    render_wait,
-    render_whisper,
-)
+from shared.conversation.turns import Place, Turn
 from shared.jobs import JobsUnavailable
 from shared.models import Answer, CallEvent, LiveCall
 
@@ -62,11 +38,11 @@ def handle(asked: VoiceRequest, dispatcher: "Dispatcher", scripts: Scripts) -> s
     When the database does not answer, the person is asked to wait, and Twilio to ask again; at last comes the apology.
     """
     attempt, place = asked.attempt, asked.place
-    if attempt and place and place.at.startswith(WHISPER):
+    if attempt and place and place.at.startswith(turns.WHISPER):
         return _whisper(attempt, place, asked, dispatcher, scripts.named(place.script))
     if attempt is None or not asked.event.call_sid:
         log.critical("a call without a known attempt: hanging up", kind="call_unknown", call_sid=asked.event.call_sid)
-        return hang_up()
+        return twiml.hang_up()
     if place is None:
         return _begin(attempt, asked, dispatcher, scripts)
     return _go_on(attempt, place, asked, dispatcher, scripts.named(place.script))
@@ -79,15 +55,15 @@ def _begin(attempt: UUID, asked: VoiceRequest, dispatcher: "Dispatcher", scripts
         _log_unstored(asked, Answer(""), error)
         return _wait(asked, scripts.default, "")
     script = scripts.for_person(call.job) if call.job else scripts.default
-    return _render(first_turn(script), script, call, asked, dispatcher)
+    return _render(turns.first_turn(script), script, call, asked, dispatcher)
 
 
 def _go_on(attempt: UUID, place: Place, asked: VoiceRequest, dispatcher: "Dispatcher", script: Script) -> str:
     digits, heard = asked.digits, asked.heard
     if asked.second_leg:
-        talked = not place.at.startswith(DIAL)
+        talked = not place.at.startswith(turns.DIAL)
         log.info("a colleague's leg ended", call_sid=asked.event.call_sid, status=asked.second_leg, talked=talked)
-    turn = next_turn(script, place, digits, heard)
+    turn = turns.next_turn(script, place, digits, heard)
     spoken = heard if heard and not digits and (turn.learned or turn.opts_out) else None
     answer = Answer(script.opt_out.key if turn.opts_out else digits, opt_out=turn.opts_out, heard=spoken)
     if turn.learned is not None:
@@ -99,25 +75,25 @@ def _go_on(attempt: UUID, place: Place, asked: VoiceRequest, dispatcher: "Dispat
             call = dispatcher.record_status(attempt, _answered(asked.event))
             later_at = dispatcher.find_later(call, turn.later)
             if later_at is None:  # the key counts as not understood
-                turn, answer = next_turn(script, place, ""), Answer(digits)
+                turn, answer = turns.next_turn(script, place, ""), Answer(digits)
             else:
                 answer = replace(answer, later_at=later_at)
         call = dispatcher.record_answer(attempt, asked.event.call_sid, answer)
     except JobsUnavailable as error:
         _log_unstored(asked, answer, error)
         return _wait(asked, script, answer.digits)  # spoken words travel in no URL, only their key
-    if place.at == AGENT_FAILED and script.connect is not None:
+    if place.at == turns.AGENT_FAILED and script.connect is not None:
         turn = _turn_after_failure(script, place, turn, call, asked)
     if turn.later:
         agreed = dispatcher.later_in_words(call, script.language)
-        turn = agreed_turn(turn, agreed) if agreed else Turn(says=(script.goodbye,))
+        turn = turns.agreed_turn(turn, agreed) if agreed else Turn(says=(script.goodbye,))
     return _render(turn, script, call, asked, dispatcher)
 
 
 def _turn_after_failure(script: Script, place: Place, turn: Turn, call: LiveCall, asked: VoiceRequest) -> Turn:
     """An agent that has recorded an answer to "agent" has ended well, however its socket closed."""
     if AGENT in call.agent_answers:
-        return next_turn(script, replace(place, at=AGENT_ENDED), "")
+        return turns.next_turn(script, replace(place, at=turns.AGENT_ENDED), "")
     about = {"attempt": str(asked.attempt), "call_sid": asked.event.call_sid, "error_code": asked.event.error_code}
     log.error("the agent's session failed: the script goes on", kind="agent_failed", **about)
     return turn
@@ -125,11 +101,11 @@ def _turn_after_failure(script: Script, place: Place, turn: Turn, call: LiveCall
 
 def _whisper(attempt: UUID, place: Place, asked: VoiceRequest, dispatcher: "Dispatcher", script: Script) -> str:
     """On a colleague's leg, which has a SID of its own. The database is asked about the person's call, once."""
-    dialed = dialed_answer(script, place)
+    dialed = turns.dialed_answer(script, place)
     if dialed is None or dialed.answer.whisper is None:
-        return hang_up()
+        return twiml.hang_up()
     if asked.digits:
-        return join_the_two()
+        return twiml.join_the_two()
     person = None
     if asked.first_leg:
         try:
@@ -138,9 +114,9 @@ def _whisper(attempt: UUID, place: Place, asked: VoiceRequest, dispatcher: "Disp
             log.error("the database did not answer; a colleague hears the whisper without a name", reason=str(error))
         else:
             if not call.is_wanted:
-                return hang_up()
+                return twiml.hang_up()
             person = call.job
-    return render_whisper(script, dialed.answer.whisper, person)
+    return twiml.render_whisper(script, dialed.answer.whisper, person)
 
 
 def _answered(event: CallEvent) -> CallEvent:
@@ -151,10 +127,10 @@ def _wait(asked: VoiceRequest, script: Script, keys: str) -> str:
     """Ask the person to wait and Twilio to ask again, MAX_WAITS times within PATIENCE_SECONDS; then apologize."""
     query = _waiting(asked, keys)
     if asked.waits.count >= MAX_WAITS or time.time() + PAUSE_SECONDS > query["since"] + PATIENCE_SECONDS:
-        return render_twiml(apology_turn(script), script, None)
+        return twiml.render_twiml(turns.apology_turn(script), script, None)
     if asked.place:
         query |= {"script": asked.place.script, "at": asked.place.at, "try": asked.place.tries}
-    return render_wait(script, PAUSE_SECONDS, f"{asked.action}&{urlencode(query)}")
+    return twiml.render_wait(script, PAUSE_SECONDS, f"{asked.action}&{urlencode(query)}")
 
 
 def _waiting(asked: VoiceRequest, keys: str) -> dict[str, Any]:
@@ -164,28 +140,28 @@ def _waiting(asked: VoiceRequest, keys: str) -> dict[str, Any]:
 def _render(turn: Turn, script: Script, call: LiveCall, asked: VoiceRequest, dispatcher: "Dispatcher") -> str:
     if not call.is_wanted or call.job is None:
         _log_unwanted(asked.event.call_sid, call)
-        return hang_up()
+        return twiml.hang_up()
     if turn.opts_out or call.opted_out:
-        turn = opt_out_turn(script)
+        turn = turns.opt_out_turn(script)
     elif call.by_machine:
-        turn = voicemail_turn(script)
+        turn = turns.voicemail_turn(script)
     elif turn.connects and dispatcher.awaits_detection(call) and asked.waits.count < DETECTION_WAITS:
-        query = _waiting(asked, "") | {"script": script.name, "at": CONNECT, "try": 1}
-        return render_wait(
+        query = _waiting(asked, "") | {"script": script.name, "at": turns.CONNECT, "try": 1}
+        return twiml.render_wait(
             script, DETECTION_PAUSE_SECONDS, f"{asked.action}&{urlencode(query)}", asked.waits.count == 0
         )
     elif turn.connects and asked.attempt is not None:
-        return render_handover(script, call.job, asked.attempt, asked.action)
-    dialed = dialed_answer(script, turn.place) if turn.dials and turn.place else None
+        return twiml.render_handover(script, call.job, asked.attempt, asked.action)
+    dialed = turns.dialed_answer(script, turn.place) if turn.dials and turn.place else None
     if turn.place and dialed:
         transfer = dispatcher.plan_transfer(dialed.answer, call, asked.picked_up_at)
         if transfer:
             log.info("a colleague is rung", call_sid=asked.event.call_sid, limit_s=transfer.limit_s)
-            return render_transfer(turn, transfer, script, call.job, asked.action)
-        turn = next_turn(script, turn.place, "")
+            return twiml.render_transfer(turn, transfer, script, call.job, asked.action)
+        turn = turns.next_turn(script, turn.place, "")
     may_ask_for_later = dispatcher.may_ask_for_later(call)
-    turn = turn_without(script, turn, call.agent_answers, may_ask_for_later=may_ask_for_later)
-    return render_twiml(turn, script, call.job, asked.action)
+    turn = turns.turn_without(script, turn, call.agent_answers, may_ask_for_later=may_ask_for_later)
+    return twiml.render_twiml(turn, script, call.job, asked.action)
 
 
 def _log_unstored(asked: VoiceRequest, answer: Answer, error: Exception) -> None:

@@ -5,22 +5,13 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from shared.conversation import turns
 from shared.conversation.checks import PARAMETERS
 from shared.conversation.later import time_in_words, wished_moment
 from shared.conversation.library import FOLDER, ScriptError, Scripts
 from shared.conversation.script import GOODBYE, Answer, Connect, Question, Script
 from shared.conversation.texts import Recording
-from shared.conversation.turns import (
-    AGENT_ENDED,
-    AGENT_FAILED,
-    Place,
-    Turn,
-    agreed_turn,
-    apology_turn,
-    first_turn,
-    next_turn,
-    voicemail_turn,
-)
+from shared.conversation.turns import Place, Turn
 from shared.logs import mask_phone
 from shared.models import Person
 from shared.settings import SettingsError, load_settings
@@ -62,13 +53,13 @@ def rehearse(script: Script) -> Iterator[str]:
         yield "  hears the digits one to nine, and the words behind each answer"
     if script.aliases:
         yield f"  also for {', '.join(script.aliases)}"
-    turn = first_turn(script)
+    turn = turns.first_turn(script)
     yield from quoted(script, turn.says + turn.asks)
     if script.connect is not None:
         yield from _handover(script, script.connect)
     elif not script.questions:
         yield "    (silence, or any key but the one to opt out)"
-        yield from quoted(script, next_turn(script, Place(script.name, GOODBYE), "").says)
+        yield from quoted(script, turns.next_turn(script, Place(script.name, GOODBYE), "").says)
     for number, question in enumerate(script.questions):
         yield f"  {question.id}"
         if number or script.connect is not None:
@@ -81,28 +72,28 @@ def rehearse(script: Script) -> Iterator[str]:
         yield from quoted(script, (script.opt_out.ask,))
         yield f"    then never called again{_heard(script.opt_out.yes)}"
     yield "  on an answering machine" + ("" if script.machine else ": hangs up")
-    yield from quoted(script, voicemail_turn(script).says)
+    yield from quoted(script, turns.voicemail_turn(script).says)
     yield "  when our database is down"
     yield from quoted(script, (script.please_wait,) if script.please_wait else ())
-    yield from quoted(script, apology_turn(script).says)
+    yield from quoted(script, turns.apology_turn(script).says)
 
 
 def _handover(script: Script, connect: Connect) -> Iterator[str]:
     yield f"  hands over to the agent at {connect.url}, as a {connect.kind}"
     yield f"    it is told {', '.join([*PARAMETERS, *connect.metadata])}"
     yield from quoted(script, (connect.welcome,) if connect.welcome else ())
-    for at, event in ((AGENT_ENDED, "has ended"), (AGENT_FAILED, "cannot be had, or breaks")):
-        turn = next_turn(script, Place(script.name, at), "")
+    for at, event in ((turns.AGENT_ENDED, "has ended"), (turns.AGENT_FAILED, "cannot be had, or breaks")):
+        turn = turns.next_turn(script, Place(script.name, at), "")
         yield f"    when the agent {event}: {_following(turn)}"
         yield from quoted(script, turn.says)
 
 
 def _answers(script: Script, question: Question) -> Iterator[str]:
     for key, answer in question.answers.items():
-        turn = next_turn(script, Place(script.name, question.id), key)
+        turn = turns.next_turn(script, Place(script.name, question.id), key)
         if answer.later:  # as on a Monday at two in the afternoon
             now = datetime(2026, 1, 5, 14, tzinfo=UTC)
-            turn = agreed_turn(turn, time_in_words(script.language, wished_moment(answer.later, now), now))
+            turn = turns.agreed_turn(turn, time_in_words(script.language, wished_moment(answer.later, now), now))
         then = "a colleague" if turn.dials else f"called again, {answer.later}" if answer.later else _following(turn)
         yield f"    {key} = {answer.means}, then {then}{_heard(answer.hear)}"
         yield from quoted(script, turn.says)
@@ -111,15 +102,15 @@ def _answers(script: Script, question: Question) -> Iterator[str]:
     times = {0: "not asked again", 1: "asked once more"}.get(question.repeat, f"asked {question.repeat} times more")
     yield f"    silence, or another key: {times}, then goodbye"
     if question.repeat:
-        yield from quoted(script, next_turn(script, Place(script.name, question.id), "").says)
-    yield from quoted(script, next_turn(script, Place(script.name, question.id, question.repeat + 1), "").says)
+        yield from quoted(script, turns.next_turn(script, Place(script.name, question.id), "").says)
+    yield from quoted(script, turns.next_turn(script, Place(script.name, question.id, question.repeat + 1), "").says)
 
 
 def _transfer(script: Script, answer: Answer, place: Place) -> Iterator[str]:
     hours = f", {answer.hours} by the clock of {answer.zone}" if answer.hours else ""
     yield f"      puts through to {mask_phone(answer.dial or '')}{hours}; rings {answer.ring_s} seconds; the colleague hears"
     yield from quoted(script, (answer.whisper,) if answer.whisper else ())
-    turn = next_turn(script, place, "")
+    turn = turns.next_turn(script, place, "")
     yield f"      when no colleague presses a key: {_following(turn)}"
     yield from quoted(script, turn.says)
 
