@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, TypeVar
 
+import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
@@ -287,3 +288,11 @@ def all_at_once(step: Callable[[Steps], T], callers: Sequence[Steps]) -> list[T]
 
     with ThreadPoolExecutor(len(callers)) as threads:
         return list(threads.map(run, callers))
+
+
+def change_function(connection: psycopg.Connection[Any], function: str, old: str, new: str) -> None:
+    """Replace a piece of a function as Postgres has it. A piece that is not there, or twice, fails the test."""
+    row = connection.execute("select pg_get_functiondef(%s::regproc)", (function,)).fetchone()
+    assert row is not None
+    assert row[0].count(old) == 1, f"{function} does not have this once: {old}"
+    connection.execute(row[0].replace(old, new).encode())
