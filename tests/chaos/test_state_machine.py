@@ -624,8 +624,8 @@ class Dispatching(RuleBasedStateMachine):
                 case "canceled", "paused":
                     fair = self.ever_paused
                 case "canceled", "number_reached":
-                    others = [j for j in self.jobs.values() if j["user_id"] != job["user_id"]]
-                    fair = any((j["phone_e164"], j["status"]) == (job["phone_e164"], "completed") for j in others)
+                    others = [c for c in self.twilio.made if c.request.job != job["id"] and c.reached_a_person]
+                    fair = any(call.request.to == job["phone_e164"] for call in others)  # that job may be gone
                 case "canceled", "call_canceled":
                     fair = "canceled" in words
                 case "failed", "busy" | "no-answer" | "failed" as word:
