@@ -240,6 +240,18 @@ def test_agent_reports_answers_and_opt_out_of_its_call(steps: Steps) -> None:
     assert steps.job(other)["qualification"]["answers"] == {"late": "x", "end": "y"}
 
 
+def test_agent_answers_of_an_earlier_call_are_not_told(steps: Steps) -> None:
+    job, attempt, sid = picked_up(steps)
+    when = steps.rows("select private.clock() + interval '2 hours' as at")[0]["at"]
+    report = {"attempt": attempt, "call_sid": sid, "ask_s": ASK_S, "question": "when", "meaning": "later"}
+    assert steps.call("record_call_answer", **report, later_at=when)["agent_answers"] == {"when": "later"}
+    steps.status(attempt, sid, "completed")
+    steps.make_due(job)
+    again, another_sid = steps.start(job), a_sid()
+    steps.accept(again, another_sid)
+    assert press(steps, again, another_sid, None, None, "")["agent_answers"] == {}
+
+
 def test_opt_out_before_a_failure_is_not_redialed(steps: Steps) -> None:
     job, attempt, sid = picked_up(steps)
     opt_out(steps, attempt, sid)

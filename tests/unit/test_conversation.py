@@ -228,6 +228,27 @@ def test_agent_has_the_call_after_the_greeting() -> None:
         assert next_turn(default, Place("gone", at), "1") == Turn(says=(default.goodbye,))
 
 
+def test_agent_is_told_short_lines_of_declared_metadata_only() -> None:
+    typed = {
+        "long": "x" * 201, "fits": "x" * 200, "lines": " a\n\tb\x00c ", "number": 7, "yes": True, "list": ["x"], "none": None,
+        "empty": " \x1f ", "undeclared": "secret", "markup": "<Say>&\"'",
+    }  # fmt: skip
+    raw = {
+        "url": "wss://agent.example.com",
+        "kind": "stream",
+        "metadata": [key for key in typed if key != "undeclared"],
+    }
+    script = SHIPPED.default.model_copy(update={"connect": Connect.model_validate(raw)})
+    fields = {"id": 7, "first_name": "ada", "signup_mode": "x" * 201, "metadata": typed, "status": "calling"}
+    text = render_handover(script, LiveJob.model_construct(None, **fields), ATTEMPT, URL)
+    (connect, _) = twiml.parse(text.encode(), "text/xml").verbs
+    assert isinstance(connect, twiml.Connect)
+    assert dict(connect.parameters) == {
+        "attempt": str(ATTEMPT), "job": "7", "opt_out_key": "9", "first_name": "Ada",
+        "fits": "x" * 200, "lines": "a b c", "number": "7", "yes": "True", "markup": "<Say>&\"'",
+    }  # fmt: skip
+
+
 def test_question_that_the_agent_answered_is_left_out() -> None:
     """The conversation goes on where the answer leads. Turns to other questions stay."""
     demo = SHIPPED.for_mode("demo")
