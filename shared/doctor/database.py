@@ -47,14 +47,16 @@ def check_database(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
     began, nonce = time.monotonic(), secrets.token_hex(16)
     try:
         client = connect(settings)
-        client.session.event_hooks["response"].append(responses.append)
+        client.session.event_hooks["response"] += [
+            responses.append,
+            lambda response: note_clock(clocks, "Supabase", response.headers.get("date")),
+        ]
         jobs = Jobs(client)
         facts = jobs.check_setup(nonce)
     except JobsUnavailable as error:
         yield explain_silence(error, responses[-1] if responses else None)
         yield from (skipped(check, "the database gave no facts") for check in CHECKS)
         return
-    note_clock(clocks, "Supabase", responses[-1].headers.get("date"))
     clocks["Postgres"] = facts.now.timestamp() - time.time()
     if facts.read_only:
         disk = "Supabase dashboard: Database, Disk: a full disk makes a project read-only; make room, or a bigger disk"
