@@ -37,6 +37,7 @@ class VoiceRequest:
 
     `place` is None when the person picks up. `action` is the URL, without a place, that Twilio requests next. `picked_up_at`:
     Unix seconds. `first_leg`: on a colleague's leg, the SID of the person's call; else "". `second_leg`: how that leg ended.
+    `pressed`: `digits` were pressed just now, not spoken and not before a wait.
     """
 
     attempt: UUID | None
@@ -46,6 +47,7 @@ class VoiceRequest:
     picked_up_at: int
     place: Place | None
     digits: str
+    pressed: bool
     heard: str
     waits: Waits
     action: str
@@ -63,6 +65,7 @@ def read_voice_request(form: Mapping[str, str], query: Mapping[str, str], voice_
         picked_up_at=picked_up_at,
         place=read_place(query, form),
         digits=read_digits(form, query),
+        pressed=bool(read_digits(form, {})),
         heard=read_heard(form),
         waits=read_waits(query),
         action=f"{voice_url}?attempt={attempt}&picked_up={picked_up_at}",

@@ -27,7 +27,7 @@ PATIENCE_SECONDS = 20
 PAUSE_SECONDS = 2
 DETECTION_PAUSE_SECONDS = 3
 DETECTION_WAITS = 5
-"""How often the call pauses before an agent has it, while Twilio listens whether a machine answered: at most 30 s in all."""
+"""How often the call pauses before an agent or a colleague has it, while Twilio listens for a machine: at most 30 s in all."""
 AGENT = "agent"
 """The question that an agent answers when its work is done. Twilio does not report how a Stream ended."""
 
@@ -128,9 +128,8 @@ def _wait(asked: VoiceRequest, script: Script, keys: str) -> str:
     query = _waiting(asked, keys)
     if asked.waits.count >= MAX_WAITS or time.time() + PAUSE_SECONDS > query["since"] + PATIENCE_SECONDS:
         return twiml.render_twiml(turns.apology_turn(script), script, None)
-    if asked.place:
-        query |= {"script": asked.place.script, "at": asked.place.at, "try": asked.place.tries}
-    return twiml.render_wait(script, PAUSE_SECONDS, f"{asked.action}&{urlencode(query)}")
+    place = f"&{twiml.place_query(asked.place)}" if asked.place else ""
+    return twiml.render_wait(script, PAUSE_SECONDS, f"{asked.action}{place}&{urlencode(query)}")
 
 
 def _waiting(asked: VoiceRequest, keys: str) -> dict[str, Any]:
@@ -145,17 +144,22 @@ def _render(turn: Turn, script: Script, call: LiveCall, asked: VoiceRequest, dis
         turn = turns.opt_out_turn(script)
     elif call.by_machine:
         turn = turns.voicemail_turn(script)
-    elif turn.connects and dispatcher.awaits_detection(call) and asked.waits.count < DETECTION_WAITS:
-        query = _waiting(asked, "") | {"script": script.name, "at": turns.CONNECT, "try": 1}
-        return twiml.render_wait(
-            script, DETECTION_PAUSE_SECONDS, f"{asked.action}&{urlencode(query)}", asked.waits.count == 0
-        )
+    elif (
+        (turn.connects or (turn.dials and not asked.pressed))
+        and dispatcher.awaits_detection(call)
+        and asked.waits.count < DETECTION_WAITS
+    ):
+        at = asked.place if turn.dials and asked.place else Place(script.name, turns.CONNECT)
+        query = _waiting(asked, turn.learned.key if turn.learned else "")
+        action = f"{asked.action}&{twiml.place_query(at)}&{urlencode(query)}"
+        return twiml.render_wait(script, DETECTION_PAUSE_SECONDS, action, asked.waits.count == 0)
     elif turn.connects and asked.attempt is not None:
         return twiml.render_handover(script, call.job, asked.attempt, asked.action)
     dialed = turns.dialed_answer(script, turn.place) if turn.dials and turn.place else None
     if turn.place and dialed:
         transfer = dispatcher.plan_transfer(dialed.answer, call, asked.picked_up_at)
-        if transfer:
+        # A voicemail speaks, too: only a key proves a person whom Twilio takes for a machine.
+        if transfer and (asked.pressed or not call.found_machine):
             log.info("a colleague is rung", call_sid=asked.event.call_sid, limit_s=transfer.limit_s)
             return twiml.render_transfer(turn, transfer, script, call.job, asked.action)
         turn = turns.next_turn(script, turn.place, "")

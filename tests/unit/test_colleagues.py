@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
+from urllib.parse import parse_qsl, urlsplit
 from uuid import uuid4
 
 import pytest
@@ -21,7 +21,7 @@ from shared.conversation.script import GOODBYE, Answer, Script
 from shared.conversation.turns import DIAL, Place, next_turn
 from shared.dispatcher import Dispatcher
 from shared.models import LiveCall, LiveJob
-from tests.sandbox.twilio.twiml import Dial, parse
+from tests.sandbox.twilio.twiml import Dial, Redirect, parse
 from tests.unit.examples import ENVIRON, settings
 from tests.unit.test_scripts import GOOD, folder
 
@@ -190,31 +190,41 @@ def test_second_leg_is_no_call_of_our_attempt() -> None:
 
 
 def test_machine_or_unwanted_call_is_never_put_through(folder: Path) -> None:
-    """What the database knows of a call whose key asks for a colleague -> the verbs of the answer."""
-    script(folder)
+    """What the database knows of a call that asks for a colleague, and how -> the verbs of the answer."""
+    script(folder, 'language = "en-US"', 'language = "en-US"\nlisten = "both"')
     scripts = Scripts(folder)
     job = LiveJob(id=7, status="calling", first_name=None, signup_mode="x", metadata={}, phone_e164="+14155550123")
     call = LiveCall(then="keep", state="accepted", call_status="in-progress", job=job, now=datetime.now(UTC))
     now = int(time.time())
     query = {"attempt": str(uuid4()), "script": "default", "at": "size", "try": "1", "picked_up": str(now - 100)}
-    asked = read_voice_request({"CallSid": PARENT, "Digits": "1"}, query, "https://x.example/voice")
+    key, said, waited = {"Digits": "1"}, {"SpeechResult": "one"}, {"keys": "1", "waits": "1"}
+    found_machine = {"answered_by": "machine_end_beep"}
+    table: dict[str, tuple[dict[str, str], dict[str, str], dict[str, Any], list[str]]] = {
+        "a person": (key, {}, {}, ["Say", "Dial"]),
+        "late": (key, {"picked_up": str(now - 540)}, {}, ["Say", "Gather"]),
+        "a machine": (key, {}, {"by_machine": True}, ["Hangup"]),
+        "opted out": (key, {}, {"opted_out": True}, ["Say", "Hangup"]),
+        "canceled": (key, {}, {"then": "end"}, ["Hangup"]),
+        "a duplicate": (key, {}, {"then": "end", "state": "duplicate"}, ["Hangup"]),
+        "of no attempt": (key, {}, {"then": "unknown", "state": None, "job": None}, ["Hangup"]),
+        "a key, and Twilio errs": (key, {}, found_machine, ["Say", "Dial"]),
+        "words, and nothing found yet": (said, {}, {}, ["Say", "Pause", "Redirect"]),
+        "words, still nothing": ({}, waited, {}, ["Pause", "Redirect"]),
+        "words, nothing after all": ({}, waited | {"waits": "5"}, {}, ["Say", "Dial"]),
+        "words of a person": ({}, waited, {"answered_by": "human"}, ["Say", "Dial"]),
+        "words of a machine": ({}, waited, found_machine, ["Say", "Gather"]),
+    }
     found = {}
-    states: dict[str, dict[str, Any]] = {
-        "a person": {}, "a machine": {"by_machine": True}, "opted out": {"opted_out": True}, "canceled": {"then": "end"},
-        "a duplicate": {"then": "end", "state": "duplicate"}, "of no attempt": {"then": "unknown", "state": None, "job": None},
-    }  # fmt: skip
-    for name, known in states.items():
-        dispatcher = Dispatcher(settings(), Mock(), Mock())
+    for name, (form, more, known, _) in table.items():
+        dispatcher = Dispatcher(settings(CALL_MACHINES="reached"), Mock(), Mock())
         dispatcher.record_answer = Mock(return_value=call.model_copy(update=known))  # type: ignore[method-assign]
-        twiml_ = parse(handle(asked, dispatcher, scripts).encode(), "text/xml")
-        found[name] = [type(verb).__name__ for verb in twiml_.verbs]
+        asked = read_voice_request({"CallSid": PARENT, **form}, query | more, "https://x.example/voice")
+        verbs = parse(handle(asked, dispatcher, scripts).encode(), "text/xml").verbs
+        found[name] = (form, more, known, [type(verb).__name__ for verb in verbs])
         if name == "a person":  # what is left of CALL_TIME_LIMIT_SECONDS, 600
-            (dial,) = [verb for verb in twiml_.verbs if isinstance(verb, Dial)]
-            assert 480 <= dial.time_limit <= 485
-            late = replace(asked, picked_up_at=now - 540)
-            assert "Nobody is free." in handle(late, dispatcher, scripts)
-    hung_up = ["Hangup"]
-    assert found == {
-        "a person": ["Say", "Dial"], "a machine": hung_up, "opted out": ["Say", "Hangup"],
-        "canceled": hung_up, "a duplicate": hung_up, "of no attempt": hung_up,
-    }  # fmt: skip
+            assert [480 <= verb.time_limit <= 485 for verb in verbs if isinstance(verb, Dial)] == [True]
+        if name == "words, and nothing found yet":
+            (again,) = [dict(parse_qsl(urlsplit(verb.url).query)) for verb in verbs if isinstance(verb, Redirect)]
+            assert {"at": "size", "keys": "1", "waits": "1"}.items() <= again.items()
+        assert dispatcher.record_answer.call_args.args[2].meaning == "one"
+    assert found == table
