@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeAlias, TypeVar
 
-import httpx
 import psycopg
 from psycopg.rows import dict_row
-from supabase import create_client
+from supabase import Client, create_client
 
 from tests.sandbox.__main__ import STARTUP_ERRORS, describe
 from tests.sandbox.play import READY_FILE, hints
 from tests.sandbox.sandbox import Sandbox
+from tests.sandbox.twilio.call_simulator import Call
 
 PATIENCE_S = 30.0
 POLL_S = 0.02
@@ -92,21 +92,19 @@ def interrupt(*_: object) -> None:
 
 
 def show(sandbox: Sandbox, database: Database) -> None:
-    print(f"1. Ada signs up by phone for a demo ({ADA}). She answers, once with a key that is not offered.")
-    behave(sandbox, {"to": ADA, "digits": ["2", "7", "1", "2"]})
-    follow(sandbox, database, ADA, {"first_name": "Ada", "signup_mode": "demo", "company": "Analytical Engines"})
-    print(f"\n2. Bob tries it for free, in Spanish ({BOB}). His line is busy the first time; then he says nothing.")
-    behave(sandbox, {"to": BOB, "outcome": "busy", "times": 1})
-    follow(sandbox, database, BOB, {"first_name": "Bob", "signup_mode": "prueba"})
-
-
-def behave(sandbox: Sandbox, behaviour: dict[str, object]) -> None:
-    httpx.put(f"{sandbox.ready.twilio_url}/_sandbox/behaviour", json=behaviour).raise_for_status()
-
-
-def follow(sandbox: Sandbox, database: Database, phone: str, metadata: dict[str, str]) -> None:
-    """Sign up through supabase-py, then print the events of the job until it is completed."""
     client = create_client(sandbox.ready.supabase_url, sandbox.ready.supabase_anon_key)
+    print(f"1. Ada signs up by phone for a demo ({ADA}). She answers, once with a key that is not offered.")
+    sandbox.twilio.behave(to=ADA, digits=["2", "7", "1", "2"])
+    follow(
+        sandbox, database, client, ADA, {"first_name": "Ada", "signup_mode": "demo", "company": "Analytical Engines"}
+    )
+    print(f"\n2. Bob tries it for free, in Spanish ({BOB}). His line is busy the first time; then he says nothing.")
+    sandbox.twilio.behave(to=BOB, outcome="busy", times=1)
+    follow(sandbox, database, client, BOB, {"first_name": "Bob", "signup_mode": "prueba"})
+
+
+def follow(sandbox: Sandbox, database: Database, client: Client, phone: str, metadata: dict[str, str]) -> None:
+    """Sign up through supabase-py, then print the events of the job until it is completed."""
     timeline = Timeline(time.time())
     timeline.show(timeline.began, "signup", "signs up (supabase-py, auth.sign_up)")
     client.auth.sign_up({"phone": phone, "password": "correct horse", "options": {"data": metadata}})
@@ -146,7 +144,7 @@ def tell(sandbox: Sandbox, database: Database, timeline: Timeline, job_id: int) 
     """Print the new events of a job. -> its status and reason; "deleted" when it is gone."""
     job = next(_rows(database, "select * from public.outbound_call_jobs where id = %s", job_id), None)
     attempts = _rows(database, "select * from public.outbound_call_attempts where job_id = %s order by number", job_id)
-    calls = {call["sid"]: call for call in httpx.get(f"{sandbox.ready.twilio_url}/_sandbox/calls").json()}
+    calls = {call.sid: call for call in sandbox.twilio.calls}
     for at, key, what in sorted(_events(attempts, calls), key=lambda event: event[0]):  # stable: words before statuses
         timeline.show(at, key, what)
     if job is None:
@@ -158,17 +156,17 @@ def tell(sandbox: Sandbox, database: Database, timeline: Timeline, job_id: int) 
     return job["status"], job["reason"]
 
 
-def _events(attempts: Iterable[dict[str, Any]], calls: dict[str, Any]) -> Iterable[tuple[float, str, str]]:
+def _events(attempts: Iterable[dict[str, Any]], calls: dict[str, Call]) -> Iterable[tuple[float, str, str]]:
     for attempt in attempts:
         n, sid = attempt["number"], attempt["call_sid"]
         yield attempt["started_at"].timestamp(), f"claim{n}", f"claimed: attempt {n}"
         if (call := calls.get(sid)) is None:
             continue
-        yield _at(call["accepted_at"]) - 0.001, f"taken{n}", f"Twilio took the call: {sid}"
-        for i, line in enumerate(call["transcript"]):
+        yield call.accepted_at.timestamp() - 0.001, f"taken{n}", f"Twilio took the call: {sid}"
+        for i, line in enumerate(list(call.transcript)):
             what = f'said: "{line["text"]}"' if line["who"] == "call" else f"pressed: {line['digits']}"
             yield _at(line["at"]), f"{n}said{i}", what
-        for change in call["history"]:
+        for change in list(call.history):
             yield _at(change["at"]), f"{n}{change['status']}", change["status"]
 
 

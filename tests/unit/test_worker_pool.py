@@ -56,7 +56,8 @@ def test_sweep_ends_when_idle_halted_or_at_its_limit() -> None:
     assert (swept(queue.claim)[1], queue.claims) == ([], 1)
     assert swept(Queue(JOBS).claim, limit=7)[0].counts == {"called": 7}
     steps = iter([StepResult("halted", 1)])
-    assert swept(lambda: next(steps))[0].counts == {"halted": 1}
+    pool, errors = swept(lambda: next(steps))
+    assert (pool.counts, errors) == ({"halted": 1}, [])
 
 
 def test_sweep_waits_for_slots_in_one_thread() -> None:
