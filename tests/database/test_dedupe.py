@@ -14,15 +14,12 @@ from tests.database.sql_api import Row, Steps, a_number, a_sid, all_at_once
 
 
 def enqueue(steps: Steps, user: uuid.UUID, **arguments: object) -> Row:
-    answer: Row = steps.call("enqueue_call_job", user_id=user, phone_number=a_number(), **arguments)
-    return answer
+    return steps.answer("enqueue_call_job", user_id=user, phone_number=a_number(), **arguments)
 
 
 def finish(steps: Steps, job: int, status: str = "completed") -> None:
-    finished = (
-        "update public.outbound_call_jobs set status = %s, due_at = null, finished_at = private.clock() where id = %s"
-    )
-    steps.rows(finished, status, job)
+    ended = "status = %s, due_at = null, finished_at = private.clock()"
+    steps.rows(f"update public.outbound_call_jobs set {ended} where id = %s", status, job)
 
 
 def test_job_that_is_open_holds_its_key(steps: Steps) -> None:
@@ -110,19 +107,12 @@ def test_twenty_people_at_once_have_a_job_each(steps: Steps, another: Another) -
     assert len({answer["job_id"] for answer in answers}) == 20
 
 
-def test_another_key_of_the_same_person_is_another_job(steps: Steps) -> None:
-    enqueue(steps, user := uuid.uuid4())
+def test_keys_alone_decide_whose_job_it_is(steps: Steps) -> None:
+    enqueue(steps, user := uuid.uuid4(), not_before=steps.now().replace(year=2099))
+    assert not enqueue(steps, user)["created"]
     assert enqueue(steps, user, dedupe_key=f"renewal:{user}")["created"]
-
-
-def test_same_key_from_two_people_is_one_job(steps: Steps) -> None:
     first = enqueue(steps, uuid.uuid4(), dedupe_key="household:7")
     assert enqueue(steps, uuid.uuid4(), dedupe_key="household:7") == {"job_id": first["job_id"], "created": False}
-
-
-def test_job_for_later_counts_from_its_creation(steps: Steps) -> None:
-    enqueue(steps, user := uuid.uuid4(), not_before=steps.now().replace(year=2030))
-    assert not enqueue(steps, user)["created"]
 
 
 def test_call_for_later_holds_only_its_own_key(steps: Steps) -> None:
@@ -167,12 +157,6 @@ def test_number_that_is_not_e164_is_left_unparsed(steps: Steps, typed: str) -> N
     assert steps.claim(job) == {"outcome": "unparsed", "job_id": job, "phone_number": typed}
 
 
-def test_number_once_read_is_dialed(steps: Steps) -> None:
-    job, number = steps.queue("415 555 0100"), a_number()
-    assert steps.call("set_call_number", job_id=job, phone_number="415 555 0100", phone_e164=number)
-    assert steps.claim(job)["job"]["phone_e164"] == number
-
-
 def test_number_that_cannot_be_read_ends_the_job(steps: Steps) -> None:
     job = steps.queue("call me")
     why = {"code": "number_invalid", "reason": "that is no phone number"}
@@ -184,8 +168,11 @@ def test_number_that_cannot_be_read_ends_the_job(steps: Steps) -> None:
 @pytest.mark.parametrize("typed", ["something older", None])
 def test_number_counts_only_for_what_was_read(steps: Steps, typed: str | None) -> None:
     job = steps.queue("call me")
-    assert not steps.call("set_call_number", job_id=job, phone_number=typed, phone_e164=a_number())
+    number = a_number()
+    assert not steps.call("set_call_number", job_id=job, phone_number=typed, phone_e164=number)
     assert steps.job(job)["phone_e164"] is None
+    assert steps.call("set_call_number", job_id=job, phone_number="call me", phone_e164=number)
+    assert steps.claim(job)["job"]["phone_e164"] == number
 
 
 def test_number_does_not_change_under_a_call(steps: Steps) -> None:

@@ -101,23 +101,19 @@ def test_job_with_open_call_follows_afterwards(steps: Steps, state: str) -> None
     assert (claim["job"]["phone_number"], claim["job"]["phone_e164"]) == (new, was)
 
 
-def test_number_that_was_refused_is_corrected(steps: Steps) -> None:
-    user = sign_up(steps, None, {"phone": "12"})
+@pytest.mark.parametrize("refused_by", ["us", "Twilio"])
+def test_number_that_was_refused_is_corrected(steps: Steps, refused_by: str) -> None:
+    user = sign_up(steps, None, {"phone": "12" if refused_by == "us" else a_number()})
     job = only_job(steps, user)["id"]
-    steps.call(
-        "set_call_number", job_id=job, phone_number="12", phone_e164=None, code="number_invalid", reason="no number"
-    )
+    why = {"code": "number_invalid", "reason": "no number"}
+    if refused_by == "us":
+        steps.call("set_call_number", job_id=job, phone_number="12", phone_e164=None, **why)
+    else:
+        steps.call("refuse_call", attempt=steps.start(job), **why)
     assert steps.job(job)["status"] == "failed"
     change(steps, user, raw_user_meta_data=Jsonb({"phone": (new := a_number())}))
-    assert (steps.job(job)["status"], dialed(steps, job)) == ("queued", new)
-
-
-def test_number_that_twilio_refused_is_corrected(steps: Steps) -> None:
-    user = sign_up(steps, a_number())
-    job = only_job(steps, user)["id"]
-    assert steps.call("refuse_call", attempt=steps.start(job), code="21211", reason="no such number")
-    change(steps, user, phone=(new := a_number())[1:])
-    assert (dialed(steps, job), steps.job(job)["attempts"]) == (new, 2)
+    attempts = steps.job(job)["attempts"]
+    assert (steps.job(job)["status"], attempts, dialed(steps, job)) == ("queued", int(refused_by == "Twilio"), new)
 
 
 def test_nobody_is_called_anew_for_another_number(steps: Steps) -> None:
@@ -205,17 +201,19 @@ def test_deleted_users_new_phone_is_nothing(steps: Steps) -> None:
 # --- it never fails and never waits -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("locked", ["public.outbound_call_jobs", "private.call_settings", "private.calling_codes"])
 def test_change_waits_for_no_lock_and_sweep_follows(steps: Steps, another: Another, locked: str) -> None:
-    user, new = sign_up(steps, a_number()), a_number()
+    user, new = sign_up(steps, a_number(), None, {"timezone": "America/Denver"}), a_number()
     other = another().service
     other.execute("reset role")
     with other.transaction():
         other.execute(f"lock table {locked}".encode())
         began = time.monotonic()
         change(steps, user, phone=new[1:])
-        assert time.monotonic() - began < AT_MOST_S
+        meanwhile = sign_up(steps, a_number(), None, {"timezone": "America/Denver"})
+        assert time.monotonic() - began < 2 * AT_MOST_S
     assert steps.one("select phone from auth.users where id = %s", user) == new[1:]
-    assert steps.call("heal_onboarding_calls") == 1
+    assert steps.call("heal_onboarding_calls") == 2
     assert only_job(steps, user)["phone_e164"] == new
+    assert [only_job(steps, each)["metadata"] for each in (user, meanwhile)] == [{"app_timezone": "America/Denver"}] * 2
 
 
 def test_change_waits_for_no_claim_that_hangs(steps: Steps, another: Another) -> None:
@@ -281,14 +279,6 @@ def test_users_are_searched_after_losses_in_slices(steps: Steps, another: Anothe
     assert noted >= lost
 
 
-def test_users_of_other_times_are_not_called(steps: Steps) -> None:
-    steps.rows("alter table auth.users disable trigger user")
-    sign_up(steps, a_number())  # an import that calls nobody, on purpose
-    steps.rows("alter table auth.users enable trigger user")
-    assert steps.call("heal_onboarding_calls") == 0
-    assert steps.rows("select * from public.outbound_call_jobs") == []
-
-
 # --- banned users -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("banned", ["before", "while it waits", "between two calls"])
 def test_banned_user_is_not_called(steps: Steps, banned: str) -> None:
@@ -328,14 +318,3 @@ def test_servers_zone_is_told_from_the_users(steps: Steps) -> None:
         user = sign_up(steps, a_number(), metadata, app)
         found.append(only_job(steps, user)["metadata"].get("app_timezone"))
     assert found == [zone for *_, zone in cases]
-
-
-def test_healed_sign_up_has_the_servers_zone(steps: Steps, another: Another) -> None:
-    other = another().service
-    other.execute("reset role")
-    with other.transaction():
-        other.execute("lock table public.outbound_call_jobs")
-        user = sign_up(steps, a_number(), None, {"timezone": "America/Denver"})
-    steps.call("heal_onboarding_calls")
-    assert only_job(steps, user)["metadata"] == {"app_timezone": "America/Denver"}
-    assert steps.claim()["job"]["metadata"] == {"app_timezone": "America/Denver"}
