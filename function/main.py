@@ -144,10 +144,14 @@ def on_webhook(request: flask.Request) -> flask.Response:
 
 def on_sweep(request: flask.Request) -> flask.Response:
     auth.authenticate_sweep(settings, request.headers)
+    return reply(sender().tell_beside(_sweep))
+
+
+def _sweep() -> dict[str, Any]:
     if not SWEEPS.acquire(blocking=False):
-        return reply({"ignored": "enough sweeps are running"})
+        return {"ignored": "enough sweeps are running"}
     try:
-        return reply(sweep_once(settings, *parts(), sender=sender()))
+        return sweep_once(settings, *parts())
     finally:
         SWEEPS.release()
 

@@ -5,13 +5,16 @@ Cloud Run may take the CPU from an instance that answers no request. The sweep t
 
 import threading
 import time
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeVar
 
 import structlog
 
 from shared.jobs import Jobs, JobsUnavailable
 from shared.results import Results
 from shared.settings import Settings
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -25,10 +28,12 @@ class Sender:
 
     def __init__(self, settings: Settings, jobs: Jobs, *, patient: bool = True) -> None:
         self._results = Results(settings, jobs) if settings.result_url else None
-        self._patience_s = settings.sweep_timeout_seconds * SHARE_OF_SWEEP if patient else 0.0
+        self._sweep_s = settings.sweep_timeout_seconds
+        self._patience_s = self._sweep_s * SHARE_OF_SWEEP if patient else 0.0
         self._changed = threading.Condition()
         self._running = 0
         self._again = False
+        self._is_awaited = False
 
     def wake(self) -> None:
         """Tell what is due. Returns at once; without RESULT_URL nothing happens."""
@@ -38,14 +43,29 @@ class Sender:
             if self._running == THREADS:
                 self._again = True
                 return
+            threading.Thread(target=self._work, args=(self._results,), name="sender", daemon=True).start()
             self._running += 1
-        threading.Thread(target=self._work, args=(self._results,), name="sender", daemon=True).start()
+
+    def tell_beside(self, sweep: Callable[[], T]) -> T:
+        """Run a sweep, and tell results beside it. Then wait for the sender, within the time of one sweep."""
+        end = time.monotonic() + self._sweep_s
+        self.wake()
+        report = sweep()
+        self.wake()  # for what ended in this sweep
+        self.rest(end)
+        return report
 
     def rest(self, until: float) -> None:
-        """Wait until nothing is being sent, for a share of a sweep at most, and not longer than `until` (monotonic)."""
+        """Wait until nothing is being sent, for a share of a sweep at most, and not longer than `until` (monotonic).
+
+        One thread waits at a time: others, which /voice may need, return at once.
+        """
         with self._changed:
-            left = min(self._patience_s, until - time.monotonic())
-            self._changed.wait_for(lambda: self._running == 0, timeout=max(0.0, left))
+            if not self._is_awaited:
+                self._is_awaited = True
+                left = min(self._patience_s, until - time.monotonic())
+                self._changed.wait_for(lambda: self._running == 0, timeout=max(0.0, left))
+                self._is_awaited = False
 
     def _work(self, results: Results) -> None:
         is_over = False

@@ -43,22 +43,12 @@ UNTOLD_SECONDS = 3600.0  # of the oldest result; no alert has it
 
 
 def sweep_once(
-    settings: Settings,
-    jobs: Jobs,
-    dispatcher: "Dispatcher",
-    stop: threading.Event | None = None,
-    sender: Sender | None = None,
+    settings: Settings, jobs: Jobs, dispatcher: "Dispatcher", stop: threading.Event | None = None
 ) -> dict[str, Any]:
-    """Run one sweep, shorter than REQUEST_TIMEOUT_SECONDS, and return its counts. Raises JobsUnavailable.
-
-    Then wait for `sender`, for a share of that time: what it sends stops when the process stops, or loses its CPU.
-    """
+    """Run one sweep, shorter than REQUEST_TIMEOUT_SECONDS, and return its counts. Raises JobsUnavailable."""
     stop = stop or threading.Event()
-    began = time.monotonic()
     # The last claim leaves time for its request to Twilio, timeouts included.
-    last_claim = began + max(1.0, settings.sweep_timeout_seconds - _longest_step_s(settings))
-    if sender:
-        sender.wake()
+    last_claim = time.monotonic() + max(1.0, settings.sweep_timeout_seconds - _longest_step_s(settings))
 
     healed = jobs.heal_signups()
     limit = settings.call_dispatcher_limit
@@ -81,9 +71,6 @@ def sweep_once(
     # The used share of CALLS_PER_DAY, which the database does not know.
     report["day_used"] = stats.calls_24h / settings.calls_per_day if settings.calls_per_day else None
     log.log(severity(stats, report["day_used"]), "sweep", kind="sweep", **report)
-    if sender:
-        sender.wake()  # for what ended in this sweep
-        sender.rest(began + settings.sweep_timeout_seconds)
     return report
 
 
@@ -205,7 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     jobs, dispatcher = wire(settings)
     sender = Sender(settings, jobs, patient=options.every is None)  # a worker's next sweep must not wait for a receiver
-    sweep = functools.partial(sweep_once, settings, jobs, dispatcher, stop, sender)
+    sweep = functools.partial(sender.tell_beside, functools.partial(sweep_once, settings, jobs, dispatcher, stop))
     if options.every is not None:
         work(sweep, options.every, stop)
         return 0

@@ -16,7 +16,7 @@ from tests.unit.deployment import code_blocks, page
 
 DAY_S = 86_400.0
 LEASE_S = 60.0
-MASKED = {"number": "masked", "metadata": ["plan", "crm"]}
+MASKED = {"number": "masked", "metadata": ["plan", "crm", "novel", "none"]}
 
 Another = Callable[[], Steps]
 
@@ -118,7 +118,7 @@ def test_event_holds_the_data_that_may_leave(telling: Steps) -> None:
     number, user = a_number(), uuid.uuid4()
     job = telling.queue(
         number, user_id=user, signup_mode="demo", first_name="Ada",
-        metadata=Jsonb({"plan": "pro", "crm": {"id": 7}, "secret": "s"}),
+        metadata=Jsonb({"plan": "pro", "crm": {"id": 7}, "secret": "s", "novel": "x" * 4000}),
     )  # fmt: skip
     attempt, sid = telling.start(job), a_sid()
     telling.call(
@@ -136,7 +136,7 @@ def test_event_holds_the_data_that_may_leave(telling: Steps) -> None:
     assert body["data"].pop("finished_at")[:19] == finished_at.strftime("%Y-%m-%dT%H:%M:%S")
     assert body["data"] == {
         "job_id": job, "user_id": str(user), "signup_mode": "demo", "phone_number": f"{number[:2]}*******{number[-2:]}",
-        "metadata": {"plan": "pro", "crm": {"id": 7}}, "reason_code": None, "reason": None, "attempts": 1,
+        "metadata": {"plan": "pro", "crm": {"id": 7}, "novel": None}, "reason_code": None, "reason": None, "attempts": 1,
         "answered_by": "human", "duration_s": 7, "answers": {"team": "large"},
         "qualification": {"answers": {"team": "large"}, "opted_out": False, "answered_by": "human"},
     }  # fmt: skip

@@ -42,12 +42,14 @@ language sql stable set search_path = '' as $$
     'phone_number', case when p_job.phone_number = 'erased' then null
                          when s.results ->> 'number' = 'full' then p_phone_e164
                          else left(p_phone_e164, 2) || '*******' || right(p_phone_e164, 2) end,
-    'metadata', (select coalesce(jsonb_object_agg(key, p_job.metadata -> key), '{}')
+    'metadata', (select coalesce(jsonb_object_agg(key, case when length((p_job.metadata -> key)::text) <= 4000
+                                                            then p_job.metadata -> key end), '{}')
                  from jsonb_array_elements_text(s.results -> 'metadata') key where p_job.metadata ? key))
   from private.call_settings s
 $$;
 comment on function private.result_data is
-  'Call dispatcher: whom an event is about. Metadata and number as RESULT_METADATA and RESULT_NUMBER allow.';
+  'Call dispatcher: whom an event is about. Metadata and number as RESULT_METADATA and RESULT_NUMBER allow; a value of'
+  ' more than 4000 characters becomes null, because receivers limit a body.';
 
 create function private.write_result(p_job public.outbound_call_jobs, p_late boolean) returns void
 language plpgsql set search_path = '' as $$
