@@ -110,10 +110,12 @@ def parse_number(typed: str, settings: Settings) -> PhoneNumber | Refusal:
     if len(typed) >= TYPED_LENGTH:
         return _TOO_LONG
     home = home_region(settings.twilio_phone_number)
-    text = _plain(typed)
-    extension = _EXTENSION_BEHIND.fullmatch(text)
-    text, country = _without_country(_without_words(extension["number"] if extension else text, home))
-    text = _without_words(text, home)
+    text, extension, country = typed, None, None
+    if not _E164.fullmatch(typed):
+        text = _plain(typed)
+        extension = _EXTENSION_BEHIND.fullmatch(text)
+        text, country = _without_country(_without_words(extension["number"] if extension else text, home))
+        text = _without_words(text, home)
     if _NOT_A_PHONE.fullmatch(text):
         return _NO_NUMBER
     if not _NUMBER.fullmatch(text):

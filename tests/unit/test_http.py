@@ -126,7 +126,7 @@ def test_every_slow_answer_ends_at_the_deadline() -> None:
     assert late == []
 
 
-def test_an_answer_whose_end_is_missing_is_lost() -> None:
+def test_answer_whose_end_is_missing_is_lost() -> None:
     def half(connection: socket.socket) -> None:
         connection.sendall(HEAD + b"Content-Length: 10\r\n\r\n{}")
         connection.shutdown(socket.SHUT_RDWR)
@@ -135,7 +135,7 @@ def test_an_answer_whose_end_is_missing_is_lost() -> None:
         ask(url)
 
 
-def test_the_environments_proxy_is_asked_except_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxy_of_the_environment_is_asked_except_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bytes] = []
 
     def refuse(connection: socket.socket) -> None:
@@ -223,6 +223,21 @@ def test_authorities_of_the_environment_alone_are_trusted(
 def test_failed_handshake_is_known_to_send_nothing(authority: tuple[ssl.SSLContext, Path]) -> None:
     with server(answer({"sid": SID})) as url:
         assert verdict(place(url.replace("http:", "https:"))) == ("later", "not_connected")
+
+
+def test_handshake_that_drips_ends_at_the_deadline() -> None:
+    record = b"\x16\x03\x03\x3f\xff" + bytes(500)
+
+    def drip(connection: socket.socket) -> None:
+        for byte in record:
+            connection.sendall(bytes([byte]))
+            time.sleep(0.02)
+
+    with server(drip, at_once=True) as url:
+        began = time.monotonic()
+        with pytest.raises(NotConnected):
+            ask(url.replace("http:", "https:"))
+    assert time.monotonic() - began < DEADLINE_SECONDS + 1
 
 
 def test_calls_share_one_tls_context(authority: tuple[ssl.SSLContext, Path], monkeypatch: pytest.MonkeyPatch) -> None:
