@@ -188,15 +188,15 @@ class Http:
         return connection
 
     def _connect(self, connection: HTTPConnection, exchange: _Exchange) -> None:
-        """A session of an earlier connection would save nothing: Python takes as long to copy it (measured)."""
+        """Connect within the connection's timeout, which holds for the handshake, too.
+
+        A TLS session of an earlier connection would save nothing: Python takes as long to copy it (measured).
+        """
         try:
             connection.connect()
-            exchange.socket = connection.sock
             if self._is_tls:
-                connection.sock = exchange.socket = tls_context().wrap_socket(
-                    connection.sock, server_hostname=self._host, do_handshake_on_connect=False
-                )
-                exchange.socket.do_handshake()
+                connection.sock = tls_context().wrap_socket(connection.sock, server_hostname=self._host)
+            exchange.socket = connection.sock
         except (OSError, HTTPException, ValueError) as error:  # ValueError: an impossible host name
             raise NotConnected(f"{type(error).__name__}: {error}") from error
 
