@@ -10,6 +10,7 @@ import contextlib
 import json
 import threading
 import time
+from typing import NamedTuple
 
 import aiohttp
 import psycopg
@@ -32,6 +33,14 @@ _KEEP = """
 insert into net._http_response (id, status_code, content_type, headers, content, timed_out, error_msg)
 values (%s, %s, %s, %s, %s, %s, %s)
 """
+
+
+class Request(NamedTuple):
+    number: int
+    url: str
+    headers: dict[str, str]
+    body: bytes
+    timeout_ms: int
 
 
 class PgNetWorker:
@@ -77,37 +86,22 @@ class PgNetWorker:
     ) -> int:
         async with connection.transaction():
             rows = await (await connection.execute(_TAKE, (BATCH,))).fetchall()
-            for answer in await asyncio.gather(*(self._post(session, *row) for row in rows)):
+            for answer in await asyncio.gather(*(self._post(session, Request(*row)) for row in rows)):
                 await connection.execute(_KEEP, answer)
             return len(rows)
 
-    async def _post(
-        self,
-        session: aiohttp.ClientSession,
-        number: int,
-        url: str,
-        headers: dict[str, str],
-        body: bytes,
-        timeout_ms: int,
-    ) -> tuple[object, ...]:
+    async def _post(self, session: aiohttp.ClientSession, request: Request) -> tuple[object, ...]:
         began = time.monotonic()
         if self.loses:
-            answer: tuple[object, ...] = (number, None, None, None, None, False, "lost")
+            answer: tuple[object, ...] = (request.number, None, None, None, None, False, "lost")
         else:
-            answer = await self._send(session, number, url, headers, body, timeout_ms)
+            answer = await self._send(session, request)
         ms = round((time.monotonic() - began) * 1000)
-        self._events.tell("webhook", job=_job_of(body), answer=answer[1], error=answer[6], ms=ms)
+        self._events.tell("webhook", job=_job_of(request.body), answer=answer[1], error=answer[6], ms=ms)
         return answer
 
-    async def _send(
-        self,
-        session: aiohttp.ClientSession,
-        number: int,
-        url: str,
-        headers: dict[str, str],
-        body: bytes,
-        timeout_ms: int,
-    ) -> tuple[object, ...]:
+    async def _send(self, session: aiohttp.ClientSession, request: Request) -> tuple[object, ...]:
+        number, url, headers, body, timeout_ms = request
         timeout = aiohttp.ClientTimeout(total=timeout_ms / 1000)
         try:
             async with session.post(url, data=bytes(body), headers=headers, timeout=timeout) as answer:
