@@ -36,7 +36,7 @@ class Sender:
         self._is_awaited = False
 
     def wake(self) -> None:
-        """Tell what is due. Returns at once; without RESULT_URL nothing happens."""
+        """Send the events that are due. Returns at once; without RESULT_URL nothing happens."""
         if self._results is None:
             return
         with self._changed:

@@ -126,7 +126,7 @@ class Worker(ThreadWorker):
         return super().handle_request(req, conn)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
-        """gunicorn answers what is not HTTP by itself, and logs nothing at the level that functions-framework sets."""
+        """gunicorn answers invalid HTTP itself, and logs nothing at the level that functions-framework sets."""
         if isinstance(exc, ParseException):
             log.warning("refused", kind="bad_request", reason=f"invalid HTTP ({type(exc).__name__})")
         super().handle_error(req, client, addr, exc)

@@ -78,7 +78,7 @@ class Results:
         return None if isinstance(result, Nothing) else (result, since)
 
     def tell(self, result: ClaimedResult, since: ClaimClock) -> None:
-        """Send a claimed event once, and record what came of it. Raises JobsUnavailable: then it is sent again."""
+        """Send a claimed event once, and record the outcome. Raises JobsUnavailable: then it is sent again."""
         about = {"job": result.job_id, "result": str(result.id), "type": result.type, "tries": result.try_}
         try:
             # A frozen process must not send an old event after newer ones: others may hold it by now.

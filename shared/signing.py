@@ -1,4 +1,4 @@
-"""Signatures of Standard Webhooks, made and checked: what we send is signed as what Supabase sends us.
+"""Signatures of Standard Webhooks, made and checked. Results are signed in the same way as Supabase's webhooks.
 
 https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
 """

@@ -1,4 +1,4 @@
-"""Twilio: place a call once, find out what became of it, end it. The verdicts say what each failure means.
+"""Twilio: place a call once, ask about it, end it. A verdict is the meaning of a failure.
 
 Creating a call is not idempotent and takes no idempotency key, so the one POST is never repeated: not by us, not by
 twilio-python (its async client repeats on 5xx and is not used), not by a pool. Each create has a connection of its own: on
@@ -161,7 +161,7 @@ class Telephony:
     def place(self, attempt: UUID, job_id: int, to: str, in_time: Callable[[], bool]) -> Placed:
         """Ask Twilio once for a call to `to` (E.164), if still `in_time` when the body is due. Raises CallNotPlaced.
 
-        Takes at most TWILIO_TIMEOUT_SECONDS plus the time to connect, whatever Twilio sends.
+        Takes at most TWILIO_TIMEOUT_SECONDS plus the time to connect, however slowly Twilio answers.
         """
         settings = self._settings
         about = f"?attempt={attempt}&job_id={job_id}"

@@ -408,7 +408,7 @@ end
 $$;
 comment on function private.apply_rights is
   'Call dispatcher: the one rule of rights; each migration ends with it. Only service_role may execute our functions'
-  ' in public and read our tables and views there; nobody may use what is private. Ours is what bears the mark "Call'
-  ' dispatcher" in its comment: the schemas public and private may hold objects of the user, and those stay untouched.';
+  ' in public and read our tables and views there; nobody may use those in private. The mark "Call dispatcher" in its'
+  ' comment makes an object ours: both schemas may hold objects of the user, which stay untouched.';
 
 select private.apply_rights();

@@ -5,8 +5,9 @@ create table private.calling_codes (
   pattern text not null
 );
 comment on table private.calling_codes is
-  'Call dispatcher: what may follow each calling code, as the phonenumbers library has it (general_desc). A number that'
-  ' matches is read as it stands. Printed by python -m tests.database.calling_codes; a test holds it to the library.';
+  'Call dispatcher: the numbers of each calling code, as the phonenumbers library has them (general_desc). A number'
+  ' that matches is read as it stands. Printed by python -m tests.database.calling_codes; a test holds it to the'
+  ' library.';
 
 insert into private.calling_codes (code, pattern)
 select split_part(entry, ':', 1), string_agg(split_part(entry, ':', 2), '|' order by n)

@@ -56,9 +56,9 @@ begin
 end
 $$;
 comment on function private.queue_onboarding_call is
-  'Call dispatcher: queue the onboarding call of one user. Any text typed as a phone gets a job, and its reason says'
-  ' what is wrong with it. The user wrote p_metadata; p_app_metadata is the server''s, and its time zone is passed on'
-  ' as app_timezone, which a user cannot set.';
+  'Call dispatcher: queue the onboarding call of one user. Any text typed as a phone gets a job, and its reason names'
+  ' the fault. The user wrote p_metadata; p_app_metadata is the server''s, and its time zone is passed on as'
+  ' app_timezone, which a user cannot set.';
 
 create function private.follow_phone(
   p_user_id uuid, p_was text, p_phone text, p_metadata jsonb, p_app_metadata jsonb
@@ -140,7 +140,7 @@ end
 $$;
 comment on function private.on_auth_user_changed is
   'Call dispatcher: after each sign-up and each change of a phone, in that transaction. lock_timeout turns a long wait'
-  ' into an error, which is caught: the statement commits, and the sweep does later what could not be done at once.';
+  ' into an error, which is caught: the statement commits, and the sweep tries again later.';
 
 create trigger on_auth_user_created_onboarding after insert on auth.users
   for each row execute function private.on_auth_user_changed();
@@ -165,7 +165,7 @@ end
 $$;
 comment on function public.require_verified_phones is
   'Call dispatcher, by hand: call sign-ups only when their phone is confirmed by SMS (true), or at once (false, the'
-  ' default of a new project). A typed number may be anybody''s. -> what holds now';
+  ' default of a new project). A typed number may be anybody''s. -> the new rule, in words';
 
 create function private.find_lost_signups(p_limit int default 2000) returns void
 language plpgsql set search_path = '' as $$
@@ -237,7 +237,7 @@ begin
 end
 $$;
 comment on function public.heal_onboarding_calls is
-  'Call dispatcher: for the sweep: do what a sign-up or a change of a phone could not. -> how many were healed';
+  'Call dispatcher: for the sweep: queue the calls that a sign-up or a change of a phone could not. -> how many';
 
 create function public.enqueue_call_job(
   p_user_id      uuid,

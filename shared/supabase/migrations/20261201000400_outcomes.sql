@@ -272,7 +272,7 @@ begin
   select * into v_attempt from public.outbound_call_attempts where call_sid = p_call_sid;
   v_put_off_until := v_attempt.put_off_until;
   v_was_machine := private.is_by_machine(v_attempt);
-  -- An attempt that was given up as outcome_unknown keeps its job as it is, whatever comes now.
+  -- An attempt that was given up as outcome_unknown keeps its job as it is, for every later status.
   v_ends_job := v_final and v_attempt.state = 'accepted';
   if p_answered_by <> coalesce(v_attempt.answered_by, '') then  -- asynchronous detection comes at any time
     update public.outbound_call_attempts set answered_by = p_answered_by where call_sid = p_call_sid;

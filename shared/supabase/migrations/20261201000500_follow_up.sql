@@ -12,7 +12,7 @@ language sql stable set search_path = '' as $$
     'asked_at', p_now, 'end', p_end, 'put_off', p_attempt.put_off_until is not null, 'lease_ran_out', p_lease_expired,
     'metadata', (select private.readable(j.metadata) from public.outbound_call_jobs j where j.id = p_attempt.job_id))
 $$;
-comment on function private.open_call is 'Call dispatcher: what claim_open_call answers about one attempt.';
+comment on function private.open_call is 'Call dispatcher: the answer of claim_open_call about one attempt.';
 
 create function public.claim_open_call(
   p_hold_s double precision, p_ask_s double precision, p_give_up_s double precision
@@ -146,7 +146,7 @@ begin
       'then', private.bind_call(p_attempt, v_candidates -> 0 ->> 'sid', p_poll_s));
   end if;
 
-  -- If the job is to be canceled and all of several calls are over, nothing is left to end.
+  -- If cancellation was requested and all of several calls are over, no call is left to end.
   v_several := jsonb_array_length(v_candidates) > 1
     and not (v_job.cancel_requested and p_asked_at >= v_settled_at
              and not exists (select from jsonb_array_elements(v_candidates) c

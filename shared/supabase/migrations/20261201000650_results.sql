@@ -173,7 +173,7 @@ begin
   if p_state is null or p_state not in ('due', 'told', 'gone') then
     raise exception 'p_state must be due, told or gone';
   end if;
-  -- Of a sender whose lease ran out, only what is certain counts: the receiver took it, or wants it no more.
+  -- After its lease, a sender's report counts only if it is certain: the receiver took the event, or wants no more.
   update private.call_results
   set state    = case when p_state = 'due' and v_now >= give_up_at then 'gave_up' else p_state end,
       ended_at = case when p_state <> 'due' or v_now >= give_up_at then v_now end,
@@ -185,8 +185,8 @@ begin
 end
 $$;
 comment on function public.record_call_result is
-  'Call dispatcher: for the sender: what came of sending: told, gone, or due again after p_delay_s; three days after'
-  ' the event that becomes gave_up. p_try: as claimed. p_note: in words. -> the state now; null if it did not count';
+  'Call dispatcher: for the sender: the outcome of a sending: told, gone, or due again after p_delay_s (gave_up'
+  ' three days after the event). p_try: as claimed. p_note: in words. -> the state now; null if it did not count';
 
 create function public.retell(p_job_id bigint) returns text
 language plpgsql security definer set search_path = '' as $$

@@ -29,7 +29,7 @@ end
 $$;
 comment on function public.cancel_call_job is
   'Call dispatcher, by hand: cancel one job. A call under way is ended by the next sweep, and then the job is'
-  ' canceled. -> the job''s status now: canceled, or what it still is with cancel_requested set';
+  ' canceled. -> the job''s status now: canceled, or the same as before, with cancel_requested set';
 
 create function public.retry_call_job(p_job_id bigint) returns text
 language plpgsql security definer set search_path = '' as $$
@@ -77,8 +77,8 @@ begin
 end
 $$;
 comment on function public.retry_call_job is
-  'Call dispatcher, by hand: dial a failed or canceled job once more, at the next sweep, whatever attempts it has'
-  ' spent. Refused where the person would be called twice: by a newer job of the same user, or while a call to the'
+  'Call dispatcher, by hand: dial a failed or canceled job once more, at the next sweep, even if its attempts'
+  ' are spent. Refused where the person would be called twice: by a newer job of the same user, or while a call to the'
   ' same number is open. -> queued';
 
 create function private.stop_calls_to(p_phone_e164 text, p_how text, p_attempt uuid) returns jsonb
@@ -172,7 +172,7 @@ $$;
 comment on function public.pause_calls is
   'Call dispatcher, by hand: stop all dialing at once, until resume_calls() or p_until; everybody will see the reason.'
   ' Once this has committed, no claim succeeds. The next sweep cancels the calls that wait in Twilio''s queue, and'
-  ' they are made later; conversations in progress continue. -> what holds now';
+  ' they are made later; conversations in progress continue. -> until when';
 
 create function public.resume_calls() returns text
 language plpgsql security definer set search_path = '' as $$
@@ -190,7 +190,7 @@ end
 $$;
 comment on function public.resume_calls is
   'Call dispatcher, by hand: end any pause: by hand, by a halt or by CALLS_PER_DAY (which pauses again at the next'
-  ' claim while it is reached). -> what held before';
+  ' claim while it is reached). -> the state before';
 
 create function public.confirm_restore() returns text
 language plpgsql security definer set search_path = '' as $$
@@ -213,6 +213,6 @@ end
 $$;
 comment on function public.confirm_restore is
   'Call dispatcher, by hand: this database was restored from a backup, and it is the one that calls. Before each job'
-  ' that was queued earlier, Twilio is asked whether its number was called since. Not in a copy. -> what holds now';
+  ' that was queued earlier, Twilio is asked whether its number was called since. Not in a copy. -> the new state';
 
 select private.apply_rights();

@@ -1,4 +1,4 @@
--- What goes on, for the sweep's log and for people.
+-- The numbers of this moment and of the last hours, for the sweep's log and for people.
 
 create function public.call_job_stats() returns jsonb
 language plpgsql stable security definer set search_path = '' as $$
@@ -84,9 +84,9 @@ begin
 end
 $$;
 comment on function public.call_job_stats is
-  'Call dispatcher: what goes on now, as JSON, logged by each sweep; call_stats is the same as one row. Its time does'
-  ' not grow with the jobs: waiting and open ones are counted to 1,000 (the earliest due; "queued" goes on as'
-  ' Postgres'' estimate), those that ended and the calls of 24 hours to 10,000 (the newest). "calls" counts as'
+  'Call dispatcher: the numbers of this moment, as JSON, logged by each sweep; call_stats is the same as one row. Its'
+  ' time does not grow with the jobs: waiting and open ones are counted to 1,000 (the earliest due; "queued" goes on'
+  ' as Postgres'' estimate), those that ended and the calls of 24 hours to 10,000 (the newest). "calls" counts as'
   ' CALLS_PER_DAY does; "answered": by a person.';
 
 create function public.call_stats_by_hour(p_hours int default 48)
@@ -141,7 +141,7 @@ select s.* from jsonb_to_record(public.call_job_stats()) as s (
   halts int, calls_1h int, answered_1h int, calls_24h int, answered_24h int, completed_24h int, failed_24h int,
   failures_24h jsonb, canceled_24h int, opt_outs_24h int, held_by_prefix int, held_by_rule jsonb,
   missed_signups int, results_due int, results_oldest_s int, results_gave_up int);
-comment on view public.call_stats is 'Call dispatcher: what goes on now: call_job_stats() as one row.';
+comment on view public.call_stats is 'Call dispatcher: the numbers of this moment: call_job_stats() as one row.';
 
 create view public.call_stats_per_hour with (security_invoker = true) as
 select * from public.call_stats_by_hour(48);

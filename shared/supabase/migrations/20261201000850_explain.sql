@@ -339,7 +339,7 @@ begin
   return next private.told(v_now, v_zone) || ', now: ' || private.stands(p_job, v_zone) || '.';
 end
 $$;
-comment on function private.story is 'Call dispatcher: what befell a job, in order, and how it stands now.';
+comment on function private.story is 'Call dispatcher: the events of a job, in order, and its state now.';
 
 create function private.why_no_job(p_user_id uuid) returns text
 language sql stable set search_path = '' as $$

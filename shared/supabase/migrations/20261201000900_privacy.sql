@@ -57,7 +57,7 @@ end
 $$;
 comment on function private.on_auth_user_deleted is
   'Call dispatcher: after a user is deleted, or marked as deleted. It never fails that statement or makes it wait; the'
-  ' sweep does what could not be done at once.';
+  ' sweep finishes the rest.';
 
 create trigger on_auth_user_deleted_onboarding after delete on auth.users
   for each row execute function private.on_auth_user_deleted();
@@ -113,7 +113,7 @@ begin
     returning 1)
   select count(*) into v_deleted from old;
 
-  if p_results = '{}' then  -- nobody sends what is due
+  if p_results = '{}' then  -- nobody sends the due events
     update private.call_results set state = 'gave_up', ended_at = v_now, note = 'RESULT_URL is not set'
     where state = 'due' and give_up_at <= v_now;
   end if;
