@@ -158,8 +158,9 @@ def _render(turn: Turn, script: Script, call: LiveCall, asked: VoiceRequest, dis
     dialed = turns.dialed_answer(script, turn.place) if turn.dials and turn.place else None
     if turn.place and dialed:
         transfer = dispatcher.plan_transfer(dialed.answer, call, asked.picked_up_at)
-        # A voicemail speaks, too: only a key proves a person whom Twilio takes for a machine.
-        if transfer and (asked.pressed or not call.found_machine):
+        # A voicemail speaks, too. `by_machine` is false once it has said an answer, so only a key proves a person here.
+        is_machine = (call.answered_by or "").startswith(("machine", "fax"))
+        if transfer and (asked.pressed or not is_machine):
             log.info("a colleague is rung", call_sid=asked.event.call_sid, limit_s=transfer.limit_s)
             return twiml.render_transfer(turn, transfer, script, call.job, asked.action)
         turn = turns.next_turn(script, turn.place, "")

@@ -132,11 +132,6 @@ class LiveCall(_Answer):
     def is_wanted(self) -> bool:
         return self.then == "keep"
 
-    @property
-    def found_machine(self) -> bool:
-        """What Twilio found. `by_machine` is false in spite of it once somebody has pressed or said an answer."""
-        return (self.answered_by or "").startswith(("machine", "fax"))
-
 
 class OpenCall(_Answer):
     """A call to follow up: in doubt, without news, or a duplicate."""

@@ -49,6 +49,7 @@ _UNHEARD: Final = (
 )
 _PROXY: Final = (
     "a proxy or firewall treats this path or method differently from GET /health, or answers for the function: take it away;"
+    " VOICE_PATH and STATUS_PATH must be the same here and there;"
     f" {_LOGS}"
 )
 
