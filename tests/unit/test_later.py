@@ -41,18 +41,8 @@ def test_wish_names_a_moment_by_the_persons_clock() -> None:
     }
     assert {case: wished_moment(*case).isoformat() for case in moments} == moments
     wrong = [
-        "0h",
-        "49h",
-        "2 h",
-        "2hours",
-        "-1h",
-        "tomorrow",
-        "tomorrow 24:00",
-        "tomorrow 9:00",
-        "weekday 09:00",
-        "²h",
-        "",
-    ]
+        "0h", "49h", "2 h", "2hours", "-1h", "tomorrow", "tomorrow 24:00", "tomorrow 9:00", "weekday 09:00", "²h", "",
+    ]  # fmt: skip
     assert [text for text in wrong if is_wish(text)] == []
 
 
