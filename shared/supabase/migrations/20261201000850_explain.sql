@@ -234,8 +234,10 @@ language sql stable set search_path = '' as $$
       else p_job.status || ': ' || private.masked(coalesce(p_job.reason, p_job.reason_code, 'no reason was stored'))
       end, p_job.status || '; its rows do not fit together, as if changed by hand')
     || coalesce((select '; the same number has ' || string_agg('job ' || k.id || ' (' || k.status || ')', ', ')
-                 from public.outbound_call_jobs k where k.phone_e164 = p_job.phone_e164 and k.user_id <> p_job.user_id
-                   and p_job.reason_code in ('number_in_use', 'number_reached')), '')
+                 from public.outbound_call_jobs k
+                 where k.phone_e164 = p_job.phone_e164 and k.id <> p_job.id and case p_job.reason_code
+                   when 'number_in_use' then k.finished_at is null when 'number_reached' then k.status = 'completed'
+                   end), '')
     || case when p_job.cancel_requested and p_job.finished_at is null
             then '; it is to be canceled (' || private.why_canceled(p_job.cancel_code) || ') when its call is over'
             else '' end
@@ -254,15 +256,17 @@ declare
   v_zone constant text := private.zone_of(p_job.metadata);
 begin
   return query
-  with mine as (
-    select a.*, exists (select from private.call_history h where h.job_id = a.job_id
-                          and h.at = case a.state when 'absent' then a.closed_at when 'refused' then a.closed_at
-                                     else a.doubted_at end) as told
-    from public.outbound_call_attempts a where a.job_id = p_job.id
+  with past as (
+    select h.* from private.call_history h where h.job_id = p_job.id
+  ), mine as (
+    select a.*, private.is_by_machine(a) as by_machine from public.outbound_call_attempts a where a.job_id = p_job.id
   ), events (at, rank, sentence) as (
-    select u.created_at, 0, 'the user signed up' from auth.users u where u.id = p_job.user_id
+    select x.at, 0, x.words
+    from auth.users u, lateral (values (u.created_at, 'the user signed up'),
+                                       (u.phone_confirmed_at, 'the user''s phone was confirmed')) x (at, words)
+    where u.id = p_job.user_id
     union all
-    select u.phone_confirmed_at, 0, 'the user''s phone was confirmed' from auth.users u where u.id = p_job.user_id
+    select min(h.at), 2, 'unusual events before this one are forgotten' from past h having count(*) >= 50
     union all
     select p_job.created_at, 1, 'queued, signup mode ' || private.masked(p_job.signup_mode)
       || case when p_job.phone_number = 'erased' then ''
@@ -279,7 +283,7 @@ begin
     from mine m where m.error_code is distinct from 'restored' group by m.started_at, m.number
     union all
     select m.doubted_at, 4, 'in doubt: ' || private.masked(coalesce(m.error_message, 'nobody knows what became of it'))
-    from mine m where not m.told or m.state = 'absent'
+    from mine m where m.doubted_at not in (select h.at from past h where h.status = 'in_doubt')
     union all
     select m.accepted_at, 5, case when m.state = 'duplicate' then 'Twilio took one call too many, which is ended'
       else 'Twilio has the call' || coalesce(', after ' || private.lasted(m.doubted_at, m.accepted_at) || ' in doubt',
@@ -294,10 +298,10 @@ begin
       else case m.call_status when 'busy' then 'the line was busy' when 'no-answer' then 'nobody answered'
              when 'failed' then 'the call could not be put through' when 'completed' then 'the call is over'
              else 'the call was canceled' || case when m.put_off_until is null then '' else ' before it rang' end end
-        || case when m.answered_by like any ('{machine%,fax}') then ': a machine picked up' else '' end
+        || case when m.by_machine then ': a machine picked up' else '' end
         || coalesce(', after ' || m.duration_s || ' s', '') || coalesce(' (SIP ' || m.sip_code || ')', '')
         || coalesce(' (Twilio error ' || substring(m.error_code from '^[0-9]{1,6}$') || ')', '') end
-    from mine m where not (m.told and m.state in ('refused', 'absent'))
+    from mine m where m.state not in ('refused', 'absent') or m.closed_at not in (select h.at from past h)
     union all
     select h.at, case when h.status <> 'calling' and h.was in ('dialing', 'in_doubt', 'calling') then 8 else 6 end,
       case
@@ -305,7 +309,7 @@ begin
         when h.was in ('completed', 'failed', 'canceled') and h.status in ('queued', 'calling') then 'taken up again: '
         when h.status in ('dialing', 'in_doubt', 'calling') and h.reason = private.why_canceled(h.code)
           then 'its call is to be ended: '
-        when h.code = 'number_changed' then ''
+        when h.code = 'number_changed' or h.was = h.status and h.status in ('completed', 'failed', 'canceled') then ''
         when h.status = 'calling' then 'its call must not ring now: '
         when h.status = 'in_doubt' then 'in doubt: '
         when h.was = 'dialing' and h.status = 'queued' then 'given back before it was dialed: '
@@ -317,7 +321,7 @@ begin
       || coalesce('; due ' || private.told(h.due_at, v_zone), '')
       || case when h.times = 1 then '' else ' (' || h.times || ' times, the last at ' || private.told(h.last_at, v_zone)
          || ')' end
-    from private.call_history h where h.job_id = p_job.id
+    from past h
     union all
     select o.opted_out_at, 9, 'this number opted out of calls (' || private.masked(o.how) || ')'
     from public.call_opt_outs o where o.phone_e164 = p_job.phone_e164
@@ -358,7 +362,7 @@ language sql stable set search_path = '' as $$
     else coalesce('the user signed up at ' || private.told(u.created_at) || ', ', '') || 'before the dispatcher was'
       ' installed; or the job ended and was deleted, after CALL_RETENTION_DAYS or by hand. enqueue_call_job queues one.'
     end
-  from private.call_settings s cross join private.lost_signups l
+  from private.lost_signups l left join private.call_settings s on true
   left join auth.users u on u.id = p_user_id left join private.missed_signups m on m.user_id = p_user_id
 $$;
 comment on function private.why_no_job is 'Call dispatcher: why a user has no job, in words.';
