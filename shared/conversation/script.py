@@ -51,7 +51,7 @@ def _hours(text: str) -> str:
 
 def _zone(text: str) -> str:
     try:
-        ZoneInfo(text)
+        ZoneInfo(text if "/" in text or text == "UTC" else "")  # EST has no summer time, localtime is this machine's
     except (ValueError, OSError, LookupError):  # a path, a folder, an unknown name
         raise script_problem("must be a time zone such as Europe/Berlin or America/New_York") from None
     return text
