@@ -184,7 +184,7 @@ def test_shell_blocks_hold_no_comment() -> None:
 
 def test_code_blocks_all_name_their_language() -> None:
     opened = [fence for page in PAGES for fence in re.findall(r"^ *```(.*)$", page.read_text(), flags=re.MULTILINE)]
-    assert {*opened[::2]} <= {"sh", "sql", "text", "json", "toml", "yaml", "mermaid", "python"}
+    assert {*opened[::2]} <= {"sh", "sql", "text", "json", "toml", "yaml", "mermaid", "python", "ts"}
     assert {*opened[1::2]} == {""}
 
 
