@@ -231,12 +231,6 @@ def test_unreached_person_is_dialed_thrice_with_growing_pauses(steps: Steps, wor
     assert row["reason"].endswith("(SIP 486)")
 
 
-def test_number_that_nobody_has_is_not_redialed(steps: Steps) -> None:
-    job, attempt = steps.attempt_in("started")
-    steps.status(attempt, a_sid(), "failed", delays_s=())
-    assert steps.job(job)["status"] == "failed"
-
-
 def test_absent_attempts_count_so_crash_loops_end(steps: Steps) -> None:
     job = steps.queue()
     for expected in ("queued", "queued", "failed"):
@@ -256,9 +250,11 @@ def test_released_attempts_never_count_however_many(steps: Steps) -> None:
 
 
 # --- an end that never became known -----------------------------------------------------------------------------------
-def given_up(steps: Steps, count: int) -> list[tuple[int, uuid.UUID]]:
+def given_up(steps: Steps, count: int, cancel: bool = False) -> list[tuple[int, uuid.UUID]]:
     """Calls whose end never became known, and the sweep that closes them."""
     calls = [steps.attempt_in("accepted") for _ in range(count)]
+    for job, _ in calls if cancel else []:
+        steps.call("cancel_call_job", job_id=job)
     steps.pass_time(GIVE_UP_S + 1)
     assert [steps.ask()["outcome"] for _ in calls] == ["ask"] * count  # once more: nobody may have swept for days
     steps.pass_time(ASK_S + 1)
@@ -274,6 +270,8 @@ def test_call_given_up_is_closed_whatever_comes_later(steps: Steps) -> None:
         assert (row["state"], row["error_code"]) == ("ended", "outcome_unknown")
         assert steps.status(attempt, row["call_sid"], word)["then"] in ("keep", "end")
         assert (steps.job(job), steps.attempt(attempt)["state"]) == (before, "ended")
+    ((canceled, _),) = given_up(steps, 1, cancel=True)
+    assert steps.job(canceled)["status"] == "canceled"
 
 
 def test_call_is_not_given_up_too_early(steps: Steps) -> None:
@@ -300,16 +298,6 @@ def test_canceled_job_stays_canceled_however_its_call_ends(steps: Steps, word: s
     steps.call("cancel_call_job", job_id=job)
     steps.status(attempt, steps.attempt(attempt)["call_sid"], word)
     assert (steps.job(job)["status"], steps.job(job)["reason_code"]) == ("canceled", "canceled")
-
-
-def test_canceled_job_is_canceled_when_given_up(steps: Steps) -> None:
-    job, _ = steps.attempt_in("accepted")
-    steps.call("cancel_call_job", job_id=job)
-    steps.pass_time(GIVE_UP_S + 1)
-    steps.ask()
-    steps.pass_time(ASK_S + 1)
-    steps.ask()
-    assert steps.job(job)["status"] == "canceled"
 
 
 @pytest.mark.parametrize("state", UNDECIDED)
