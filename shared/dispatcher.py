@@ -283,7 +283,7 @@ class Dispatcher:
         """Record an answer. Idempotent: the same answer is stored once."""
         call = self._jobs.record_answer(attempt, call_sid, answer, ask_s=self._settings.call_ask_seconds)
         if answer.opt_out:
-            log.warning("opted out by a key: this number is not called again", call_sid=call_sid)
+            log.warning("opted out: this number is not called again", call_sid=call_sid)
         return call
 
     def awaits_detection(self, call: LiveCall) -> bool:
