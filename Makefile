@@ -49,10 +49,11 @@ scripts: setup ## check the scripts of the calls, and read them out
 	@$(BIN)/python -m shared.conversation.rehearse check
 
 RUNS ?= 1000
-chaos: setup ## prove the guarantee: simulated histories (RUNS=1000 SEED=1), then real crashes, then a burst
+chaos: setup ## prove the guarantee: simulated histories (RUNS=1000 SEED=1), then real crashes, a burst, results under fire
 	$(BIN)/python -m tests.chaos.simulation --runs $(RUNS) $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.chaos.crash $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.chaos.burst
+	$(BIN)/python -m tests.chaos.results $(if $(SEED),--seed $(SEED))
 
 BENCH := $(VENV)/bench
 bench: setup ## this product beside other queues: promises and costs, a table and a chart, 15 minutes (ROUNDS=3)

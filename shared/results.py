@@ -94,7 +94,7 @@ class Results:
             case "told":
                 log.info("result told", **about)
             case "gone":
-                log.error("the receiver wants this result no more", kind="result_gone", **about)
+                log.error("the receiver answered 410: this result is not sent again", kind="result_gone", **about)
             case "gave_up":
                 log.critical("result given up after three days", kind="result_gave_up", **about)
             case _:

@@ -107,6 +107,7 @@ insert into wanted values
   ('outbound_call_attempts_per_prefix', 'left.*phone_e164.*started_at\) WHERE', 'the cap per prefix'),
   ('outbound_call_attempts_per_day', '\(started_at\) WHERE', 'the cap per day'),
   ('outbound_call_attempts_uncounted', '\(started_at\) WHERE', 'the statistics of calls that no cap counts'),
+  ('outbound_call_attempts_in_doubt', '\(doubted_at\) WHERE .*in_doubt', 'the statistics of doubts'),
   ('outbound_call_attempts_to_end', '\(end_due_at\) WHERE .*duplicate', 'the calls that are one too many'),
   ('call_opt_outs_recent', '\(opted_out_at\)$', 'the statistics'),
   ('private.call_results_due', '\(due_at, seq\) WHERE .*due', 'the claim to tell, in its order'),
