@@ -600,9 +600,9 @@ def pruned(steps: Steps) -> int:
     return job
 
 
-@way("^There has never been a call job 9999999: the ids go up to \\d+")
+@way("^There has never been a call job 999999: the ids go up to \\d+")
 def never_made(steps: Steps) -> int:
-    return 9_999_999
+    return 999_999
 
 
 @way("^There has never been a call job -1")
@@ -763,7 +763,8 @@ def faults(lines: list[str], sentences: tuple[str, ...] = (), numbers: Collectio
     for line in lines:
         if re.search(r"NULL|None|: *\.|; *\.| \(\)", line):
             yield f"says nothing: {line}"
-    if any(number[1:] in re.sub(r"CA[0-9a-f]{32}", "", line) for number in numbers for line in lines):
+    bare = [re.sub(r"CA[0-9a-f]{32}|[0-9a-f]{8}-[-0-9a-f]{27}", "", line) for line in lines]
+    if any(re.search(r"\d{7}", line) or any(number[1:] in line for number in numbers) for line in bare):
         yield "a whole number"
     times = [found[0] for line in lines if (found := TIME.match(line))]
     if not lines[0].startswith("Job") and times != sorted(times):

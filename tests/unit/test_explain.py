@@ -96,6 +96,8 @@ def a_case(rng: random.Random) -> tuple[str, str, dict[str, Any], Settings, date
     typed = phonenumbers.format_number(example, form) if example and rng.random() < 0.9 else rng.choice(TYPED)
     metadata = {key: rng.choice(ZONES) for key in ("timezone", "app_timezone", "language") if rng.random() < 0.4}
     now = NOW + timedelta(seconds=rng.randrange(370 * 86_400))
+    if rng.random() < 0.4:  # near the end of the hours
+        now = now.replace(minute=59, second=rng.choice([29, 31, 59]))
     missed = now - timedelta(hours=rng.choice([1, 5, 25]))
     redial = (
         Redial(missed_at=missed, due_at=now - timedelta(minutes=rng.choice([0, 90]))) if rng.random() < 0.3 else None
