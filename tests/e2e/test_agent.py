@@ -420,3 +420,32 @@ def test_stream_ends_well_only_if_the_agent_says_so(agent_world: World, agent: A
         True: ([*opening, *rest], stored | {"agent": "done"}),
         False: ([*opening, "Sorry, by key.", *rest], stored),
     }
+
+
+def test_database_that_is_down_neither_hands_over_nor_forgets_the_end(agent_world: World, agent: Agent) -> None:
+    """A moment's fault costs a moment. The agent whose report fails has failed, and the script asks."""
+    world, gateway = agent_world, agent_world.sandbox.gateway
+    wait, digits = "One moment, please.", ["", "2", "1"]
+    cases: dict[int | None, list[str]] = {
+        1: [wait, SIZE, "[Two]", START, "[Soon]", "Goodbye."],  # the question whether this call is wanted
+        None: [wait, wait, "An apology.", "Goodbye."],
+    }
+    found = {}
+    try:
+        for times in cases:
+            gateway.fault, gateway.fault_on, gateway.fault_times = "503", {"record_call_answer"}, times
+            job, number = ring(world, "agent", to_agent=["Two", "Soon"], digits=digits)
+            world.until_status(job, "completed")
+            found[times] = lines(world, number)[2:]
+        gateway.fault = gateway.fault_on = gateway.fault_times = None
+        job, number = ring(world, "agent", to_agent=["", "Two"], digits=digits, talk_s=20.0)
+        world.until(lambda: SIZE in lines(world, number))
+        url, form = action_url(world, number), {"CallSid": world.calls(number)[0]["sid"]}
+        gateway.fault, gateway.fault_on, gateway.fault_times = "503", {"record_call_answer"}, 1
+        _, (said, _, again) = post_action(world, url, form | {"SessionStatus": "ended"})
+        assert said == twiml.Say(wait)
+        assert isinstance(again, twiml.Redirect)
+        assert post_action(world, again.url, form)[1] == [twiml.Say("Goodbye."), twiml.Hangup()]
+    finally:
+        gateway.fault = gateway.fault_on = gateway.fault_times = None
+    assert found == cases
