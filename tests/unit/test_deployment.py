@@ -104,6 +104,9 @@ def test_secrets_are_pinned_and_read_by_the_service_alone(tmp_path: Path) -> Non
         "TWILIO_AUTH_TOKEN": "twilio-auth-token:1",
         "DISPATCH_SECRET": "dispatch-secret:1",
     }
+    (tmp_path / "settings.env").write_text("")
+    told = act(scripts()["deploy"], tmp_path, substitutions(**OURS, _RESULT_SECRET_VERSION="3"), THERE)
+    assert flags(told.of("gcloud", "run", "deploy"))["--set-secrets"].endswith(",RESULT_SECRET=result-secret:3")
     assert "availableSecrets" not in cloudbuild()
 
 
