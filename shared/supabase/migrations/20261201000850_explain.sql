@@ -49,11 +49,18 @@ declare
     when new.cancel_requested and not old.cancel_requested then coalesce(new.cancel_code, 'canceled')
     when new.reason_code is null and (new.phone_number <> old.phone_number or old.reason_code = 'phone_removed')
       then 'number_changed'
+    when old.status = 'queued' and new.status = 'queued' and old.due_at <> new.due_at
+      and (old.reason_code, old.reason) is not distinct from (new.reason_code, new.reason)
+      and (old.due_at > private.clock() or new.due_at <= private.clock() or new.reason is null)
+      then 'time_changed'  -- a claim puts off a due job only, to a later time
     else new.reason_code end;
 begin
   perform private.remember(
     new.id, old.status, new.status, v_code,
     case when v_code = 'number_changed' then 'the user''s phone is now ' || private.masked_number(new.phone_number)
+           || coalesce(' (before: ' || nullif(private.masked_number(old.phone_number),
+                                              private.masked_number(new.phone_number)) || ')', '')
+         when v_code = 'time_changed' then 'its time was changed'
          when v_code is distinct from new.reason_code then private.why_canceled(v_code) else new.reason end,
     case when new.status = 'queued' then new.due_at end, new.attempts);
   return null;
@@ -100,7 +107,8 @@ create trigger remember_pause after update on private.call_settings
 
 create function private.masked_number(p_number text) returns text
 language sql immutable set search_path = '' as $$
-  select case when length(p_number) > 6 then left(p_number, 2) || '*******' || right(p_number, 2) else '***' end
+  select case when length(p_number) > 6 then left(p_number, 2) || '*******' || right(p_number, 2)
+              when p_number is not null then '***' end
 $$;
 comment on function private.masked_number is 'Call dispatcher: the first two and the last two signs of a number.';
 
@@ -172,40 +180,76 @@ comment on function private.held_lock is 'Call dispatcher: which open transactio
 
 -- ---------------------------------------------------------------------------------------------- the story
 
+create function private.trigger_off(p_trigger text, p_so text) returns text
+language sql stable set search_path = '' as $$
+  select 'the trigger ' || p_trigger || ' is missing or disabled: ' || p_so
+  where not exists (select from pg_catalog.pg_trigger where tgname = p_trigger and tgenabled in ('O', 'A'))
+$$;
+comment on function private.trigger_off is 'Call dispatcher: that a trigger does not fire, and what follows, in words.';
+
+create function private.not_claimed(
+  p_job public.outbound_call_jobs, p_zone text, p_gate private.call_settings, p_now timestamptz
+) returns text
+language sql stable set search_path = '' as $$
+  select concat_ws('; ',
+      case when (p_gate).halts > 0 and (p_gate).probe_until > p_now
+           then 'after a halt one call goes first, and it is being made' end,
+      (select private.held_lock(j.xmax, 'its row') from public.outbound_call_jobs j where j.id = p_job.id),
+      (select private.held_lock(s.xmax, 'call_settings, which each claim needs') from private.call_settings s),
+      (select 'an open transaction locks the table ' || min(l.relation::regclass::text) || ' (process ' || min(l.pid)
+              || '): end that session'
+       from pg_catalog.pg_locks l
+       where l.relation in ('public.outbound_call_jobs'::regclass, 'public.outbound_call_attempts'::regclass,
+                            'private.call_settings'::regclass)
+         and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = current_database())
+         and l.mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock') and l.granted
+         and l.pid <> pg_backend_pid() having count(*) > 0),
+      (select 'a call to its number is under way, of job ' || string_agg(distinct a.job_id::text, ', ')
+       from public.outbound_call_attempts a
+       where a.phone_e164 = p_job.phone_e164 and a.closed_at is null and a.job_id <> p_job.id),
+      (select 'jobs due before it: ' || case count(*) when 10000 then 'at least ' else '' end || nullif(count(*), 0)
+       from (select from public.outbound_call_jobs j
+             where j.status = 'queued' and (j.due_at, j.id) < (p_job.due_at, p_job.id) limit 10000) earlier),
+      case when (p_gate).next_call_at > p_now
+           then 'the rate allows a call at ' || private.told((p_gate).next_call_at, p_zone) end,
+      case when (select count(*) from vault.decrypted_secrets
+                 where name in ('call_dispatcher_url', 'call_dispatcher_secret')) < 2
+           then 'Vault has no webhook URL and secret: only sweeps dial'
+           else private.trigger_off('on_outbound_call_job_created', 'only sweeps dial') end,
+      private.swept())
+$$;
+comment on function private.not_claimed is 'Call dispatcher: what is in the way of a job that is due, in words.';
+
 create function private.waits_because(p_job public.outbound_call_jobs, p_zone text) returns text
 language sql stable set search_path = '' as $$
   select case
     when p_job.due_at = 'infinity' then 'it is never due: its due_at is infinity'
-    when p_job.due_at > t.now and coalesce(p_job.reason, p_job.reason_code) is null
+    when p_job.due_at > t.now and coalesce(h.reason, p_job.reason, p_job.reason_code) is null
       then 'it is not due before ' || private.told(p_job.due_at, p_zone)
     when p_job.due_at > t.now
-      then private.masked(coalesce(p_job.reason, p_job.reason_code)) || '; due ' || private.told(p_job.due_at, p_zone)
-    else 'due since ' || private.told(greatest(p_job.due_at, p_job.created_at), p_zone)
-      || coalesce(' (' || private.masked(p_job.reason) || ')', '') || '; nothing has claimed it: ' || concat_ws('; ',
-      (select private.held_lock(j.xmax, 'its row') from public.outbound_call_jobs j where j.id = p_job.id),
-      private.held_lock(s.xmax, 'call_settings, which each claim needs'),
-      case when s.paused_until > t.now
-           then (select 'calls are paused since ' || private.told(h.at, p_zone) || private.paused(h, p_zone)
-                 from private.call_history h where h.job_id is null order by h.id desc limit 1)
-           when s.halts > 0 and s.probe_until > t.now then 'after a halt one call goes first, and it is being made' end,
+      then private.masked(coalesce(h.reason, p_job.reason, p_job.reason_code)) || '; due '
+           || private.told(p_job.due_at, p_zone)
+    else 'due since ' || private.told(least(greatest(p_job.due_at, p_job.created_at), t.now), p_zone)
+      || coalesce(' (' || private.masked(p_job.reason) || ')', '') || '; nothing has claimed it' end
+    || coalesce(case when p_job.due_at > t.now then '; ' else ': ' end || nullif(concat_ws('; ',
+      case when s.only_row is null then 'private.call_settings has lost its row, which each claim needs'
+           when s.paused_until > t.now and (p_job.due_at <= t.now or s.paused_until > p_job.due_at)
+           then coalesce((
+             select 'calls are paused since ' || private.told(h.at, p_zone) || private.paused(h, p_zone)
+             from private.call_history h where h.job_id is null and h.last_at is null order by h.id desc limit 1),
+             'calls are paused' || coalesce(': ' || private.masked(s.pause_reason), '')) end,
       case when exists (select from public.call_opt_outs o where o.phone_e164 = p_job.phone_e164)
              then 'its number has opted out: the next claim cancels it'
-           when exists (select from auth.users u where u.id = p_job.user_id and u.banned_until > t.now)
+           when exists (select from auth.users u
+                        where u.id = p_job.user_id and u.banned_until > greatest(t.now, p_job.due_at))
              then 'its user is banned: the next claim cancels it'
+           when p_job.due_at > t.now then null
            when p_job.phone_e164 is null then 'its number has not been read yet'
            when p_job.database_id <> private.database_id() then 'it was queued in another database' end,
-      (select 'a call to its number is under way, of job ' || string_agg(distinct a.job_id::text, ', ')
-       from public.outbound_call_attempts a
-       where a.phone_e164 = p_job.phone_e164 and a.closed_at is null and a.job_id <> p_job.id),
-      (select 'jobs due before it: ' || nullif(count(*), 0)
-       from (select from public.outbound_call_jobs j
-             where j.status = 'queued' and (j.due_at, j.id) < (p_job.due_at, p_job.id) limit 10000) earlier),
-      case when s.next_call_at > t.now then 'the rate allows a call at ' || private.told(s.next_call_at, p_zone) end,
-      case when (select count(*) from vault.decrypted_secrets
-                 where name in ('call_dispatcher_url', 'call_dispatcher_secret')) < 2
-           then 'Vault has no webhook URL and secret: only sweeps dial' end,
-      private.swept()) end
+      case when p_job.due_at <= t.now then private.not_claimed(p_job, p_zone, s, t.now) end), ''), '')
   from (select private.clock() as now) t left join private.call_settings s on true
+  left join lateral (select l.* from private.call_history l where l.job_id = p_job.id order by l.id desc limit 1) h
+    on h.code = 'time_changed' and p_job.due_at = h.due_at
 $$;
 comment on function private.waits_because is 'Call dispatcher: why a queued job has not been dialed, in words.';
 
@@ -215,14 +259,15 @@ language sql stable set search_path = '' as $$
       when 'completed' then 'completed: ' || coalesce((
         select 'its call was picked up' || case when private.is_by_machine(b) then ' by a machine' else '' end
         from public.outbound_call_attempts b where b.job_id = p_job.id and b.call_status = 'completed'
-        order by b.number desc, b.state = 'duplicate' limit 1), 'no call of it is stored')
+        order by b.number desc, b.state = 'duplicate' limit 1), private.masked(p_job.reason), 'no call of it is stored')
       when 'queued' then 'waits: ' || private.waits_because(p_job, p_zone)
       when 'dialing' then 'a dispatcher holds it since ' || private.told(a.started_at, p_zone)
         || '; unless it reports, Twilio is asked about the call' || ask
       when 'in_doubt' then 'in doubt for ' || private.lasted(a.doubted_at, private.clock()) || ': '
         || private.masked(coalesce(p_job.reason, a.error_message, 'nobody knows whether Twilio took the call'))
         || '; nobody dials before that is settled; Twilio is asked' || ask
-        || case when a.doubted_at > private.clock() - interval '15 minutes' then ''
+        || case when a.doubted_at > private.clock() - interval '15 minutes' 
+            or p_job.reason_code = 'ambiguous' then ''
                 else '; the function''s log says why Twilio could not answer for so long' end
       when 'calling' then case a.call_status when 'queued' then 'its call waits in Twilio''s queue'
           when 'in-progress' then 'the person is on the line' when 'ringing' then 'the phone rings'
@@ -269,7 +314,8 @@ begin
     select min(h.at), 2, 'unusual events before this one are forgotten' from past h having count(*) >= 50
     union all
     select p_job.created_at, 1, 'queued, signup mode ' || private.masked(p_job.signup_mode)
-      || case when p_job.phone_number = 'erased' then ''
+      || case when p_job.phone_number = 'erased'
+                or exists (select from past h where h.code = 'number_changed') then ''
               else ', for ' || private.masked_number(coalesce(p_job.phone_e164, p_job.phone_number)) end
     union all
     select h.at, 2, 'all calls were paused' || private.paused(h, v_zone) from private.call_history h
@@ -309,15 +355,15 @@ begin
         when h.was in ('completed', 'failed', 'canceled') and h.status in ('queued', 'calling') then 'taken up again: '
         when h.status in ('dialing', 'in_doubt', 'calling') and h.reason = private.why_canceled(h.code)
           then 'its call is to be ended: '
-        when h.code = 'number_changed' or h.was = h.status and h.status in ('completed', 'failed', 'canceled') then ''
+        when h.code in ('number_changed', 'time_changed')
+          or h.was = h.status and h.status in ('completed', 'failed', 'canceled') then ''
         when h.status = 'calling' then 'its call must not ring now: '
         when h.status = 'in_doubt' then 'in doubt: '
         when h.was = 'dialing' and h.status = 'queued' then 'given back before it was dialed: '
         when h.status = 'queued' then 'put off: '
         else h.status || ': ' end
-      || private.masked(coalesce(h.reason, h.code, case h.status
-           when 'calling' then 'Twilio has its call after all' when 'queued' then 'its time was changed'
-           else 'no reason was stored' end))
+      || private.masked(coalesce(h.reason, h.code, case h.status when 'calling' then 'Twilio has its call after all'
+                                                   else 'no reason was stored' end))
       || coalesce('; due ' || private.told(h.due_at, v_zone), '')
       || case when h.times = 1 then '' else ' (' || h.times || ' times, the last at ' || private.told(h.last_at, v_zone)
          || ')' end
@@ -353,13 +399,16 @@ language sql stable set search_path = '' as $$
       || private.masked(m.error) || '). Each sweep tries again; ' || private.swept() || '.'
     when u.deleted_at is not null then 'the user was marked as deleted at ' || private.told(u.deleted_at) || '.'
     when private.onboarding_phone(u.phone, now(), u.raw_user_meta_data) is null
-      then 'the user has no phone' || case when s.verified_phones_only then ' in auth.users.'
+      then 'the user has no phone' || case when s.verified_phones_only
+                                        then ' in auth.users, and no other is called (require_verified_phones).'
                                       else ', neither in auth.users nor in the metadata of the sign-up.' end
     when private.onboarding_phone(u.phone, u.phone_confirmed_at, u.raw_user_meta_data) is null
       then 'the phone is not confirmed, and only confirmed phones are called (require_verified_phones).'
     when s.lost_after is not null or s.lost_seen < l.last_value then 'sign-ups of ' || private.told(
       to_timestamp(l.last_value)) || ' were lost to a locked table. Sweeps look for them; ' || private.swept() || '.'
-    else coalesce('the user signed up at ' || private.told(u.created_at) || ', ', '') || 'before the dispatcher was'
+    else coalesce(
+      private.trigger_off('on_auth_user_created_onboarding', 'no sign-up is queued; ') || 'or ', '')
+      || coalesce('the user signed up at ' || private.told(u.created_at) || ', ', '') || 'before the dispatcher was'
       ' installed; or the job ended and was deleted, after CALL_RETENTION_DAYS or by hand. enqueue_call_job queues one.'
     end
   from private.lost_signups l left join private.call_settings s on true
@@ -387,6 +436,10 @@ begin
     select * from public.outbound_call_jobs j
     where j.id = p_job_id or j.user_id = p_user_id or j.phone_e164 = any (v_phones) or j.phone_number = p_phone_number
        or j.id = any (v_jobs)
+       or j.phone_e164 is null and exists (  -- typed without its country code, and not read, or refused
+         select from unnest(v_phones || regexp_replace(p_phone_number, '\D', '', 'g')) v,
+              ltrim(regexp_replace(j.phone_number, '\D', '', 'g'), '0') d
+         where length(d) >= 7 and v like '%' || d)
     order by j.id
   loop
     v_found := true;
@@ -398,7 +451,8 @@ begin
   if p_phone_number is not null then
     if v_phones = '{}' then
       return next 'This text cannot be read as one certain number'
-        || coalesce(': was it ' || private.masked_number(private.nearest_number(p_phone_number)) || '?', '.');
+        || coalesce(': was it ' || private.masked_number(private.nearest_number(p_phone_number)) || '?',
+                    '. Write + and the country code, then the number.');
     end if;
     return query
     select 'The number opted out of calls at ' || private.told(min(o.opted_out_at)) || ' ('
@@ -414,7 +468,8 @@ begin
                    where private.read_number(private.onboarding_phone(p.phone, now(), p.raw_user_meta_data))
                          = any (v_phones));
     if not v_found and not found then
-      return next 'No call job has this number. If its user has another phone in auth.users: ask with p_user_id.';
+      return next 'No call job has this number. It may be in the metadata of a sign-up only, be typed another way, or'
+        ' have changed since: ask with p_user_id.';
     end if;
   elsif p_user_id is not null and not v_found then
     return next private.why_no_job(p_user_id);
@@ -422,7 +477,7 @@ begin
     select coalesce(max(s.last_value), 0) into v_last from pg_catalog.pg_sequences s
     where format('%I.%I', s.schemaname, s.sequencename) = pg_get_serial_sequence('public.outbound_call_jobs', 'id');
     return next case when p_job_id between 1 and v_last then 'There is no call job ' || p_job_id || ' any more: it'
-        ' ended and was deleted, after CALL_RETENTION_DAYS or by hand; or its insert was undone.' || coalesce((
+        ' was deleted, after CALL_RETENTION_DAYS or by hand; or its insert was undone.' || coalesce((
           select ' The job before it was queued at ' || private.told(j.created_at) || '.'
           from public.outbound_call_jobs j where j.id < p_job_id order by j.id desc limit 1), '')
       else 'There has never been a call job ' || p_job_id || ': the ids go up to ' || v_last || '.' end;
