@@ -93,7 +93,10 @@ def read_event(form: Mapping[str, str]) -> CallEvent:
 
 
 def read_digits(form: Mapping[str, str], query: Mapping[str, str]) -> str:
-    """The keys pressed in a Gather, or, after a wait, in the URL; "" for silence."""
+    """The keys pressed in a Gather, or, after a wait, in the URL; "" for silence. Keys beside the end of a colleague's leg are
+    not the person's answer."""
+    if "DialCallStatus" in form:
+        return ""
     keys = form.get("Digits") or query.get("keys", "")
     return keys if _KEYS.fullmatch(keys) else ""
 

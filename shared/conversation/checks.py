@@ -101,6 +101,9 @@ def _check_heard(raw: Table) -> Iterator[Problem]:
     if lists["opt_out.hear"] and not (opt_out.get("ask") and lists["opt_out.yes"]):
         yield "opt_out.hear", 'needs ask, the question that confirms it, and yes, such as ["yes"]'
     digits = {phrase(word): digit for word, digit in spoken_digits(str(raw.get("language"))).items()}
+    for each in lists["opt_out.hear"]:
+        if digits.get(each, opt_out.get("key")) != opt_out.get("key"):
+            yield "opt_out.hear", f"{' '.join(each)!r} already means {digits[each]}: each phrase means one key"
     for name, question in _named_questions(raw):
         meant: dict[Phrase, str] = {**digits, **dict.fromkeys(lists["opt_out.hear"], "the opt-out")}
         for key, answer in _answers(question).items():
@@ -269,7 +272,9 @@ def _texts(raw: Table) -> Iterator[tuple[str, str]]:
     tables += [(f"{place}.", answer, ("say", "whisper", "no_answer")) for place, answer in _named_answers(raw)]
     for place, table, keys in tables:
         for key in keys:
-            if (text := _text(table, key)) is not None:
+            recording = _table(table.get(key))  # the words of a recording are read out by rehearse.py
+            text = _text(recording, "words") if recording else _text(table, key)
+            if text is not None:
                 yield f"{place}{key}", text
 
 

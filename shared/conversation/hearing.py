@@ -2,10 +2,11 @@
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from itertools import accumulate
 from typing import Final
 
-from shared.conversation.numerals import spoken_digits
+from shared.conversation.numerals import NO, NUMBER_WORDS, is_negated, is_quantity, spoken_digits
 from shared.conversation.script import Question, Script
 
 LEAST_CONFIDENCE: Final = 0.4
@@ -20,15 +21,34 @@ def phrase(text: str) -> Phrase:
     return tuple(re.findall(r"\w+", "".join(c for c in text if not unicodedata.combining(c))))
 
 
-def match(heard: str, choices: Mapping[Phrase, str]) -> str | None:
-    """The choice whose phrase is heard. The longest phrase wins; None if two different choices are equally long."""
-    words = phrase(heard)
-    for length in sorted({len(each) for each in choices}, reverse=True):
-        starts = range(len(words) - length + 1)
-        found = {choices[words[at : at + length]] for at in starts if words[at : at + length] in choices}
-        if found:
-            return found.pop() if len(found) == 1 else None
-    return None
+_NUMBERS: Final = frozenset(map(phrase, NUMBER_WORDS | set("123456789")))
+
+
+def match(
+    heard: str, choices: Mapping[Phrase, str], wishes: Collection[Phrase] = (), language: str = "en", reach: int = 2
+) -> str | None:
+    """The choice whose phrase is heard. The longest phrase wins; None if two different choices are equally long.
+
+    A phrase of `wishes` wins wherever it is heard, outside a longer phrase. Negated phrases and numbers that are no key do not
+    count: "not so sure", "of course not", "one moment". `reach`: how many words before a phrase a "not" negates it."""
+    clauses = [phrase(clause) for clause in re.split(r"[.,;:!?…]+(?!\d)", heard)]
+    words = tuple(word for clause in clauses for word in clause)
+    bounds = [
+        (end - len(each), end) for each, end in zip(clauses, accumulate(map(len, clauses)), strict=True) for _ in each
+    ]
+    lengths = sorted({len(each) for each in choices}, reverse=True)
+    spans = [(at, at + n) for n in lengths for at in range(len(words) - n + 1) if words[at : at + n] in choices]
+    counted: list[Phrase] = []
+    for start, end in spans:
+        said, before, after = words[start:end], words[bounds[start][0] : start], words[end : bounds[end - 1][1]]
+        inside = any(first <= start and end <= last and (first, last) != (start, end) for first, last in spans)
+        negated = said not in wishes and is_negated(said, before[-reach:], after, language)
+        if not (inside or negated or (said in _NUMBERS and is_quantity(said[0], before, after))):
+            counted.append(said)
+    if wish := next((each for each in counted if each in wishes), None):
+        return choices[wish]
+    found = {choices[each] for each in counted if len(each) == len(counted[0])}
+    return found.pop() if len(found) == 1 else None
 
 
 def spoken_choices(script: Script, question: Question | None) -> dict[Phrase, str]:
@@ -42,10 +62,15 @@ def spoken_choices(script: Script, question: Question | None) -> dict[Phrase, st
     return choices | {phrase(each): script.opt_out.key for each in script.opt_out.hear}
 
 
+def wishes(script: Script) -> list[Phrase]:
+    return [phrase(each) for each in script.opt_out.hear]
+
+
 def confirms_opt_out(script: Script, heard: str) -> bool:
-    """ "Yes" after the opt-out question, or the wish once more."""
-    wishes = [*script.opt_out.yes, *script.opt_out.hear]
-    return match(heard, {phrase(each): "yes" for each in wishes}) is not None
+    """ "Yes" after the opt-out question, or the wish once more. "No, yes" and "do not stop calling" confirm nothing."""
+    known = {phrase(each): "yes" for each in (*script.opt_out.hear, *script.opt_out.yes)}
+    first = next(((word,) for word in phrase(heard) if word in NO or (word,) in known), ())
+    return match(heard, {first: "no", **known} if first else known, language=script.language, reach=1) == "yes"
 
 
 def hints(script: Script, question: Question | None) -> str:

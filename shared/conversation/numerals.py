@@ -1,6 +1,7 @@
-"""Digits in words, and the words that tell a person to press a key, by language."""
+"""Digits in words, words of negation, and the words that tell a person to press a key, by language."""
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
 # 0 to 9; a slash separates forms of one digit.
@@ -23,6 +24,30 @@ _OTHER_KEYS: Final = {
     "#": "hash pound almohadilla numeral raute rautetaste dièse cancelletto hekje cardinal krzyżyk",
 }
 _TENS: Final = "hundred thousand double triple cien ciento cientos hundert cent cento honderd hundra hundre sto"
+
+NO: Final = frozenset("no nope nah nein nee non nao nej nei nie".split())
+_NOT: Final = frozenset(
+    "not dont didnt doesnt isnt arent wont wouldnt cant cannot never nicht kein keine keinen niemals pas jamais nunca jamas"
+    " niet geen nooit inte ikke aldrig aldri".split()
+)
+_NO_BEFORE_VERBS: Final = {"es": "no", "it": "non", "pt": "nao"}
+_POLITE: Final = frozenset(
+    "thanks thank please sir madam danke bitte gracias por merci sil obrigado obrigada grazie per graag dank tack takk tak"
+    " alstublieft".split()
+)
+_ARTICLES: Final = frozenset("un um een ett et en".split())
+# Words around a number that is no key: "one moment", "in two hours", "that one", "twenty two". Without accents.
+_COUNTED: Final = frozenset(
+    "of more moment moments mas second seconds sec secs minute minutes min mins hour hours day days week weeks month months"
+    " year years time times oclock am pm percent momento momentos minuto minutos segundo segundos hora horas dia dias semana"
+    " semanas mes meses vez veces vezes instante de minuten sekunde sekunden stunde stunden uhr tag tage tagen woche wochen monat"
+    " monate monaten mal jahr jahre prozent instant instants seconde secondes heure heures jour jours semaine semaines mois fois"
+    " peu petit petite volta volte attimo ora ore ogenblik ogenblikje ojeblik oyeblikk ogonblick".split()
+)
+_BEFORE_COUNTED: Final = frozenset(
+    "which this that any every other another second third last next at twenty thirty forty fifty sixty seventy eighty ninety"
+    " otro otra este ese y las noch vingt trente quarante cinquante soixante".split()
+)
 
 # Each verb as a pattern: other endings follow the stem.
 _PRESS: Final = (
@@ -54,6 +79,23 @@ def spoken_digits(language: str) -> dict[str, str]:
     forms = _DIGITS.get(_base(language), "").split()
     words = {form.split("/")[0]: str(digit) for digit, form in enumerate(forms) if digit}
     return {str(digit): str(digit) for digit in range(1, 10)} | words
+
+
+def is_negated(said: Sequence[str], before: Sequence[str], after: Sequence[str], language: str) -> bool:
+    """Whether a phrase is negated by words of its clause: "not so sure", "no me interesa", "claro que no", "natürlich nicht"."""
+    if _NOT.intersection(before) or (len(said) > 1 and before and before[-1] == _NO_BEFORE_VERBS.get(_base(language))):
+        return True
+    if NO.intersection(said) or not after:
+        return False
+    ends = len(after) == 1 or after[1] in _POLITE | NO
+    return (after[0] in _NOT and ends) or (after[0] == "que" and len(after) > 1 and after[1] in NO)
+
+
+def is_quantity(number: str, before: Sequence[str], after: Sequence[str]) -> bool:
+    """Whether a number counts something, or is an article: "one moment", "twenty two", "un autre"."""
+    article = number in _ARTICLES and bool(after) and after[0] not in _POLITE
+    beside = _BEFORE_COUNTED.intersection(before[-1:]) or _COUNTED.intersection(after[:1])
+    return article or bool(beside) or bool(after and after[0] in _TENS.split())
 
 
 NUMBER_WORDS: Final = frozenset({word for language in _DIGITS for word in digit_words(language)} | set(_TENS.split()))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from shared.conversation.hearing import confirms_opt_out, match, spoken_choices
+from shared.conversation.hearing import confirms_opt_out, match, spoken_choices, wishes
 from shared.conversation.later import LATER
 from shared.conversation.script import GOODBYE, Answer, Connect, Question, Script
 from shared.conversation.texts import Recording
@@ -89,7 +89,7 @@ def next_turn(script: Script, place: Place, key: str, heard: str = "") -> Turn:
     if place.at.startswith(_OPT_OUT):
         return _after_opt_out_question(script, question, place, "" if key else heard)
     if heard and not key and script.listen != "keys":
-        key = match(heard, spoken_choices(script, question)) or ""
+        key = match(heard, spoken_choices(script, question), wishes(script), script.language) or ""
         if key == script.opt_out.key and script.opt_out.ask is not None:
             return Turn(asks=(script.opt_out.ask,), place=Place(script.name, f"{_OPT_OUT}{at}", place.tries))
     if question is None:

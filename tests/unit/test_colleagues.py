@@ -187,6 +187,9 @@ def test_second_leg_is_no_call_of_our_attempt() -> None:
     asked = read_voice_request(leg, query, "https://x.example/voice")
     assert (asked.first_leg, asked.picked_up_at) == (PARENT, 1_700_000_000)
     assert asked.action.endswith("&picked_up=1700000000")
+    ended = {"CallSid": PARENT, "DialCallStatus": "completed", "Digits": "9"}  # the colleague's key, not an opt-out
+    after = read_voice_request(ended, query | {"at": f"{DIAL}1.size", "try": "1"}, "https://x.example/voice")
+    assert (after.digits, after.pressed) == ("", False)
 
 
 def test_machine_or_unwanted_call_is_never_put_through(folder: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from function.twilio_form import read_heard
 from shared.conversation.checks import check
-from shared.conversation.hearing import hints, match, phrase, spoken_choices
+from shared.conversation.hearing import hints, match, phrase, spoken_choices, wishes
 from shared.conversation.script import Script
 from shared.conversation.turns import Learned, Place, Turn, first_turn, next_turn
 from shared.conversation.twiml import render_twiml
@@ -34,16 +34,21 @@ LANGUAGES: dict[str, dict[str, Any]] = {
 PHRASES = {
     "en-US": {
         "1": """yes | Yes. | YES! | yeah | Yeah, sure | sure | Sure thing | of course | Of course! | oh yes please
+            yes please | uh one | one please | yeah I guess so | I do not know. Yes!
             well yes | yes yes yes | one | One. | 1 | number one | the first, so one | uh yeah | yes I would
             that would be yes | okay sure | hmm, yes | Yés""",
         "2": """no | No. | nope | NOPE | no thanks | no thank you | not now | not now please | I'm not sure | not sure
+            no not now | no, not now | uh two | two not one | not one but two | no problem | of course not, no | never, two
             I am not sure yes | two | 2 | Two! | number two please | oh no | hell no | sorry, not now | well, no""",
         "3": """later | call me later | please call me later | could you call me later today | three | 3 | much later
             Call me, later""",
         "9": """stop calling | stop calling me | Stop calling me! | please stop calling | do not call
             do not call me again | don't call me | Don’t call | dont call me ever | nine | 9 | yes stop calling
-            no, stop calling me | you must stop calling this number""",
+            not now, stop calling | stop calling, call me later | do not call me later | why don't you stop calling me
+            one moment, stop calling | they do not stop calling | no, stop calling me | you must stop calling this number""",
         "": """ | maybe | yesterday | nobody | know | yes no | no yes | yes or no | surely | one two | two or three
+            not yes | I'm not so sure | of course not | one moment please | in two minutes
+            twenty two | which one | one more time | two hundred | the second one | don't say yes
             four | 7 | eleven | none | noon | hello | who is this | what | yes, later | yes two | I want a pizza
             call | stop | calling stop | oneself | stopcalling | no one | ...""",
     },
@@ -51,22 +56,25 @@ PHRASES = {
         "1": """sí | Sí. | si | SI | sí señor | claro | claro que sí | ¡Claro! | por supuesto | uno | el uno | 1
             bueno, sí | ay sí""",
         "2": """no | No, gracias | ahora no | ahora no puedo | no estoy seguro | dos | 2 | pues no | no no no
+            claro que no | por supuesto que no | dos por favor
             el dos por favor | No estoy seguro, sí""",
         "3": "más tarde | mas tarde | MÁS TARDE | luego | tres | 3 | mejor más tarde | hasta luego",
         "9": """no me llamen | no me llamen más | ya no me llamen por favor | dejen de llamar
             Dejen de llamarme, dejen de llamar | nueve | 9""",
         "": """ | tal vez | sí o no | nosotros | sino | unos | un | una | cuatro | quién habla | bueno | llamen | no sí
+            un momento | dos minutos | treinta y dos | no está claro | no por supuesto que sí, claro
             asi | doscientos | luego no | qué""",
     },
     "de-DE": {
         "1": """ja | Ja. | JA | ja bitte | klar | na klar | gern | natürlich | naturlich | NATÜRLICH | eins | 1
             die eins | ach ja | ja ja""",
         "2": """nein | Nein danke | nö | no | nicht jetzt | jetzt nicht, nicht jetzt | bin nicht sicher | zwei | 2
-            die Zwei bitte | nein nein | Nicht sicher, ja""",
+            die Zwei bitte | nein nein | zwei bitte | nein nicht jetzt | Nicht sicher, ja""",
         "3": "später | spater | vielleicht später | drei | 3 | etwas später bitte | SPÄTER",
         "9": """nicht mehr anrufen | bitte nicht mehr anrufen | mich nicht mehr anrufen! | hört auf | hort auf damit
             neun | 9""",
         "": """ | vielleicht | jaja | ja oder nein | eine | ein Moment | anrufen | nicht | kein | vier | hallo
+            natürlich nicht | zwei Minuten | ja nicht | nicht so gern | zwei Minuten bitte
             wer ist da | jahr | einsam | nein später | zweite""",
     },
 }
@@ -94,8 +102,9 @@ def test_spoken_phrases_count_as_their_keys_in_three_languages() -> None:
         for key, text in keys.items():
             for said in (each.strip() for line in text.split("\n") for each in line.split("|")):
                 count += 1
-                if (match(said, choices) or "") != key:
-                    wrong.append((language, said, key, match(said, choices)))
+                found = match(said, choices, wishes(made), language) or ""
+                if found != key:
+                    wrong.append((language, said, key, found))
     assert wrong == []
     assert count >= 200
 
@@ -115,13 +124,30 @@ def test_a_spoken_opt_out_is_confirmed_once() -> None:
     out = Turn(says=("Never.",), opts_out=True)
     assert [
         next_turn(made, asking, key, heard)
-        for key, heard in (("9", ""), ("", "yes"), ("", "I am!"), ("", "stop calling"))
-    ] == [out] * 4
+        for key, heard in (
+            ("9", ""),
+            ("", "yes"),
+            ("", "I am!"),
+            ("", "stop calling"),
+            ("", "yes, no more"),
+            ("", "no, stop calling"),
+        )
+    ] == [out] * 6
     back = Turn(asks=("Well?",), place=place)
     assert [
         next_turn(made, asking, key, heard)
-        for key, heard in (("", ""), ("1", ""), ("", "no"), ("", "maybe"), ("2", "yes"))
-    ] == [back] * 5
+        for key, heard in (
+            ("", ""),
+            ("1", ""),
+            ("", "no"),
+            ("", "maybe"),
+            ("2", "yes"),
+            ("", "no, yes"),
+            ("", "not yes"),
+            ("", "no, do not stop calling"),
+            ("", "don't stop calling"),
+        )
+    ] == [back] * 9
     silent = script(questions=[])
     opening = first_turn(silent).place
     assert opening is not None
@@ -154,6 +180,25 @@ def test_unsure_and_odd_speech_counts_as_silence() -> None:
     assert {name: read_heard(form) for name, (form, _) in table.items()} == {
         name: said for name, (_, said) in table.items()
     }
+
+
+def test_negations_and_articles_of_other_languages_count() -> None:
+    """language, a phrase of key 1, the words said -> whether they are key 1."""
+    table = {
+        ("es-MX", "me interesa", "sí me interesa"): True, ("es-MX", "me interesa", "no me interesa"): False,
+        ("de-DE", "interessiert mich", "das interessiert mich nicht"): False, ("fr-FR", "bien sûr", "bien sûr que non"): False,
+        ("fr-FR", "oui", "oui, pas de souci"): True, ("fr-FR", "oui", "un instant"): False, ("fr-FR", "oui", "un autre"): False,
+        ("fr-FR", "oui", "un s'il vous plaît"): True, ("fr-FR", "oui", "le numéro un"): True,
+        ("fr-FR", "sûr", "pas très sûr"): False,
+        ("pt-BR", "tenho interesse", "não tenho interesse"): False, ("nl-NL", "ja", "een moment"): False,
+    }  # fmt: skip
+    found = {}
+    for language, hear, said in table:
+        made = script().model_copy(update={"language": language})
+        answers = {"1": made.questions[0].answers["1"].model_copy(update={"hear": [hear]})}
+        choices = spoken_choices(made, made.questions[0].model_copy(update={"answers": answers}))
+        found[language, hear, said] = match(said, choices, (), language) == "1"
+    assert found == table
 
 
 def test_a_listening_gather_takes_keys_and_speech() -> None:
