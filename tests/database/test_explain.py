@@ -269,7 +269,7 @@ def held_by_another_call_to_its_number(steps: Steps) -> int:
     return job
 
 
-@way("put off: this number reached CALLS_PER_NUMBER_PER_DAY; due")
+@way("put off: this number reached CALLS_PER_NUMBER_PER_DAY; due", "the same number has job \\d+ \\(completed\\)")
 def held_by_the_cap_of_its_number(steps: Steps) -> int:
     called(steps, job=steps.queue(number := a_number()))
     job = steps.queue(number)
@@ -368,6 +368,15 @@ def asks_for_later_just_now(steps: Steps) -> int:
     job, attempt, sid = in_queue(steps)
     steps.ask_for_later(attempt, sid, steps.now() + timedelta(hours=2))
     return job
+
+
+@way("asked for with the same key and for \\+1\\*+99, while this one was open")
+def asked_for_again_at_another_number(steps: Steps) -> int:
+    user = uuid.uuid4()
+    ids = [
+        steps.call("enqueue_call_job", user_id=user, phone_number=f"+1415555{n}")["job_id"] for n in ("0100", "0199")
+    ]
+    return int(ids[1])
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------
@@ -916,6 +925,9 @@ def test_no_text_shows_a_whole_number_and_dates_stay(steps: Steps) -> None:
     shown = {
         "call +1 (415) 555-0100 or 030/123456-78 by 2026-12-24": "call ******* or ******* by 2026-12-24",
         "+4915123456789": "*******",
+        "closed 2026-12-24 08:00 to 2026-12-27 18:30": "closed 2026-12-24 08:00 to 2026-12-27 18:30",
+        "2026-4155550100, 2026-12-24 4155550100": "*******, 2026-12-*******",
+        "0151-23-45-678, 2012-10-20-4567, +2012-10-20 4567": "*******, *******, *******",
         "SIP 486, 60 s, Twilio 21211": "SIP 486, 60 s, Twilio 21211",
     }
     assert {text: steps.one("select private.masked(%s)", text) for text in shown} == shown

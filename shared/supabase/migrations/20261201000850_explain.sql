@@ -114,7 +114,8 @@ comment on function private.masked_number is 'Call dispatcher: the first two and
 
 create function private.masked(p_text text) returns text
 language sql immutable set search_path = '' as $$
-  select regexp_replace(p_text, '\+?(?<!\d)(?!\d{4}-\d\d-\d\d(?!\d))\d[\d ().\-/]{5,}\d', '*******', 'g')
+  select regexp_replace(p_text, '\+\d[\d ().\-/]{5,}\d'
+    '|(?<!\d)(?<!20\d\d-)(?!20\d\d-[01]\d-[0-3]\d(?![\d-]))\d[\d ().\-/]{5,}\d', '*******', 'g')
 $$;
 comment on function private.masked is
   'Call dispatcher: a text that somebody else wrote, without its phone numbers. Dates stay.';
@@ -282,7 +283,9 @@ language sql stable set search_path = '' as $$
                  from public.outbound_call_jobs k
                  where k.phone_e164 = p_job.phone_e164 and k.id <> p_job.id and case p_job.reason_code
                    when 'number_in_use' then k.finished_at is null when 'number_reached' then k.status = 'completed'
-                   end), '')
+                   else p_job.reason_code in ('calls_per_number_per_day', 'calls_without_key') and exists (
+                     select from public.outbound_call_attempts a
+                     where a.job_id = k.id and a.started_at > private.clock() - interval '7 days') end), '')
     || case when p_job.cancel_requested and p_job.finished_at is null
             then '; it is to be canceled (' || private.why_canceled(p_job.cancel_code) || ') when its call is over'
             else '' end
