@@ -137,6 +137,9 @@ class Http:
             connection.sock.settimeout(total_s)
             connection.request(method, self._target(url), body, headers)
             with connection.getresponse() as answer:
+                while 102 <= answer.status < 200:  # interim, such as 103 Early Hints; http.client skips 100 alone
+                    answer.headers = None  # type: ignore[assignment]  # else begin() does nothing
+                    answer.begin()
                 content = answer.read(MAX_ANSWER_BYTES + 1) if with_body else b""
                 if with_body and answer.length:
                     raise HTTPException("the end of the answer is missing")
@@ -146,7 +149,7 @@ class Http:
                 raise HttpError(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
             if exchange.was_cut:  # an answer without a length looks whole when it is cut
                 raise TimeoutError
-            is_reusable = with_body and connection.sock is not None and len(self._idle) < self._most_idle
+            is_reusable = with_body and not answer.will_close and len(self._idle) < self._most_idle
         except (OSError, HTTPException, zlib.error) as error:
             if exchange.was_cut or isinstance(error, TimeoutError):
                 raise TooLate(f"no whole answer in time ({total_s:g} s)") from error
@@ -197,6 +200,8 @@ class Http:
             if self._is_tls:
                 connection.sock = tls_context().wrap_socket(connection.sock, server_hostname=self._host)
             exchange.socket = connection.sock
+            if exchange.was_cut:  # a slow resolver: nobody would end this exchange any more
+                raise TimeoutError("the deadline passed before there was a connection")
         except (OSError, HTTPException, ValueError) as error:  # ValueError: an impossible host name
             raise NotConnected(f"{type(error).__name__}: {error}") from error
 

@@ -5,6 +5,7 @@ SQL writes the event in the transaction of the outcome, and keeps the order. Her
 
 import email.utils
 import json
+import ssl
 import time
 import uuid
 from collections.abc import Mapping
@@ -125,8 +126,14 @@ def post(settings: Settings, id_: str, body: str, since: ClaimClock, tries: int 
             with_body=False,
         )
     except NotConnected as error:
-        timed_out = isinstance(error.__cause__, TimeoutError)
-        return Outcome("due", "no connection in time" if timed_out else "no connection", next_delay_s)
+        match error.__cause__:
+            case TimeoutError():
+                note = "no connection in time"
+            case ssl.SSLCertVerificationError():
+                note = "its certificate could not be verified"
+            case _:
+                note = "no connection"
+        return Outcome("due", note, next_delay_s)
     except TooLate:
         return Outcome("due", f"no answer within {total_s:g} s", next_delay_s)
     except HttpError:

@@ -308,6 +308,13 @@ def test_retelling_writes_the_event_of_a_job_that_ended_before(steps: Steps) -> 
     switch(steps, MASKED)
     assert steps.call("retell", job_id=job) == f"the next sweep tells 1 event(s) of call job {job}"
     assert types(steps) == ["call.completed"]
+    steps.rows("delete from private.call_results")
+    steps.call("opt_out", phone_number=steps.job(job)["phone_number"], how="wrote from +1 (415) 555-0100")
+    assert claim(steps)["type"] == "number.opted_out"
+    assert steps.call("retell", job_id=job) == f"the next sweep tells 1 event(s) of call job {job}"
+    assert [(event["type"], event["data"]["reason"]) for event in events(steps)] == [
+        ("number.opted_out", "wrote from *******"), ("call.completed", None)
+    ]  # fmt: skip
     for wrong, said in ((waiting, "is queued: it has not ended yet"), (0, "there is no call job 0"), (None, "no call")):
         with pytest.raises(psycopg.errors.RaiseException, match=said):
             steps.call("retell", job_id=wrong)

@@ -126,6 +126,19 @@ def test_every_slow_answer_ends_at_the_deadline() -> None:
     assert late == []
 
 
+def test_request_is_not_sent_when_the_resolver_outlasts_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve, asked = socket.getaddrinfo, []  # type: ignore[var-annotated]
+
+    def slow(*arguments: Any, **more: Any) -> Any:
+        threading.Event().wait(DEADLINE_SECONDS + 0.3)
+        return resolve(*arguments, **more)
+
+    monkeypatch.setattr("socket.getaddrinfo", slow)
+    with server(dripping(HEAD, b"X"), first_lines=asked) as url, pytest.raises(NotConnected, match="deadline"):
+        ask(url)
+    assert asked == []
+
+
 def test_answer_whose_end_is_missing_is_lost() -> None:
     def half(connection: socket.socket) -> None:
         connection.sendall(HEAD + b"Content-Length: 10\r\n\r\n{}")

@@ -6,6 +6,7 @@ import contextlib
 import email.utils
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+import trustme
 from standardwebhooks import Webhook
 
 from function.sender import THREADS, Sender
@@ -37,13 +39,16 @@ def ours(url: str, **changed: str) -> Settings:
 
 
 @contextmanager
-def receiver(reply: Callable[[socket.socket], None]) -> Iterator[tuple[str, list[bytes]]]:
+def receiver(
+    reply: Callable[[socket.socket], None], tls: ssl.SSLContext | None = None
+) -> Iterator[tuple[str, list[bytes]]]:
     """Reads each request whole, then replies. -> its URL, the requests"""
     listener = socket.create_server(("127.0.0.1", 0))
     requests: list[bytes] = []
 
     def serve(connection: socket.socket) -> None:
         with contextlib.suppress(OSError), connection:
+            connection = tls.wrap_socket(connection, server_side=True) if tls else connection
             data = b""
             while b"\r\n\r\n" not in data or len(data.partition(b"\r\n\r\n")[2]) < length(data):
                 if not (more := connection.recv(65536)):
@@ -59,7 +64,7 @@ def receiver(reply: Callable[[socket.socket], None]) -> Iterator[tuple[str, list
 
     threading.Thread(target=accept, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/hook?key=s3cret", requests
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}/hook?key=s3cret", requests
     finally:
         listener.close()
 
@@ -125,6 +130,12 @@ def drip(connection: socket.socket) -> None:
         time.sleep(0.02)
 
 
+def hint(connection: socket.socket) -> None:
+    while True:
+        connection.sendall(b"HTTP/1.1 102 Processing\r\n\r\n")
+        time.sleep(0.02)
+
+
 def pour(connection: socket.socket) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
     for _ in range(1000):
@@ -155,6 +166,9 @@ def test_receivers_of_every_bad_kind_cost_a_bounded_time(monkeypatch: pytest.Mon
         "is late": (be_late, "due", late),
         "redirects": (say(moved), "due", "HTTP 302 (redirects are not followed)"),
         "talks nonsense": (say(b"ok\r\n\r\n"), "due", "the connection was lost"),
+        "hints first": (say(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 2 + OK), "told", "HTTP 200"),
+        "hints without end": (hint, "due", late),
+        "hints and closes": (say(b"HTTP/1.1 103 Early Hints\r\n\r\n"), "due", "the connection was lost"),
         "answers a gigabyte": (pour, "told", "HTTP 200"),
         "promises a body and closes": (say(b"HTTP/1.1 201 Made\r\nContent-Length: 9\r\n\r\n"), "told", "HTTP 201"),
     }
@@ -165,6 +179,11 @@ def test_receivers_of_every_bad_kind_cost_a_bounded_time(monkeypatch: pytest.Mon
             outcome = send(url)
         if (outcome.state, outcome.note) != (state, note) or time.monotonic() - began > 2.5:
             wrong.append((name, outcome, time.monotonic() - began))
+    unknown = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(unknown)
+    with receiver(say(OK), unknown) as (url, requests):
+        if (outcome := send(url)).note != "its certificate could not be verified" or requests:
+            wrong.append((url, outcome, 0.0))
     for url in ("http://127.0.0.1:1/", "https://nowhere.invalid/", "https://" + "a" * 64 + ".invalid/"):
         outcome = send(url)
         if outcome.note != "no connection" or outcome.delay_s == 0:

@@ -112,7 +112,7 @@ begin
   insert into private.call_results (subject, job_id, user_id, type, data, created_at, due_at, give_up_at)
   select md5(o.phones[1]), (n.job).id, (n.job).user_id, 'number.opted_out',
          private.result_data(n.job, coalesce((n.job).phone_e164, o.phone_e164)) || jsonb_build_object(
-           'reason_code', 'opted_out', 'reason', o.how,
+           'reason_code', 'opted_out', 'reason', private.masked(o.how),
            'user_ids', (select coalesce(jsonb_agg(distinct j.user_id), '[]') from public.outbound_call_jobs j
                         where j.phone_e164 = any (o.phones) and j.phone_number <> 'erased')),
          v_now, v_now, v_now + interval '3 days'
@@ -206,13 +206,16 @@ begin
                                   ended_at = null, note = coalesce(note, 'retold')
   where user_id = v_job.user_id and job_id = p_job_id and state <> 'due';
   get diagnostics v_told = row_count;
+  if v_job.finished_at is not null  -- perhaps before RESULT_URL was set, and the number was opted out since
+     and not exists (select from private.call_results
+                     where user_id = v_job.user_id and job_id = p_job_id and type <> 'number.opted_out') then
+    perform private.write_result(v_job, false);
+    v_told := v_told + 1;
+  end if;
   if v_told = 0 and exists (select from private.call_results where user_id = v_job.user_id and job_id = p_job_id) then
     return format('the events of call job %s are due already', p_job_id);
-  elsif v_told = 0 and v_job.finished_at is null then
+  elsif v_told = 0 then
     raise exception 'call job % is %: it has not ended yet', p_job_id, v_job.status;
-  elsif v_told = 0 then  -- it ended before RESULT_URL was set
-    perform private.write_result(v_job, false);
-    v_told := 1;
   end if;
   return format('the next sweep tells %s event(s) of call job %s', v_told, p_job_id);
 end
