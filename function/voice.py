@@ -81,6 +81,8 @@ def _go_on(attempt: UUID, place: Place, asked: VoiceRequest, dispatcher: "Dispat
         call = dispatcher.record_answer(attempt, asked.event.call_sid, answer)
     except JobsUnavailable as error:
         _log_unstored(asked, answer, error)
+        if turn.place and turn.place.at.startswith(turns.OPT_OUT):  # a wish in words cannot wait: no URL holds it
+            return twiml.render_twiml(turn, script, None, asked.action)
         return _wait(asked, script, answer.digits)  # spoken words travel in no URL, only their key
     if place.at == turns.AGENT_FAILED and script.connect is not None:
         turn = _turn_after_failure(script, place, turn, call, asked)
@@ -94,6 +96,8 @@ def _turn_after_failure(script: Script, place: Place, turn: Turn, call: LiveCall
     """An agent that has recorded an answer to "agent" has ended well, however its socket closed."""
     if AGENT in call.agent_answers:
         return turns.next_turn(script, replace(place, at=turns.AGENT_ENDED), "")
+    if asked.event.call_status == "completed":  # the person hung up
+        return turn
     about = {"attempt": str(asked.attempt), "call_sid": asked.event.call_sid, "error_code": asked.event.error_code}
     log.error("the agent's session failed: the script goes on", kind="agent_failed", **about)
     return turn

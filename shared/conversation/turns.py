@@ -15,7 +15,7 @@ from shared.conversation.later import LATER
 from shared.conversation.script import GOODBYE, Answer, Connect, Question, Script
 from shared.conversation.texts import Recording
 
-_OPT_OUT = "opt_out."
+OPT_OUT = "opt_out."
 """Before the id of a question: the place where a spoken opt-out waits for its confirmation."""
 CONNECT = "connect.wait"
 """The place after the greeting of a script with an agent: the call waits a moment for the opt-out key, then the agent has it."""
@@ -82,16 +82,16 @@ def next_turn(script: Script, place: Place, key: str, heard: str = "") -> Turn:
         return opt_out_turn(script)
     if place.at.startswith(DIAL):
         return _turn_after_dial(script, place)
-    at = place.at.removeprefix(_OPT_OUT)
+    at = place.at.removeprefix(OPT_OUT)
     question = script.question(at) if place.script == script.name else None
     if place.script == script.name and script.connect is not None and at in (AGENT_ENDED, AGENT_FAILED):
         return _turn_after_agent(script, script.connect, ended=at == AGENT_ENDED)
-    if place.at.startswith(_OPT_OUT):
+    if place.at.startswith(OPT_OUT):
         return _after_opt_out_question(script, question, place, "" if key else heard)
     if heard and not key and script.listen != "keys":
         key = match(heard, spoken_choices(script, question), wishes(script), script.language) or ""
         if key == script.opt_out.key and script.opt_out.ask is not None:
-            return Turn(asks=(script.opt_out.ask,), place=Place(script.name, f"{_OPT_OUT}{at}", place.tries))
+            return Turn(asks=(script.opt_out.ask,), place=Place(script.name, f"{OPT_OUT}{at}", place.tries))
     if question is None:
         return _turn_without_question(script, place, at)
     answer = question.answers.get(key)
@@ -143,7 +143,7 @@ def _after_opt_out_question(script: Script, question: Question | None, place: Pl
     if heard and confirms_opt_out(script, heard):
         return opt_out_turn(script)
     if question is None:
-        return _turn_without_question(script, place, place.at.removeprefix(_OPT_OUT))
+        return _turn_without_question(script, place, place.at.removeprefix(OPT_OUT))
     return Turn(asks=(question.say,), place=Place(script.name, question.id, place.tries))
 
 

@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl, urlsplit
 from uuid import uuid4
 
 import pytest
+from structlog.testing import capture_logs
 
 from function.twilio_form import read_event, read_place, read_voice_request
 from function.voice import handle
@@ -231,3 +232,17 @@ def test_machine_or_unwanted_call_is_never_put_through(folder: Path) -> None:
             assert {"at": "size", "keys": "1", "waits": "1"}.items() <= again.items()
         assert dispatcher.record_answer.call_args.args[2].meaning == "one"
     assert found == table
+
+
+def test_failed_agent_is_logged_unless_the_person_hung_up(folder: Path) -> None:
+    connect = '[connect]\nurl = "wss://agent.example/x"\nkind = "stream"\n[opt_out]'
+    (folder / "default.toml").write_text(GOOD.replace("[opt_out]", connect))
+    dispatcher, query = Mock(), {"attempt": str(uuid4()), "script": "default", "at": "connect.failed", "try": "1"}
+    dispatcher.record_answer.return_value = LiveCall(then="end", state="ended", call_status=None, job=None)
+    logged = {}
+    for status in ("in-progress", "completed"):
+        form = {"CallSid": PARENT, "CallStatus": status, "ErrorCode": "31921"}
+        with capture_logs() as lines:
+            handle(read_voice_request(form, query, "https://x.example/voice"), dispatcher, Scripts(folder))
+        logged[status] = "agent_failed" in [line.get("kind") for line in lines]
+    assert logged == {"in-progress": True, "completed": False}

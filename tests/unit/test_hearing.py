@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock
+from uuid import uuid4
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from function.twilio_form import read_heard
+from function.twilio_form import read_heard, read_voice_request
+from function.voice import handle
 from shared.conversation.checks import check
 from shared.conversation.hearing import hints, match, phrase, spoken_choices, wishes
 from shared.conversation.script import Script
 from shared.conversation.turns import Learned, Place, Turn, first_turn, next_turn
 from shared.conversation.twiml import render_twiml
+from shared.jobs import JobsUnavailable
 from tests.sandbox.twilio import twiml
 
 LANGUAGES: dict[str, dict[str, Any]] = {
@@ -157,6 +161,21 @@ def test_a_spoken_opt_out_is_confirmed_once() -> None:
     assert next_turn(silent, asked.place, "", "no") == Turn(says=("Bye.",))
     gone = Place("gone", "opt_out.q")
     assert next_turn(made, gone, "", "no") == Turn(says=("Bye.",))
+
+
+def test_spoken_opt_out_is_asked_about_without_a_database() -> None:
+    """No URL holds the words, so a wait would lose them; a yes waits as its key."""
+    made, dispatcher = script(), Mock()
+    dispatcher.record_answer.side_effect = JobsUnavailable("down")
+    library = Mock(named=Mock(return_value=made))
+    table = {("q", "stop calling me"): ("at=opt_out.q", "Gather"), ("opt_out.q", "yes"): ("keys=9", "Redirect"),
+             ("q", "sure"): ("keys=1", "Redirect")}  # fmt: skip
+    for (at, said), (kept, verb) in table.items():
+        query = {"attempt": str(uuid4()), "script": "spoken", "at": at, "try": "1"}
+        form = {"CallSid": "CA" + "a" * 32, "SpeechResult": said}
+        document = handle(read_voice_request(form, query, "https://x.example/voice"), dispatcher, library)
+        assert kept in document, (at, said)
+        assert verb in document, (at, said)
 
 
 def test_a_spoken_opt_out_key_needs_its_question() -> None:
