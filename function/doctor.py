@@ -37,6 +37,7 @@ RECEIVER: Final = {
     "HTTP 401": "give the receiver this RESULT_SECRET; in front of it no login (Supabase: deploy with --no-verify-jwt)",
     "HTTP 404": "set RESULT_URL to the receiver's exact address",
     "HTTP 410": "the receiver wants no events: each result that it answers so is never told",
+    "its certificate could not be verified": "serve the whole chain, for the host of RESULT_URL; results wait meanwhile",
     "due": "results wait meanwhile, and are sent again for three days",
 }
 _MARKS: Final = {"ok": "ok", "warning": "WARNING", "wrong": "WRONG", "skipped": "skipped"}

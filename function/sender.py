@@ -43,7 +43,13 @@ class Sender:
             if self._running == THREADS:
                 self._again = True
                 return
-            threading.Thread(target=self._work, args=(self._results,), name="sender", daemon=True).start()
+            try:
+                threading.Thread(target=self._work, args=(self._results,), name="sender", daemon=True).start()
+            except (
+                RuntimeError
+            ) as error:  # the process may start no more threads; Twilio's callback must not fail by it
+                log.warning("results wait for the next sweep", kind="results_wait", reason=str(error))
+                return
             self._running += 1
 
     def tell_beside(self, sweep: Callable[[], T]) -> T:

@@ -314,6 +314,23 @@ def test_a_sender_outlives_a_database_that_is_down() -> None:
         assert outbox.told == ["told"]
 
 
+def test_a_sender_without_a_thread_to_start_fails_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with receiver(say(OK)) as (url, _):
+        outbox = Outbox(1)
+        sender = Sender(ours(url), outbox)
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            sender.wake()
+        sender.rest(time.monotonic() + 10)
+        assert outbox.told == []
+        sender.wake()
+        sender.rest(time.monotonic() + 10)
+        assert outbox.told == ["told"]
+
+
 def test_without_a_url_nothing_is_asked() -> None:
     outbox = Outbox(1)
     sender = Sender(settings(), outbox)
