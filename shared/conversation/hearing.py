@@ -16,8 +16,9 @@ Phrase = tuple[str, ...]
 
 
 def phrase(text: str) -> Phrase:
-    """The words of a text as they are compared: "Don't, PLEASE!" is ("dont", "please"), "Sí" is ("si",)."""
+    """The words of a text as they are compared: "Don't, PLEASE!" is ("do", "not", "please"), "Sí" is ("si",)."""
     text = re.sub(r"['’ʼ]", "", unicodedata.normalize("NFKD", text.casefold()))
+    text = re.sub(r"\bdont\b", "do not", text)
     return tuple(re.findall(r"\w+", "".join(c for c in text if not unicodedata.combining(c))))
 
 

@@ -22,7 +22,8 @@ from tests.sandbox.twilio import twiml
 LANGUAGES: dict[str, dict[str, Any]] = {
     "en-US": {
         "voice": "Polly.Joanna", "1": ["yes", "yeah", "sure", "of course"], "2": ["no", "nope", "not now", "not sure"],
-        "3": ["call me later", "later"], "9": ["stop calling", "do not call", "don't call"], "yes": ["yes", "I am"],
+        "3": ["call me later", "later"], "9": ["stop calling", "do not call", "don't ever call", "off your list"],
+        "yes": ["yes", "I am"],
     },
     "es-MX": {
         "voice": "Polly.Mia", "1": ["sí", "claro", "por supuesto"], "2": ["no", "ahora no", "no estoy seguro"],
@@ -49,6 +50,7 @@ PHRASES = {
         "9": """stop calling | stop calling me | Stop calling me! | please stop calling | do not call
             do not call me again | don't call me | Don’t call | dont call me ever | nine | 9 | yes stop calling
             not now, stop calling | stop calling, call me later | do not call me later | why don't you stop calling me
+            Don't ever call me again! | DO NOT EVER CALL ME | take me off your list, no
             one moment, stop calling | they do not stop calling | no, stop calling me | you must stop calling this number""",
         "": """ | maybe | yesterday | nobody | know | yes no | no yes | yes or no | surely | one two | two or three
             not yes | I'm not so sure | of course not | one moment please | in two minutes
