@@ -282,9 +282,11 @@ begin
   select j.id into v_id from public.outbound_call_jobs j
   where j.dedupe_key = v_key and j.dedupe_window && tstzrange(private.clock(), null)
   order by j.id desc limit 1;
-  perform private.remember(v_id, null, null, 'asked_again', 'another call was asked for with the same key'
-           || case when p_phone_number = phone_number then ''
-              else ' and for ' || private.masked_number(p_phone_number) end || ', while this one was open or within the hour after it: this job stands for both', null, null)
+  perform private.remember(
+    v_id, null, null, 'asked_again',
+    'another call was asked for with the same key'
+      || case when p_phone_number = phone_number then '' else ' and for ' || private.masked_number(p_phone_number) end
+      || ', while this one was open or within the hour after it: this job stands for both', null, null)
   from (select j.phone_number from public.outbound_call_jobs j where j.id = v_id for key share skip locked) unlocked;
   return jsonb_build_object('job_id', v_id, 'created', false);
 end
