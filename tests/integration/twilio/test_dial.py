@@ -27,7 +27,7 @@ def dial(world: World, screen: str = SCREEN, **attributes: str) -> None:
 OUTCOMES: dict[str, tuple[dict[str, Any], str, str]] = {
     "accepted": ({"digits": ["1"]}, "completed", "true"),
     "hash accepted": ({"digits": ["#"]}, "completed", "true"),
-    "time limit": ({"digits": ["1"], "talk_s": 60}, "completed", "true"),
+    "time limit": ({"digits": ["1"], "talk_s": 2_000}, "completed", "true"),
     "no key": ({}, "completed", "false"),
     "machine": ({"outcome": "machine", "digits": ["1"]}, "completed", "false"),
     "hangs up at once": ({"hangup_after": 0}, "completed", "false"),
@@ -41,7 +41,7 @@ OUTCOMES: dict[str, tuple[dict[str, Any], str, str]] = {
 def test_every_end_of_a_second_leg_is_told_to_action(world: World) -> None:
     found = {}
     for name, (conduct, _, _) in OUTCOMES.items():
-        dial(world, timeLimit="40")
+        dial(world, timeLimit="1500")
         world.twilio.behave(to=COLLEAGUE, times=1, **conduct)
         world.finish()
         (after,) = [each for each in world.ours.asked if each.url.endswith("/after")]
