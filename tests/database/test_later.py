@@ -52,7 +52,7 @@ def test_laters_of_a_job_are_counted_by_its_calls(steps: Steps) -> None:
         told = [steps.ask_for_later(attempt, sid, in_hours(steps, 0))["job"]["laters"] for _ in range(2)]
         assert told == [laters, laters]
         steps.status(attempt, sid, "completed")
-        attempt, sid = steps.start(job), f"CA{laters:032x}"
+        attempt, sid = steps.start(job), a_sid()
         assert steps.status(attempt, sid, "in-progress")["job"]["laters"] == laters + 1
     steps.status(attempt, sid, "completed")
     done = steps.job(job)
