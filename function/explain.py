@@ -112,9 +112,7 @@ def explain_number(
         yield f"from    {_told(until, zone)}"
     if when != "never":
         mode = mode or str(metadata.get("signup_mode") or "default")
-        person = Person(
-            first_name=None, signup_mode=mode, metadata=metadata
-        )  # the script finds the name in the metadata
+        person = Person(first_name=None, signup_mode=mode, metadata=metadata)  # its name is read from the metadata
         script = Scripts().for_person(person)
         yield f"by      {settings.twilio_phone_number}"
         yield f"words   {script.name}.toml ({script.language}, {script.voice})"

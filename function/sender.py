@@ -45,9 +45,7 @@ class Sender:
                 return
             try:
                 threading.Thread(target=self._work, args=(self._results,), name="sender", daemon=True).start()
-            except (
-                RuntimeError
-            ) as error:  # the process may start no more threads; Twilio's callback must not fail by it
+            except RuntimeError as error:  # no more threads can be started; Twilio's callback must not fail for it
                 log.warning("results wait for the next sweep", kind="results_wait", reason=str(error))
                 return
             self._running += 1
