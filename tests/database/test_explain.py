@@ -414,7 +414,7 @@ def opted_out_while_queued(steps: Steps) -> int:
     return job
 
 
-@way("its call is to be ended: the number has opted out", "the call was canceled", "canceled: the number has opted out")
+@way("its call will be ended: the number has opted out", "the call was canceled", "canceled: the number has opted out")
 def opted_out_while_calling(steps: Steps) -> int:
     job, attempt, sid = in_queue(steps, phone_number=(number := a_number()))
     steps.call("opt_out", phone_number=number)
@@ -534,7 +534,7 @@ def canceled_by_hand(steps: Steps) -> int:
     return job
 
 
-@way("its call is to be ended: canceled by hand", "now: its call waits .*; it is to be canceled \\(canceled by hand\\)")
+@way("its call will be ended: canceled by hand", "now: its call waits .*; it will be canceled \\(canceled by hand\\)")
 def canceled_by_hand_while_calling(steps: Steps) -> int:
     job, _, _ = in_queue(steps)
     steps.call("cancel_call_job", job_id=job)
@@ -558,7 +558,7 @@ def canceled_at_twilio(steps: Steps) -> int:
     return called(steps, "canceled")
 
 
-@way("its call is to be ended: answered while all calls were paused", "canceled: answered while all calls were paused")
+@way("its call will be ended: answered while all calls were paused", "canceled: answered while all calls were paused")
 def answered_during_a_pause(steps: Steps) -> int:
     job, attempt, sid = in_queue(steps)
     steps.call("pause_calls", reason="fire")
@@ -567,7 +567,7 @@ def answered_during_a_pause(steps: Steps) -> int:
     return job
 
 
-@way("its call is to be ended: canceled by hand")
+@way("its call will be ended: canceled by hand")
 def deleted_while_calling(steps: Steps) -> int:
     job, _, _ = in_queue(steps)
     steps.rows("delete from public.outbound_call_jobs where id = %s", job)

@@ -267,8 +267,7 @@ language sql stable set search_path = '' as $$
       when 'in_doubt' then 'in doubt for ' || private.lasted(a.doubted_at, private.clock()) || ': '
         || private.masked(coalesce(p_job.reason, a.error_message, 'nobody knows whether Twilio took the call'))
         || '; nobody dials before that is settled; Twilio is asked' || ask
-        || case when a.doubted_at > private.clock() - interval '15 minutes' 
-            or p_job.reason_code = 'ambiguous' then ''
+        || case when a.doubted_at > private.clock() - interval '15 minutes' or p_job.reason_code = 'ambiguous' then ''
                 else '; the function''s log says why Twilio could not answer for so long' end
       when 'calling' then case a.call_status when 'queued' then 'its call waits in Twilio''s queue'
           when 'in-progress' then 'the person is on the line' when 'ringing' then 'the phone rings'
@@ -287,7 +286,7 @@ language sql stable set search_path = '' as $$
                      select from public.outbound_call_attempts a
                      where a.job_id = k.id and a.started_at > private.clock() - interval '7 days') end), '')
     || case when p_job.cancel_requested and p_job.finished_at is null
-            then '; it is to be canceled (' || private.why_canceled(p_job.cancel_code) || ') when its call is over'
+            then '; it will be canceled (' || private.why_canceled(p_job.cancel_code) || ') when its call is over'
             else '' end
   from (select case when p_job.due_at > private.clock() then ' at ' || private.told(p_job.due_at, p_zone)
                else concat_ws('; ', ' since ' || private.told(p_job.due_at, p_zone), (
@@ -357,7 +356,7 @@ begin
         when h.was is null then ''
         when h.was in ('completed', 'failed', 'canceled') and h.status in ('queued', 'calling') then 'taken up again: '
         when h.status in ('dialing', 'in_doubt', 'calling') and h.reason = private.why_canceled(h.code)
-          then 'its call is to be ended: '
+          then 'its call will be ended: '
         when h.code in ('number_changed', 'time_changed')
           or h.was = h.status and h.status in ('completed', 'failed', 'canceled') then ''
         when h.status = 'calling' then 'its call must not ring now: '
@@ -379,7 +378,7 @@ begin
     from private.deleted_users d where d.user_id = p_job.user_id
     union all
     select coalesce(r.ended_at, r.created_at), 9, 'the result ' || case r.state
-      when 'told' then 'was told' when 'due' then 'is to be told' else 'could not be told' end || ' to your system'
+      when 'told' then 'was told' when 'due' then 'waits to be told' else 'could not be told' end || ' to your system'
       || case when r.state = 'told' then '' else coalesce(': ' || private.masked(r.note), '') end
     from private.call_results r where r.job_id = p_job.id
     union all
