@@ -94,6 +94,41 @@ class Steps:
         query = "select * from public.outbound_call_attempts where job_id = %s order by number, accepted_at, id"
         return self.rows(query, job_id)
 
+    def brief(self, job_id: int) -> tuple[str, int, str | None]:
+        """The status, the attempts and the reason code of a job."""
+        job = self.job(job_id)
+        return job["status"], job["attempts"], job["reason_code"]
+
+    def change_job(self, job_id: int, **columns: object) -> None:
+        """As no function would."""
+        changes = sql.SQL(", ").join(sql.SQL("{} = %s").format(sql.Identifier(name)) for name in columns)
+        query = sql.SQL("update public.outbound_call_jobs set {} where id = %s").format(changes)
+        self._eyes.execute(query, [*columns.values(), job_id])
+
+    def sign_up(self, phone: str | None = None, metadata: object = None, app: object = None) -> uuid.UUID:
+        """As Supabase Auth does it, whose role has no right to anything of ours. -> the user"""
+        user, jsons = uuid.uuid4(), [None if value is None else Jsonb(value) for value in (metadata, app)]
+        self.as_auth(
+            "insert into auth.users (id, phone, raw_user_meta_data, raw_app_meta_data, created_at)"
+            " values (%s, %s, %s, %s, now())",
+            user, phone and phone.removeprefix("+"), *jsons,
+        )  # fmt: skip
+        return user
+
+    def as_auth(self, query: str, *values: object) -> None:
+        self._eyes.execute("set role supabase_auth_admin")
+        try:
+            self._eyes.execute(query.encode(), values)
+        finally:
+            self._eyes.execute("reset role")
+
+    def jobs_of(self, user: uuid.UUID) -> list[Row]:
+        return self.rows("select * from public.outbound_call_jobs where user_id = %s order by id", user)
+
+    def job_of(self, user: uuid.UUID) -> Row:
+        (job,) = self.jobs_of(user)
+        return job
+
     def settings(self) -> Row:
         """Without next_call_at, which begins at -infinity: Python has no such time."""
         (row,) = self.rows("select halts, probe_until, paused_until from private.call_settings")
@@ -170,6 +205,10 @@ class Steps:
             redial_delays_s=list(delays_s), **more,
         )  # fmt: skip
 
+    def says(self, attempt: uuid.UUID, word: str, **more: Any) -> Row:
+        """Twilio's word about the attempt's call, which has a SID or gets one."""
+        return self.status(attempt, self.attempt(attempt)["call_sid"] or a_sid(), word, **more)
+
     def ask_for_later(self, attempt: uuid.UUID, sid: str, at: datetime) -> Row:
         """The person presses the key of an answer with `later`."""
         return self.answer(
@@ -235,7 +274,7 @@ class Steps:
         return attempt
 
     def make_due(self, job_id: int) -> None:
-        self.rows("update public.outbound_call_jobs set due_at = private.clock() where id = %s", job_id)
+        self.change_job(job_id, due_at=self.now())
 
 
 def until(look: Callable[[], T], what: str, timeout_s: float = 10.0) -> T:
@@ -276,6 +315,15 @@ def behind(first: Steps, step: Callable[[], T], second: Steps, then: Callable[[]
         waited = future.result(10)
         first.service.execute("begin")
     return done, waited
+
+
+@contextmanager
+def locked(other: Steps, *tables: str) -> Iterator[None]:
+    """`other` holds these tables against everybody, as the superuser."""
+    other.service.execute("reset role")
+    with other.service.transaction():
+        other.service.execute(f"lock table {', '.join(tables)}".encode())
+        yield
 
 
 def all_at_once(step: Callable[[Steps], T], callers: Sequence[Steps]) -> list[T]:
