@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 from psycopg import sql
@@ -50,6 +50,12 @@ def a_sid() -> str:
     return next(_sids)
 
 
+class Call(NamedTuple):
+    job: int
+    attempt: uuid.UUID
+    sid: str
+
+
 class Steps:
     """`service` runs the functions as role service_role; `eyes` looks, and arranges what no function would."""
 
@@ -85,6 +91,11 @@ class Steps:
     def job(self, job_id: int) -> Row:
         (row,) = self.rows("select * from public.outbound_call_jobs where id = %s", job_id)
         return row
+
+    def fields(self, job_id: int, *columns: str) -> tuple[Any, ...]:
+        """These columns of the job."""
+        row = self.job(job_id)
+        return tuple(row[column] for column in columns)
 
     def attempt(self, attempt: uuid.UUID) -> Row:
         (row,) = self.rows("select * from public.outbound_call_attempts where id = %s", attempt)
@@ -209,12 +220,22 @@ class Steps:
         """Twilio's word about the attempt's call, which has a SID or gets one."""
         return self.status(attempt, self.attempt(attempt)["call_sid"] or a_sid(), word, **more)
 
+    def press(
+        self,
+        attempt: uuid.UUID,
+        sid: str,
+        question: str | None = None,
+        meaning: str | None = None,
+        digits: str | None = "1",
+        **more: object,
+    ) -> Row:
+        """The person presses a key (digits None: speaks, or the agent reports); it counts if it has a question and a meaning."""
+        said = {"question": question, "meaning": meaning, "digits": digits, **more}
+        return self.answer("record_call_answer", attempt=attempt, call_sid=sid, ask_s=ASK_S, **said)
+
     def ask_for_later(self, attempt: uuid.UUID, sid: str, at: datetime) -> Row:
         """The person presses the key of an answer with `later`."""
-        return self.answer(
-            "record_call_answer", attempt=attempt, call_sid=sid, ask_s=ASK_S,
-            question="good_time", meaning="later", digits="2", later_at=at,
-        )  # fmt: skip
+        return self.press(attempt, sid, "good_time", "later", "2", later_at=at)
 
     def ask(self) -> Row:
         """What the sweep takes to look after."""
@@ -237,6 +258,19 @@ class Steps:
         )  # fmt: skip
 
     # --- places in that life ------------------------------------------------------------------------------------------
+    def dial(self, job: int | None = None, **columns: Any) -> Call:
+        """Claim this job (or a new one, of these columns), and Twilio takes the call."""
+        job = self.queue(**columns) if job is None else job
+        call = Call(job, self.start(job), a_sid())
+        assert self.accept(call.attempt, call.sid)["then"] == "keep"
+        return call
+
+    def call_and_end(self, ends: str = "completed", job: int | None = None, **more: Any) -> int:
+        """Dial this job (or a new one), and its call ends so. -> the job"""
+        job, attempt, sid = self.dial(job)
+        self.status(attempt, sid, ends, **more)
+        return job
+
     def attempt_in(self, state: str, number: str | None = None) -> tuple[int, uuid.UUID]:
         """A job of its own, with its attempt brought to this state by the steps that lead there. -> (job, attempt)
 
@@ -275,6 +309,9 @@ class Steps:
 
     def make_due(self, job_id: int) -> None:
         self.change_job(job_id, due_at=self.now())
+
+    def make_all_due(self) -> None:
+        self.rows("update public.outbound_call_jobs set due_at = private.clock() where status = 'queued'")
 
 
 def until(look: Callable[[], T], what: str, timeout_s: float = 10.0) -> T:
