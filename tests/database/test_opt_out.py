@@ -8,22 +8,20 @@ from datetime import timedelta
 import pytest
 
 from tests.database.conftest import Another
-from tests.database.sql_api import ASK_S, Steps, a_number, a_sid, behind
+from tests.database.sql_api import ASK_S, Row, Steps, a_number, a_sid
 
 
-def opt_out(steps: Steps, number: str, **more: object) -> object:
-    return steps.call("opt_out", phone_number=number, **more)
+def opt_out(steps: Steps, number: str, **more: object) -> Row:
+    return steps.answer("opt_out", phone_number=number, **more)
 
 
 # --- opt-outs ---------------------------------------------------------------------------------------------------------
 def test_number_that_opted_out_is_not_dialed(steps: Steps) -> None:
     opt_out(steps, number := a_number())
-    job = steps.queue(number)
-    other = steps.queue()
+    job, other = steps.queue(number), steps.queue()
     assert steps.claim()["job"]["id"] == other
-    row = steps.job(job)
-    assert (row["status"], row["reason_code"]) == ("canceled", "opted_out")
-    assert row["reason"] == "the number has opted out of calls"
+    assert steps.brief(job) == ("canceled", 0, "opted_out")
+    assert steps.job(job)["reason"] == "the number has opted out of calls"
     assert steps.attempts(job) == []
     answer = steps.claim(steps.queue(number))  # a webhook is told so
     assert (answer["outcome"], answer["status"], answer["reason_code"]) == ("none", "canceled", "opted_out")
@@ -39,59 +37,48 @@ def test_number_typed_otherwise_is_seen_once_it_is_read(steps: Steps) -> None:
 
 def test_queued_jobs_of_the_number_are_canceled_at_once(steps: Steps) -> None:
     number = a_number()
-    jobs = [steps.queue(number), steps.queue(number)]
-    other = steps.queue()
+    jobs, other = [steps.queue(number), steps.queue(number)], steps.queue()
     assert opt_out(steps, number) == {"canceled": 2, "ending": 0, "jobs": 2, "calls": 0}
     assert opt_out(steps, number) == {"canceled": 0, "ending": 0, "jobs": 2, "calls": 0}
-    assert {(steps.job(job)["status"], steps.job(job)["reason_code"]) for job in jobs} == {("canceled", "opted_out")}
+    assert [steps.brief(job) for job in jobs] == [("canceled", 0, "opted_out")] * 2
     assert steps.job(other)["status"] == "queued"
 
 
 @pytest.mark.parametrize("state", ["started", "in_doubt", "accepted"])
 def test_open_call_of_the_number_is_ended_and_canceled(steps: Steps, state: str) -> None:
-    number = a_number()
-    job, attempt = steps.attempt_in(state, number)
+    job, attempt = steps.attempt_in(state, number := a_number())
     assert opt_out(steps, number) == {"canceled": 0, "ending": 1, "jobs": 1, "calls": 1}
     assert steps.job(job)["cancel_requested"]
     if state != "started":  # the sweep comes for it at once
         found = steps.ask()
         assert (found["attempt"], found["end"]) == (str(attempt), True)
-    sid = steps.attempt(attempt)["call_sid"] or a_sid()
-    assert steps.accept(attempt, sid)["then"] == "end"
-    steps.status(attempt, sid, "canceled")
-    row = steps.job(job)
-    assert (row["status"], row["reason_code"]) == ("canceled", "opted_out")
+    assert steps.accept(attempt, steps.attempt(attempt)["call_sid"] or a_sid())["then"] == "end"
+    steps.says(attempt, "canceled")
+    assert steps.brief(job) == ("canceled", 1, "opted_out")
 
 
 def test_call_that_opts_out_ends_by_itself(steps: Steps) -> None:
-    number = a_number()
-    job, attempt = steps.attempt_in("accepted", number)
+    job, attempt = steps.attempt_in("accepted", number := a_number())
     queued = steps.queue(number)
-    sid = steps.attempt(attempt)["call_sid"]
-    assert opt_out(steps, number, how="key press", attempt=attempt) == {
-        "canceled": 1, "ending": 0, "jobs": 2, "calls": 1,
-    }  # fmt: skip
+    answer = opt_out(steps, number, how="key press", attempt=attempt)
+    assert answer == {"canceled": 1, "ending": 0, "jobs": 2, "calls": 1}
     assert steps.job(queued)["status"] == "canceled"
-    assert steps.status(attempt, sid, "in-progress")["then"] == "keep"
-    steps.status(attempt, sid, "completed")
+    assert steps.says(attempt, "in-progress")["then"] == "keep"
+    steps.says(attempt, "completed")
     assert steps.job(job)["status"] == "completed"
 
 
 def test_failed_call_is_not_redialed_after_an_opt_out(steps: Steps) -> None:
-    number = a_number()
-    job, attempt = steps.attempt_in("accepted", number)
+    job, attempt = steps.attempt_in("accepted", number := a_number())
     opt_out(steps, number, attempt=attempt)
-    steps.status(attempt, steps.attempt(attempt)["call_sid"], "failed")
+    steps.says(attempt, "failed")
     steps.make_due(job)
     assert steps.claim(job)["status"] == "canceled"
 
 
 def test_late_truth_after_an_opt_out_is_ended(steps: Steps) -> None:
-    number = a_number()
-    job, attempt = steps.attempt_in("absent", number)
-    steps.rows(
-        "update public.outbound_call_jobs set status = 'failed', due_at = null, finished_at = now(), reason_code = 'absent'"
-    )
+    job, attempt = steps.attempt_in("absent", number := a_number())
+    steps.change_job(job, status="failed", due_at=None, finished_at=steps.now(), reason_code="absent")
     opt_out(steps, number)
     sid = a_sid()
     assert steps.accept(attempt, sid)["then"] == "end"
@@ -100,22 +87,13 @@ def test_late_truth_after_an_opt_out_is_ended(steps: Steps) -> None:
 
 
 def test_opt_out_outlives_user_job_and_retention(steps: Steps) -> None:
-    number, user = a_number(), uuid.uuid4()
-    steps.rows("insert into auth.users (id, phone) values (%s, %s)", user, number[1:])
-    opt_out(steps, number, how="key press in the call")
-    opt_out(steps, number, how="again")
+    user = steps.sign_up(number := a_number())
+    for how in ("key press in the call", "again"):
+        opt_out(steps, number, how=how)
     steps.rows("delete from auth.users where id = %s", user)
     steps.pass_time(400 * 86_400)
     steps.call("prune_call_jobs", retention_days=1)
     assert [row["how"] for row in steps.rows("select how from public.call_opt_outs")] == ["key press in the call"]
-
-
-def test_opt_out_behind_a_claim_ends_its_call(steps: Steps, another: Another) -> None:
-    job = steps.queue(number := a_number())
-    claimer = another()
-    attempt, answer = behind(claimer, lambda: claimer.start(job), steps, lambda: opt_out(steps, number))
-    assert answer == {"canceled": 0, "ending": 1, "jobs": 1, "calls": 1}
-    assert steps.accept(attempt, a_sid())["then"] == "end"
 
 
 def test_opt_out_unseen_by_the_claim_ends_the_call(steps: Steps, another: Another) -> None:
@@ -134,17 +112,20 @@ def stop(steps: Steps) -> None:
     steps.call("pause_calls", reason="the script is wrong")
 
 
-def test_call_in_twilios_queue_is_remade_after_the_pause(steps: Steps) -> None:
+@pytest.mark.parametrize("resumed", ["before its end is told", "afterwards"])
+def test_call_in_twilios_queue_is_remade_after_the_pause(steps: Steps, resumed: str) -> None:
     job, attempt = steps.attempt_in("accepted")
-    sid = steps.attempt(attempt)["call_sid"]
     stop(steps)
     found = steps.ask()
+    sid = steps.attempt(attempt)["call_sid"]
     assert (found["call_sid"], found["put_off"], found["end"]) == (sid, True, False)
-    steps.status(attempt, sid, "canceled")
-    row = steps.job(job)
-    assert (row["status"], row["attempts"], row["finished_at"]) == ("queued", 0, None)
-    assert steps.claim(job)["outcome"] == "paused"
-    steps.call("resume_calls")
+    if resumed == "before its end is told":
+        steps.call("resume_calls")
+    steps.says(attempt, "canceled")
+    assert (steps.brief(job)[:2], steps.job(job)["finished_at"]) == (("queued", 0), None)
+    if resumed == "afterwards":
+        assert steps.claim(job)["outcome"] == "paused"
+        steps.call("resume_calls")
     assert steps.claim(job, per_number=1)["outcome"] == "claimed"
     assert steps.job(job)["attempts"] == 1
 
@@ -152,36 +133,23 @@ def test_call_in_twilios_queue_is_remade_after_the_pause(steps: Steps) -> None:
 @pytest.mark.parametrize("word", ["initiated", "ringing", "in-progress"])
 def test_call_that_has_left_the_queue_goes_on(steps: Steps, word: str) -> None:
     job, attempt = steps.attempt_in("accepted")
-    sid = steps.attempt(attempt)["call_sid"]
-    steps.status(attempt, sid, word)
+    steps.says(attempt, word)
     stop(steps)
-    assert steps.status(attempt, sid, word)["then"] == "keep"
+    assert steps.says(attempt, word)["then"] == "keep"
     steps.pass_time(ASK_S)
     assert (steps.ask()["put_off"], steps.ask()) == (False, {"outcome": "none"})
-    steps.status(attempt, sid, "completed")
+    steps.says(attempt, "completed")
     assert steps.job(job)["status"] == "completed"
 
 
 def test_calls_learned_of_during_the_pause_are_put_off(steps: Steps) -> None:
-    _, started = steps.attempt_in("started")
-    _, in_doubt = steps.attempt_in("in_doubt")
+    (_, started), (_, in_doubt) = (steps.attempt_in(state) for state in ("started", "in_doubt"))
     stop(steps)
     assert steps.accept(started, a_sid())["then"] == "keep"
-    assert (found := steps.ask())["put_off"]
-    assert found["attempt"] == str(started)
+    first = steps.ask()
     assert steps.settle(in_doubt, (a_sid(), "queued"))["outcome"] == "found"
-    assert (found := steps.ask())["put_off"]
-    assert found["attempt"] == str(in_doubt)
-
-
-def test_call_put_off_before_resume_is_made_after_it(steps: Steps) -> None:
-    job, attempt = steps.attempt_in("accepted")
-    stop(steps)
-    assert steps.ask()["put_off"]
-    steps.call("resume_calls")
-    steps.status(attempt, steps.attempt(attempt)["call_sid"], "canceled")
-    assert (steps.job(job)["status"], steps.job(job)["attempts"]) == ("queued", 0)
-    assert steps.claim(job)["outcome"] == "claimed"
+    found = [(asked["attempt"], asked["put_off"]) for asked in (first, steps.ask())]
+    assert found == [(str(started), True), (str(in_doubt), True)]
 
 
 def test_halt_takes_no_call_back(steps: Steps) -> None:
@@ -193,13 +161,11 @@ def test_halt_takes_no_call_back(steps: Steps) -> None:
 
 def test_call_answered_during_the_pause_is_ended(steps: Steps) -> None:
     job, attempt = steps.attempt_in("accepted")
-    sid = steps.attempt(attempt)["call_sid"]
-    steps.status(attempt, sid, "ringing")
+    steps.says(attempt, "ringing")
     stop(steps)
-    assert steps.status(attempt, sid, "in-progress")["then"] == "end"
-    steps.status(attempt, sid, "completed")
-    row = steps.job(job)
-    assert (row["status"], row["reason_code"]) == ("canceled", "paused")
+    assert steps.says(attempt, "in-progress")["then"] == "end"
+    steps.says(attempt, "completed")
+    assert steps.brief(job) == ("canceled", 1, "paused")
     steps.call("resume_calls")
     assert steps.call("retry_call_job", job_id=job) == "queued"
     assert steps.claim(job)["outcome"] == "claimed"
@@ -207,38 +173,33 @@ def test_call_answered_during_the_pause_is_ended(steps: Steps) -> None:
 
 # --- a call that would leave Twilio's queue too late ------------------------------------------------------------------
 def put_off(steps: Steps, attempt: uuid.UUID) -> object:
-    at = steps.now() + timedelta(hours=9)
-    return steps.call(
-        "put_off_call", attempt=attempt, not_before=at, code="outside_calling_hours", reason="night there"
-    )
+    at, code = steps.now() + timedelta(hours=9), "outside_calling_hours"
+    return steps.call("put_off_call", attempt=attempt, not_before=at, code=code, reason="night there")
 
 
 def test_call_put_off_is_made_later_unspent(steps: Steps) -> None:
     job, attempt = steps.attempt_in("accepted")
-    sid = steps.attempt(attempt)["call_sid"]
     assert put_off(steps, attempt)
     assert steps.ask()["put_off"]  # until Twilio says that it is over
-    steps.status(attempt, sid, "canceled")
-    row = steps.job(job)
-    assert (row["status"], row["attempts"], row["reason_code"]) == ("queued", 0, "outside_calling_hours")
-    assert (row["due_at"] - steps.now()) > timedelta(hours=8, minutes=59)
+    steps.says(attempt, "canceled")
+    assert steps.brief(job) == ("queued", 0, "outside_calling_hours")
+    assert steps.job(job)["due_at"] - steps.now() > timedelta(hours=8, minutes=59)
     steps.pass_time(9 * 3600)
     assert steps.claim(job, per_number=1)["outcome"] == "claimed"
     assert [(a["state"], a["number"]) for a in steps.attempts(job)] == [("ended", 1), ("started", 1)]
 
 
-@pytest.mark.parametrize(("word", "status"), [("completed", "completed"), ("busy", "queued"), ("no-answer", "queued")])
-def test_call_that_got_through_before_its_cancel_counts(steps: Steps, word: str, status: str) -> None:
-    job, attempt = steps.attempt_in("accepted")
-    put_off(steps, attempt)
-    steps.status(attempt, steps.attempt(attempt)["call_sid"], word)
-    assert (steps.job(job)["status"], steps.job(job)["attempts"]) == (status, 1)
-    assert steps.attempt(attempt)["put_off_until"] is None
+def test_call_that_got_through_before_its_cancel_counts(steps: Steps) -> None:
+    for word, status in (("completed", "completed"), ("busy", "queued"), ("no-answer", "queued")):
+        job, attempt = steps.attempt_in("accepted")
+        put_off(steps, attempt)
+        steps.says(attempt, word)
+        assert (steps.brief(job)[:2], steps.attempt(attempt)["put_off_until"]) == ((status, 1), None), word
 
 
 def test_calls_in_twilios_queue_alone_can_be_put_off(steps: Steps) -> None:
     _, initiated = steps.attempt_in("accepted")
-    steps.status(initiated, steps.attempt(initiated)["call_sid"], "initiated")
+    steps.says(initiated, "initiated")
     states = ("started", "in_doubt", "ended", "refused", "absent", "duplicate")
     attempts = [initiated, *(steps.attempt_in(state)[1] for state in states)]
     before = steps.everything()
@@ -251,5 +212,5 @@ def test_canceled_job_is_never_put_off(steps: Steps) -> None:
     assert put_off(steps, attempt)
     steps.call("cancel_call_job", job_id=job)
     assert not put_off(steps, attempt)
-    steps.status(attempt, steps.attempt(attempt)["call_sid"], "canceled")
+    steps.says(attempt, "canceled")
     assert steps.job(job)["status"] == "canceled"
