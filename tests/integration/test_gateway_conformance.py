@@ -25,7 +25,12 @@ from tests.sandbox.supabase.gateway import Gateway, anon_key, publishable_key, s
 
 SECRET = "a-signing-key-for-tests-that-is-long-enough"
 RECORDED = Path(__file__).parents[3] / "shared" / "postgrest"
-NOT_DONE = {"prefer_timezone_bad"}  # 501: PostgREST 14 ignores Prefer: timezone, 16 honours it, no client here sends it
+# Answered with 501, because no client here sends it. PostgREST 14 and 16 differ in the first.
+NOT_DONE = set(
+    "prefer_timezone_bad overload_ambiguous body_array_of_two get_query_arguments get_writing_function max_rows"
+    " single_0_rows single_1_row single_3_rows single_scalar single_mismatch_rolls_back prefer_count_exact"
+    " filter_limit_count".split()
+)
 
 SCHEMA = """
 create table public.parcels (id bigint generated always as identity primary key, note text not null);
@@ -44,8 +49,7 @@ begin
   return v_id;
 end
 $$;
-create function public.list_parcels() returns setof public.parcels language sql stable
-  as 'select p.* from public.parcels p order by p.id';
+create function public.count_up(p_to int) returns setof int language sql stable as 'select generate_series(1, p_to)';
 create function public.die() returns void language sql security definer
   as 'select pg_terminate_backend(pg_backend_pid())::text';
 create function public.lie(p_status text) returns void language plpgsql as $$
@@ -138,10 +142,14 @@ def recorded_deviations(client: httpx.Client, recordings: dict[str, Any]) -> dic
         return seen, (expected["status"], expected["headers"], json.dumps(right, sort_keys=True))
 
     deviations: dict[str, Any] = {}
-    for case in (case for case in recordings["cases"] if case["name"] not in NOT_DONE):
+    for case in recordings["cases"]:
         name = f"{case['group']}-{case['name']}"
         if not all(send(step).is_success for step in case.get("setup", [])):
             deviations[name] = "its setup failed"
+        if case["name"] in NOT_DONE:
+            if (status := send(case).status_code) != 501:
+                deviations[name] = {"answered": status, "expected": 501}
+            continue
         for number, step in enumerate((case, *case.get("then", []))):
             seen, right = compared(step)
             if seen != right:
@@ -153,7 +161,7 @@ def test_gateway_answers_as_recorded_from_real_postgrest(postgres: Postgres) -> 
     if not RECORDED.exists():
         pytest.skip("the recorded answers are not on this machine")
     recordings = json.loads((RECORDED / "cases.json").read_text())
-    assert len(recordings["cases"]) > 60
+    assert {case["name"] for case in recordings["cases"]} > NOT_DONE
     database.create_database(postgres, "conformance")
     database.bootstrap(postgres, "conformance")
     with psycopg.connect(postgres.url(database="conformance"), autocommit=True) as connection:
@@ -166,23 +174,20 @@ def test_gateway_answers_as_recorded_from_real_postgrest(postgres: Postgres) -> 
 
 
 def test_requests_that_it_does_not_know_are_501(http: httpx.Client, connection: psycopg.Connection[Any]) -> None:
+    note = {"json": {"note": "b"}}
     table: list[tuple[str, str, dict[str, Any]]] = [
-        ("POST", "/rpc/list_parcels?order=id", {}), ("POST", "/rpc/list_parcels?note=eq.a", {}),
-        ("POST", "/rpc/list_parcels?limit=0", {}), ("GET", "/rpc/list_parcels?note=eq.a", {}),
-        ("GET", "/rpc/list_parcels", {"headers": {"Range": "0-1"}}),
-        ("POST", "/rpc/list_parcels", {"headers": {"Prefer": "count=planned"}}),
-        ("POST", "/rpc/list_parcels", {"headers": {"Prefer": "handling=strict"}}),
-        ("POST", "/rpc/list_parcels", {"headers": {"Accept": "text/csv"}}),
+        ("POST", "/rpc/whoami?order=id", {}), ("HEAD", "/rpc/whoami", {}), ("GET", "/", {}),
+        ("POST", "/rpc/whoami", {"headers": {"Prefer": "count=planned"}}),
+        ("POST", "/rpc/whoami", {"headers": {"Accept": "text/csv"}}),
         ("POST", "/rpc/add_parcel", {"data": {"p_note": "a"}}), ("POST", "/rpc/add_parcel", {"json": [1, 2]}),
         ("POST", "/rpc/lie", {"json": {"p_status": "PGRST"}}), ("GET", "/parcels?note=eq.a", {}),
-        ("GET", "/parcels?select=id::text", {}), ("PATCH", "/parcels?id=eq.1", {"json": {"note": "b"}}),
-        ("DELETE", "/parcels?id=eq.1", {}), ("POST", "/parcels?on_conflict=id", {"json": {"note": "b"}}),
-        ("POST", "/parcels", {"json": {"note": "b"}, "headers": {"Prefer": "resolution=merge-duplicates"}}),
+        ("GET", "/parcels?select=id", {}), ("GET", "/parcels", {"headers": {"Range": "0-1"}}),
+        ("PATCH", "/parcels?id=eq.1", note), ("POST", "/parcels?on_conflict=id", note), ("POST", "/parcels", {"json": {}}),
+        ("POST", "/parcels", note | {"headers": {"Prefer": "resolution=merge-duplicates"}}),
     ]  # fmt: skip
-    for method, path, extra in table:
-        answer = http.request(method, path, **extra)
-        assert (answer.status_code, answer.json()["code"]) == (501, "SANDBOX"), (method, path)
-        assert answer.json()["message"].startswith("the sandbox's gateway does not do ")
+    answers = [(row, http.request(row[0], row[1], **row[2])) for row in table]
+    assert [row for row, answer in answers if answer.status_code != 501] == []
+    assert {answer.json()["code"] for row, answer in answers if row[0] != "HEAD"} == {"SANDBOX"}
     assert notes(connection) == []
 
 
@@ -190,6 +195,10 @@ def test_new_function_is_found_at_its_first_call(supabase: Client, connection: p
     connection.execute("create function public.fresh() returns int language sql as 'select 7'")
     connection.execute("grant execute on function public.fresh() to service_role")
     assert supabase.rpc("fresh").execute().data == 7
+
+
+def test_long_sets_are_cut_as_supabase_cuts_them(supabase: Client) -> None:
+    assert supabase.rpc("count_up", {"p_to": 1001}).execute().data == [*range(1, 1001)]
 
 
 def test_newline_in_an_error_becomes_no_header(http: httpx.Client) -> None:
@@ -215,69 +224,40 @@ def test_keys_and_headers_mean_their_roles(server: Server) -> None:
     assert [httpx.post(url, headers=headers).json() for headers, _ in table] == [role for _, role in table]
 
 
-def test_rows_are_inserted_and_listed_through_supabase_py(supabase: Client) -> None:
-    assert supabase.table("parcels").insert({"note": "one"}).execute().data == [{"id": 1, "note": "one"}]
-    supabase.table("parcels").insert([{"note": "two"}, {"note": "three"}]).execute()
-    assert supabase.table("parcels").select("note").limit(2).execute().data == [{"note": "one"}, {"note": "two"}]
-
-
-def test_plain_insert_is_answered_with_nothing(http: httpx.Client, connection: psycopg.Connection[Any]) -> None:
-    answer = http.post("/parcels", json={"note": "one"})
-    assert (answer.status_code, answer.content) == (201, b"")
-    assert notes(connection) == ["one"]
-
-
-def test_table_without_a_grant_is_closed_to_all(server: Server) -> None:
-    anyone = client_with(anon_key(SECRET), server)
-    with pytest.raises(APIError) as read:
-        anyone.table("secrets").select("*").execute()
-    with pytest.raises(APIError) as written:
-        anyone.table("secrets").insert({"id": 1}).execute()
-    assert (read.value.code, written.value.code) == ("42501", "42501")
-
-
-def test_unknown_tables_and_columns_are_named(http: httpx.Client) -> None:
+def test_tables_take_and_list_rows_for_the_service(supabase: Client, server: Server, http: httpx.Client) -> None:
+    one, two = {"id": 1, "note": "one"}, {"id": 2, "note": "two"}
+    assert supabase.table("parcels").insert({"note": "one"}).execute().data == [one]
+    plain = http.post("/parcels", json={"note": "two"})
+    assert (plain.status_code, plain.content) == (201, b"")
+    assert supabase.table("parcels").select("*").execute().data == [one, two]
     assert http.get("/nowhere").json()["code"] == "PGRST205"
     assert http.post("/parcels", json={"colour": "red"}).json()["code"] == "PGRST204"
-    assert http.get("/parcels?select=colour").json()["message"] == "column parcels.colour does not exist"
+    closed = client_with(anon_key(SECRET), server).table("secrets")
+    for request in (closed.select("*"), closed.insert({"id": 1})):
+        with pytest.raises(APIError, match="permission denied"):
+            request.execute()
 
 
-def test_calls_are_counted_by_name(gateway: Gateway, supabase: Client) -> None:
-    supabase.rpc("add_parcel", {"p_note": "a"}).execute()
-    supabase.rpc("add_parcel", {"p_note": "b"}).execute()
-    supabase.rpc("whoami").execute()
-    assert gateway.requests == {"add_parcel": 2, "whoami": 1}
-
-
-def test_fault_503_is_an_answer_without_postgres(
-    gateway: Gateway, http: httpx.Client, connection: psycopg.Connection[Any]
+def test_faults_break_the_calls_they_are_set_for(
+    gateway: Gateway, http: httpx.Client, supabase: Client, connection: psycopg.Connection[Any]
 ) -> None:
-    gateway.fault = "503"
-    answer = http.post("/rpc/add_parcel", json={"p_note": "a"})
-    assert (answer.status_code, answer.json()["code"], answer.headers["Retry-After"]) == (503, "PGRST000", "0")
-    assert notes(connection) == []
-
-
-def test_fault_html_is_the_page_of_a_proxy(gateway: Gateway, supabase: Client) -> None:
+    gateway.fault_on, gateway.fault_times, gateway.fault = {"whoami"}, 2, "503"
+    assert http.post("/rpc/add_parcel", json={"p_note": "other"}).status_code == 200
+    answers = [http.post("/rpc/whoami") for _ in range(3)]
+    assert [(answer.status_code, answer.headers.get("Retry-After")) for answer in answers] == [
+        (503, "0"), (503, "0"), (200, None),
+    ]  # fmt: skip
+    assert answers[0].json()["code"] == "PGRST000"
+    assert gateway.requests == {"add_parcel": 1, "whoami": 3}
+    gateway.reset()
     gateway.fault = "html"
     with pytest.raises(APIError) as error:
-        supabase.rpc("add_parcel", {"p_note": "a"}).execute()
+        supabase.rpc("add_parcel", {"p_note": "html"}).execute()
     assert error.value.code == "502"
-
-
-def test_fault_lose_response_loses_the_answer_alone(
-    gateway: Gateway, supabase: Client, connection: psycopg.Connection[Any]
-) -> None:
     gateway.fault = "lose_response"
     with pytest.raises(httpx.RemoteProtocolError):
-        supabase.rpc("add_parcel", {"p_note": "a"}).execute()
-    assert notes(connection) == ["a"]
-
-
-def test_fault_may_be_limited_by_function_and_number(gateway: Gateway, http: httpx.Client) -> None:
-    gateway.fault_on, gateway.fault_times, gateway.fault = {"whoami"}, 2, "503"
-    assert http.post("/rpc/add_parcel", json={"p_note": "a"}).status_code == 200
-    assert [http.post("/rpc/whoami").status_code for _ in range(3)] == [503, 503, 200]
+        supabase.rpc("add_parcel", {"p_note": "lost"}).execute()
+    assert notes(connection) == ["other", "lost"]  # the answer alone is lost
 
 
 def test_call_whose_caller_has_gone_still_commits(http: httpx.Client, connection: psycopg.Connection[Any]) -> None:
@@ -305,11 +285,7 @@ def test_calls_succeed_again_once_postgres_is_back() -> None:
             assert client.post("/rpc/whoami").json() == "anon"
             own.kill()
             answer = client.post("/rpc/whoami")
-            assert (answer.status_code, answer.json()["code"], "Retry-After" in answer.headers) == (
-                503,
-                "PGRST000",
-                True,
-            )
+            assert (answer.status_code, answer.json()["code"]) == (503, "PGRST000")
             own.restart()
             assert client.post("/rpc/whoami").json() == "anon"
             own.restart()  # behind its back: all connections are dead when the next call comes

@@ -37,9 +37,7 @@ async def twilio() -> AsyncIterator[Call]:
     url = f"{os.environ['BENCH_TWILIO_URL']}/2010-04-01/Accounts/{account}/Calls.json"
     connections = aiohttp.TCPConnector(limit=0, force_close=bool(os.environ.get("BENCH_NEW_CONNECTIONS")))
     async with aiohttp.ClientSession(
-        auth=aiohttp.BasicAuth(account, token),
-        connector=connections,
-        timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
+        auth=aiohttp.BasicAuth(account, token), connector=connections, timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)
     ) as session:
 
         async def call(phone: str) -> str:

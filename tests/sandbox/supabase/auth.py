@@ -1,14 +1,13 @@
 """A stand-in for Supabase Auth: signs people up by writing `auth.users`, as the real one does.
 
 It exists because a sign-up is where the product starts: the row must be written by `supabase_auth_admin`, in one
-transaction with our trigger, from the request that supabase-py really sends. It covers sign-up and sign-in by email or
-phone and password, with nothing to confirm ("autoconfirm"), and adding and deleting users with a service key.
+transaction with our trigger, from the request that supabase-py really sends. It covers sign-up by email or phone and
+password, with nothing to confirm ("autoconfirm"), and deleting users with a service key; all else is answered 501.
 
-A stand-in: no mail or text message is sent, there are no refresh tokens worth the name, and passwords are hashed in a way
-that is good for nothing but tests. Anything else under `/auth/v1` is answered 501.
+A stand-in: no mail or text message is sent, nobody signs in again, and the stored password is a hash that is good for nothing.
 
-Source of shapes and texts: supabase/auth (internal/api/signup.go, token.go, admin.go, phone.go, errors.go) as
-supabase_auth 2.34.1 parses them.
+Source of shapes and texts: supabase/auth (internal/api/signup.go, admin.go, phone.go, errors.go) as supabase_auth 2.34.1
+parses them.
 """
 
 from __future__ import annotations
@@ -18,16 +17,15 @@ import json
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import psycopg
 from aiohttp import web
-from psycopg import AsyncConnection
 
 from tests.sandbox.supabase.errors import ApiError
 from tests.sandbox.supabase.gateway_database import Connections
-from tests.sandbox.supabase.keys import Caller, authenticate, mint
+from tests.sandbox.supabase.keys import authenticate, mint
 
 SESSION_SECONDS = 3600
 MIN_PASSWORD = 6  # characters
@@ -41,12 +39,12 @@ values ('00000000-0000-0000-0000-000000000000', %(id)s, 'authenticated', 'authen
 """
 CONFIRM = """
 update auth.users
-set email_confirmed_at = case when %(email)s then now() else email_confirmed_at end,
-    phone_confirmed_at = case when %(phone)s then now() else phone_confirmed_at end, updated_at = now()
-where id = %(id)s
+set email_confirmed_at = case when email is not null then now() end,
+    phone_confirmed_at = case when phone is not null then now() end, last_sign_in_at = now(), updated_at = now()
+where id = %s
+returning to_jsonb(users)
 """
-SIGNED_IN = "update auth.users set last_sign_in_at = now(), updated_at = now() where id = %s"
-FIND = "select to_jsonb(u) from auth.users u where "
+TAKEN = "select true from auth.users where email = %s or phone = %s"
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
 
@@ -67,93 +65,39 @@ class Auth:
         self._connections = Connections(database_url, 4)
         self._secret = jwt_secret
 
-    async def start(self) -> None:
-        """Connect. Postgres must be up."""
-        await self._connections.open()
-
-    async def close(self) -> None:
-        await self._connections.close()
-
     def routes(self, app: web.Application) -> None:
-        """Serve `/auth/v1` from `app`, which then starts and closes this too."""
-        for method, path, handler in (
-            ("POST", "signup", self._sign_up),
-            ("POST", "token", self._sign_in),
-            ("POST", "logout", self._sign_out),
-            ("GET", "user", self._user),
-            ("POST", "admin/users", self._add_user),
-            ("DELETE", "admin/users/{id}", self._delete_user),
-        ):
-            app.router.add_route(method, f"/auth/v1/{path}", _answering(handler))
+        """Serve `/auth/v1` from `app`, which then connects and disconnects this too. Postgres must be up."""
+        app.router.add_post("/auth/v1/signup", _answering(self._sign_up))
+        app.router.add_delete("/auth/v1/admin/users/{id}", _answering(self._delete_user))
         app.router.add_route("*", "/auth/v1/{path:.*}", _answering(_not_done))
-
-        async def running(_: web.Application) -> AsyncIterator[None]:
-            await self.start()
-            yield
-            await self.close()
-
-        app.cleanup_ctx.append(running)
+        app.cleanup_ctx.append(self._connections.running)
 
     async def _sign_up(self, request: web.Request) -> web.Response:
         body = await _body(request)
         email, phone = _identifiers(body)
-        password = _password(body)
+        providers = [name for name, value in (("email", email), ("phone", phone)) if value]
+        user = {
+            "id": str(uuid.uuid4()), "email": email, "phone": phone, "password": _hashed_password(body),
+            "app_metadata": json.dumps({"provider": providers[0], "providers": providers}),
+            "user_metadata": json.dumps(body.get("data") or {}),
+        }  # fmt: skip
         async with self._connections.transaction() as connection:
-            if await _find(connection, "email = %s or phone = %s", email, phone):
+            if await (await connection.execute(TAKEN, (email, phone))).fetchone():
                 raise AuthError(422, "user_already_exists", "User already registered")
-            user_id = await _insert(connection, email, phone, password, {}, body.get("data") or {})
-            await connection.execute(CONFIRM, {"id": user_id, "email": email is not None, "phone": phone is not None})
-            user = await _signed_in(connection, user_id)
-        return web.json_response(self._session(user))
-
-    async def _sign_in(self, request: web.Request) -> web.Response:
-        if request.query.get("grant_type") != "password":
-            return await _not_done(request)
-        body = await _body(request)
-        email, phone = _identifiers(body)
-        async with self._connections.transaction() as connection:
-            found = await _find(connection, "email = %s or phone = %s", email, phone)
-            if found is None or found["encrypted_password"] != _hashed(str(body.get("password", ""))):
-                raise AuthError(400, "invalid_credentials", "Invalid login credentials")
-            user = await _signed_in(connection, found["id"])
-        return web.json_response(self._session(user))
-
-    async def _sign_out(self, request: web.Request) -> web.Response:
-        self._caller(request)
-        return web.Response(status=204)
-
-    async def _user(self, request: web.Request) -> web.Response:
-        user_id = self._caller(request).claims.get("sub")
-        if user_id is None:
-            raise AuthError(403, "bad_jwt", "invalid claim: missing sub claim")
-        async with self._connections.transaction() as connection:
-            found = await _find(connection, "id = %s", user_id)
-        if found is None:
-            raise AuthError(403, "user_not_found", "User from sub claim in JWT does not exist")
-        return web.json_response(_shown(found))
-
-    async def _add_user(self, request: web.Request) -> web.Response:
-        self._require_service(request)
-        body = await _body(request)
-        email, phone = _identifiers(body)
-        password = _password(body) if body.get("password") else None
-        app_metadata, user_metadata = body.get("app_metadata") or {}, body.get("user_metadata") or {}
-        async with self._connections.transaction() as connection:
-            if email and await _find(connection, "email = %s", email):
-                message = "A user with this email address has already been registered"
-                raise AuthError(422, "email_exists", message)
-            if phone and await _find(connection, "phone = %s", phone):
-                raise AuthError(422, "phone_exists", "A user with this phone number has already been registered")
-            user_id = await _insert(connection, email, phone, password, app_metadata, user_metadata, body.get("id"))
-            confirmed = {"email": bool(body.get("email_confirm")), "phone": bool(body.get("phone_confirm"))}
-            if any(confirmed.values()):
-                await connection.execute(CONFIRM, {"id": user_id, **confirmed})
-            found = await _find(connection, "id = %s", user_id)
-        assert found is not None  # it was written in this transaction
-        return web.json_response(_shown(found))
+            await connection.execute(INSERT, user)
+            row = await (await connection.execute(CONFIRM, (user["id"],))).fetchone()
+        assert row is not None  # it was inserted in this transaction
+        return web.json_response(self._session(_shown(row[0])))
 
     async def _delete_user(self, request: web.Request) -> web.Response:
-        self._require_service(request)
+        if "Authorization" not in request.headers:
+            raise AuthError(401, "no_authorization", "This endpoint requires a valid Bearer token")
+        try:
+            caller = authenticate(request, self._secret)
+        except ApiError as error:
+            raise AuthError(403, "bad_jwt", f"invalid JWT: {error.message}") from error
+        if caller.role != "service_role":
+            raise AuthError(403, "not_admin", "User not allowed")
         body = await _body(request) if request.can_read_body else {}
         if body.get("should_soft_delete"):
             return await _not_done(request)
@@ -162,18 +106,6 @@ class Auth:
         if deleted.rowcount == 0:
             raise AuthError(404, "user_not_found", "User not found")
         return web.json_response({})
-
-    def _caller(self, request: web.Request) -> Caller:
-        if "Authorization" not in request.headers:
-            raise AuthError(401, "no_authorization", "This endpoint requires a valid Bearer token")
-        try:
-            return authenticate(request, self._secret)
-        except ApiError as error:
-            raise AuthError(403, "bad_jwt", f"invalid JWT: {error.message}") from error
-
-    def _require_service(self, request: web.Request) -> None:
-        if self._caller(request).role != "service_role":
-            raise AuthError(403, "not_admin", "User not allowed")
 
     def _session(self, user: dict[str, Any]) -> dict[str, Any]:
         now = int(time.time())
@@ -235,50 +167,12 @@ def _identifiers(body: dict[str, Any]) -> tuple[str | None, str | None]:
     return email, phone
 
 
-def _password(body: dict[str, Any]) -> str:
+def _hashed_password(body: dict[str, Any]) -> str:
     password = str(body.get("password") or "")
     if len(password) < MIN_PASSWORD:
         message = f"Password should be at least {MIN_PASSWORD} characters."
         raise AuthError(422, "weak_password", message, weak_password={"reasons": ["length"]})
-    return password
-
-
-def _hashed(password: str) -> str:
     return "stand-in:" + hashlib.sha256(password.encode()).hexdigest()
-
-
-async def _insert(
-    connection: AsyncConnection,
-    email: str | None,
-    phone: str | None,
-    password: str | None,
-    app_metadata: dict[str, Any],
-    user_metadata: dict[str, Any],
-    user_id: str | None = None,
-) -> str:
-    providers = [name for name, value in (("email", email), ("phone", phone)) if value]
-    user = {
-        "id": user_id or str(uuid.uuid4()),
-        "email": email,
-        "phone": phone,
-        "password": _hashed(password) if password is not None else None,
-        "app_metadata": json.dumps({"provider": providers[0], "providers": providers, **app_metadata}),
-        "user_metadata": json.dumps(user_metadata),
-    }
-    await connection.execute(INSERT, user)
-    return str(user["id"])
-
-
-async def _find(connection: AsyncConnection, condition: str, *values: Any) -> dict[str, Any] | None:
-    row = await (await connection.execute(FIND + condition, values)).fetchone()
-    return row[0] if row else None
-
-
-async def _signed_in(connection: AsyncConnection, user_id: str) -> dict[str, Any]:
-    await connection.execute(SIGNED_IN, [user_id])
-    found = await _find(connection, "id = %s", user_id)
-    assert found is not None  # it was there a statement ago
-    return _shown(found)
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:

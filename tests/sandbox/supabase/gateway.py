@@ -8,14 +8,13 @@ Conversions and JSON are left to Postgres, so that numbers, times and nulls come
 How a call goes: key -> role (`authenticate`), name and argument names -> function (`Catalogue`), one transaction under
 that role (`Connections`), its result or its SQLSTATE -> HTTP (`database_error`).
 
-Tables can be listed and inserted into, no more: enough for a user's own code to add a job, and to prove that nobody else
-reads or writes ours.
+Functions can be called by POST. A table can be listed whole, and takes one row at a time: enough for a user's own code to
+add a job, and to prove that nobody else reads or writes ours.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
@@ -28,15 +27,7 @@ from aiohttp.typedefs import Handler, Middleware
 from psycopg import AsyncConnection, sql
 
 from tests.sandbox.events import Events
-from tests.sandbox.supabase.errors import (
-    ANON,
-    JSON,
-    ApiError,
-    database_error,
-    json_response,
-    not_done,
-    unavailable,
-)
+from tests.sandbox.supabase.errors import ANON, ApiError, database_error, json_response, not_done, unavailable
 from tests.sandbox.supabase.gateway_database import HOISTED, SCHEMA, Catalogue, Connections, Function
 from tests.sandbox.supabase.keys import (
     Caller,
@@ -47,29 +38,12 @@ from tests.sandbox.supabase.keys import (
     service_key,
     user_key,
 )
-from tests.sandbox.supabase.requests import (
-    SINGLE,
-    check_profile,
-    read_limit,
-    read_media_type,
-    read_payload,
-    read_preferences,
-    refuse_other_parameters,
-)
-from tests.sandbox.supabase.statements import (
-    call_statement,
-    call_with_json,
-    call_with_text,
-    insert_statement,
-    list_statement,
-)
+from tests.sandbox.supabase.requests import check_accept, check_profile, read_payload, read_preferences
+from tests.sandbox.supabase.statements import call_statement, insert_statement, list_statement
 
 __all__ = ["Fault", "Gateway", "anon_key", "publishable_key", "secret_key", "service_key", "user_key"]
 
 MAX_BODY = 32 * 1024 * 1024  # bytes; PostgREST itself takes 20 MB without complaint
-
-RESERVED = frozenset({"select", "order", "offset", "columns", "on_conflict", "and", "or", "not.and", "not.or"})
-LOOKS_LIKE_A_FILTER = re.compile(r"(not\.)?[a-z]+(\([a-z]+\))?\.")
 
 Fault = Literal["503", "html", "lose_response"]
 
@@ -110,10 +84,6 @@ def _json(body: object) -> dict[str, Any]:
     return read if isinstance(read, dict) else {}
 
 
-def _content_range(rows: int, total: int | None) -> str:
-    return f"{f'0-{rows - 1}' if rows else '*'}/{'*' if total is None else total}"
-
-
 class Gateway:
     """`/rest/v1` over one database.
 
@@ -137,29 +107,11 @@ class Gateway:
         self.fault_times: int | None = None
         self.fault_on: set[str] | None = None
 
-    async def start(self) -> None:
-        """Connect and read the schema. Postgres must be up."""
-        await self._connections.open()
-        await self._catalogue.load(self._connections)
-
-    async def close(self) -> None:
-        await self._connections.close()
-
-    def routes(self, app: web.Application) -> None:
-        """Serve `/rest/v1` from `app`, which then starts and closes the gateway too."""
-        app.router.add_route("*", "/rest/v1/{path:.*}", self._answer)
-
-        async def running(_: web.Application) -> AsyncIterator[None]:
-            await self.start()
-            yield
-            await self.close()
-
-        app.cleanup_ctx.append(running)
-
     def app(self) -> web.Application:
-        """An application that serves this gateway alone."""
+        """An application that serves `/rest/v1`, and connects and disconnects the gateway. Postgres must be up."""
         app = web.Application(client_max_size=MAX_BODY)
-        self.routes(app)
+        app.router.add_route("*", "/rest/v1/{path:.*}", self._answer)
+        app.cleanup_ctx.append(self._connections.running)
         return app
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
@@ -228,133 +180,74 @@ class Gateway:
             raise database_error(error, caller.role) from error
 
     async def _call(self, request: web.Request, caller: Caller, name: str) -> web.Response:
-        if request.method not in ("POST", "GET", "HEAD"):
+        if request.method in ("GET", "HEAD"):
+            raise not_done(f"{request.method} on functions")
+        if request.method != "POST":
             raise ApiError(405, "PGRST101", f"Cannot use the {request.method} method on RPC")
-        posted = request.method == "POST"
         profile = check_profile(request)
-        preferences = read_preferences(request, "count=exact", "return=", "params=", "tx=")
-        limit = read_limit(request)
-        if posted:
-            refuse_other_parameters(request, "limit")
-            payload = await read_payload(request)
-            function = await self._resolve(name, payload.keys, posted)
-            call = call_with_json(function, payload)
-        else:
-            query = self._query_arguments(request, name)
-            function = await self._resolve(name, frozenset(query), posted)
-            call = call_with_text(function, query)
-        media_type = read_media_type(request)
-        if limit is not None and not function.returns_set:
-            raise not_done("limit on a function that returns no set")
-        counted = "count=exact" in preferences
-        if counted and not function.returns_set:
-            raise not_done("count=exact on a function that returns no set")
-
-        single = function.returns_set and media_type == SINGLE
-        statement = call_statement(function, call, as_array=function.returns_set and not single, limit=limit)
-        read_only = not (posted and function.volatile)
+        read_preferences(request, "return=", "params=", "tx=")  # without effect on functions
+        _refuse_parameters(request)
+        text, keys = await read_payload(request)
+        function = await self._resolve(name, keys)
+        check_accept(request)
+        read_only = not function.volatile
         async with self._as_caller(request, caller, read_only=read_only, settings=function.settings) as connection:
-            cursor = await connection.execute(statement, call.values)
-            row = await cursor.fetchone()
+            row = await (await connection.execute(call_statement(function, keys), [text])).fetchone()
             assert row is not None  # an aggregate is always one row
-            body, count, total = row
-            if single and count != 1:
-                details = f"The result contains {count} rows"
-                raise ApiError(406, "PGRST116", "Cannot coerce the result to a single JSON object", details)
-
-        headers = {"Content-Range": _content_range(count, total if counted else None)}
+            body, rows = row
         if function.shape == "void":
-            return web.Response(status=204, headers=headers)
-        if counted:
-            headers["Preference-Applied"] = "count=exact"
-        status = 206 if counted and count < total else 200
-        return json_response(body or "null", status, {**headers, **profile}, media_type=media_type)
+            return web.Response(status=204, headers=_content_range(rows))
+        return json_response(body or "null", 200, _content_range(rows) | profile)
 
-    async def _resolve(self, name: str, keys: frozenset[str], posted: bool) -> Function:
+    async def _resolve(self, name: str, keys: frozenset[str]) -> Function:
         """The one function of that name that takes exactly these arguments; unknown ones are looked for once more."""
         found = self._catalogue.find(name, keys)
         if not found:
             await self._catalogue.load(self._connections)
             found = self._catalogue.find(name, keys)
         if len(found) > 1:
-            shown = (f"{SCHEMA}.{name}({', '.join(f'{a.name} => {a.shown}' for a in f.arguments)})" for f in found)
-            raise ApiError(
-                300,
-                "PGRST203",
-                f"Could not choose the best candidate function between: {', '.join(shown)}",
-                hint="Try renaming the parameters or the function itself in the database so function overloading "
-                "can be resolved",
-            )
+            raise not_done("overloaded functions")
         if found:
             (function,) = found
-            unusual = {"record": "functions that return record", "variadic": "variadic functions"}
-            if function.shape in unusual:
-                raise not_done(unusual[function.shape])
-            if function.shape == "void" and function.returns_set:
-                raise not_done("functions that return setof void")
+            if function.shape == "other" or (function.shape == "void" and function.returns_set):
+                raise not_done("functions that return record or setof void, and variadic ones")
             if any(setting.startswith("default_transaction_isolation=") for setting in function.settings):
                 raise not_done("functions that set default_transaction_isolation")
             return function
         if any(argument.name == "" for f in self._catalogue.functions.get(name, []) for argument in f.arguments):
             raise not_done("functions with unnamed arguments")
-        named = sorted(keys)
-        signature = f"{SCHEMA}.{name}({', '.join(named)})" if named else f"{SCHEMA}.{name} without parameters"
-        searched = (
-            f"with parameter{'s' if len(named) > 1 else ''} {', '.join(named)}" if named else "without parameters"
-        )
-        alternative = " or with a single unnamed json/jsonb parameter" if posted else ""
+        named = ", ".join(sorted(keys))
+        signature = f"{SCHEMA}.{name}({named})" if keys else f"{SCHEMA}.{name} without parameters"
+        searched = f"with parameter{'s' if len(keys) > 1 else ''} {named}" if keys else "without parameters"
         raise ApiError(
             404,
             "PGRST202",
             f"Could not find the function {signature} in the schema cache",
-            f"Searched for the function {SCHEMA}.{name} {searched}{alternative}, but no matches were found in the "
-            "schema cache.",
+            f"Searched for the function {SCHEMA}.{name} {searched} or with a single unnamed json/jsonb parameter, but no "
+            "matches were found in the schema cache.",
         )
-
-    def _query_arguments(self, request: web.Request, name: str) -> dict[str, str]:
-        if "Range" in request.headers:
-            raise not_done("the header Range")
-        query = {key: value for key, value in request.query.items() if key != "limit"}
-        arguments = {argument.name for f in self._catalogue.functions.get(name, []) for argument in f.arguments}
-        for key, value in query.items():
-            if len(request.query.getall(key)) > 1:
-                raise not_done(f"the repeated query parameter {key!r}")
-            if key not in arguments and (key in RESERVED or LOOKS_LIKE_A_FILTER.match(value)):
-                raise not_done(f"the query parameter {key!r}")
-        return query
 
     async def _table(self, request: web.Request, caller: Caller, name: str) -> web.Response:
         if request.method not in ("GET", "POST"):
             raise not_done(f"{request.method} on tables")
         profile = check_profile(request)
-        if read_media_type(request) != JSON:
-            raise not_done(f"Accept: {SINGLE} on tables")
+        check_accept(request)
         if name not in self._catalogue.tables:
             await self._catalogue.load(self._connections)
         columns = self._catalogue.tables.get(name)
         if columns is None:
             raise ApiError(404, "PGRST205", f"Could not find the table '{SCHEMA}.{name}' in the schema cache")
         table = sql.Identifier(SCHEMA, name)
-        if request.method == "GET":
-            return await self._list(request, caller, table, profile)
-        return await self._insert(request, caller, table, columns, profile)
-
-    async def _list(
-        self, request: web.Request, caller: Caller, table: sql.Identifier, profile: dict[str, str]
-    ) -> web.Response:
-        refuse_other_parameters(request, "select", "limit")
+        if request.method == "POST":
+            return await self._insert(request, caller, table, columns, profile)
+        if request.query.get("select", "*") != "*" or "Range" in request.headers:
+            raise not_done("a choice of columns or rows")
+        _refuse_parameters(request, "select")
         read_preferences(request)
-        if "Range" in request.headers:
-            raise not_done("the header Range")
-        limit = read_limit(request)
-        select = request.query.get("select", "*")
-        if not re.fullmatch(r"\*|[A-Za-z_]\w*(,[A-Za-z_]\w*)*", select):
-            raise not_done(f"select={select}")
-        statement = list_statement(table, None if select == "*" else select.split(","), limit)
         async with self._as_caller(request, caller, read_only=True) as connection:
-            row = await (await connection.execute(statement)).fetchone()
+            row = await (await connection.execute(list_statement(table))).fetchone()
             assert row is not None  # an aggregate is always one row
-        return json_response(row[0], 200, {"Content-Range": _content_range(row[1], None), **profile})
+        return json_response(row[0], 200, _content_range(row[1]) | profile)
 
     async def _insert(
         self,
@@ -364,24 +257,30 @@ class Gateway:
         columns: dict[str, str],
         profile: dict[str, str],
     ) -> web.Response:
-        refuse_other_parameters(request, "columns")
+        _refuse_parameters(request)
         preferences = read_preferences(request, "return=minimal", "return=representation")
-        listed = request.query.get("columns")
-        payload = await read_payload(request, same_keys=listed is None)
-        keys = sorted(payload.keys) if listed is None else [part.strip('"') for part in listed.split(",")]
-        for key in keys:
-            if key not in columns:
-                message = f"Could not find the '{key}' column of '{request.match_info['path']}' in the schema cache"
-                raise ApiError(400, "PGRST204", message)
+        text, keys = await read_payload(request)
         if not keys:
             raise not_done("inserts without a column")
+        if unknown := sorted(keys - columns.keys()):
+            message = f"Could not find the '{unknown[0]}' column of '{request.match_info['path']}' in the schema cache"
+            raise ApiError(400, "PGRST204", message)
         representation = "return=representation" in preferences
-        taken = {key: columns[key] for key in keys}
-        statement = insert_statement(table, taken, many=payload.many, representation=representation)
+        taken = {key: columns[key] for key in sorted(keys)}
         async with self._as_caller(request, caller, read_only=False) as connection:
-            cursor = await connection.execute(statement, [payload.text])
+            cursor = await connection.execute(insert_statement(table, taken, representation=representation), [text])
             row = await cursor.fetchone() if representation else None
         headers = {"Content-Range": "*/*", **profile}
         if preferences:
             headers["Preference-Applied"] = ", ".join(sorted(preferences))
         return json_response(row[0], 201, headers) if row else web.Response(status=201, headers=headers)
+
+
+def _content_range(rows: int) -> dict[str, str]:
+    return {"Content-Range": f"0-{rows - 1}/*" if rows else "*/*"}
+
+
+def _refuse_parameters(request: web.Request, *but: str) -> None:
+    for name in request.query:
+        if name not in but:
+            raise not_done(f"the query parameter {name!r}")

@@ -34,20 +34,18 @@ class Connections:
         self._lent = 0
         self._pool: AsyncConnectionPool
 
-    async def open(self) -> None:
-        """Connect; may follow a close(). psycopg_pool.PoolTimeout when Postgres is not there."""
+    async def running(self, _: object) -> AsyncIterator[None]:
+        """Connected as long as the application that this belongs to. psycopg_pool.PoolTimeout when Postgres is not there."""
         self._pool = AsyncConnectionPool(
             self._url,
             kwargs={"autocommit": True, "prepare_threshold": self._prepare_threshold, "connect_timeout": 5},
             min_size=self._size,
             max_size=self._size,
-            # No backing off: a connection that could not be made is tried again by the next request.
-            reconnect_timeout=0.0,
+            reconnect_timeout=0.0,  # no backing off: the next request tries again to connect
             open=False,
         )
         await self._pool.open(wait=True)
-
-    async def close(self) -> None:
+        yield
         await self._pool.close()
 
     @asynccontextmanager
@@ -99,11 +97,10 @@ class Connections:
 
 @dataclass(frozen=True)
 class Argument:
-    """An input argument. `type` is its qualified name, to be put in a statement; `shown` is what people call it."""
+    """An input argument. `type` is its qualified name, to be put in a statement."""
 
     name: str
     type: str
-    shown: str
     required: bool
 
 
@@ -115,24 +112,23 @@ class Function:
     arguments: tuple[Argument, ...]
     volatile: bool
     returns_set: bool
-    shape: Literal["void", "scalar", "object", "record", "variadic"]
+    shape: Literal["void", "scalar", "object", "other"]
     settings: tuple[str, ...]  # `name=value`, from the function's SET clauses
 
     def takes(self, keys: frozenset[str]) -> bool:
-        required = {argument.name for argument in self.arguments if argument.required}
-        return required <= keys <= {argument.name for argument in self.arguments}
+        return {a.name for a in self.arguments if a.required} <= keys <= {a.name for a in self.arguments}
 
 
 FUNCTIONS = """
 select p.proname, p.provolatile = 'v', p.proretset,
-       case when p.provariadic <> 0 then 'variadic'
+       case when p.provariadic <> 0 then 'other'
             when p.prorettype = 'void'::regtype then 'void'
             when p.proargmodes && '{o,b,t}' or r.typtype = 'c' then 'object'
-            when p.prorettype = 'record'::regtype or b.typtype = 'c' then 'record'
+            when p.prorettype = 'record'::regtype or b.typtype = 'c' then 'other'
             else 'scalar' end,
        coalesce(p.proconfig, '{}'),
        array(select json_build_array(coalesce(p.proargnames[i.n], ''), format('%%I.%%I', s.nspname, t.typname),
-                                     format_type(t.oid, null), i.ord <= p.pronargs - p.pronargdefaults)
+                                     i.ord <= p.pronargs - p.pronargdefaults)
              from (select a.n, row_number() over (order by a.n) as ord
                    from generate_series(1, coalesce(cardinality(p.proallargtypes), p.pronargs)) as a(n)
                    where coalesce(p.proargmodes[a.n], 'i') in ('i', 'b', 'v')) as i
@@ -164,7 +160,7 @@ HOISTED = ("statement_timeout",)
 
 @dataclass
 class Catalogue:
-    """What may be called and what may be inserted into; read anew whenever something is not found."""
+    """The functions and tables of the schema, and settings of roles; read anew whenever something is not found."""
 
     functions: dict[str, list[Function]] = field(default_factory=dict)
     tables: dict[str, dict[str, str]] = field(default_factory=dict)  # table -> column -> type
@@ -173,13 +169,11 @@ class Catalogue:
     async def load(self, connections: Connections) -> None:
         async with connections.transaction("begin read only") as connection:
             functions: dict[str, list[Function]] = {}
-            async for name, volatile, returns_set, shape, settings, arguments in await connection.execute(
-                FUNCTIONS, [SCHEMA]
-            ):
+            rows = await connection.execute(FUNCTIONS, [SCHEMA])
+            async for name, volatile, is_set, shape, settings, arguments in rows:
                 taken = tuple(Argument(*argument) for argument in arguments)
-                functions.setdefault(name, []).append(
-                    Function(name, taken, volatile, returns_set, shape, tuple(settings))
-                )
+                function = Function(name, taken, volatile, is_set, shape, tuple(settings))
+                functions.setdefault(name, []).append(function)
             tables = {name: dict(columns) async for name, columns in await connection.execute(TABLES, [SCHEMA])}
             roles: dict[str, list[str]] = {}
             async for role, role_settings in await connection.execute(ROLE_SETTINGS):
