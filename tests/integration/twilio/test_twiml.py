@@ -173,13 +173,6 @@ def test_other_content_type_is_an_application_error(world: World) -> None:
     assert [error["code"] for error in world.twilio.calls[0].errors] == [12300]
 
 
-def test_failing_url_falls_back_to_the_fallback_url(world: World) -> None:
-    world.ours.says["spare"] = "<Response><Say>Spare</Say></Response>"
-    world.finish(url="http://127.0.0.1:1/", fallback_url=f"{world.ours.url}/say/spare")
-    assert heard(world) == ["Spare"]
-    assert world.ours.asked[0].fields["ErrorCode"] == "11205"
-
-
 def test_failing_url_without_fallback_is_an_apology(world: World) -> None:
     world.ours.voice_status = 503
     world.finish()
@@ -194,7 +187,7 @@ def test_machine_is_detected_before_the_first_request(world: World, mode: str, b
     assert world.ours.asked[0].fields["AnsweredBy"] == by
     assert world.ours.told[-1].fields["AnsweredBy"] == by
     assert world.client.calls(call.sid or "").fetch().answered_by == by
-    assert (world.twilio.calls[0].answered_by, world.twilio.calls[0].reached) == ("machine", False)
+    assert (world.twilio.calls[0].picked_up_by, world.twilio.calls[0].reached) == ("machine", False)
 
 
 def test_without_detection_nobody_knows_who_answered(world: World) -> None:

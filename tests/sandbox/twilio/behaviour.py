@@ -54,11 +54,10 @@ class Conduct(_Strict):
         `error:html502` is a proxy's page.
     latency_ms: how long the answer to a create waits; the call is taken before.
     list_delay_s: lists do not show the call before; a fetch by its SID does.
-    list: `error` answers lists and fetches with 503, while the rule applies.
     callbacks: `none` sends none; `twice` repeats each; `late` holds each back for `callback_delay_s`; `shuffled` holds all
         until the call is over and sends them in another order than they arose.
-    outcome, sip_code: what becomes of the ringing, and the SIP code reported for it. `person`: somebody holds the phone, and
-        acts through `/_sandbox/phones`; it rings until they do, or to the end of the ring time.
+    outcome: what becomes of the ringing. `person`: somebody holds the phone, and acts through `/_sandbox/phones`; it rings
+        until they do, or to the end of the ring time.
     detection_s: how long machine detection listens, at the speed of a human voice.
     words_per_second: how fast this call speaks; by default as fast as the stand-in was told, to a `person` as people speak.
     speech: the words spoken at each Gather in turn, as text or as {"text", "confidence"}; keys pressed there come first.
@@ -73,13 +72,11 @@ class Conduct(_Strict):
     latency_ms: Seconds = 0.0
     late_s: Seconds = 1.0
     list_delay_s: Seconds = 0.0
-    list: Literal["ok", "error"] = "ok"
     callbacks: Literal["ok", "none", "twice", "shuffled", "late"] = "ok"
     callback_delay_s: Seconds = 2.0
     outcome: Literal["answered", "busy", "no-answer", "failed", "machine", "person"] = "answered"
     words_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     detection_s: Seconds | None = None
-    sip_code: Annotated[int, Field(ge=100, le=699)] | None = None
     digits: tuple[Annotated[str, Field(pattern=r"^[0-9*#A-D]*$")], ...] = ()
     speech: tuple[str | Speech, ...] = ()
     to_agent: tuple[str, ...] = ()
@@ -151,14 +148,6 @@ class Rules:
                 if left[0] is not None:
                     left[0] -= 1
         return Conduct.model_validate(drawn)
-
-    def lists_fail(self, to: str | None) -> bool:
-        """Whether a list (of one number's calls, or all) or a fetch is refused just now; spends nothing."""
-        with self._lock:
-            for rule, left in reversed(self._stack):
-                if "list" in rule.model_fields_set and self._applies(rule, left, to):
-                    return rule.list == "error"
-        return False
 
     @staticmethod
     def _applies(rule: Rule, left: list[int | None], to: str | None) -> bool:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import hashlib
-import json
 import math
 import random
 import re
@@ -45,16 +44,17 @@ from tests.sandbox.twilio.twiml import (
     Redirect,
     Say,
 )
-from tests.sandbox.twilio.webhooks import Hook, Webhooks, snake
+from tests.sandbox.twilio.webhooks import Hook, Webhooks
 
 API = "2010-04-01"
 Status = Literal["queued", "ringing", "in-progress", "completed", "busy", "failed", "no-answer", "canceled"]
 LIVE = {"queued", "ringing", "in-progress"}
 Input = tuple[Literal["digits", "said", ""], str]
+Step = tuple[str, str, dict[str, str]]  # the next request: method, URL, fields
 Picked = Literal["answered", "busy", "no-answer", "failed", "machine"]
 DECISIONS: dict[str, Picked] = {
-    **{"answer": "answered", "decline": "busy", "busy": "busy", "let-ring": "no-answer", "voice-mail": "machine"}
-}
+    "answer": "answered", "decline": "busy", "busy": "busy", "let-ring": "no-answer", "voice-mail": "machine",
+}  # fmt: skip
 DECLINED = 603  # the SIP code of a phone that declines; its line is busy, says Twilio
 SIP = {"completed": 200, "busy": 486, "no-answer": 487, "failed": 404, "canceled": 487}
 
@@ -103,14 +103,12 @@ class Call:
     sequence: int = 0
     transcript: list[dict[str, str]] = field(default_factory=list)
     errors: list[dict[str, object]] = field(default_factory=list)
-    events: list[dict[str, object]] = field(default_factory=list)
+    events: list[dict[str, object]] = field(default_factory=list)  # requests to the application, and its answers
     history: list[dict[str, str]] = field(default_factory=list)
     over: asyncio.Event = field(default_factory=asyncio.Event)
     line: asyncio.Lock = field(default_factory=asyncio.Lock)  # callbacks of one call leave one after the other
     held: list[Hook] = field(default_factory=list)
-    diversions: asyncio.Queue[Document] = field(
-        default_factory=asyncio.Queue
-    )  # documents that interrupt the conversation
+    diversions: asyncio.Queue[Document] = field(default_factory=asyncio.Queue)  # they interrupt the conversation
     decisions: asyncio.Queue[Picked] = field(default_factory=asyncio.Queue)  # of a person, about the ringing phone
     inputs: asyncio.Queue[Input] = field(default_factory=asyncio.Queue)  # of a person, by hand
 
@@ -135,16 +133,11 @@ class Call:
         """Whether a person holds the phone, and decides."""
         return self.conduct.outcome == "person"
 
-    @property
-    def answered_by(self) -> str | None:
-        """Who picked up, whether or not Twilio was asked to detect it."""
-        return self.picked_up_by
-
     def report(self) -> dict[str, object]:
-        """As `/_sandbox/calls` shows it."""
+        """As `/_sandbox/calls` shows it. answered_by: who picked up, whether or not Twilio was asked to detect it."""
         return {
             "sid": self.sid, "to": self.to, "from": self.from_, "status": self.status,
-            "accepted_at": iso(self.accepted_at), "url": self.url, "answered_by": self.answered_by,
+            "accepted_at": iso(self.accepted_at), "url": self.url, "answered_by": self.picked_up_by,
             "duration_s": self.duration_s, "reached": self.reached, "history": list(self.history),
             "transcript": list(self.transcript), "errors": list(self.errors),
             **({"parent": self.parent.sid, "bridged": self.bridged} if self.parent else {}),
@@ -158,35 +151,17 @@ class Call:
             *("user_defined_message_subscriptions", "user_defined_messages"),
         )
         return {
-            "sid": self.sid,
-            "account_sid": self.account_sid,
-            "parent_call_sid": self.parent.sid if self.parent else None,
-            "to": self.to,
-            "to_formatted": _formatted(self.to),
-            "from": self.from_,
-            "from_formatted": _formatted(self.from_),
-            "phone_number_sid": number_sid(self.from_),
-            "status": self.status,
-            "date_created": rfc2822(self.accepted_at),
-            "date_updated": rfc2822(self.updated_at or self.accepted_at),
-            "start_time": rfc2822(self.started_at),
-            "end_time": rfc2822(self.ended_at),
+            "sid": self.sid, "account_sid": self.account_sid, "parent_call_sid": self.parent.sid if self.parent else None,
+            "to": self.to, "to_formatted": _formatted(self.to), "from": self.from_, "from_formatted": _formatted(self.from_),
+            "phone_number_sid": number_sid(self.from_), "status": self.status, "direction": self.direction,
+            "date_created": rfc2822(self.accepted_at), "date_updated": rfc2822(self.updated_at or self.accepted_at),
+            "start_time": rfc2822(self.started_at), "end_time": rfc2822(self.ended_at),
             "duration": str(self.duration_s) if self.status == "completed" else None,
-            "price": None,
-            "price_unit": "USD",
-            "direction": self.direction,
-            "answered_by": self.detected,
-            "api_version": API,
-            "forwarded_from": None,
-            "group_sid": None,
-            "caller_name": None,
-            "queue_time": str(round(max(0.0, self.slot - self.accepted) * 1000)),
-            "trunk_sid": None,
-            "uri": f"{uri}.json",
-            "subresource_uris": {
-                part: f"{uri}/{''.join(word.capitalize() for word in part.split('_'))}.json" for part in parts
-            },
-        }
+            "queue_time": str(round(max(0.0, self.slot - self.accepted) * 1000)), "answered_by": self.detected,
+            "price": None, "price_unit": "USD", "api_version": API, "forwarded_from": None, "group_sid": None,
+            "caller_name": None, "trunk_sid": None, "uri": f"{uri}.json",
+            "subresource_uris": {part: f"{uri}/{part.title().replace('_', '')}.json" for part in parts},
+        }  # fmt: skip
 
     def fields(self, status: str | None = None) -> dict[str, str]:
         """What every webhook of this call says. Cities and such are often blank: so they are here."""
@@ -270,8 +245,7 @@ class Exchange:
             case "hang-up":
                 self._finish(call, "completed")
             case decision:
-                if decision == "decline":
-                    call.sip_code = DECLINED
+                call.sip_code = DECLINED if decision == "decline" else None
                 call.decisions.put_nowait(DECISIONS[decision])
 
     def spawn(self, work: Coroutine[object, object, None]) -> None:
@@ -299,25 +273,10 @@ class Exchange:
     async def _live(self, call: Call) -> None:
         if await _ends(call, call.slot - time.monotonic()):
             return
-        call.started_at = self._now()
-        self._notify(call, "initiated", "initiated")
-        self._become(call, "ringing")
-        self._notify(call, "ringing", "ringing")
-        match await self._picked(call):
-            case None:
-                return
-            case "busy" | "no-answer" | "failed" as outcome:
-                self._finish(call, outcome)
-                return
-            case "machine":
-                call.picked_up_by = "machine"
-            case "answered":
-                call.picked_up_by = "human"
-        call.answered = time.monotonic()
-        self._become(call, "in-progress")
-        self._notify(call, "answered", "in-progress")
+        if not await self._answered(call):
+            return
         over = asyncio.ensure_future(call.over.wait())
-        conversation = asyncio.ensure_future(self._converse(call))
+        conversation: asyncio.Future[Any] = asyncio.ensure_future(self._converse(call))
         diverted = asyncio.ensure_future(call.diversions.get())
         try:
             async with asyncio.timeout(call.order.time_limit):
@@ -327,7 +286,7 @@ class Exchange:
                         break
                     conversation.cancel()
                     await asyncio.gather(conversation, return_exceptions=True)
-                    conversation = asyncio.ensure_future(self._obey(call, diverted.result()))
+                    conversation = asyncio.ensure_future(self._perform(call, None, diverted.result()))
                     diverted = asyncio.ensure_future(call.diversions.get())
             if conversation.done():
                 conversation.result()  # a fault of the stand-in itself must not pass for a hang-up
@@ -338,6 +297,25 @@ class Exchange:
                 task.cancel()
             await asyncio.gather(conversation, over, diverted, return_exceptions=True)
         self._finish(call, "completed")
+
+    async def _answered(self, call: Call) -> bool:
+        """Rings. False: nobody picked up, and the call is over."""
+        call.started_at = self._now()
+        self._notify(call, "initiated", "initiated")
+        self._become(call, "ringing")
+        self._notify(call, "ringing", "ringing")
+        match await self._picked(call):
+            case None:
+                return False
+            case "busy" | "no-answer" | "failed" as outcome:
+                self._finish(call, outcome)
+                return False
+            case picked:
+                call.picked_up_by = "machine" if picked == "machine" else "human"
+        call.answered = time.monotonic()
+        self._become(call, "in-progress")
+        self._notify(call, "answered", "in-progress")
+        return True
 
     async def _picked(self, call: Call) -> Picked | None:
         """What becomes of the ringing; None where the call ended meanwhile."""
@@ -379,7 +357,7 @@ class Exchange:
         if call.status not in LIVE:
             return
         call.duration_s = math.ceil(time.monotonic() - call.answered) if call.answered is not None else None
-        call.sip_code = call.conduct.sip_code or call.sip_code or SIP[status]
+        call.sip_code = call.sip_code or SIP[status]
         call.ended_at = self._now()
         self._become(call, status)
         call.over.set()
@@ -399,40 +377,20 @@ class Exchange:
                 self.spawn(self._detect(call))
             else:
                 await self._detect(call)
-        try:
-            await self._follow(call, await self._first_document(call), call.order.url)
-        except ApplicationError as error:
-            self.note(call, error)
-            if not await self._falls_back(call, error):
-                await self.speak(call, APOLOGY)
+        await self._perform(call, call.order.url)
         assert call.answered is not None
         if not _has_hung_up(call):
             await asyncio.sleep(call.answered + call.conduct.talk_s - time.monotonic())
 
-    async def _obey(self, call: Call, document: Document) -> None:
-        """A document that was sent into the call under way. It has no URL of its own to come back to."""
+    async def _perform(self, call: Call, url: str | None, document: Document | None = None) -> bool:
+        """Executes this document, or else the call's first, and all that it leads to. -> whether it was without an error"""
         try:
-            await self._follow(call, document, None)
+            if document is None and url is None:
+                document = twiml.parse((call.order.twiml or "").encode(), "text/xml")
+            await self._follow(call, document or await self._fetch(call, call.order.method, url or ""), url)
         except ApplicationError as error:
             self.note(call, error)
             await self.speak(call, APOLOGY)
-
-    async def _first_document(self, call: Call) -> Document:
-        if call.order.url is not None:
-            return await self._fetch(call, call.order.method, call.order.url)
-        return twiml.parse((call.order.twiml or "").encode(), "text/xml")
-
-    async def _falls_back(self, call: Call, error: ApplicationError) -> bool:
-        """Whether there is a FallbackUrl, and it worked."""
-        order = call.order
-        if order.fallback_url is None:
-            return False
-        cause = {"ErrorCode": str(error.code), "ErrorUrl": order.url or ""}
-        try:
-            document = await self._fetch(call, order.fallback_method, order.fallback_url, cause)
-            await self._follow(call, document, order.fallback_url)
-        except ApplicationError as another:
-            self.note(call, another)
             return False
         return True
 
@@ -450,20 +408,16 @@ class Exchange:
                 raise ApplicationError(11100, f"Invalid URL format: {url or 'no URL to return to'}")
             document = await self._fetch(call, method, url, fields)
 
-    async def _execute(self, call: Call, document: Document) -> tuple[str, str, dict[str, str]] | None:
-        """Where to go next (method, URL, fields), or None when the call is over."""
+    async def _execute(self, call: Call, document: Document) -> Step | None:
+        """Where to go next, or None when the call is over."""
         for verb in document.verbs:
             if call.parent and not isinstance(verb, WHISPER_VERBS):
                 raise ApplicationError(13201, f"{type(verb).__name__} may not stand in the document of a Number's url")
             if _has_hung_up(call):
                 return None
             match verb:
-                case Say():
-                    await self._say(call, verb)
-                case Play():
-                    await self._play(call, verb)
-                case Pause():
-                    await asyncio.sleep(verb.length * self.pace(call))
+                case Say() | Play() | Pause():
+                    await self._utter(call, verb)
                 case Gather():
                     step = await self._gather(call, verb)
                     if step is not None:
@@ -505,15 +459,12 @@ class Exchange:
         if dial.caller_id not in (None, call.from_):
             self.note(call, ApplicationError(13214, "Dial: Invalid callerId value"))
         order = Order(
-            to=dial.number, from_=dial.caller_id or call.from_, url=dial.whisper, twiml=None, method=dial.whisper_method,
-            fallback_url=None, fallback_method="POST", status_callback=None, status_callback_method="POST",
-            events=frozenset(), ring_limit=dial.timeout + DIAL_BUFFER_S, time_limit=dial.time_limit, machine_detection=None,
-            async_amd=False, async_amd_callback=None, async_amd_callback_method="POST", asked={},
+            to=dial.number, from_=dial.caller_id or call.from_, url=dial.whisper, method=dial.whisper_method,
+            ring_limit=dial.timeout + DIAL_BUFFER_S, time_limit=dial.time_limit,
         )  # fmt: skip
         now = time.monotonic()
-        leg = Call(
-            call.account_sid, order, self._draw(dial.number, second_leg=True), now, self._now(), slot=now, parent=call
-        )
+        conduct = self._draw(dial.number, second_leg=True)
+        leg = Call(call.account_sid, order, conduct, now, self._now(), slot=now, parent=call)
         self.calls[leg.sid] = leg
         self._tell(leg, "call", status="queued")
         try:
@@ -527,18 +478,8 @@ class Exchange:
         return fields
 
     async def _live_as_second_leg(self, leg: Call) -> None:
-        leg.started_at = self._now()
-        self._become(leg, "ringing")
-        match await self._picked(leg):
-            case None:
-                return
-            case "busy" | "no-answer" | "failed" as outcome:
-                self._finish(leg, outcome)
-                return
-            case picked:
-                leg.picked_up_by = "machine" if picked == "machine" else "human"
-        leg.answered = time.monotonic()
-        self._become(leg, "in-progress")
+        if not await self._answered(leg):
+            return
         over, talk = asyncio.ensure_future(leg.over.wait()), asyncio.ensure_future(self._whisper_and_talk(leg))
         try:
             # timeLimit shrinks with the silences, so that a test need not wait for it.
@@ -553,14 +494,8 @@ class Exchange:
 
     async def _whisper_and_talk(self, leg: Call) -> None:
         """Returns when the leg hangs up, or is hung up by the whisper's document."""
-        if leg.order.url is not None:
-            try:
-                document = await self._first_document(leg)
-                await self._follow(leg, document, leg.order.url)
-            except ApplicationError as error:
-                self.note(leg, error)
-                await self.speak(leg, APOLOGY)
-                return
+        if leg.order.url is not None and not await self._perform(leg, leg.order.url):
+            return
         if leg.hung_up or _has_hung_up(leg):
             return
         leg.bridged = True
@@ -568,7 +503,7 @@ class Exchange:
             self._tell(each, "bridged")
         await (leg.over.wait() if leg.in_hand else asyncio.sleep(leg.conduct.talk_s))
 
-    async def _gather(self, call: Call, gather: Gather) -> tuple[str, str, dict[str, str]] | None:
+    async def _gather(self, call: Call, gather: Gather) -> Step | None:
         """The request that its input leads to; None: go on with the next verb."""
         if call.in_hand and call.picked_up_by == "human":
             return await self._gather_keys(call, gather)
@@ -596,21 +531,16 @@ class Exchange:
         return self._gathered(gather, digits, finish)
 
     @staticmethod
-    def _gathered(gather: Gather, digits: str, finish: str) -> tuple[str, str, dict[str, str]] | None:
+    def _gathered(gather: Gather, digits: str, finish: str) -> Step | None:
         if not digits and not gather.on_empty_result:
             return None
         return gather.method, gather.action or "", {"Digits": digits, "FinishedOnKey": finish}
 
     async def _prompt(self, call: Call, gather: Gather) -> None:
         for verb in gather.prompt:
-            if isinstance(verb, Say):
-                await self._say(call, verb)
-            elif isinstance(verb, Play):
-                await self._play(call, verb)
-            else:
-                await asyncio.sleep(verb.length * self.pace(call))
+            await self._utter(call, verb)
 
-    async def _gather_keys(self, call: Call, gather: Gather) -> tuple[str, str, dict[str, str]] | None:
+    async def _gather_keys(self, call: Call, gather: Gather) -> Step | None:
         """From a person's hand. The first key or word cuts the prompt short. Silence lasts its real seconds."""
         call.inputs = asyncio.Queue()
         digits, finish, said = "", "", ""
@@ -647,16 +577,14 @@ class Exchange:
             return given
         return Speech(text=given) if given else None
 
-    async def _say(self, call: Call, say: Say) -> None:
-        for _ in range(say.times):
-            await self.speak(call, say.text, say.language)
+    async def _utter(self, call: Call, verb: Say | Play | Pause) -> None:
+        """A file to play is not fetched: its URL stands in the transcript, and it lasts as long as one word."""
+        if isinstance(verb, Pause):
+            return await asyncio.sleep(verb.length * self.pace(call))
+        for _ in range(verb.times):
+            await (self.speak(call, verb.text, verb.language) if isinstance(verb, Say) else self.speak(call, verb.url))
             call.reached = call.reached or call.picked_up_by == "human"
-
-    async def _play(self, call: Call, play: Play) -> None:
-        """A file is not fetched: its URL stands in the transcript, and it lasts as long as one word."""
-        for _ in range(play.times):
-            await self.speak(call, play.url)
-            call.reached = call.reached or call.picked_up_by == "human"
+        return None
 
     async def speak(self, call: Call, text: str, language: str = "en-US", who: str = "call") -> None:
         self._tell(call, "say", text=text, language=language, who=who)
@@ -684,12 +612,8 @@ class Exchange:
         at_end = order.machine_detection == "DetectMessageEnd"
         call.detected = "human" if by == "human" else "machine_end_beep" if at_end else "machine_start"
         if order.async_amd and order.async_amd_callback:
-            fields = {
-                "CallSid": call.sid,
-                "AccountSid": call.account_sid,
-                "AnsweredBy": call.detected,
-                "MachineDetectionDuration": str(round(seconds * 1000)),
-            }
+            fields = {"CallSid": call.sid, "AccountSid": call.account_sid, "AnsweredBy": call.detected}
+            fields["MachineDetectionDuration"] = str(round(seconds * 1000))
             self._post(call, Hook(order.async_amd_callback_method, order.async_amd_callback, fields))
 
     # -- requests to the application ----------------------------------------------------------------------------------
@@ -700,12 +624,8 @@ class Exchange:
 
     async def _send(self, call: Call, hook: Hook) -> tuple[str, bytes]:
         """Content type and body. Raises ApplicationError."""
-        event: dict[str, object] = {
-            "request": {"method": hook.method, "url": hook.url, "parameters": snake(hook.fields)},
-            "response": None,
-        }
+        event: dict[str, object] = {"request": {"url": hook.url}, "response": None}
         call.events.append(event)
-        began = self._now()
         sequence = hook.fields.get("SequenceNumber")
         facts = {"path": urlsplit(hook.url).path, "sequence": sequence, "status": hook.fields.get("CallStatus")}
         facts = {name: fact for name, fact in facts.items() if fact is not None}
@@ -715,25 +635,15 @@ class Exchange:
             self._tell(call, "callback", **facts, answer=None, error=error.message)
             raise
         self._tell(call, "callback", **facts, answer=reply.status, ms=round(reply.seconds * 1000))
-        event["response"] = {
-            "response_code": reply.status,
-            "request_duration": round(reply.seconds * 1000),
-            "content_type": reply.content_type,
-            "response_body": reply.body.decode(errors="replace"),
-            "date_created": rfc2822(began),
-        }
+        event["response"] = {"response_body": reply.body.decode(errors="replace")}
         return reply.content_type, reply.body
 
     def _notify(self, call: Call, event: Event, status: str, **more: str) -> None:
         """Fires a status callback, where it is subscribed to: numbered, and stamped with the time it arose."""
         if call.order.status_callback is None or event not in call.order.events:
             return
-        fields = call.fields(status) | more
-        fields |= {
-            "Timestamp": rfc2822(self._now()) or "",
-            "CallbackSource": "call-progress-events",
-            "SequenceNumber": str(call.sequence),
-        }
+        fields = call.fields(status) | more | {"Timestamp": rfc2822(self._now()) or ""}
+        fields |= {"CallbackSource": "call-progress-events", "SequenceNumber": str(call.sequence)}
         if event in ("ringing", "answered"):
             fields["StirStatus"] = "B"
         call.sequence += 1
@@ -812,18 +722,3 @@ def _formatted(number: str) -> str:
 
 def number_sid(number: str) -> str:
     return "PN" + hashlib.md5(number.encode()).hexdigest()
-
-
-def create_event(call: Call, body: dict[str, object]) -> dict[str, object]:
-    """The request that made the call, as Events.json shows it."""
-    return {
-        "request": {
-            "method": "POST",
-            "url": f"https://api.twilio.com/{API}/Accounts/{call.account_sid}/Calls.json",
-            "parameters": snake(call.order.asked),
-        },
-        "response": {
-            "response_code": 201, "request_duration": 1, "content_type": "application/json",
-            "response_body": json.dumps(body), "date_created": rfc2822(call.accepted_at),
-        },
-    }  # fmt: skip

@@ -50,22 +50,26 @@ PARAMETERS = {
     *("To", "From", "Url", "Twiml", "ApplicationSid", "Method", "FallbackUrl", "FallbackMethod", "StatusCallback"),
     *("StatusCallbackMethod", "StatusCallbackEvent", "Timeout", "TimeLimit", "SendDigits", "CallerId", "CallReason"),
     *(
-        "CallToken", "Byoc", "SipAuthUsername", "SipAuthPassword", "ClientNotificationUrl", "Record",
+        "CallToken",
+        "Byoc",
+        "SipAuthUsername",
+        "SipAuthPassword",
+        "ClientNotificationUrl",
+        "Record",
         "RecordingChannels",
     ),
     *("RecordingTrack", "RecordingStatusCallback", "RecordingStatusCallbackMethod", "RecordingStatusCallbackEvent"),
     *("Trim", "MachineDetection", "MachineDetectionTimeout", "MachineDetectionSpeechThreshold"),
     *("MachineDetectionSpeechEndThreshold", "MachineDetectionSilenceTimeout", "AsyncAmd", "AsyncAmdStatusCallback"),
     "AsyncAmdStatusCallbackMethod",
-}  # fmt: skip
+}
 
 
 class Refusal(Exception):
     """Twilio says no: {code, message, more_info, status}."""
 
-    def __init__(self, code: int, detail: str = "", status: int | None = None) -> None:
-        self.code = code
-        self.status = status or status_of(code)
+    def __init__(self, code: int, detail: str = "") -> None:
+        self.code, self.status = code, status_of(code)
         self.message = MESSAGES.get(code, f"Error {code}") + (f": {detail}" if detail else "")
         super().__init__(self.message)
 
@@ -83,25 +87,22 @@ def status_of(code: int) -> int:
 
 @dataclass(frozen=True)
 class Order:
-    """A call as asked for. ring_limit and time_limit: seconds. asked: the request's own parameters."""
+    """A call as asked for. ring_limit and time_limit: seconds."""
 
     to: str
     from_: str
     url: str | None
-    twiml: str | None
-    method: str
-    fallback_url: str | None
-    fallback_method: str
-    status_callback: str | None
-    status_callback_method: str
-    events: frozenset[str]
     ring_limit: int
     time_limit: int
-    machine_detection: str | None
-    async_amd: bool
-    async_amd_callback: str | None
-    async_amd_callback_method: str
-    asked: Mapping[str, str | list[str]]
+    twiml: str | None = None
+    method: str = "POST"
+    status_callback: str | None = None
+    status_callback_method: str = "POST"
+    events: frozenset[str] = frozenset()
+    machine_detection: str | None = None
+    async_amd: bool = False
+    async_amd_callback: str | None = None
+    async_amd_callback_method: str = "POST"
 
 
 def read(form: Mapping[str, list[str]], own_number: str, warn: list[dict[str, object]]) -> Order:
@@ -118,6 +119,8 @@ def read(form: Mapping[str, list[str]], own_number: str, warn: list[dict[str, ob
     if "ApplicationSid" in one:
         # Its Url and callbacks live in an Application resource; the stand-in has none.
         raise Refusal(21218, "the stand-in has no applications")
+    if "FallbackUrl" in one:
+        raise Refusal(20422, "the stand-in does not ask a FallbackUrl")
     if len(one.get("Twiml", "")) > MAX_INLINE:
         raise Refusal(32018)
     events = form.get("StatusCallbackEvent") or ["completed"]
@@ -136,15 +139,13 @@ def read(form: Mapping[str, list[str]], own_number: str, warn: list[dict[str, ob
 
     order = Order(
         to=to, from_=from_, url=_url(one, "Url", 21205), twiml=None if "Url" in one else one.get("Twiml"),
-        method=_method(one, "Method"), fallback_url=_url(one, "FallbackUrl", 21205),
-        fallback_method=_method(one, "FallbackMethod"), status_callback=_url(one, "StatusCallback", 21609),
+        method=_method(one, "Method"), status_callback=_url(one, "StatusCallback", 21609),
         status_callback_method=_method(one, "StatusCallbackMethod"), events=frozenset(events),
         ring_limit=_integer(one, "Timeout", 60, 1, 600, 21208),
         time_limit=_integer(one, "TimeLimit", 14_400, 1, 86_400, 20422),
         machine_detection=None if "SendDigits" in one else detection, async_amd=asynchronous,
         async_amd_callback=_url(one, "AsyncAmdStatusCallback", 21609),
         async_amd_callback_method=_method(one, "AsyncAmdStatusCallbackMethod"),
-        asked={name: values if len(values) > 1 else values[0] for name, values in form.items()},
     )  # fmt: skip
     _hold_to_description(form)
     return order

@@ -4,8 +4,9 @@ Beside it stands `/_sandbox` (behaviour.py), where tests order what goes wrong. 
 request may say is in create_call_validation.py, what the account has in account.py, requests to the application in
 webhooks.py, TwiML in twiml.py. State is in memory and survives nothing. It answers loopback only, and dials nobody.
 
-Not done, and refused rather than pretended: SIP and client addresses, Applications, recordings, redirecting a live call to
-another URL, deleting calls, TwiML verbs other than Say, Play, Pause, Gather, Dial of one Number, Redirect and Hangup.
+Not done, and refused rather than pretended: SIP and client addresses, Applications, FallbackUrl, recordings, Events.json,
+redirecting a live call to another URL, deleting calls, TwiML verbs other than Say, Play, Pause, Gather, Connect, Dial of one
+Number, Redirect and Hangup.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, get_args
 from urllib.parse import urlencode
 
 from aiohttp import web
@@ -28,16 +29,12 @@ from aiohttp import web
 from tests.sandbox.events import Events
 from tests.sandbox.twilio.account import Account
 from tests.sandbox.twilio.behaviour import PAGE, Act, Conduct, Rule, Rules, control
-from tests.sandbox.twilio.call_simulator import API, LIVE, Call, Exchange, Status, attempt_of, create_event
+from tests.sandbox.twilio.call_simulator import API, LIVE, Call, Exchange, Status, attempt_of
 from tests.sandbox.twilio.create_call_validation import PARAMETERS, Order, Refusal, read, read_twiml
 from tests.sandbox.twilio.webhooks import Webhooks
 
-Item = TypeVar("Item")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-STATUSES: tuple[Status, ...] = (
-    *("queued", "ringing", "in-progress", "completed", "busy", "failed", "no-answer", "canceled"),
-)
 UPDATES = {"Status", "Twiml"}  # of a live call; Twilio describes more
 TIME_FILTERS = {f"{name}{sign}" for name in ("StartTime", "EndTime") for sign in ("", "<", ">")}
 LIST_FILTERS = {"To", "From", "ParentCallSid", "Status", "PageSize", "Page", "PageToken"} | TIME_FILTERS
@@ -144,7 +141,6 @@ class Twilio:
                 web.get(f"{account}/Calls.json", self._list),
                 web.get(f"{account}/Calls/{{sid}}.json", self._fetch),
                 web.post(f"{account}/Calls/{{sid}}.json", self._update),
-                web.get(f"{account}/Calls/{{sid}}/Events.json", self._events),
                 *self.account.routes(),
                 *control(self),
             ]
@@ -239,7 +235,6 @@ class Twilio:
             return _closed(request)
         call = self._exchange.take(self.account_sid, order, conduct)
         body = call.resource()
-        call.events.append(create_event(call, body))
         await asyncio.sleep(conduct.latency_ms / 1000)
         match conduct.create:
             case "accept_then_drop":
@@ -252,8 +247,7 @@ class Twilio:
 
     async def _take_late(self, order: Order, conduct: Conduct) -> None:
         await asyncio.sleep(conduct.late_s)
-        call = self._exchange.take(self.account_sid, order, conduct)
-        call.events.append(create_event(call, call.resource()))
+        self._exchange.take(self.account_sid, order, conduct)
 
     async def _client_gone(self, request: web.Request) -> None:
         """Returns when the client has closed the connection, is silent for too long, or the stand-in is being stopped.
@@ -272,27 +266,18 @@ class Twilio:
     async def _list(self, request: web.Request) -> web.Response:
         self.requests["list"] += 1
         query = request.query
-        if self.rules.lists_fail(query.get("To")):
-            raise Refusal(20503)
         for name in sorted(set(query) - LIST_FILTERS):
             self.warnings.append({"code": 20001, "message": f"Unknown parameters: {name}"})
-        if "Status" in query and query["Status"] not in STATUSES:
+        if "Status" in query and query["Status"] not in get_args(Status):
             raise Refusal(20422, f"Status={query['Status']}")
         now = time.monotonic()
-        found = [
-            call
-            for call in reversed(self.calls)
-            if now >= call.accepted + call.conduct.list_delay_s and _matches(call, query)
-        ]
-        return web.json_response(_page(request, "calls", found, lambda call: call.sid, lambda call: call.resource()))
+        listed = (call for call in reversed(self.calls) if now >= call.accepted + call.conduct.list_delay_s)
+        return web.json_response(_page(request, [call for call in listed if _matches(call, query)]))
 
     def _call(self, request: web.Request) -> Call:
-        call = self._exchange.calls.get(request.match_info["sid"])
-        if self.rules.lists_fail(call.to if call else None):
-            raise Refusal(20503)
-        if call is None:
-            raise Refusal(20404, request.path)
-        return call
+        if call := self._exchange.calls.get(request.match_info["sid"]):
+            return call
+        raise Refusal(20404, request.path)
 
     async def _fetch(self, request: web.Request) -> web.Response:
         self.requests["fetch"] += 1
@@ -300,9 +285,7 @@ class Twilio:
 
     async def _update(self, request: web.Request) -> web.Response:
         self.requests["update"] += 1
-        call = self._exchange.calls.get(request.match_info["sid"])
-        if call is None:
-            raise Refusal(20404, request.path)
+        call = self._call(request)
         form = await _form(request)
         if unknown := sorted(form.keys() - UPDATES):
             known = PARAMETERS & set(unknown)
@@ -315,11 +298,6 @@ class Twilio:
             case other, _:
                 raise Refusal(20422, f"Status={other}; either a Status or a Twiml")
         return web.json_response(call.resource())
-
-    async def _events(self, request: web.Request) -> web.Response:
-        self.requests["events"] += 1
-        events = self._call(request).events
-        return web.json_response(_page(request, "events", events, lambda event: "", lambda event: event))
 
 
 def _is_ours(request: web.Request) -> bool:
@@ -384,19 +362,13 @@ def _moment(text: str) -> tuple[datetime, bool]:
     return (at if at.tzinfo else at.replace(tzinfo=UTC)), len(text) == len("2026-11-24")
 
 
-def _page(
-    request: web.Request,
-    key: Literal["calls", "events"],
-    found: list[Item],
-    token_of: Callable[[Item], str],
-    show: Callable[[Item], dict[str, object]],
-) -> dict[str, object]:
-    """One page of a list. A token names the last item of the page before: calls that come in meanwhile shift nothing."""
+def _page(request: web.Request, found: list[Call]) -> dict[str, object]:
+    """One page of a list. A token names the last call of the page before: calls that come in meanwhile shift nothing."""
     size, page = _natural(request, "PageSize", 50), _natural(request, "Page", 0)
     if not 1 <= size <= 1000:
         raise Refusal(20007, f"PageSize={size}")
     token = request.query.get("PageToken", "")
-    tokens = [f"PA{token_of(item)}" for item in found]
+    tokens = [f"PA{call.sid}" for call in found]
     first = tokens.index(token) + 1 if token in tokens else page * size
     shown = found[first : first + size]
 
@@ -407,7 +379,7 @@ def _page(
 
     more = first + size < len(found)
     return {
-        key: [show(item) for item in shown], "page": page, "page_size": size, "start": page * size,
+        "calls": [call.resource() for call in shown], "page": page, "page_size": size, "start": page * size,
         "end": page * size + max(0, len(shown) - 1), "uri": uri(page, token), "first_page_uri": uri(0),
         "next_page_uri": uri(page + 1, tokens[first + size - 1]) if more else None,
         "previous_page_uri": uri(page - 1) if page else None,

@@ -1,8 +1,8 @@
 """The requests the Twilio stand-in makes to the customer's application: signed, timed and retried as Twilio does.
 
 Signature: www.twilio.com/docs/usage/webhooks/webhooks-security. Timeouts and retries: .../webhooks-connection-overrides;
-by default one retry, on a failure to connect only. The stand-in sends the URL exactly as it was given: what is signed is
-what goes over the wire.
+by default one retry, on a failure to connect only. The stand-in sends the URL exactly as it was given, so the signature
+is of the URL on the wire.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import socket
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import parse_qsl, urldefrag, urlencode, urlsplit
 
 import aiohttp
@@ -21,31 +20,14 @@ from yarl import URL
 
 from tests.sandbox.twilio.twiml import MAX_BYTES, ApplicationError
 
-LONGEST_MS = 15_000  # no voice webhook waits longer, retries included
+CONNECT_S, READ_S = 5.0, 15.0  # no voice webhook waits longer, retries included
 
 
-@dataclass(frozen=True)
-class Overrides:
-    """Milliseconds, but for `rc`, the number of retries, and `rp`, what is retried."""
-
-    rc: int = 1
-    rp: frozenset[str] = frozenset({"ct"})
-    ct: int = 5_000
-    rt: int = LONGEST_MS
-    tt: int = LONGEST_MS
-
-    @classmethod
-    def of(cls, url: str) -> Overrides:
-        """From the URL's fragment; what is unknown or out of bounds is left at its default."""
-        given = dict(parse_qsl(urlsplit(url).fragment))
-        bounds = {"rc": (0, 5), "ct": (100, 10_000), "rt": (100, LONGEST_MS), "tt": (100, LONGEST_MS)}
-        numbers = {k: int(given[k]) for k in bounds if given.get(k, "").isdigit()}
-        kept = {k: n for k, n in numbers.items() if bounds[k][0] <= n <= bounds[k][1]}
-        policy = frozenset(given.get("rp", "ct").split(","))
-        return cls(**kept, rp=policy)
-
-    def again(self, failure: str) -> bool:
-        return "all" in self.rp or failure in self.rp
+def _overrides(url: str) -> tuple[int, set[str]]:
+    """`#rc=5&rp=4xx,rt`: how often a request is repeated, and after which failures. Other overrides are not done here."""
+    given = dict(parse_qsl(urlsplit(url).fragment))
+    retries = given.get("rc", "1")
+    return int(retries) if retries in set("012345") else 1, set(given.get("rp", "ct").split(","))
 
 
 @dataclass(frozen=True)
@@ -95,42 +77,37 @@ class Webhooks:
 
         Cancelled, as when the person hangs up, it lets a request go on that was sent.
         """
-        overrides = Overrides.of(hook.url)
+        retries, repeated = _overrides(hook.url)
         try:
-            async with asyncio.timeout(overrides.tt / 1000):
-                for retries_left in range(overrides.rc, -1, -1):
-                    request = asyncio.create_task(self._once(hook, overrides))
+            async with asyncio.timeout(READ_S):
+                for retries_left in range(retries, -1, -1):
+                    request = asyncio.create_task(self._once(hook))
                     self._sent.add(request)
                     request.add_done_callback(self._sent.discard)
                     kind, outcome = await asyncio.shield(request)
                     if isinstance(outcome, Reply):
                         return outcome
-                    if not (retries_left and overrides.again(kind)):
+                    if not (retries_left and {"all", kind} & repeated):
                         raise outcome
         except TimeoutError:
             request.cancel()
-        raise ApplicationError(11200, f"HTTP retrieval failure: no answer within {overrides.tt} ms")
+        raise ApplicationError(11200, f"HTTP retrieval failure: no answer within {READ_S:g} s")
 
     def sign(self, url: str, fields: Mapping[str, str]) -> str:
         return str(self._validator.compute_signature(url, dict(fields)))
 
-    async def _once(self, hook: Hook, overrides: Overrides) -> tuple[str, Reply | ApplicationError]:
+    async def _once(self, hook: Hook) -> tuple[str, Reply | ApplicationError]:
         assert self._session is not None, "open() comes first"
-        url = urldefrag(hook.url).url
-        body: str | None = None
-        if hook.method == "GET":
+        url, body = urldefrag(hook.url).url, None if hook.method == "GET" else urlencode(hook.fields)
+        if body is None:
             url += ("&" if urlsplit(url).query else "?") + urlencode(hook.fields)
-        else:
-            body = urlencode(hook.fields)
         headers = {
             "X-Twilio-Signature": self.sign(url, {} if body is None else hook.fields),
-            "I-Twilio-Idempotency-Token": hook.token,
-            "User-Agent": "TwilioProxy/1.1",
-            "Accept": "*/*",
-        }
+            "I-Twilio-Idempotency-Token": hook.token, "User-Agent": "TwilioProxy/1.1", "Accept": "*/*",
+        }  # fmt: skip
         if body is not None:
             headers["Content-Type"] = "application/x-www-form-urlencoded; charset=UTF-8"
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=overrides.ct / 1000, sock_read=overrides.rt / 1000)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=READ_S)
         started = asyncio.get_running_loop().time()
         try:
             async with self._session.request(
@@ -148,9 +125,8 @@ class Webhooks:
         except (aiohttp.ClientError, TimeoutError) as error:
             return "rt", ApplicationError(11200, f"HTTP retrieval failure: {error!r}")
         if not 200 <= response.status < 300:
-            return f"{response.status // 100}xx", ApplicationError(
-                11200, f"HTTP retrieval failure: answered {response.status}"
-            )
+            wrong = ApplicationError(11200, f"HTTP retrieval failure: answered {response.status}")
+            return f"{response.status // 100}xx", wrong
         seconds = asyncio.get_running_loop().time() - started
         kind = response.content_type if "Content-Type" in response.headers else ""
         return "", Reply(response.status, kind, content, seconds)
@@ -161,8 +137,3 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
     while len(content) < limit and (chunk := await response.content.read(limit - len(content))):
         content += chunk
     return content
-
-
-def snake(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """`CallSid` -> `call_sid`, as parameters are spelled in Events.json."""
-    return {"".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_"): v for name, v in fields.items()}
