@@ -1,4 +1,4 @@
-"""The Twilio stand-in, driven by twilio-python, and a small application of ours that answers its webhooks and remembers them."""
+"""The Twilio stand-in, driven by twilio-python, and a small application that answers its webhooks and remembers them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from twilio.rest import Client
 from twilio.rest.api.v2010.account.call import CallInstance
 
 from tests.sandbox.serve import Server
+from tests.sandbox.twilio.call_simulator import Call
 from tests.sandbox.twilio.create_call_validation import description
 from tests.sandbox.twilio.server import Twilio
 
@@ -75,8 +76,9 @@ class Application:
         fields = {name: str(value) for name, value in (form or request.query).items()}
         return Received(request.method, f"{self.url}{request.raw_path}", fields, request.headers)
 
-    def statuses(self) -> list[str]:
-        return [told.fields["CallStatus"] for told in self.told]
+    def callbacks(self, name: str = "CallStatus") -> list[str]:
+        """This field of each status callback."""
+        return [told.fields[name] for told in self.told]
 
 
 @pytest.fixture
@@ -117,12 +119,32 @@ class World:
     def control(self, method: str, path: str, body: object = None) -> requests.Response:
         return requests.request(method, f"{self.url}/_sandbox/{path}", json=body, timeout=5)
 
+    def act(self, do: str, to: str = THEIRS, **more: str) -> requests.Response:
+        """The person with this phone does so."""
+        return self.control("POST", f"phones/{to}", {"do": do, **more})
+
+    def answer(self, to: str = THEIRS) -> None:
+        """The person picks up, as soon as the phone rings."""
+        self.until(lambda: self.twilio.calls[-1].to == to and self.twilio.calls[-1].status == "ringing")
+        assert self.act("answer", to).ok
+
+    def heard(self, call: Call | None = None) -> list[str]:
+        """The transcript of a call, by default of the last one: words, and [keys]."""
+        lines = (call or self.twilio.calls[-1]).transcript
+        return [line.get("text") or line.get("said") or f"[{line['digits']}]" for line in lines]
+
+    def codes(self) -> list[object]:
+        """Of what the last call's debugger holds."""
+        return [error["code"] for error in self.twilio.calls[-1].errors]
+
     def raw(self, method: str, path: str, token: str = TOKEN, **more: Any) -> requests.Response:
         url = path if path.startswith("/") else f"/2010-04-01/Accounts/{SID}/{path}"
         return requests.request(method, self.url + url, auth=HTTPBasicAuth(SID, token), timeout=5, **more)
 
-    def events(self) -> list[dict[str, Any]]:
-        return self.twilio.events.kept()
+    def told(self, kind: str) -> list[dict[str, Any]]:
+        """What happened at the last call, of this kind."""
+        of = self.twilio.calls[-1].sid
+        return [event for event in self.twilio.events.kept() if (event["kind"], event.get("sid")) == (kind, of)]
 
     def until(self, condition: Callable[[], object]) -> None:
         """Waits for what the stand-in is about to do."""
@@ -149,7 +171,7 @@ def world(application: Application) -> Iterator[World]:
 
 @pytest.fixture
 def slow_ring(application: Application) -> Iterator[World]:
-    """Phones ring for a minute here: time to look at a call that nobody has answered."""
+    """Phones ring for a minute: time to look at a call that nobody has answered."""
     with a_world(application, ring_s=60) as world:
         yield world
 
@@ -162,8 +184,8 @@ def slow_queue(application: Application) -> Iterator[World]:
 
 
 def described(name: str) -> jsonschema.Draft202012Validator:
-    page = description()
-    if page is None:
+    """Of Twilio's description; skips where it does not lie beside this repository."""
+    if (page := description()) is None:
         pytest.skip("Twilio's description of its API does not lie beside this repository")
 
     def nullable(node: Any) -> Any:

@@ -6,36 +6,33 @@ from twilio.request_validator import RequestValidator
 
 from tests.integration.twilio.conftest import OURS, THEIRS, TOKEN, World
 
+TWILIO = RequestValidator(TOKEN)
+IN_ORDER = ["initiated", "ringing", "in-progress", "completed"]
+
 
 def test_callbacks_come_in_order_and_numbered(world: World) -> None:
     call = world.finish()
-    assert world.ours.statuses() == ["initiated", "ringing", "in-progress", "completed"]
-    assert [told.fields["SequenceNumber"] for told in world.ours.told] == ["0", "1", "2", "3"]
+    assert (world.ours.callbacks(), world.ours.callbacks("SequenceNumber")) == (IN_ORDER, ["0", "1", "2", "3"])
     last = world.ours.told[-1].fields
-    assert last["CallSid"] == call.sid
-    assert {name: last[name] for name in ("To", "Called", "From", "Caller", "Direction", "CallbackSource")} == {
-        "To": THEIRS, "Called": THEIRS, "From": OURS, "Caller": OURS, "Direction": "outbound-api",
-        "CallbackSource": "call-progress-events",
+    assert last == last | {
+        "CallSid": call.sid, "To": THEIRS, "Called": THEIRS, "From": OURS, "Caller": OURS, "Direction": "outbound-api",
+        "CallbackSource": "call-progress-events", "Duration": "1", "SipResponseCode": "200",
     }  # fmt: skip
-    assert (int(last["CallDuration"]) >= 1, last["Duration"], last["SipResponseCode"]) == (True, "1", "200")
+    assert int(last["CallDuration"]) >= 1
 
 
 def test_without_subscription_only_the_end_is_reported(world: World) -> None:
     world.finish(status_callback_event=None)
-    assert [(told.fields["CallStatus"], told.fields["SequenceNumber"]) for told in world.ours.told] == [
-        ("completed", "0")
-    ]
+    assert (world.ours.callbacks(), world.ours.callbacks("SequenceNumber")) == (["completed"], ["0"])
 
 
 def test_every_request_is_signed_without_its_fragment(world: World) -> None:
     callback = f"{world.ours.url}/status?attempt=a%20b&empty="
     world.finish(status_callback=f"{callback}#rc=2", url=f"{world.ours.url}/say/hello?attempt=1")
-    validator = RequestValidator(TOKEN)
     received = world.ours.told + world.ours.asked
-    assert len(received) == 5
-    assert {told.url for told in world.ours.told} == {callback}
+    assert (len(received), {told.url for told in world.ours.told}) == (5, {callback})
     for one in received:
-        assert validator.validate(one.url, one.fields, one.headers["X-Twilio-Signature"])
+        assert TWILIO.validate(one.url, one.fields, one.headers["X-Twilio-Signature"])
         assert one.fields["ToCity"] == ""  # blank fields are signed as well
 
 
@@ -43,60 +40,58 @@ def test_callback_by_get_signs_its_fields(world: World) -> None:
     world.finish(status_callback_method="GET", status_callback_event=["completed"])
     (told,) = world.ours.told
     assert (told.method, told.fields["CallStatus"]) == ("GET", "completed")
-    assert RequestValidator(TOKEN).validate(told.url, {}, told.headers["X-Twilio-Signature"])
+    assert TWILIO.validate(told.url, {}, told.headers["X-Twilio-Signature"])
 
 
-def test_callback_answered_with_an_error_is_not_repeated(world: World) -> None:
-    world.ours.status_codes = [500]
-    world.finish(status_callback_event=["completed"])
-    assert world.ours.statuses() == ["completed"]
-    assert [error["code"] for error in world.twilio.calls[0].errors] == [11200]
-
-
-def test_connection_overrides_repeat_callbacks_with_one_token(world: World) -> None:
-    world.ours.status_codes = [500, 503]
-    world.finish(status_callback=f"{world.ours.url}/status#rc=5&rp=4xx,5xx", status_callback_event=["completed"])
-    assert world.ours.statuses() == ["completed"] * 3
-    assert len({told.headers["I-Twilio-Idempotency-Token"] for told in world.ours.told}) == 1
+def test_overrides_decide_whether_a_callback_is_repeated(world: World) -> None:
+    """Fragment, answers -> how often the callback comes, and the codes in the debugger. Each repetition bears one token."""
+    cases: dict[tuple[str, tuple[int, ...]], tuple[int, list[object]]] = {
+        ("", (500,)): (1, [11200]),
+        ("#rc=5&rp=4xx,5xx", (500, 503)): (3, []),
+        ("#rc=5&rp=all", (404, 500)): (3, []),
+        ("#rc=1&rp=all", (500, 500)): (2, [11200]),
+        ("#rc=9&rp=all", (500, 500)): (2, [11200]),
+        ("#rc=5&rp=4xx", (500,)): (1, [11200]),
+    }
+    found = {}
+    for fragment, answers in cases:
+        world.ours.told.clear()
+        world.ours.status_codes = list(answers)
+        world.finish(status_callback=f"{world.ours.url}/status{fragment}", status_callback_event=["completed"])
+        assert len({told.headers["I-Twilio-Idempotency-Token"] for told in world.ours.told}) == 1
+        found[fragment, answers] = (len(world.ours.callbacks()), world.codes())
+    assert found == cases
 
 
 def test_unanswered_calls_end_with_their_own_status(world: World) -> None:
-    for outcome, sip in (("busy", 486), ("no-answer", 487), ("failed", 404)):
+    ends = [("busy", "486", "0"), ("no-answer", "487", "0"), ("failed", "404", "0")]
+    for outcome, *_ in ends:
         world.twilio.behave(outcome=outcome)
         world.finish(status_callback_event=["completed"])
-        told = world.ours.told[-1].fields
-        assert (told["CallStatus"], told["SipResponseCode"], told["CallDuration"]) == (outcome, str(sip), "0")
-        assert (world.twilio.calls[-1].status, world.ours.asked) == (outcome, [])
-    assert len(world.ours.told) == 3
+    names = ("CallStatus", "SipResponseCode", "CallDuration")
+    assert list(zip(*map(world.ours.callbacks, names), strict=True)) == ends
+    assert ([call.status for call in world.twilio.calls], world.ours.asked) == ([end[0] for end in ends], [])
 
 
 def test_ringing_beyond_timeout_is_no_answer(slow_ring: World) -> None:
     slow_ring.finish(timeout=1)
-    assert slow_ring.ours.statuses() == ["initiated", "ringing", "no-answer"]
-    assert slow_ring.ours.asked == []
+    assert (slow_ring.ours.callbacks(), slow_ring.ours.asked) == (["initiated", "ringing", "no-answer"], [])
 
 
-def test_callbacks_can_be_left_out(world: World) -> None:
-    world.twilio.behave(callbacks="none")
-    world.finish()
-    assert world.ours.told == []
-    assert world.twilio.calls[0].status == "completed"
-
-
-def test_callbacks_twice_are_the_same_request_twice(world: World) -> None:
-    world.twilio.behave(callbacks="twice")
-    world.finish(status_callback_event=["ringing", "completed"])
-    assert world.ours.statuses() == ["ringing", "ringing", "completed", "completed"]
-    assert world.ours.told[0].fields == world.ours.told[1].fields
-    assert len({told.headers["I-Twilio-Idempotency-Token"] for told in world.ours.told}) == 2
-
-
-def test_callbacks_shuffled_keep_their_sequence_numbers(world: World) -> None:
-    world.twilio.behave(callbacks="shuffled")
-    world.finish()
-    numbers = [told.fields["SequenceNumber"] for told in world.ours.told]
-    assert sorted(numbers) == ["0", "1", "2", "3"]
-    assert numbers != sorted(numbers)
+def test_callbacks_are_lost_repeated_and_shuffled_on_demand(world: World) -> None:
+    numbers, tokens = {}, {}
+    for how in ("none", "twice", "shuffled"):
+        world.ours.told.clear()
+        world.twilio.behave(callbacks=how)
+        world.finish()
+        numbers[how] = world.ours.callbacks("SequenceNumber")
+        tokens[how] = len({told.headers["I-Twilio-Idempotency-Token"] for told in world.ours.told})
+        assert world.twilio.calls[-1].status == "completed"
+    once, shuffled = ["0", "1", "2", "3"], numbers["shuffled"]
+    assert {how: sorted(each) for how, each in numbers.items()} == {
+        "none": [], "twice": sorted(once * 2), "shuffled": once
+    }  # fmt: skip
+    assert (tokens, shuffled != once) == ({"none": 0, "twice": 4, "shuffled": 4}, True)
 
 
 def test_callbacks_late_come_after_the_call(world: World) -> None:
@@ -105,4 +100,4 @@ def test_callbacks_late_come_after_the_call(world: World) -> None:
     world.until(lambda: world.twilio.calls[0].status == "completed")
     assert world.ours.told == []
     world.twilio.wait_quiet()
-    assert world.ours.statuses() == ["initiated", "ringing", "in-progress", "completed"]
+    assert world.ours.callbacks() == IN_ORDER

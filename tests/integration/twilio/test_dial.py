@@ -5,10 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import pytest
-
 from tests.integration.twilio.conftest import OURS, THEIRS, World
-from tests.sandbox.twilio.behaviour import Act
 
 COLLEAGUE = "+15005550111"
 SCREEN = "<Response><Gather numDigits='1' finishOnKey='' timeout='6'><Say>A lead</Say></Gather><Hangup/></Response>"
@@ -53,7 +50,7 @@ def test_every_end_of_a_second_leg_is_told_to_action(world: World) -> None:
             assert (screen.fields["CallSid"], screen.fields["ParentCallSid"]) == (leg.sid, first.sid)
             assert (screen.fields["From"], screen.fields["To"]) == (OURS, COLLEAGUE)
             assert screen.fields["Direction"] == "outbound-dial"
-        assert [line["text"] for line in first.transcript] == ["Wait", "After"]
+        assert world.heard(first) == ["Wait", "After"]
         assert first.errors == leg.errors == []
         found[name] = (conduct, after.fields["DialCallStatus"], after.fields["DialBridged"])
         world.twilio.reset()
@@ -62,32 +59,29 @@ def test_every_end_of_a_second_leg_is_told_to_action(world: World) -> None:
 
 
 def test_second_leg_ends_with_its_parent_or_by_request(world: World) -> None:
-    """The person hangs up, the leg is canceled or completed through the API -> the leg's status, and whether action is asked."""
+    """Who ends it, and whether the colleague picked up -> the leg's status, and what `action` is told."""
+    cases = {
+        ("person", False): ("canceled", ["canceled"]), ("person", True): ("completed", ["completed"]),
+        ("canceled", False): ("canceled", ["canceled"]), ("completed", True): ("completed", ["completed"]),
+    }  # fmt: skip
     found = {}
-    for name, picks_up in (("person", False), ("person", True), ("cancel", False), ("complete", True)):
+    for by, picks_up in cases:
         dial(world)
         world.twilio.behave(to=COLLEAGUE, outcome="person", words_per_second=500)
         call = world.call()
         world.until(lambda: len(world.twilio.calls) == 2 and world.twilio.calls[1].status == "ringing")
         leg = world.twilio.calls[1]
         if picks_up:
-            world.control("POST", f"phones/{COLLEAGUE}", {"do": "answer"})
+            world.answer(COLLEAGUE)
             world.until(partial(getattr, leg, "transcript"))
-        if name == "person":
-            world.client.calls(call.sid or "").update(status="completed")
-        else:
-            world.client.calls(leg.sid).update(status={"cancel": "canceled", "complete": "completed"}[name])
+        ended, status = (call.sid or "", "completed") if by == "person" else (leg.sid, by)
+        world.client.calls(ended).update(status=status)
         world.twilio.wait_quiet()
         asked = [each.fields["DialCallStatus"] for each in world.ours.asked if each.url.endswith("/after")]
-        found[name, picks_up] = (leg.status, asked)
+        found[by, picks_up] = (leg.status, asked)
         world.twilio.reset()
         world.ours.asked.clear()
-    assert found == {
-        ("person", False): ("canceled", ["canceled"]),
-        ("person", True): ("completed", ["completed"]),
-        ("cancel", False): ("canceled", ["canceled"]),
-        ("complete", True): ("completed", ["completed"]),
-    }
+    assert found == cases
 
 
 def test_second_leg_is_listed_by_its_parent(world: World) -> None:
@@ -98,29 +92,27 @@ def test_second_leg_is_listed_by_its_parent(world: World) -> None:
     assert [each.sid for each in world.client.calls.list(to=THEIRS)] == [call.sid]
 
 
-@pytest.mark.parametrize(
-    "screen", ["<Response><Dial>x</Dial></Response>", "<Response><Pause/></Response>", "<Response>"]
-)
-def test_invalid_whisper_ends_the_second_leg(world: World, screen: str) -> None:
-    dial(world, screen)
-    world.finish()
-    first, leg = world.twilio.calls
-    assert leg.errors
-    assert not leg.bridged
-    assert [line["text"] for line in first.transcript] == ["Wait", "After"]
+def test_invalid_whisper_ends_the_second_leg(world: World) -> None:
+    for screen in ("<Response><Dial>x</Dial></Response>", "<Response><Pause/></Response>", "<Response>"):
+        dial(world, screen)
+        world.finish()
+        first, leg = world.twilio.calls
+        assert (screen, bool(leg.errors), leg.bridged) == (screen, True, False)
+        assert world.heard(first) == ["Wait", "After"]
+        world.twilio.reset()
 
 
 def test_person_at_the_second_phone_presses_and_talks(world: World) -> None:
     dial(world)
     world.twilio.behave(to=COLLEAGUE, outcome="person", words_per_second=500)
     world.call()
-    world.until(lambda: len(world.twilio.calls) == 2 and world.twilio.calls[1].status == "ringing")
+    world.until(lambda: len(world.twilio.calls) == 2)
+    world.answer(COLLEAGUE)
     first, leg = world.twilio.calls
     assert [phone["to"] for phone in world.twilio.phones()] == [COLLEAGUE]
-    for act in (Act(do="answer"), Act(do="press", keys="5")):
-        world.control("POST", f"phones/{COLLEAGUE}", act.model_dump())
-        world.until(lambda: leg.transcript)
+    world.until(lambda: leg.transcript)
+    world.act("press", COLLEAGUE, keys="5")
     world.until(lambda: leg.bridged)
-    world.control("POST", f"phones/{COLLEAGUE}", {"do": "hang-up"})
+    world.act("hang-up", COLLEAGUE)
     world.twilio.wait_quiet()
-    assert [line["text"] for line in first.transcript] == ["Wait", "After"]
+    assert world.heard(first) == ["Wait", "After"]

@@ -20,14 +20,14 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
 from tests.sandbox.twilio.twiml import ApplicationError, Connect
 
 if TYPE_CHECKING:
-    from tests.sandbox.twilio.call_simulator import Call
+    from tests.sandbox.twilio.call_simulator import Call, Exchange
 
 CONNECT_SECONDS = 5.0
 LONGEST_MESSAGE = 64 * 1024
@@ -37,24 +37,14 @@ SILENCE, VOICE = b"\xff" * 160, b"\x80\x00" * 80
 SECONDS_A_WORD = 0.4
 
 
-class Host(Protocol):
-    """What a session does to its call."""
-
-    async def speak(self, call: Call, text: str, language: str, who: str) -> None: ...
-    def note(self, call: Call, error: ApplicationError) -> None: ...
-    def hear(self, call: Call, *, digits: str = "", said: str = "") -> None: ...
-    def pace(self, call: Call) -> float: ...
-
-
 class Session(ABC):
     """One handover. `run` returns the fields that are posted to `action`, or raises SessionFailed."""
 
     broke = 64105
     cannot = 64102
 
-    def __init__(self, host: Host, call: Call, connect: Connect, signature: str) -> None:
-        self.host, self.call, self.connect = host, call, connect
-        self.signature = signature
+    def __init__(self, host: Exchange, call: Call, connect: Connect, signature: str) -> None:
+        self.host, self.call, self.connect, self.signature = host, call, connect, signature
         self.sid = "VX" + uuid.uuid4().hex
         self.began = time.monotonic()
         self.pauses: asyncio.Queue[None] = asyncio.Queue()  # the agent has stopped speaking
@@ -172,7 +162,7 @@ class Session(ABC):
 class Relay(Session):
     """ConversationRelay: Twilio recognizes and speaks, the agent reads and writes text."""
 
-    def __init__(self, host: Host, call: Call, connect: Connect, signature: str) -> None:
+    def __init__(self, host: Exchange, call: Call, connect: Connect, signature: str) -> None:
         super().__init__(host, call, connect, signature)
         told = dict(connect.attributes)
         self.language = told.get("ttsLanguage") or told.get("language", "en-US")
@@ -241,9 +231,8 @@ class Relay(Session):
             task.cancel()
             seconds = time.monotonic() - began
             said = " ".join(text.split()[: int(seconds / SECONDS_A_WORD)])
-            await self.send(
-                type="interrupt", utteranceUntilInterrupt=said, durationUntilInterruptMs=round(seconds * 1000)
-            )
+            heard = {"utteranceUntilInterrupt": said, "durationUntilInterruptMs": round(seconds * 1000)}
+            await self.send(type="interrupt", **heard)
         await self.send(type="prompt", voicePrompt=words, lang=self.heard_in, last=True)
 
 
@@ -252,7 +241,7 @@ class Stream(Session):
 
     broke = 31903
 
-    def __init__(self, host: Host, call: Call, connect: Connect, signature: str) -> None:
+    def __init__(self, host: Exchange, call: Call, connect: Connect, signature: str) -> None:
         super().__init__(host, call, connect, signature)
         self.sid = "MZ" + uuid.uuid4().hex
         self.number = 0
@@ -263,11 +252,8 @@ class Stream(Session):
     def code_of(self, error: object) -> int:
         if error == "handshake" or isinstance(error, aiohttp.WSServerHandshakeError):
             return 31920
-        if error == "tls" or isinstance(
-            error, aiohttp.ClientConnectorSSLError | aiohttp.ClientConnectorCertificateError
-        ):
-            return 31910
-        return 31901
+        tls = aiohttp.ClientConnectorSSLError | aiohttp.ClientConnectorCertificateError
+        return 31910 if error == "tls" or isinstance(error, tls) else 31901
 
     def fields(self, status: str, **_more: str) -> dict[str, str]:
         """Twilio documents no fields of its own for a Stream's end."""

@@ -180,30 +180,20 @@ class Call:
         return fields
 
 
+@dataclass(eq=False)
 class Exchange:
     """Takes orders and sees each call through. words_per_second: how fast a Say is spoken. draw: the conduct for a number."""
 
-    def __init__(
-        self,
-        webhooks: Webhooks,
-        *,
-        calls_per_second: float,
-        ring_s: float,
-        words_per_second: float,
-        now: Callable[[], datetime],
-        events: Events,
-        draw: Callable[..., Conduct],
-    ) -> None:
-        self._draw = draw
-        self.calls: dict[str, Call] = {}
-        self._events = events
-        self._webhooks = webhooks
-        self._between_calls = 1 / calls_per_second
-        self._ring_s = ring_s
-        self._words_per_second = words_per_second
-        self._now = now
-        self._next_slot = 0.0
-        self._tasks: set[asyncio.Task[None]] = set()
+    webhooks: Webhooks
+    calls_per_second: float
+    ring_s: float
+    words_per_second: float
+    now: Callable[[], datetime]
+    events: Events
+    draw: Callable[..., Conduct]
+    calls: dict[str, Call] = field(default_factory=dict)
+    _next_slot: float = 0.0
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def take(self, account_sid: str, order: Order, conduct: Conduct) -> Call:
         """The call exists from here on. Raises Refusal 22005 when more than a day of calls is waiting."""
@@ -211,8 +201,8 @@ class Exchange:
         slot = max(now, self._next_slot)
         if slot - now > QUEUE_SECONDS:
             raise Refusal(22005)
-        self._next_slot = slot + self._between_calls
-        call = Call(account_sid, order, conduct, accepted=now, accepted_at=self._now(), slot=slot)
+        self._next_slot = slot + 1 / self.calls_per_second
+        call = Call(account_sid, order, conduct, accepted=now, accepted_at=self.now(), slot=slot)
         self.calls[call.sid] = call
         self._tell(call, "call", status="queued")
         self.spawn(self._live(call))
@@ -264,22 +254,23 @@ class Exchange:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._webhooks.idle()
+        await self.webhooks.idle()
         self.calls.clear()
         self._next_slot = 0.0
 
     # -- from the queue to the last word ------------------------------------------------------------------------------
 
     async def _live(self, call: Call) -> None:
-        if await _ends(call, call.slot - time.monotonic()):
+        if await _ends(call, call.slot - time.monotonic()) or not await self._answered(call):
             return
-        if not await self._answered(call):
-            return
+        talk = self._whisper_and_talk(call) if call.parent else self._converse(call)
+        # A Dial's timeLimit shrinks with the silences, so that a test need not wait for it.
+        limit_s = call.order.time_limit * (min(1, self.pace(call)) if call.parent else 1)
         over = asyncio.ensure_future(call.over.wait())
-        conversation: asyncio.Future[Any] = asyncio.ensure_future(self._converse(call))
+        conversation: asyncio.Future[Any] = asyncio.ensure_future(talk)
         diverted = asyncio.ensure_future(call.diversions.get())
         try:
-            async with asyncio.timeout(call.order.time_limit):
+            async with asyncio.timeout(limit_s):
                 while True:
                     await asyncio.wait({conversation, over, diverted}, return_when="FIRST_COMPLETED")
                     if over.done() or not diverted.done():
@@ -300,7 +291,7 @@ class Exchange:
 
     async def _answered(self, call: Call) -> bool:
         """Rings. False: nobody picked up, and the call is over."""
-        call.started_at = self._now()
+        call.started_at = self.now()
         self._notify(call, "initiated", "initiated")
         self._become(call, "ringing")
         self._notify(call, "ringing", "ringing")
@@ -321,35 +312,32 @@ class Exchange:
         """What becomes of the ringing; None where the call ended meanwhile."""
         limit = call.order.ring_limit
         if call.conduct.outcome != "person":
-            over = await _ends(call, min(self._ring_s, limit))
-            return None if over else call.conduct.outcome if self._ring_s <= limit else "no-answer"
-        decision = asyncio.ensure_future(call.decisions.get())
-        ended = asyncio.ensure_future(call.over.wait())
+            over = await _ends(call, min(self.ring_s, limit))
+            return None if over else call.conduct.outcome if self.ring_s <= limit else "no-answer"
         until = time.monotonic() + limit
         try:
-            await asyncio.wait({decision, ended}, timeout=limit, return_when="FIRST_COMPLETED")
-            picked = decision.result() if decision.done() else "no-answer"
-        finally:
-            ended.cancel()
-            decision.cancel()
+            async with asyncio.timeout(limit):
+                picked = await call.decisions.get()
+        except TimeoutError:
+            picked = "no-answer"
         still_rings = 0.0 if picked != "no-answer" else until - time.monotonic()
         return None if await _ends(call, still_rings) else picked
 
     def _tell(self, call: Call, kind: str, **facts: Any) -> None:
         facts |= {"colleague": True} if call.parent else {}
-        self._events.tell(kind, sid=call.sid, to=call.to, attempt=attempt_of(call.url), in_hand=call.in_hand, **facts)
+        self.events.tell(kind, sid=call.sid, to=call.to, attempt=attempt_of(call.url), in_hand=call.in_hand, **facts)
 
     def pace(self, call: Call) -> float:
         """How much slower than a human voice; silence shrinks with it."""
         return HUMAN_WORDS_PER_SECOND / self._rate(call)
 
     def _rate(self, call: Call) -> float:
-        own = HUMAN_WORDS_PER_SECOND if call.in_hand else self._words_per_second
+        own = HUMAN_WORDS_PER_SECOND if call.in_hand else self.words_per_second
         return call.conduct.words_per_second or own
 
     def _become(self, call: Call, status: Status) -> None:
         call.status = status
-        call.updated_at = self._now()
+        call.updated_at = self.now()
         call.history.append({"status": status, "at": iso(call.updated_at)})
         self._tell(call, "call", status=status)
 
@@ -358,9 +346,10 @@ class Exchange:
             return
         call.duration_s = math.ceil(time.monotonic() - call.answered) if call.answered is not None else None
         call.sip_code = call.sip_code or SIP[status]
-        call.ended_at = self._now()
+        call.ended_at = self.now()
         self._become(call, status)
         call.over.set()
+        call.decisions.put_nowait("no-answer")  # nobody waits for one any more
         seconds = call.duration_s or 0
         ending = {"CallDuration": str(seconds), "Duration": str(math.ceil(seconds / 60))}
         self._notify(call, "completed", status, **ending, SipResponseCode=str(call.sip_code))
@@ -440,7 +429,7 @@ class Exchange:
     async def _hand_over(self, call: Call, connect: Connect) -> dict[str, str] | None:
         """What is posted to `action` when the agent's session ends. None: the person has hung up, and `action` is told beside."""
         kind = Stream if connect.kind == "Stream" else Relay
-        session: Session = kind(self, call, connect, self._webhooks.sign(connect.url, {}))
+        session: Session = kind(self, call, connect, self.webhooks.sign(connect.url, {}))
         self._tell(call, "agent", url=connect.url, noun=connect.kind, on=True)
         try:
             fields = await session.run()
@@ -463,12 +452,12 @@ class Exchange:
             ring_limit=dial.timeout + DIAL_BUFFER_S, time_limit=dial.time_limit,
         )  # fmt: skip
         now = time.monotonic()
-        conduct = self._draw(dial.number, second_leg=True)
-        leg = Call(call.account_sid, order, conduct, now, self._now(), slot=now, parent=call)
+        conduct = self.draw(dial.number, second_leg=True)
+        leg = Call(call.account_sid, order, conduct, now, self.now(), slot=now, parent=call)
         self.calls[leg.sid] = leg
         self._tell(leg, "call", status="queued")
         try:
-            await self._live_as_second_leg(leg)
+            await self._live(leg)
         finally:
             self._finish(leg, "completed" if leg.status == "in-progress" else "canceled")
             fields = {"DialCallStatus": leg.status, "DialCallSid": leg.sid, "DialBridged": str(leg.bridged).lower()}
@@ -476,21 +465,6 @@ class Exchange:
             if call.over.is_set() and dial.action:  # the person has hung up; Twilio does not document this request
                 self.spawn(self._deliver(call, [Hook(dial.method, dial.action, call.fields("completed") | fields)]))
         return fields
-
-    async def _live_as_second_leg(self, leg: Call) -> None:
-        if not await self._answered(leg):
-            return
-        over, talk = asyncio.ensure_future(leg.over.wait()), asyncio.ensure_future(self._whisper_and_talk(leg))
-        try:
-            # timeLimit shrinks with the silences, so that a test need not wait for it.
-            limit_s = leg.order.time_limit * min(1, self.pace(leg))
-            await asyncio.wait({over, talk}, timeout=limit_s, return_when="FIRST_COMPLETED")
-            if talk.done():
-                talk.result()
-        finally:
-            for task in (over, talk):
-                task.cancel()
-            await asyncio.gather(over, talk, return_exceptions=True)
 
     async def _whisper_and_talk(self, leg: Call) -> None:
         """Returns when the leg hangs up, or is hung up by the whisper's document."""
@@ -597,10 +571,10 @@ class Exchange:
         self._tell(call, "heard", digits=digits, said=said)
 
     def _transcribe(self, call: Call, who: str, **what: str) -> None:
-        call.transcript.append({"who": who, **what, "at": iso(self._now())})
+        call.transcript.append({"who": who, **what, "at": iso(self.now())})
 
     def note(self, call: Call, error: ApplicationError) -> None:
-        call.errors.append({"code": error.code, "message": error.message, "at": iso(self._now())})
+        call.errors.append({"code": error.code, "message": error.message, "at": iso(self.now())})
 
     async def _detect(self, call: Call) -> None:
         """Answering machine detection: sets AnsweredBy, and reports it where it runs beside the call."""
@@ -630,7 +604,7 @@ class Exchange:
         facts = {"path": urlsplit(hook.url).path, "sequence": sequence, "status": hook.fields.get("CallStatus")}
         facts = {name: fact for name, fact in facts.items() if fact is not None}
         try:
-            reply = await self._webhooks.send(hook)
+            reply = await self.webhooks.send(hook)
         except ApplicationError as error:
             self._tell(call, "callback", **facts, answer=None, error=error.message)
             raise
@@ -642,7 +616,7 @@ class Exchange:
         """Fires a status callback, where it is subscribed to: numbered, and stamped with the time it arose."""
         if call.order.status_callback is None or event not in call.order.events:
             return
-        fields = call.fields(status) | more | {"Timestamp": rfc2822(self._now()) or ""}
+        fields = call.fields(status) | more | {"Timestamp": rfc2822(self.now()) or ""}
         fields |= {"CallbackSource": "call-progress-events", "SequenceNumber": str(call.sequence)}
         if event in ("ringing", "answered"):
             fields["StirStatus"] = "B"
