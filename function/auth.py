@@ -9,13 +9,13 @@ imported where a token is judged: it costs 30 ms of each cold start (measured), 
 
 import functools
 import hmac
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from twilio.request_validator import RequestValidator
 from werkzeug.datastructures import MultiDict
 
+from shared.logs import Headers
 from shared.settings import Settings
 from shared.signing import is_signed
 
@@ -35,12 +35,6 @@ class AuthenticationError(Exception):
 
 class KeysUnavailable(Exception):
     """Google's signing keys could not be fetched."""
-
-
-class Headers(Protocol):
-    """A dict or werkzeug's headers. Names are case-insensitive here."""
-
-    def items(self) -> Iterable[tuple[str, str]]: ...
 
 
 class SigningKeys(Protocol):

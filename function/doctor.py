@@ -25,7 +25,7 @@ from shared.doctor.twilio import check_twilio
 from shared.doctor.url import check_public_url
 from shared.logs import Mask
 from shared.results import post_test
-from shared.screening import Refusal, parse_number, screen, table_date
+from shared.screening import AREA_CODES_READ_ON, Refusal, parse_number, screen
 from shared.settings import Settings, SettingsError, load_settings, unknown_settings
 
 SKEW_SECONDS: Final = 60.0
@@ -76,9 +76,9 @@ def _settings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Findin
 
 def _old_tables(settings: Settings) -> Iterator[Finding]:
     today, hours = datetime.now(UTC).date(), settings.calling_hours
-    if today - table_date() > AREA_CODES_AGE:
+    if today - AREA_CODES_READ_ON > AREA_CODES_AGE:
         advice = "upgrade: jobs with a newer area code fail (area_code_unknown)"
-        yield warning("area codes", f"our table of area codes is of {table_date():%d %b %Y}", advice)
+        yield warning("area codes", f"our table of area codes is of {AREA_CODES_READ_ON:%d %b %Y}", advice)
     if hours and hours.review_after and today > hours.review_after:
         found = f"the rules of {settings.call_hours} were read on {hours.read}; their review was due by {hours.review_after}"
         advice = "read the sources in shared/hours again, correct the rules, and set a new date"

@@ -25,7 +25,7 @@ from shared.logs import mask_phone
 from shared.models import Person
 from shared.screening import PutOff, Refusal, parse_number, persons_clock, screen
 from shared.settings import Settings, SettingsError, load_settings
-from shared.waiting import Waiting, WaitingJob
+from shared.stats import Waiting, WaitingJob
 
 UNUSED: Final = {
     "TWILIO_ACCOUNT_SID": "AC" + "0" * 32,

@@ -21,6 +21,7 @@ import io
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import flask
@@ -56,29 +57,21 @@ except (SettingsError, ScriptError) as error:
     raise SystemExit(str(error)) from None
 configure_logs(secrets=settings.secrets)
 
-_parts: "tuple[Jobs, Dispatcher] | None" = None
-_sender: Sender | None = None
+_parts: "tuple[Jobs, Dispatcher, Sender] | None" = None
 _wiring = threading.Lock()
 
 
-def parts() -> "tuple[Jobs, Dispatcher]":
+def parts() -> "tuple[Jobs, Dispatcher, Sender]":
     """Wired at the first request: gunicorn imports this module in its master process and forks its workers afterwards."""
-    global _parts, _sender
+    global _parts
     with _wiring:
-        from shared.dispatcher import wire  # with all that dials: listening does not wait for it
+        if _parts is None:
+            from shared.dispatcher import wire  # with all that dials: listening does not wait for it
 
-        _parts = _parts or wire(settings)
-        if _sender is None:
-            _sender = Sender(settings, _parts[0])
-            _sender.wake()  # events are written from now on, before this process's first call can end
+            jobs, dispatcher = wire(settings)
+            _parts = jobs, dispatcher, Sender(settings, jobs)
+            _parts[2].wake()  # events are written from now on, before this process's first call can end
         return _parts
-
-
-def sender() -> Sender:
-    """Tells results, in threads of its own. Wired with the other parts."""
-    parts()
-    assert _sender is not None
-    return _sender
 
 
 def dispatch(request: flask.Request) -> flask.Response:
@@ -136,22 +129,24 @@ def read_body(request: flask.Request) -> flask.Response | None:
 def on_webhook(request: flask.Request) -> flask.Response:
     body = request.get_data()
     auth.authenticate_webhook(settings, request.headers, body)
-    answer = webhook.handle(body, parts()[1])
+    _, dispatcher, sender = parts()
+    answer = webhook.handle(body, dispatcher)
     if answer.get("did") == "refused":
-        sender().wake()
+        sender.wake()
     return reply(answer)
 
 
 def on_sweep(request: flask.Request) -> flask.Response:
     auth.authenticate_sweep(settings, request.headers)
-    return reply(sender().tell_beside(_sweep))
+    jobs, dispatcher, sender = parts()
+    return reply(sender.tell_beside(partial(_sweep, jobs, dispatcher)))
 
 
-def _sweep() -> dict[str, Any]:
+def _sweep(jobs: Jobs, dispatcher: "Dispatcher") -> dict[str, Any]:
     if not SWEEPS.acquire(blocking=False):
         return {"ignored": "enough sweeps are running"}
     try:
-        return sweep_once(settings, *parts())
+        return sweep_once(settings, jobs, dispatcher)
     finally:
         SWEEPS.release()
 
@@ -173,9 +168,10 @@ def on_status(request: flask.Request) -> flask.Response:
     authenticate_form(request)
     attempt = read_attempt(request.args.get("attempt"))
     event = read_event(request.form)
-    call_status.handle(attempt, event, parts()[1], scripts)
+    _, dispatcher, sender = parts()
+    call_status.handle(attempt, event, dispatcher, scripts)
     if event.call_status in FINAL_CALL_STATUSES:
-        sender().wake()
+        sender.wake()
     return flask.Response(status=204)
 
 

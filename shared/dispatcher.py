@@ -34,19 +34,17 @@ HALT_SECONDS = 60.0  # the first pause after a halt; SQL doubles it, up to an ho
 ASKS_PER_SETTLING = 4  # Twilio is asked this often before an absent call counts as absent
 
 
-def no_fault(_point: str) -> None:
-    """The fault point of production: nothing happens. Tests stop the process, or time, at one."""
-
-
 class Dispatcher:
     """One per process, shared by its threads. Every method raises JobsUnavailable when the database does not answer."""
 
     def __init__(
-        self, settings: Settings, jobs: Jobs, telephony: Telephony, fault_point: Callable[[str], None] = no_fault
+        self,
+        settings: Settings,
+        jobs: Jobs,
+        telephony: Telephony,
+        fault_point: Callable[[str], None] = lambda _point: None,  # tests stop the process, or time, at one
     ) -> None:
-        self._settings = settings
-        self._jobs = jobs
-        self._telephony = telephony
+        self._settings, self._jobs, self._telephony = settings, jobs, telephony
         self._fault_point = fault_point
         self._slot_s = 1 / settings.calls_per_second
         self._ask_again_s = settings.call_settling_seconds / ASKS_PER_SETTLING
@@ -119,10 +117,9 @@ class Dispatcher:
                 log.info("call put off", code=code, until=str(until))
                 return StepResult("put_off", job.id, code)
         self._fault_point("screened")
+        in_time = partial(since.is_fresh, DIAL_WITHIN_SECONDS)
         try:
-            placed = self._telephony.place(
-                attempt, job.id, job.phone_e164, partial(since.is_fresh, DIAL_WITHIN_SECONDS)
-            )
+            placed = self._telephony.place(attempt, job.id, job.phone_e164, in_time)
         except CallNotPlaced as failure:
             self._fault_point("failed")
             return self._record_failure(job.id, attempt, failure.verdict)

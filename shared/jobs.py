@@ -14,8 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from shared.http import HttpError
 from shared.models import Answer, CallEvent, Claim, LiveCall, NextOpenCall, NextResult, Settlement, TwilioCall
 from shared.setup_facts import SetupFacts
-from shared.stats import Stats
-from shared.waiting import Waiting
+from shared.stats import Stats, Waiting
 
 if TYPE_CHECKING:
     from postgrest import SyncPostgrestClient

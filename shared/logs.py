@@ -217,11 +217,13 @@ def configure_logs(stream: TextIO | None = None, json: bool | None = None, *, se
     )
 
 
-class _Headers(Protocol):
+class Headers(Protocol):
+    """A dict or werkzeug's headers. Names are case-insensitive."""
+
     def items(self) -> Iterable[tuple[str, str]]: ...
 
 
-def bind_trace(headers: _Headers) -> None:
+def bind_trace(headers: Headers) -> None:
     """Add the request's trace id to its lines, from `X-Cloud-Trace-Context` (TRACE/SPAN;o=1) or `traceparent`
     (version-TRACE-span-flags), if one of them is valid."""
     given = {name.lower(): value for name, value in headers.items()}

@@ -22,13 +22,13 @@ CALL_SID = re.compile(r"CA[0-9a-f]{32}")
 FINAL_CALL_STATUSES: frozenset[CallStatus] = frozenset({"completed", "busy", "no-answer", "failed", "canceled"})
 
 
-class _Answer(BaseModel):
+class SqlAnswer(BaseModel):
     """The answer of an SQL function. Unknown keys are ignored, so newer SQL can serve older code."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
-class Person(_Answer):
+class Person(SqlAnswer):
     """The data that a script may say: the person's name, and how they signed up."""
 
     first_name: str | None
@@ -42,19 +42,19 @@ class ClaimedJob(Person):
     phone_e164: str
 
 
-class Attempt(_Answer):
+class Attempt(SqlAnswer):
     id: UUID
     number: int = Field(ge=1)
 
 
-class Redial(_Answer):
+class Redial(SqlAnswer):
     """Nobody picked up the last call, which began at `missed_at`. This one was due at `due_at`."""
 
     missed_at: datetime
     due_at: datetime
 
 
-class Claimed(_Answer):
+class Claimed(SqlAnswer):
     outcome: Literal["claimed"]
     job: ClaimedJob
     attempt: Attempt
@@ -62,7 +62,7 @@ class Claimed(_Answer):
     redial: Redial | None = None
 
 
-class Wait(_Answer):
+class Wait(SqlAnswer):
     """CALLS_PER_SECOND leaves no slot now, or a lock in the database is held (reason): nothing was claimed."""
 
     outcome: Literal["wait"]
@@ -70,14 +70,14 @@ class Wait(_Answer):
     reason: str | None = None
 
 
-class Paused(_Answer):
+class Paused(SqlAnswer):
     outcome: Literal["paused"]
     until: datetime | Literal["infinity"]
     reason: str | None
     just_now: bool = False
 
 
-class Unparsed(_Answer):
+class Unparsed(SqlAnswer):
     """The number, as typed, is not E.164. SQL cannot parse it; Python does."""
 
     outcome: Literal["unparsed"]
@@ -85,7 +85,7 @@ class Unparsed(_Answer):
     phone_number: str
 
 
-class NothingDue(_Answer):
+class NothingDue(SqlAnswer):
     """No job to dial. For a job asked for by id, its state; `status` None means that the job does not exist."""
 
     outcome: Literal["none"]
@@ -106,7 +106,7 @@ class LiveJob(Person):
     laters: int = 0
 
 
-class LiveCall(_Answer):
+class LiveCall(SqlAnswer):
     """The database's answer about a live call. `then`: keep the call, or end it.
 
     by_machine: a machine answered, as far as we know. machine_now: this event is the first to say so.
@@ -133,7 +133,7 @@ class LiveCall(_Answer):
         return self.then == "keep"
 
 
-class OpenCall(_Answer):
+class OpenCall(SqlAnswer):
     """A call to follow up: in doubt, without news, or a duplicate."""
 
     outcome: Literal["ask"]
@@ -151,7 +151,7 @@ class OpenCall(_Answer):
     lease_ran_out: bool
 
 
-class Nothing(_Answer):
+class Nothing(SqlAnswer):
     """Nothing is due."""
 
     outcome: Literal["none"]
@@ -160,30 +160,30 @@ class Nothing(_Answer):
 NextOpenCall = Annotated[OpenCall | Nothing, Field(discriminator="outcome")]
 
 
-class Found(_Answer):
+class Found(SqlAnswer):
     outcome: Literal["found"]
     call_sid: str
 
 
-class Absent(_Answer):
+class Absent(SqlAnswer):
     outcome: Literal["absent"]
     job_status: JobStatus
 
 
-class NotYet(_Answer):
+class NotYet(SqlAnswer):
     """Twilio does not list the call yet, and the settling time has not passed."""
 
     outcome: Literal["not_yet"]
 
 
-class Ambiguous(_Answer):
+class Ambiguous(SqlAnswer):
     """More than one listed call could be this attempt. None is bound."""
 
     outcome: Literal["ambiguous"]
     calls: int
 
 
-class Settled(_Answer):
+class Settled(SqlAnswer):
     """Another process settled the attempt first."""
 
     outcome: Literal["settled"]
@@ -192,7 +192,7 @@ class Settled(_Answer):
 Settlement = Annotated[Found | Absent | NotYet | Ambiguous | Settled, Field(discriminator="outcome")]
 
 
-class ClaimedResult(_Answer):
+class ClaimedResult(SqlAnswer):
     """An event to tell at RESULT_URL. `body` is sent letter by letter; `try` counts from 1."""
 
     outcome: Literal["claimed"]

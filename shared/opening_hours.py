@@ -106,7 +106,7 @@ _Hours = Annotated[Schedule, BeforeValidator(lambda hours: parse_schedule(hours)
 class PlaceRule(BaseModel):
     """`place` is an ISO 3166 code; the rule narrows the default for numbers that may be there."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     place: Annotated[str, AfterValidator(_place)]
     name: str
@@ -117,7 +117,7 @@ class PlaceRule(BaseModel):
 class CallingHours(BaseModel):
     """One file of shared/hours, or CALL_HOURS itself as `default`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     default: _Hours
     read: date | None = None

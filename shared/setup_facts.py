@@ -2,15 +2,12 @@
 
 from typing import Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime
+
+from shared.models import SqlAnswer
 
 
-class _Fact(BaseModel):
-    # A newer database may report more.
-    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
-
-
-class VaultFacts(_Fact):
+class VaultFacts(SqlAnswer):
     """`hmac`: hexadecimal, of the nonce, under the key that signs webhooks; None without a secret."""
 
     url: str | None = None
@@ -18,7 +15,7 @@ class VaultFacts(_Fact):
     error: str | None = None
 
 
-class WebhookAnswer(_Fact):
+class WebhookAnswer(SqlAnswer):
     """The result of one pg_net request, an HTTP status or an error. It may belong to another webhook of the project."""
 
     status: int | None
@@ -26,14 +23,14 @@ class WebhookAnswer(_Fact):
     age_s: float
 
 
-class NetFacts(_Fact):
+class NetFacts(SqlAnswer):
     waiting: int = 0
     oldest_waiting: int | None = None
-    answers: list[WebhookAnswer] = []
+    answers: tuple[WebhookAnswer, ...] = ()
     error: str | None = None
 
 
-class CallFacts(_Fact):
+class CallFacts(SqlAnswer):
     """The row of private.call_settings. paused_until is a time or "infinity", as the database writes it."""
 
     paused_until: str | None
@@ -42,7 +39,7 @@ class CallFacts(_Fact):
     verified_phones_only: bool
 
 
-class SetupFacts(_Fact):
+class SetupFacts(SqlAnswer):
     """`functions`: those of ours that the service may call. `guards`: valid indexes that forbid duplicates. Ages in seconds.
 
     `open`: our functions, tables and views that anon or authenticated may use, as GRANT names them.

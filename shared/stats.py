@@ -1,18 +1,17 @@
-"""The counts that `call_job_stats` answers: each sweep logs them, and the alerts watch them."""
+"""The counts that `call_job_stats` answers, and the jobs that wait, as `waiting_calls` answers."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from shared.models import Redial, SqlAnswer
 
 
-class Stats(BaseModel):
+class Stats(SqlAnswer):
     """Counts of jobs and calls. `oldest_*_s` are ages in seconds, 0 if there are none; `*_1h`, `*_24h` count the last hours.
 
+    Each sweep logs them, and the alerts watch them.
     held_by_rule: jobs that wait for calling hours or another time of day, by the words of the rule.
     """
-
-    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
     queued: int
     dialing: int
@@ -43,3 +42,24 @@ class Stats(BaseModel):
     results_due: int
     results_oldest_s: float
     results_gave_up: int
+
+
+class WaitingJob(SqlAnswer):
+    """A queued job. `held`: what a claim would hold it for, until `until`, if that is known and is not for good."""
+
+    id: int
+    phone_number: str
+    metadata: dict[str, Any]
+    due_at: datetime
+    reason_code: str | None
+    redial: Redial | None
+    held: str | None
+    until: datetime | None
+
+
+class Waiting(SqlAnswer):
+    """Some of the jobs that wait, by id, for `python -m function.explain`. `paused`: why all calls are paused, if they are."""
+
+    now: datetime
+    paused: str | None
+    jobs: tuple[WaitingJob, ...]

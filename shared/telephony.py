@@ -166,14 +166,12 @@ class Telephony:
         settings = self._settings
         about = f"?attempt={attempt}&job_id={job_id}"
         callback = f"{settings.status_url}{about}{CALLBACK_RETRIES}"
-        detection: dict[str, Any] = {}
-        if settings.call_machines != "ignore":
-            # Wait for the end of the machine's greeting, or it talks over our message. A person hears us meanwhile.
-            detection = {
-                "machine_detection": "DetectMessageEnd",
-                "async_amd": "true",
-                "async_amd_status_callback": callback,
-            }
+        # Wait for the end of the machine's greeting, or it talks over our message. A person hears us meanwhile.
+        detection = {
+            "machine_detection": "DetectMessageEnd",
+            "async_amd": "true",
+            "async_amd_status_callback": callback,
+        }
         request = self._transport(self._creates, in_time)
         try:
             call = self._connect(request).calls.create(
@@ -186,7 +184,7 @@ class Telephony:
                 status_callback_event=STATUS_EVENTS,
                 timeout=settings.call_ring_seconds,
                 time_limit=settings.call_time_limit_seconds,
-                **detection,
+                **(detection if settings.call_machines != "ignore" else {}),
             )
         except Exception as error:
             raise CallNotPlaced(verdict_on(error, was_sent=request.body is None or request.body.was_sent)) from error

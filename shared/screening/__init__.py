@@ -5,15 +5,15 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from shared.models import Redial
-from shared.screening.area_codes import table_date
+from shared.screening.area_codes import AREA_CODES_READ_ON
 from shared.screening.hours import LAST_CALL, PutOff, check_hours, next_moment, persons_clock
 from shared.screening.number_rules import called_countries, check_number
 from shared.screening.numbers import PhoneNumber, Refusal, parse_number
 from shared.screening.spread import spread
 from shared.settings import Settings
 
-__all__ = ["LAST_CALL", "PhoneNumber", "PutOff", "Refusal", "called_countries", "check_hours", "check_number"]
-__all__ += ["next_moment", "parse_number", "persons_clock", "screen", "table_date"]
+__all__ = ["AREA_CODES_READ_ON", "LAST_CALL", "PhoneNumber", "PutOff", "Refusal", "called_countries", "check_hours"]
+__all__ += ["check_number", "next_moment", "parse_number", "persons_clock", "screen"]
 
 
 def screen(

@@ -19,8 +19,8 @@ class AreaCode(NamedTuple):
     in_service: str
 
 
-READ_ON: Final = date(2026, 11, 28)
-"""The day on which the sources of the table were read."""
+AREA_CODES_READ_ON: Final = date(2026, 11, 28)
+"""The day on which the table was last compared with its sources."""
 AREA_CODES: Final = {
     "357": AreaCode("CA", (_PACIFIC,), "2025-03-26"),  # overlay of 559; California PUC
     "436": AreaCode("OH", (_EASTERN,), "2024-03"),  # overlay of 440; nyaruka/phonenumbers#227
@@ -37,8 +37,3 @@ AREA_CODES: Final = {
     "861": AreaCode("IL", (_CENTRAL,), "2023-02-24"),  # overlay of 309; daviddrysdale/python-phonenumbers#318
     "924": AreaCode("MN", (_CENTRAL,), "2024-08-30"),  # overlay of 507; Minnesota PUC
 }
-
-
-def table_date() -> date:
-    """The day on which the table of area codes was last compared with its sources."""
-    return READ_ON

@@ -15,8 +15,8 @@ from shared.dispatcher import Dispatcher
 from shared.jobs import Jobs
 from shared.models import Attempt, Claimed, ClaimedJob, LiveCall, Placed, Redial, Unparsed
 from shared.settings import Settings
+from shared.stats import Waiting, WaitingJob
 from shared.telephony import Telephony
-from shared.waiting import Waiting, WaitingJob
 from tests.unit.examples import settings
 
 NOW = datetime(2026, 12, 24, 18, 30, tzinfo=UTC)

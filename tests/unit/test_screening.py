@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from phonenumbers import PhoneNumberFormat, PhoneNumberType
 
 from function import doctor
-from shared.screening import PhoneNumber, PutOff, Refusal, check_number, parse_number, screen, table_date
+from shared.screening import AREA_CODES_READ_ON, PhoneNumber, PutOff, Refusal, check_number, parse_number, screen
 from shared.screening.area_codes import AREA_CODES
 from shared.settings import Settings
 from tests.unit.examples import settings
@@ -272,10 +272,10 @@ def test_area_code_table_holds_codes_that_phonenumbers_lacks() -> None:
 
 def test_doctor_warns_of_an_old_area_code_table(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(doctor._old_tables(settings())) == []
-    monkeypatch.setattr(doctor, "AREA_CODES_AGE", datetime.now(UTC).date() - table_date() - timedelta(days=1))
+    monkeypatch.setattr(doctor, "AREA_CODES_AGE", datetime.now(UTC).date() - AREA_CODES_READ_ON - timedelta(days=1))
     (finding,) = doctor._old_tables(settings())
     assert (finding.state, "area_code_unknown" in finding.advice) == ("warning", True)
-    assert f"{table_date():%d %b %Y}" in finding.found
+    assert f"{AREA_CODES_READ_ON:%d %b %Y}" in finding.found
 
 
 def test_exchanges_without_subscribers_are_refused_in_every_area_code() -> None:
