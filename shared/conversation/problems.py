@@ -1,22 +1,13 @@
 """The problems that pydantic finds in a script, in words for readers without Python."""
 
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final
+
+from pydantic_core import ErrorDetails
 
 from shared.conversation.script import Answer, Connect, OptOut, Placeholder, Question, Script
 from shared.conversation.texts import Part, Recording
 
-PartName = Literal["script", "opt_out", "connect", "question", "answer", "placeholder", "recording"]
-
-_PARTS: Final[dict[PartName, type[Part]]] = {
-    "script": Script,
-    "opt_out": OptOut,
-    "connect": Connect,
-    "question": Question,
-    "answer": Answer,
-    "placeholder": Placeholder,
-    "recording": Recording,
-}
 _MUST_BE: Final = {
     "opt_out": "a table [opt_out] with key, say and confirm",
     "answers": "a table [questions.answers.1] with means, and one more for each other key",
@@ -27,54 +18,52 @@ _MUST_BE: Final = {
 }
 
 
-def describe_problem(place: tuple[int | str, ...], kind: str, message: str, context: Mapping[str, Any]) -> str:
-    """`place`, `kind`, `message`, `context`: loc, type, msg and ctx of pydantic's error."""
-    match kind:
+def describe_problem(found: ErrorDetails) -> str:
+    place, name = found["loc"], str(found["loc"][-1])
+    match found["type"]:
         case "missing":
-            return f"is missing; it must be {_MUST_BE.get(str(place[-1]), 'text, in quotes')}"
+            return f"is missing; it must be {_MUST_BE.get(name, 'text, in quotes')}"
         case "extra_forbidden":
-            allowed = [key for key in _PARTS[_part(place)].model_fields if key != "name"]
+            allowed = [key for key in _part(place).model_fields if key != "name"]
             return f"is not a key here; allowed: {', '.join([*allowed, *(['play'] if 'say' in allowed else [])])}"
         case "string_type":
             return "must be text, in quotes"
         case "int_type" | "greater_than_equal" | "less_than_equal":
-            span = "5 to 60" if place[-1] == "ring_s" else "0 to 5"
-            return f"must be a whole number from {span}, without quotes"
+            return f"must be a whole number from {'5 to 60' if name == 'ring_s' else '0 to 5'}, without quotes"
         case "literal_error":
-            name = str(place[-1])
             return f"must be {_MUST_BE[f'connect.{name}' if place[0] == 'connect' else name]}"
         case "list_type":
-            is_texts = place[-1] in ("aliases", "hear", "yes", "metadata")
+            is_texts = name in ("aliases", "hear", "yes", "metadata")
             return 'must be a list: ["one", "two"]' if is_texts else "must be written as [[questions]], each time"
         case "dict_type" | "model_type":
-            if _part(place) == "placeholder":
+            if _part(place) is Placeholder:
                 return 'must be text, in quotes, or { kind = "name", fallback = "there" }'
             return "must be a table of its own, with keys and values"
         case "too_short":
             return "must hold one answer at least: [questions.answers.1] with means = ..."
         case "too_long":
-            return f"holds too many: at most {context['max_length']}"
+            return f"holds too many: at most {found['ctx']['max_length']}"
         case "string_too_long":
-            return f"is too long: at most {context['max_length']} characters"
-    return message
+            return f"is too long: at most {found['ctx']['max_length']} characters"
+    return found["msg"]
 
 
-def _part(place: tuple[int | str, ...]) -> PartName:
+def _part(place: tuple[int | str, ...]) -> type[Part]:
     """The table of the file that holds this place."""
     match place:
         case (*_, "<recording>", _):
-            return "recording"
+            return Recording
         case ("opt_out", _, *_):
-            return "opt_out"
+            return OptOut
         case ("connect", _, *_):
-            return "connect"
+            return Connect
         case ("placeholders", _, *_):
-            return "placeholder"
+            return Placeholder
         case ("questions", _, "answers", _, _, *_):
-            return "answer"
+            return Answer
         case ("questions", _, _, *_):
-            return "question"
-    return "script"
+            return Question
+    return Script
 
 
 def key_path(raw: Mapping[str, Any], place: tuple[int | str, ...]) -> str:
