@@ -24,20 +24,13 @@ _KEYS: Final = re.compile(r"[0-9*#A-D]{1,32}")
 
 
 @dataclass(frozen=True)
-class Waits:
-    """How often the person was asked to wait for this answer, and since when (Unix seconds)."""
-
-    count: int = 0
-    since: int = 0
-
-
-@dataclass(frozen=True)
 class VoiceRequest:
     """Twilio's request for the next words, parsed.
 
     `place` is None when the person picks up. `action` is the URL, without a place, that Twilio requests next. `picked_up_at`:
     Unix seconds. `first_leg`: on a colleague's leg, the SID of the person's call; else "". `second_leg`: how that leg ended.
-    `pressed`: `digits` were pressed just now, not spoken and not before a wait.
+    `pressed`: `digits` were pressed just now, not spoken and not before a wait. `waits`: how often the person was asked to wait
+    for this answer, `waiting_since` then (Unix seconds; 0: no wait).
     """
 
     attempt: UUID | None
@@ -49,7 +42,8 @@ class VoiceRequest:
     digits: str
     pressed: bool
     heard: str
-    waits: Waits
+    waits: int
+    waiting_since: int
     action: str
 
 
@@ -67,7 +61,8 @@ def read_voice_request(form: Mapping[str, str], query: Mapping[str, str], voice_
         digits=read_digits(form, query),
         pressed=bool(read_digits(form, {})),
         heard=read_heard(form),
-        waits=read_waits(query),
+        waits=_int(query.get("waits")) or 0,
+        waiting_since=_unix_time(query, "since"),
         action=f"{voice_url}?attempt={attempt}&picked_up={picked_up_at}",
     )
 
@@ -127,16 +122,15 @@ def read_place(query: Mapping[str, str], form: Mapping[str, str]) -> Place | Non
     """
     if "at" not in query:
         return None
-    tries = _int(query.get("try"))
-    at = query["at"]
-    if at == AGENT_FAILED and session_ended(form):
+    at, tries = query["at"], _int(query.get("try"))
+    if at == AGENT_FAILED and _session_ended(form):
         at = AGENT_ENDED
     elif at.startswith(DIAL) and _talked(form):
         at = GOODBYE
     return Place(query.get("script", ""), at if tries else "", tries or 1)
 
 
-def session_ended(form: Mapping[str, str]) -> bool:
+def _session_ended(form: Mapping[str, str]) -> bool:
     """Whether the agent, or the person, ended the session of a ConversationRelay. A Stream's end has no such fields."""
     return form.get("SessionStatus") in ("ended", "completed") and not form.get("ErrorCode")
 
@@ -149,14 +143,8 @@ def _talked(form: Mapping[str, str]) -> bool:
     return form.get("DialCallStatus") in ("completed", "answered") and form.get("DialBridged", "").lower() == "true"
 
 
-def read_waits(query: Mapping[str, str]) -> Waits:
-    """From the URL that `Waits` made; it is signed, like all that Twilio requests."""
-    return Waits(_int(query.get("waits")) or 0, _unix_time(query, "since"))
-
-
 def _unix_time(query: Mapping[str, str], name: str) -> int:
-    text = query.get(name, "")
-    return int(text) if text.isdecimal() and len(text) < 12 else 0
+    return _int(query.get(name), longest=11) or 0
 
 
 def _sid(text: str | None) -> str:
@@ -167,5 +155,5 @@ def _word(text: str | None) -> str | None:
     return text if text and _WORD.fullmatch(text) else None
 
 
-def _int(text: str | None) -> int | None:
-    return int(text) if text and text.isdecimal() and len(text) < 9 else None
+def _int(text: str | None, longest: int = 8) -> int | None:
+    return int(text) if text and text.isdecimal() and len(text) <= longest else None

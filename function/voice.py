@@ -2,8 +2,7 @@
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import structlog
@@ -59,15 +58,14 @@ def _begin(attempt: UUID, asked: VoiceRequest, dispatcher: "Dispatcher", scripts
 
 
 def _go_on(attempt: UUID, place: Place, asked: VoiceRequest, dispatcher: "Dispatcher", script: Script) -> str:
-    digits, heard = asked.digits, asked.heard
+    digits, heard, call_sid = asked.digits, asked.heard, asked.event.call_sid
     if asked.second_leg:
         talked = not place.at.startswith(turns.DIAL)
-        log.info("a colleague's leg ended", call_sid=asked.event.call_sid, status=asked.second_leg, talked=talked)
+        log.info("a colleague's leg ended", call_sid=call_sid, status=asked.second_leg, talked=talked)
     turn = turns.next_turn(script, place, digits, heard)
     spoken = heard if heard and not digits and (turn.learned or turn.opts_out) else None
     answer = Answer(script.opt_out.key if turn.opts_out else digits, opt_out=turn.opts_out, heard=spoken)
-    if turn.learned is not None:
-        learned = turn.learned
+    if learned := turn.learned:
         answer = replace(answer, digits=learned.key, question=learned.question, meaning=learned.meaning)
     try:
         if turn.later:
@@ -78,7 +76,7 @@ def _go_on(attempt: UUID, place: Place, asked: VoiceRequest, dispatcher: "Dispat
                 turn, answer = turns.next_turn(script, place, ""), Answer(digits)
             else:
                 answer = replace(answer, later_at=later_at)
-        call = dispatcher.record_answer(attempt, asked.event.call_sid, answer)
+        call = dispatcher.record_answer(attempt, call_sid, answer)
     except JobsUnavailable as error:
         _log_unstored(asked, answer, error)
         if turn.place and turn.place.at.startswith(turns.OPT_OUT):  # a wish in words cannot wait: no URL holds it
@@ -129,34 +127,30 @@ def _answered(event: CallEvent) -> CallEvent:
 
 def _wait(asked: VoiceRequest, script: Script, keys: str) -> str:
     """Ask the person to wait and Twilio to ask again, MAX_WAITS times within PATIENCE_SECONDS; then apologize."""
-    query = _waiting(asked, keys)
-    if asked.waits.count >= MAX_WAITS or time.time() + PAUSE_SECONDS > query["since"] + PATIENCE_SECONDS:
+    now = time.time()
+    if asked.waits >= MAX_WAITS or now + PAUSE_SECONDS > (asked.waiting_since or int(now)) + PATIENCE_SECONDS:
         return twiml.render_twiml(turns.apology_turn(script), script, None)
-    place = f"&{twiml.place_query(asked.place)}" if asked.place else ""
-    return twiml.render_wait(script, PAUSE_SECONDS, f"{asked.action}{place}&{urlencode(query)}")
+    return twiml.render_wait(script, PAUSE_SECONDS, _url_after_wait(asked, asked.place, keys))
 
 
-def _waiting(asked: VoiceRequest, keys: str) -> dict[str, Any]:
-    return {"waits": asked.waits.count + 1, "since": asked.waits.since or int(time.time()), "keys": keys}
+def _url_after_wait(asked: VoiceRequest, place: Place | None, keys: str) -> str:
+    since = asked.waiting_since or int(time.time())
+    return twiml.place_url(asked.action, place, waits=asked.waits + 1, since=since, keys=keys)
 
 
 def _render(turn: Turn, script: Script, call: LiveCall, asked: VoiceRequest, dispatcher: "Dispatcher") -> str:
     if not call.is_wanted or call.job is None:
         _log_unwanted(asked.event.call_sid, call)
         return twiml.hang_up()
+    unproved = turn.dials and not asked.pressed
     if turn.opts_out or call.opted_out:
         turn = turns.opt_out_turn(script)
     elif call.by_machine:
         turn = turns.voicemail_turn(script)
-    elif (
-        (turn.connects or (turn.dials and not asked.pressed))
-        and dispatcher.awaits_detection(call)
-        and asked.waits.count < DETECTION_WAITS
-    ):
+    elif (turn.connects or unproved) and dispatcher.awaits_detection(call) and asked.waits < DETECTION_WAITS:
         at = asked.place if turn.dials and asked.place else Place(script.name, turns.CONNECT)
-        query = _waiting(asked, turn.learned.key if turn.learned else "")
-        action = f"{asked.action}&{twiml.place_query(at)}&{urlencode(query)}"
-        return twiml.render_wait(script, DETECTION_PAUSE_SECONDS, action, asked.waits.count == 0)
+        action = _url_after_wait(asked, at, turn.learned.key if turn.learned else "")
+        return twiml.render_wait(script, DETECTION_PAUSE_SECONDS, action, asked.waits == 0)
     elif turn.connects and asked.attempt is not None:
         return twiml.render_handover(script, call.job, asked.attempt, asked.action)
     dialed = turns.dialed_answer(script, turn.place) if turn.dials and turn.place else None

@@ -75,12 +75,10 @@ class Scripts:
 
     def _add_aliases(self) -> Iterator[str]:
         for script in self:
+            names = [script.mode, *map(folded, script.aliases)]
             for alias in script.aliases:
                 other = self._by_mode.setdefault(folded(alias), script)
-                if (
-                    folded(alias) == folded(script.mode)
-                    or [folded(each) for each in script.aliases].count(folded(alias)) > 1
-                ):
+                if names.count(folded(alias)) > 1:
                     yield f"{script.mode}.toml: aliases: {alias!r} stands here already: once is enough"
                 elif other is not script:
                     yield f"{script.mode}.toml: aliases: {alias!r} belongs to {other.mode}.toml: each mode has one script"
@@ -92,10 +90,9 @@ class Scripts:
 
     def _screen_colleagues(self, settings: Settings | None) -> Iterator[str]:
         for script in self:
-            for question in script.questions:
-                for key, answer in question.answers.items():
-                    if answer.dial and (problem := dial_problem(answer, settings)):
-                        yield f"{script.name}.toml: questions.{question.id}.answers.{key}.dial: {problem}"
+            for place, answer in script.answers():
+                if answer.dial and (problem := dial_problem(answer, settings)):
+                    yield f"{script.name}.toml: {place}.dial: {problem}"
 
 
 def language_tags(value: object) -> list[str]:

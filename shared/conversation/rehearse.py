@@ -10,7 +10,7 @@ from shared.conversation.checks import PARAMETERS
 from shared.conversation.later import time_in_words, wished_moment
 from shared.conversation.library import FOLDER, ScriptError, Scripts
 from shared.conversation.script import GOODBYE, Answer, Connect, Question, Script
-from shared.conversation.texts import Recording
+from shared.conversation.texts import Recording, Texts, spoken
 from shared.conversation.turns import Place, Turn
 from shared.logs import mask_phone
 from shared.models import Person
@@ -37,12 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     for script in scripts:
         print("\n".join(rehearse(script)), end="\n\n")
     print(f"{len(scripts)} scripts, all of them valid")
-    if settings is None and any(
-        each.dial for script in scripts for q in script.questions for each in q.answers.values()
-    ):
-        print(
-            "the service's settings are not known here: CALL_COUNTRIES and our own number were not compared with dial"
-        )
+    if settings is None and any(answer.dial for script in scripts for _, answer in script.answers()):
+        unknown = "the service's settings are not known here"
+        print(f"{unknown}: CALL_COUNTRIES and our own number were not compared with dial")
     return 0
 
 
@@ -74,14 +71,13 @@ def rehearse(script: Script) -> Iterator[str]:
     yield "  on an answering machine" + ("" if script.machine else ": hangs up")
     yield from quoted(script, turns.voicemail_turn(script).says)
     yield "  when our database is down"
-    yield from quoted(script, (script.please_wait,) if script.please_wait else ())
-    yield from quoted(script, turns.apology_turn(script).says)
+    yield from quoted(script, spoken(script.please_wait) + turns.apology_turn(script).says)
 
 
 def _handover(script: Script, connect: Connect) -> Iterator[str]:
     yield f"  hands over to the agent at {connect.url}, as a {connect.kind}"
     yield f"    it is told {', '.join([*PARAMETERS, *connect.metadata])}"
-    yield from quoted(script, (connect.welcome,) if connect.welcome else ())
+    yield from quoted(script, spoken(connect.welcome))
     for at, event in ((turns.AGENT_ENDED, "has ended"), (turns.AGENT_FAILED, "cannot be had, or breaks")):
         turn = turns.next_turn(script, Place(script.name, at), "")
         yield f"    when the agent {event}: {_following(turn)}"
@@ -109,7 +105,7 @@ def _answers(script: Script, question: Question) -> Iterator[str]:
 def _transfer(script: Script, answer: Answer, place: Place) -> Iterator[str]:
     hours = f", {answer.hours} by the clock of {answer.zone}" if answer.hours else ""
     yield f"      puts through to {mask_phone(answer.dial or '')}{hours}; rings {answer.ring_s} seconds; the colleague hears"
-    yield from quoted(script, (answer.whisper,) if answer.whisper else ())
+    yield from quoted(script, spoken(answer.whisper))
     turn = turns.next_turn(script, place, "")
     yield f"      when no colleague presses a key: {_following(turn)}"
     yield from quoted(script, turn.says)
@@ -123,7 +119,7 @@ def _following(turn: Turn) -> str:
     return turn.place.at if turn.place else GOODBYE
 
 
-def quoted(script: Script, texts: tuple[str | Recording, ...], person: Person | None = None) -> Iterator[str]:
+def quoted(script: Script, texts: Texts, person: Person | None = None) -> Iterator[str]:
     for text in texts:
         if isinstance(text, Recording):
             yield f"      plays {text.play}"

@@ -1,7 +1,7 @@
 """A script: everything that the calls of one signup_mode say, as the values of its TOML file. The keys are explained in
 shared/docs/scripts.md, the order of a conversation is decided in turns.py."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Final, Literal
 from zoneinfo import ZoneInfo
@@ -18,10 +18,10 @@ from shared.conversation.texts import (
     Spoken,
     Text,
     allowed_by,
-    inline_text,
+    inline_problem,
     matches,
-    script_problem,
     spell,
+    without,
     words_only,
 )
 from shared.conversation.values import READERS, Kind, read_given_name
@@ -35,26 +35,20 @@ NAMES: Final = frozenset({"first_name", "last_name", "full_name", "name"})
 """Placeholders of kind `name` when their file gives a fallback only."""
 
 
-def _voice(text: str) -> str:
-    if problem := voice_problem(text):
-        raise script_problem(problem)
-    return text
-
-
-def _hours(text: str) -> str:
+def _hours_problem(text: str) -> str | None:
     try:
         parse_schedule(text)
     except ValueError as error:
-        raise script_problem(f"must be opening hours, such as Mo-Fr 09:00-17:00: {error}") from None
-    return text
+        return f"must be opening hours, such as Mo-Fr 09:00-17:00: {error}"
+    return None
 
 
-def _zone(text: str) -> str:
+def _zone_problem(text: str) -> str | None:
     try:
         ZoneInfo(text if "/" in text or text == "UTC" else "")  # EST has no summer time, localtime is this machine's
     except (ValueError, OSError, LookupError):  # a path, a folder, an unknown name
-        raise script_problem("must be a time zone such as Europe/Berlin or America/New_York") from None
-    return text
+        return "must be a time zone such as Europe/Berlin or America/New_York"
+    return None
 
 
 def _placeholders(value: object) -> object:
@@ -92,9 +86,8 @@ QuestionId = Annotated[
         "is not an id; allowed: up to 64 letters, digits, _ and -, a letter first; not goodbye, not opt_out",
     ),
 ]
-Meaning = Annotated[str, Field(max_length=100), AfterValidator(words_only)]
-Heard = Annotated[str, Field(max_length=100), AfterValidator(words_only)]
-HearList = Annotated[list[Heard], Field(max_length=40)]
+Line = Annotated[str, Field(max_length=100), AfterValidator(words_only)]
+HearList = Annotated[list[Line], Field(max_length=40)]
 Wish = Annotated[str, allowed_by(is_wish, 'must be "2h" (1 to 48 hours), "tomorrow 10:00" or "next weekday 09:00"')]
 Language = Annotated[
     str,
@@ -120,14 +113,14 @@ class Answer(Saying):
     `dial`: a colleague's phone rings for `ring_s` seconds, if it is inside `hours` by the clock of `zone`. The colleague hears
     `whisper` and presses a key, and the two talk. Otherwise the person hears `no_answer`, and the script goes on."""
 
-    means: Meaning
+    means: Line
     hear: HearList = Field([])
     say: Text | None = None
     next: str | None = None
     later: Wish | None = None
     dial: DialNumber | None = None
-    hours: Annotated[str, AfterValidator(_hours)] | None = None
-    zone: Annotated[str, AfterValidator(_zone)] | None = None
+    hours: Annotated[str, without(_hours_problem)] | None = None
+    zone: Annotated[str, without(_zone_problem)] | None = None
     ring_s: Annotated[int, Field(strict=True, ge=5, le=60)] = 20
     whisper: Text | None = None
     no_answer: Text | None = None
@@ -194,13 +187,13 @@ class Script(Part):
     aliases: list[Alias] = Field([])
     listen: Literal["keys", "speech", "both"] = "keys"
     language: Language
-    voice: Annotated[str, AfterValidator(_voice)]
+    voice: Annotated[str, without(voice_problem)]
     greeting: Text
     goodbye: Text
     apology: Text
     again: Text | None = None
     please_wait: Text | None = None
-    machine: Annotated[Text, AfterValidator(inline_text)] | None = None
+    machine: Annotated[Text, without(inline_problem)] | None = None
     placeholders: Annotated[dict[Name, Placeholder], BeforeValidator(_placeholders)] = Field({})
     say_as: dict[Fallback, Fallback] = Field({})
     opt_out: OptOut
@@ -214,6 +207,11 @@ class Script(Part):
     def question(self, question_id: str) -> Question | None:
         return next((question for question in self.questions if question.id == question_id), None)
 
+    def answers(self) -> Iterator[tuple[str, Answer]]:
+        """Each answer with its key in the file."""
+        for question in self.questions:
+            yield from ((f"questions.{question.id}.answers.{key}", each) for key, each in question.answers.items())
+
     def following_question(self, question: Question, key: str | None = None) -> Question | None:
         """The question after this key, or after one that is not asked; None for the goodbye."""
         ids = [*(each.id for each in self.questions), GOODBYE]
@@ -223,11 +221,11 @@ class Script(Part):
 
     def fill(self, text: str, person: Person | None) -> str:
         """The text with its placeholders filled in, spelled for the voice. A person's value is never read as a template."""
-        parts = [spell(part, self._spellings) for part in PLACEHOLDER.split(text)]
-        for index, name in enumerate(PLACEHOLDER.findall(text)):
-            value = _value(name, self.placeholders[name], person)
+        parts = PLACEHOLDER.split(text)  # words, a name, words, a name, ..., words
+        for index, part in enumerate(parts):
+            value = _value(part, self.placeholders[part], person) if index % 2 else part
             spelled = spell(value, self._spellings)
-            parts[2 * index + 1] = spelled if len(spelled) <= LONGEST_VALUE else value
+            parts[index] = value if index % 2 and len(spelled) > LONGEST_VALUE else spelled
         return "".join(parts)
 
     @cached_property
@@ -252,5 +250,4 @@ def first_name(person: Person) -> str | None:
     cut = {part for text in full for part in (text.strip()[:100], text.strip().partition(" ")[0])}
     given = person.metadata.get("first_name")
     first = [given] if person.first_name in cut and person.first_name != given else [person.first_name, given]
-    names = [*map(READERS["name"], first), *map(read_given_name, full)]
-    return next(filter(None, names), None)
+    return next(filter(None, [*map(READERS["name"], first), *map(read_given_name, full)]), None)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Tag, model_validator
 from pydantic_core import PydanticCustomError
@@ -34,6 +34,25 @@ def one_line(text: str) -> str:
     return " ".join(_NOT_IN_XML.sub(" ", text).split())
 
 
+def without(problem: Callable[[Any], str | None]) -> AfterValidator:
+    """A value of which `problem` finds none."""
+
+    def check(value: Any) -> Any:
+        if found := problem(value):
+            raise script_problem(found)
+        return value
+
+    return AfterValidator(check)
+
+
+def allowed_by(test: Callable[[str], object], allowed: str) -> AfterValidator:
+    return without(lambda text: None if test(text) else allowed)
+
+
+def matches(pattern: str, allowed: str) -> AfterValidator:
+    return allowed_by(lambda text: re.fullmatch(pattern, text), allowed)
+
+
 def words_only(text: str) -> str:
     if _NOT_IN_XML.search(text):
         raise script_problem("holds a control character: write words only")
@@ -43,13 +62,10 @@ def words_only(text: str) -> str:
     return text
 
 
-def _spoken(text: str) -> str:
-    text = words_only(text)
+def _spoken_problem(text: str) -> str | None:
     if re.search(r"[{}]", PLACEHOLDER.sub("", text)):
-        raise script_problem("holds a brace without a placeholder; allowed: {name}, of letters, digits and _")
-    if problem := length_problem(text):
-        raise script_problem(problem)
-    return text
+        return "holds a brace without a placeholder; allowed: {name}, of letters, digits and _"
+    return length_problem(text)
 
 
 def length_problem(text: str) -> str | None:
@@ -58,7 +74,9 @@ def length_problem(text: str) -> str | None:
     return None
 
 
-def inline_problem(text: str) -> str | None:
+def inline_problem(text: "str | Recording") -> str | None:
+    if not isinstance(text, str):
+        return None
     # & becomes &amp; in XML, and a value may consist of them. 300 characters are left for the tags.
     escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     if _filled_length(escaped, LONGEST_VALUE * 5) > LONGEST_INLINE_TWIML - 300:
@@ -66,37 +84,12 @@ def inline_problem(text: str) -> str | None:
     return None
 
 
-def inline_text(text: "str | Recording") -> "str | Recording":
-    if isinstance(text, str) and (problem := inline_problem(text)):
-        raise script_problem(problem)
-    return text
-
-
 def _filled_length(text: str, longest_value: int) -> int:
     return len(PLACEHOLDER.sub("", text)) + longest_value * len(PLACEHOLDER.findall(text))
 
 
-def _fallback(text: str) -> str:
-    text = words_only(text)
-    if len(text) > LONGEST_VALUE or re.search(r"[{}]", text):
-        raise script_problem(f"must be 1 to {LONGEST_VALUE} characters, without braces: the words for an unknown value")
-    return text
-
-
-def allowed_by(test: Callable[[str], object], allowed: str) -> AfterValidator:
-    def check(text: str) -> str:
-        if not test(text):
-            raise script_problem(allowed)
-        return text
-
-    return AfterValidator(check)
-
-
-def matches(pattern: str, allowed: str) -> AfterValidator:
-    return allowed_by(lambda text: re.fullmatch(pattern, text), allowed)
-
-
-Spoken = Annotated[str, AfterValidator(_spoken)]
+Words = Annotated[str, AfterValidator(words_only)]
+Spoken = Annotated[Words, without(_spoken_problem)]
 Url = Annotated[
     str,
     matches(
@@ -104,7 +97,13 @@ Url = Annotated[
         f"must be a URL that begins with https:// and has at most {LONGEST_URL} characters, without blanks or a login",
     ),
 ]
-Fallback = Annotated[str, AfterValidator(_fallback)]
+Fallback = Annotated[
+    Words,
+    matches(
+        rf"[^{{}}]{{1,{LONGEST_VALUE}}}",
+        f"must be 1 to {LONGEST_VALUE} characters, without braces: the words for an unknown value",
+    ),
+]
 
 
 class Part(BaseModel):
@@ -136,6 +135,14 @@ class Saying(Part):
             return raw
         rest = {key: value for key, value in raw.items() if key != "play"}
         return {**rest, "say": {"play": raw["play"]} | ({"words": raw["say"]} if "say" in raw else {})}
+
+
+Texts = tuple[Text, ...]
+
+
+def spoken(*texts: Text | None) -> Texts:
+    """The texts that the script has."""
+    return tuple(filter(None, texts))
 
 
 def spell(text: str, spellings: Mapping[str, str]) -> str:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from shared.conversation.hearing import confirms_opt_out, match, spoken_choices, wishes
 from shared.conversation.later import LATER
 from shared.conversation.script import GOODBYE, Answer, Connect, Question, Script
-from shared.conversation.texts import Recording
+from shared.conversation.texts import Texts, spoken
 
 OPT_OUT = "opt_out."
 """Before the id of a question: the place where a spoken opt-out waits for its confirmation."""
@@ -54,8 +54,8 @@ class Turn:
     `dials`: after `says` a colleague is rung, and the call comes back to `place`.
     """
 
-    says: tuple[str | Recording, ...] = ()
-    asks: tuple[str | Recording, ...] = ()
+    says: Texts = ()
+    asks: Texts = ()
     place: Place | None = None
     learned: Learned | None = None
     opts_out: bool = False
@@ -67,12 +67,10 @@ class Turn:
 def first_turn(script: Script) -> Turn:
     """The greeting and the opt-out line. The opt-out key works from the first word, also in a script without questions."""
     opening = (script.greeting, script.opt_out.say)
-    if script.connect is not None:
-        return Turn(asks=opening, place=Place(script.name, CONNECT))
-    if not script.questions:
-        return Turn(asks=opening, place=Place(script.name, GOODBYE))
-    first = script.questions[0]
-    return Turn(asks=(*opening, first.say), place=Place(script.name, first.id))
+    if script.connect is None and script.questions:
+        first = script.questions[0]
+        return Turn(asks=(*opening, first.say), place=Place(script.name, first.id))
+    return Turn(asks=opening, place=Place(script.name, CONNECT if script.connect else GOODBYE))
 
 
 def next_turn(script: Script, place: Place, key: str, heard: str = "") -> Turn:
@@ -97,20 +95,19 @@ def next_turn(script: Script, place: Place, key: str, heard: str = "") -> Turn:
     answer = question.answers.get(key)
     if answer is None:
         return _ask_again(script, question, place.tries)
-    says = (answer.say,) if answer.say else ()
-    learned = Learned(question.id, answer.means, key)
+    says, learned = spoken(answer.say), Learned(question.id, answer.means, key)
     if answer.later:
         return Turn(says=says, learned=learned, later=answer.later)
     if answer.dial:
         return Turn(says=says, place=Place(script.name, f"{DIAL}{key}.{question.id}"), learned=learned, dials=True)
-    return replace(_following_turn(script, question, key, says), learned=learned)
+    return replace(_turn_to(script, script.following_question(question, key), says), learned=learned)
 
 
-def _following_turn(script: Script, question: Question, key: str, says: tuple[str | Recording, ...]) -> Turn:
-    following = script.following_question(question, key)
-    if following is None:
+def _turn_to(script: Script, question: Question | None, says: Texts = (), tries: int = 1) -> Turn:
+    """The question; without one the goodbye."""
+    if question is None:
         return Turn(says=(*says, script.goodbye))
-    return Turn(says=says, asks=(following.say,), place=Place(script.name, following.id))
+    return Turn(says=says, asks=(question.say,), place=Place(script.name, question.id, tries))
 
 
 class Dialed(NamedTuple):
@@ -133,9 +130,9 @@ def _turn_after_dial(script: Script, place: Place) -> Turn:
     """No colleague took the call."""
     dialed = dialed_answer(script, place)
     if dialed is None:
-        return Turn(says=(script.goodbye,))
-    says = (dialed.answer.no_answer,) if dialed.answer.no_answer else ()
-    return _following_turn(script, dialed.question, dialed.key, says)
+        return _turn_to(script, None)
+    following = script.following_question(dialed.question, dialed.key)
+    return _turn_to(script, following, spoken(dialed.answer.no_answer))
 
 
 def _after_opt_out_question(script: Script, question: Question | None, place: Place, heard: str) -> Turn:
@@ -144,31 +141,28 @@ def _after_opt_out_question(script: Script, question: Question | None, place: Pl
         return opt_out_turn(script)
     if question is None:
         return _turn_without_question(script, place, place.at.removeprefix(OPT_OUT))
-    return Turn(asks=(question.say,), place=Place(script.name, question.id, place.tries))
+    return _turn_to(script, question, tries=place.tries)
 
 
 def _turn_without_question(script: Script, place: Place, at: str) -> Turn:
     """The handover to the agent; or the goodbye."""
     if script.connect is not None and (place.script, at) == (script.name, CONNECT):
         return Turn(place=Place(script.name, AGENT_FAILED), connects=True)
-    return Turn(says=(script.goodbye,))
+    return _turn_to(script, None)
 
 
 def _turn_after_agent(script: Script, connect: Connect, *, ended: bool) -> Turn:
     first = script.questions[0].id if script.questions else GOODBYE
     question = script.question(connect.then if ended else connect.failed or first)
-    says = (connect.sorry,) if connect.sorry is not None and not ended else ()
-    if question is not None:
-        return Turn(says=says, asks=(question.say,), place=Place(script.name, question.id))
-    return Turn(says=(*(says if ended or says else (script.apology,)), script.goodbye))
+    if ended:
+        return _turn_to(script, question)
+    return _turn_to(script, question, spoken(connect.sorry or (None if question else script.apology)))
 
 
 def _ask_again(script: Script, question: Question, tries: int) -> Turn:
     if tries <= question.repeat:
-        again = (script.again,) if script.again else ()
-        return Turn(says=again, asks=(question.say,), place=Place(script.name, question.id, tries + 1))
-    last = (question.no_answer,) if question.no_answer else ()
-    return Turn(says=(*last, script.goodbye))
+        return _turn_to(script, question, spoken(script.again), tries + 1)
+    return _turn_to(script, None, spoken(question.no_answer))
 
 
 def agreed_turn(turn: Turn, time: str) -> Turn:
@@ -206,4 +200,4 @@ def apology_turn(script: Script) -> Turn:
 
 def voicemail_turn(script: Script) -> Turn:
     """The message to an answering machine; without one the call hangs up."""
-    return Turn(says=(script.machine,) if script.machine else ())
+    return Turn(says=spoken(script.machine))

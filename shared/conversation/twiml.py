@@ -11,7 +11,7 @@ from uuid import UUID
 from shared.conversation.colleagues import Transfer
 from shared.conversation.hearing import hints
 from shared.conversation.script import Connect, Script, first_name
-from shared.conversation.texts import Recording, one_line
+from shared.conversation.texts import Recording, Text, Texts, one_line, spoken
 from shared.conversation.turns import AGENT_FAILED, CONNECT, DIAL, WHISPER, Place, Turn
 from shared.models import LiveJob, Person
 
@@ -24,19 +24,18 @@ CONNECT_SECONDS = 3
 """How long the call waits for the opt-out key before the agent has it."""
 LONGEST_PARAMETER = 200
 """Longest value that the agent is told, in characters; longer ones are left out."""
+WHISPER_SECONDS = 6
+"""How long the colleague's leg waits for a key after the whisper. A voicemail presses none."""
 SPEECH_END_SECONDS = 2
 """Silence that ends a spoken answer. "auto" is refused with Twilio's default model (warning 13335)."""
 
 
 def render_twiml(turn: Turn, script: Script, person: Person | None, voice_url: str = "") -> str:
     """The words, then a Gather that posts the key or the silence to `voice_url`; or a hang-up."""
-    twiml = _response()
-    for text in turn.says:
-        add_text(twiml, script, text, person)
+    twiml = _response(script, turn.says, person)
     if turn.place is None:
         twiml.hangup()
         return str(twiml)
-    action = f"{voice_url}&{place_query(turn.place)}"
     speech = {}
     if script.listen != "keys":
         known = hints(script, script.question(turn.place.at))
@@ -46,13 +45,12 @@ def render_twiml(turn: Turn, script: Script, person: Person | None, voice_url: s
         num_digits=1,
         finish_on_key="#",
         timeout=CONNECT_SECONDS if turn.place.at == CONNECT else SILENCE_SECONDS,
-        action=action,
+        action=place_url(voice_url, turn.place),
         method="POST",
         action_on_empty_result=True,  # by default Twilio does not report silence
         **speech,
     )
-    for text in turn.asks:
-        add_text(gather, script, text, person)
+    _add_texts(gather, script, turn.asks, person)
     return str(twiml)
 
 
@@ -60,7 +58,7 @@ def render_handover(script: Script, job: LiveJob, attempt: UUID, voice_url: str)
     """Hand the call over to the script's agent. Twilio asks `voice_url` when the session ends, and if there is none."""
     assert script.connect is not None
     connect, twiml = script.connect, _response()
-    action = f"{voice_url}&{place_query(Place(script.name, AGENT_FAILED))}"
+    action = place_url(voice_url, Place(script.name, AGENT_FAILED))
     verb = twiml.connect(action=action, method="POST")
     if connect.kind == "stream":
         agent = verb.stream(url=connect.url)
@@ -83,22 +81,18 @@ def _parameters(script: Script, connect: Connect, job: LiveJob, attempt: UUID) -
     return {name: line for name, line in lines.items() if 0 < len(line) <= LONGEST_PARAMETER}
 
 
-def place_query(place: Place) -> str:
-    return urlencode({"script": place.script, "at": place.at, "try": place.tries})
-
-
-WHISPER_SECONDS = 6
-"""How long the colleague's leg waits for a key after the whisper. A voicemail presses none."""
+def place_url(voice_url: str, place: Place | None, **more: str | int) -> str:
+    """`voice_url` has a query."""
+    at = {"script": place.script, "at": place.at, "try": place.tries} if place else {}
+    return f"{voice_url}&{urlencode(at | more)}"
 
 
 def render_transfer(turn: Turn, transfer: Transfer, script: Script, person: Person | None, voice_url: str) -> str:
     """Ring the colleague. Twilio asks `voice_url` what to whisper on the second leg, and what follows when it has ended."""
     assert turn.place is not None
-    twiml = _response()
-    for text in turn.says:
-        add_text(twiml, script, text, person)
+    twiml = _response(script, turn.says, person)
     dial = twiml.dial(
-        action=f"{voice_url}&{place_query(turn.place)}",
+        action=place_url(voice_url, turn.place),
         method="POST",
         timeout=transfer.ring_s,
         time_limit=transfer.limit_s,
@@ -106,16 +100,16 @@ def render_transfer(turn: Turn, transfer: Transfer, script: Script, person: Pers
         answer_on_bridge=True,  # the person hears the ringing tone while the colleague hears the whisper
     )
     there = Place(turn.place.script, WHISPER + turn.place.at.removeprefix(DIAL))
-    dial.number(transfer.number, url=f"{voice_url}&{place_query(there)}", method="POST")
+    dial.number(transfer.number, url=place_url(voice_url, there), method="POST")
     return str(twiml)
 
 
-def render_whisper(script: Script, whisper: str | Recording, person: Person | None) -> str:
+def render_whisper(script: Script, whisper: Text, person: Person | None) -> str:
     """For the colleague. A key posts to the URL of this document; without one the leg ends. Allowed are Say, Play, Gather and
     Hangup: https://www.twilio.com/docs/voice/twiml/number#attributes-url"""
     twiml = _response()
     gather = twiml.gather(input="dtmf", num_digits=1, finish_on_key="", timeout=WHISPER_SECONDS, method="POST")
-    add_text(gather, script, whisper, person)
+    _add_texts(gather, script, (whisper,), person)
     twiml.hangup()
     return str(twiml)
 
@@ -139,10 +133,8 @@ PLEASE_WAIT = {
 
 def render_wait(script: Script, seconds: int, voice_url: str, asks: bool = True) -> str:
     """Ask for patience, and have Twilio request `voice_url` after `seconds`."""
-    twiml = _response()
     words = script.please_wait or PLEASE_WAIT.get(script.language.partition("-")[0])
-    if words and asks:
-        add_text(twiml, script, words, None)
+    twiml = _response(script, spoken(words if asks else None))
     twiml.pause(length=seconds)
     twiml.redirect(voice_url, method="POST")
     return str(twiml)
@@ -154,19 +146,19 @@ def hang_up() -> str:
     return str(twiml)
 
 
-def _response() -> "VoiceResponse":
+def _response(script: Script | None = None, says: Texts = (), person: Person | None = None) -> "VoiceResponse":
     """The builder is imported with the first call that is answered: an instance starts 5 ms sooner."""
     from twilio.twiml.voice_response import VoiceResponse
 
-    return VoiceResponse()
+    twiml = VoiceResponse()
+    if script:
+        _add_texts(twiml, script, says, person)
+    return twiml
 
 
-def add_text(verb: "VoiceResponse | Gather", script: Script, text: str | Recording, person: Person | None) -> None:
-    if isinstance(text, Recording):
-        verb.play(text.play)
-    else:
-        add_say(verb, script, text, person)
-
-
-def add_say(verb: "VoiceResponse | Gather", script: Script, text: str, person: Person | None) -> None:
-    verb.say(script.fill(text, person), voice=script.voice, language=script.language)
+def _add_texts(verb: "VoiceResponse | Gather", script: Script, texts: Texts, person: Person | None) -> None:
+    for text in texts:
+        if isinstance(text, Recording):
+            verb.play(text.play)
+        else:
+            verb.say(script.fill(text, person), voice=script.voice, language=script.language)

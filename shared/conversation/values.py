@@ -85,9 +85,7 @@ def read_given_name(value: object) -> str | None:
     if text is None:
         return None
     parts = [part.split() for part in re.sub(r"\([^)]*\)", " ", text).split(",")]
-    parts = [
-        part for part in parts if not part or not all(word.replace(".", "").casefold() in _SUFFIXES for word in part)
-    ]
+    parts = [part for part in parts if not part or {word.replace(".", "").casefold() for word in part} - _SUFFIXES]
     if len(parts) not in (1, 2) or not all(_FULL_NAME.fullmatch(_shape(" ".join(part))) for part in parts):
         return None
     words = parts[-1]

@@ -14,10 +14,7 @@ _POLLY_VOICE: Final = re.compile(r"Polly\.(?P<name>[A-Za-z]+)(?P<engine>-Neural|
 _GOOGLE_VOICE: Final = re.compile(
     rf"Google\.(?P<language>{_LANGUAGE})-(?P<family>[A-Za-z0-9]+(?:-HD)?)-(?P<name>[A-Z][A-Za-z]*)"
 )
-_GOOGLE_FAMILIES: Final = (
-    *("Standard", "Wavenet", "Neural2", "Polyglot", "Studio", "News", "Casual", "Journey"),
-    *("Chirp-HD", "Chirp3-HD"),
-)
+_GOOGLE_FAMILIES: Final = "Standard Wavenet Neural2 Polyglot Studio News Casual Journey Chirp-HD Chirp3-HD".split()
 
 # Amazon Polly's voices by language, of November 2026; * has the standard engine only, + has every engine but that.
 # https://docs.aws.amazon.com/polly/latest/dg/available-voices.html
@@ -77,9 +74,8 @@ def voice_problem(voice: str) -> str | None:
         return f"must be a voice of Twilio's, such as Polly.Joanna or Google.de-DE-Wavenet-A{_nearest(wanted, names)}"
     name, engine = found["name"], found["engine"]
     if name not in _SPEAKS:
-        return (
-            f"Polly has no voice {name}{_nearest(name, _SPEAKS)}; newer ones are added in shared/conversation/voices.py"
-        )
+        near = _nearest(name, _SPEAKS)
+        return f"Polly has no voice {name}{near}; newer ones are added in shared/conversation/voices.py"
     if engine is None and f"{name}+" in _ALL:
         return f"Polly.{name} needs an engine: Polly.{name}-Neural or Polly.{name}-Generative"
     if engine is not None and f"{name}*" in _ALL:
