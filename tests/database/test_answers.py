@@ -9,37 +9,21 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from tests.database.conftest import Another
-from tests.database.sql_api import ASK_S, DELAYS_S, GIVE_UP_S, Row, Steps, a_number, a_sid, behind, in_background
+from tests.database.sql_api import ASK_S, DELAYS_S, GIVE_UP_S, Call, Row, Steps, a_number, a_sid, behind, in_background
 
 MACHINES = ("machine_start", "machine_end_beep", "machine_end_silence", "machine_end_other", "fax")
 PEOPLE = ("human", "unknown", None)
 
 
-def picked_up(steps: Steps, number: str | None = None, **columns: object) -> tuple[int, uuid.UUID, str]:
-    """A job whose call was answered: job, attempt, SID."""
-    job = steps.queue(number, **columns)
-    attempt = steps.start(job)
-    sid = a_sid()
-    steps.accept(attempt, sid)
-    steps.status(attempt, sid, "in-progress")
-    return job, attempt, sid
-
-
-def press(
-    steps: Steps,
-    attempt: uuid.UUID,
-    sid: str,
-    question: str | None = None,
-    meaning: str | None = None,
-    digits: str = "1",
-) -> Row:
-    said = {"question": question, "meaning": meaning, "digits": digits}
-    return steps.answer("record_call_answer", attempt=attempt, call_sid=sid, ask_s=ASK_S, **said)
+def picked_up(steps: Steps, number: str | None = None) -> Call:
+    """A job whose call was answered."""
+    call = steps.dial(number=number)
+    steps.status(call.attempt, call.sid, "in-progress")
+    return call
 
 
 def opt_out(steps: Steps, attempt: uuid.UUID, sid: str) -> Row:
-    said = {"digits": "9", "opt_out": True}
-    return steps.answer("record_call_answer", attempt=attempt, call_sid=sid, ask_s=ASK_S, **said)
+    return steps.press(attempt, sid, digits="9", opt_out=True)
 
 
 def answers(steps: Steps, job: int) -> dict[str, str]:
@@ -47,67 +31,59 @@ def answers(steps: Steps, job: int) -> dict[str, str]:
     return {row["question"]: row["meaning"] for row in rows}
 
 
-def overview(steps: Steps, job: int) -> Row:
-    (row,) = steps.rows("select * from public.outbound_call_overview where id = %s", job)
-    return row
+def summary(steps: Steps, job: int) -> tuple[str, Row | None]:
+    """The job's status and qualification."""
+    status, qualification = steps.fields(job, "status", "qualification")
+    return status, qualification
+
+
+def learned(given: dict[str, str] | None = None, *, opted_out: bool = False, answered_by: str | None = None) -> Row:
+    """A qualification."""
+    return {"answers": given or {}, "opted_out": opted_out, "answered_by": answered_by}
 
 
 # --- answers ------------------------------------------------------------------------------------------------------------
 def test_answer_is_kept_with_key_meaning_and_time(steps: Steps) -> None:
+    """The last one wins, the words that were heard with it."""
     job, attempt, sid = picked_up(steps)
-    answer = press(steps, attempt, sid, "size", "just me", "1")
+    answer = steps.press(attempt, sid, "size", "just me")
     assert (answer["then"], answer["job"]["id"]) == ("keep", job)
-    (row,) = steps.rows("select * from public.outbound_call_answers")
-    assert row.pop("answered_at") <= steps.now()
-    expected = {"job_id": job, "question": "size", "meaning": "just me", "digits": "1", "attempt_id": attempt}
-    assert row == {**expected, "heard": None}
-    spoken = {"question": "size", "meaning": "many", "digits": "2", "heard": "Many, please."}
-    steps.call("record_call_answer", attempt=attempt, call_sid=sid, ask_s=ASK_S, **spoken)
-    (row,) = steps.rows("select meaning, digits, heard from public.outbound_call_answers")
-    assert row == {"meaning": "many", "digits": "2", "heard": "Many, please."}
-    press(steps, attempt, sid, "size", "just me", "1")
-    (row,) = steps.rows("select heard from public.outbound_call_answers")
-    assert row == {"heard": None}
-
-
-def test_last_answer_to_a_question_wins(steps: Steps) -> None:
-    job, attempt, sid = picked_up(steps)
-    for _ in range(2):
-        press(steps, attempt, sid, "size", "one", "1")
-    press(steps, attempt, sid, "size", "many", "2")
-    press(steps, attempt, sid, "start", "now", "1")
-    assert answers(steps, job) == {"size": "many", "start": "now"}
+    for meaning, digits, heard in (("just me", "1", None), ("many", "2", "Many, please."), ("just me", "1", None)):
+        steps.press(attempt, sid, "size", meaning, digits, heard=heard)
+        (row,) = steps.rows("select * from public.outbound_call_answers")
+        assert row.pop("answered_at") <= steps.now()
+        told = {"meaning": meaning, "digits": digits, "heard": heard}
+        assert row == {"job_id": job, "question": "size", "attempt_id": attempt, **told}
+    steps.press(attempt, sid, "start", "now")
+    assert answers(steps, job) == {"size": "just me", "start": "now"}
 
 
 def test_silence_and_nonsense_write_nothing(steps: Steps) -> None:
     job, attempt, sid = picked_up(steps)
     before = steps.everything()
-    assert press(steps, attempt, sid, digits="")["then"] == "keep"
-    assert press(steps, attempt, sid, digits="7")["then"] == "keep"
-    assert answers(steps, job) == {}
-    assert steps.everything() == before
+    assert [steps.press(attempt, sid, digits=digits)["then"] for digits in ("", "7")] == ["keep", "keep"]
+    assert (answers(steps, job), steps.everything()) == ({}, before)
 
 
 @pytest.mark.parametrize("state", ["started", "in_doubt", "absent"])
 def test_answer_alone_tells_of_its_call(steps: Steps, state: str) -> None:
     job, attempt = steps.attempt_in(state)
-    assert press(steps, attempt, a_sid(), "size", "one")["then"] == "keep"
+    assert steps.press(attempt, a_sid(), "size", "one")["then"] == "keep"
     assert (steps.job(job)["status"], steps.attempt(attempt)["call_status"]) == ("calling", "in-progress")
     assert answers(steps, job) == {"size": "one"}
 
 
 def test_answers_in_foreign_calls_are_not_kept(steps: Steps) -> None:
     _, attempt, _ = picked_up(steps)
-    assert press(steps, uuid.uuid4(), a_sid(), "size", "one")["then"] == "unknown"
-    assert press(steps, attempt, a_sid(), "size", "one")["then"] == "end"  # a second call of the job
+    assert steps.press(uuid.uuid4(), a_sid(), "size", "one")["then"] == "unknown"
+    assert steps.press(attempt, a_sid(), "size", "one")["then"] == "end"  # a second call of the job
     assert steps.rows("select * from public.outbound_call_answers") == []
 
 
 @pytest.mark.parametrize("how", ["canceled", "opted out", "deleted"])
 def test_person_who_must_not_be_called_hears_no_question(steps: Steps, how: str) -> None:
-    number = a_number()
-    job, attempt, sid = picked_up(steps, number)
-    press(steps, attempt, sid, "size", "one")
+    job, attempt, sid = picked_up(steps, number := a_number())
+    steps.press(attempt, sid, "size", "one")
     match how:
         case "canceled":
             steps.call("cancel_call_job", job_id=job)
@@ -115,7 +91,7 @@ def test_person_who_must_not_be_called_hears_no_question(steps: Steps, how: str)
             steps.call("opt_out", phone_number=number)
         case "deleted":
             steps.rows("select private.forget_user(user_id) from public.outbound_call_jobs where id = %s", job)
-    assert press(steps, attempt, sid, "start", "now")["then"] == "end"
+    assert steps.press(attempt, sid, "start", "now")["then"] == "end"
     assert answers(steps, job) == ({} if how == "deleted" else {"size": "one"})
 
 
@@ -123,132 +99,109 @@ def test_impossible_answers_are_refused_by_name(steps: Steps) -> None:
     _, attempt, sid = picked_up(steps)
     for wrong, value in (("question", ""), ("meaning", "x" * 101), ("digits", "1; drop"), ("digits", "")):
         with pytest.raises(psycopg.errors.CheckViolation, match=wrong):
-            press(steps, attempt, sid, **{"question": "size", "meaning": "one", "digits": "1", wrong: value})
+            steps.press(attempt, sid, **{"question": "size", "meaning": "one", "digits": "1", wrong: value})
 
 
 # --- the summary ----------------------------------------------------------------------------------------------------------
-def test_summary_is_written_when_the_call_ends(steps: Steps) -> None:
+def test_summary_is_written_at_the_end_and_completed_later(steps: Steps) -> None:
+    """The last answer may come after the end of its call."""
     job, attempt, sid = picked_up(steps)
-    press(steps, attempt, sid, "size", "one")
-    assert steps.job(job)["qualification"] is None
+    steps.press(attempt, sid, "size", "one")
+    assert summary(steps, job) == ("calling", None)
     steps.status(attempt, sid, "completed", answered_by="human")
-    expected = {"answers": {"size": "one"}, "opted_out": False, "answered_by": "human"}
-    assert steps.job(job)["qualification"] == expected
-
-
-def test_last_answer_may_come_after_the_end(steps: Steps) -> None:
-    job, attempt, sid = picked_up(steps)
-    steps.status(attempt, sid, "completed")
-    assert steps.job(job)["qualification"]["answers"] == {}
-    assert press(steps, attempt, sid, "size", "one")["then"] == "keep"
-    assert steps.job(job)["qualification"]["answers"] == {"size": "one"}
-    assert steps.job(job)["status"] == "completed"
+    assert summary(steps, job) == ("completed", learned({"size": "one"}, answered_by="human"))
+    assert steps.press(attempt, sid, "start", "now")["then"] == "keep"
+    assert summary(steps, job) == ("completed", learned({"size": "one", "start": "now"}, answered_by="human"))
 
 
 def test_silent_person_has_an_empty_summary(steps: Steps) -> None:
-    job, attempt, sid = picked_up(steps)
-    steps.status(attempt, sid, "completed")
-    assert steps.job(job)["qualification"] == {"answers": {}, "opted_out": False, "answered_by": None}
-    job, attempt = steps.attempt_in("accepted")
-    steps.status(attempt, steps.attempt(attempt)["call_sid"], "busy", delays_s=())
-    assert (steps.job(job)["status"], steps.job(job)["qualification"]) == ("failed", None)
+    assert summary(steps, steps.call_and_end("completed")) == ("completed", learned())
+    assert summary(steps, steps.call_and_end("busy", delays_s=())) == ("failed", None)
 
 
 def test_call_that_was_given_up_has_its_summary(steps: Steps) -> None:
     job, attempt, sid = picked_up(steps)
-    press(steps, attempt, sid, "size", "one")
+    steps.press(attempt, sid, "size", "one")
     for seconds in (GIVE_UP_S + 1, ASK_S + 1):
         steps.pass_time(seconds)
         steps.ask()
-    assert steps.job(job)["reason_code"] == "outcome_unknown"
-    assert steps.job(job)["qualification"]["answers"] == {"size": "one"}
+    assert steps.fields(job, "reason_code", "qualification") == ("outcome_unknown", learned({"size": "one"}))
 
 
 def test_canceled_job_keeps_answers_until_it_is_retried(steps: Steps) -> None:
     job, attempt, sid = picked_up(steps)
-    press(steps, attempt, sid, "size", "one")
+    steps.press(attempt, sid, "size", "one")
     steps.call("cancel_call_job", job_id=job)
     steps.status(attempt, sid, "completed")
-    assert steps.job(job)["qualification"]["answers"] == {"size": "one"}
+    assert summary(steps, job) == ("canceled", learned({"size": "one"}))
     steps.call("retry_call_job", job_id=job)
-    assert steps.job(job)["qualification"] is None
-    second = steps.start(job)
-    steps.accept(second, sid := a_sid())
-    press(steps, second, sid, "start", "now")
+    assert summary(steps, job) == ("queued", None)
+    _, second, sid = steps.dial(job)
+    steps.press(second, sid, "start", "now")
     steps.status(second, sid, "completed")
-    assert steps.job(job)["qualification"]["answers"] == {"size": "one", "start": "now"}
+    assert summary(steps, job) == ("completed", learned({"size": "one", "start": "now"}))
 
 
 # --- opting out by a key ------------------------------------------------------------------------------------------------
 def test_person_who_presses_the_key_is_never_called(steps: Steps) -> None:
-    number = a_number()
-    job, attempt, sid = picked_up(steps, number)
+    job, attempt, sid = picked_up(steps, number := a_number())
     waiting = steps.queue(number)
     once, twice = ({**opt_out(steps, attempt, sid), "now": None} for _ in range(2))
     assert (once["then"], once) == ("keep", twice)  # so that this call can say so
-    (row,) = steps.rows("select phone_e164, how from public.call_opt_outs")
-    assert row == {"phone_e164": number, "how": "key press"}
-    assert (steps.job(waiting)["status"], steps.job(waiting)["reason_code"]) == ("canceled", "opted_out")
+    assert steps.rows("select phone_e164, how from public.call_opt_outs") == [
+        {"phone_e164": number, "how": "key press"}
+    ]
     late = steps.queue(number)
     assert steps.claim(late)["outcome"] == "none"
-    assert steps.job(late)["reason_code"] == "opted_out"
     for dead in (waiting, late):
+        assert steps.fields(dead, "status", "reason_code") == ("canceled", "opted_out")
         with pytest.raises(psycopg.errors.RaiseException, match="opted out"):
             steps.call("retry_call_job", job_id=dead)
     steps.status(attempt, sid, "completed")
-    assert (steps.job(job)["status"], steps.job(job)["reason_code"]) == ("completed", None)
-    assert steps.job(job)["qualification"] == {"answers": {}, "opted_out": True, "answered_by": None}
+    assert summary(steps, job) == ("completed", learned(opted_out=True))
+    assert steps.job(job)["reason_code"] is None
 
 
 def test_spoken_opt_out_counts_as_one_in_this_call(steps: Steps) -> None:
+    """Whatever detection says."""
     job, attempt, sid = picked_up(steps)
     steps.status(attempt, sid, "in-progress", answered_by="machine_start")
-    answer = steps.call("record_call_answer", attempt=attempt, call_sid=sid, ask_s=ASK_S, opt_out=True, heard="stop it")
-    assert not answer["by_machine"]
-    steps.status(attempt, sid, "completed")
-    assert steps.job(job)["qualification"]["opted_out"]
+    assert not steps.press(attempt, sid, digits=None, opt_out=True, heard="stop it")["by_machine"]
+    steps.status(attempt, sid, "completed", machine_counts_as="missed")
+    assert summary(steps, job) == ("completed", learned(opted_out=True, answered_by="machine_start"))
 
 
 def test_agent_reports_answers_and_opt_out_of_its_call(steps: Steps) -> None:
     """Answers without digits are the agent's. They are told with each later answer of this call, and stand in the summary."""
-    number = a_number()
-    job, attempt, sid = picked_up(steps, number)
+    job, attempt, sid = picked_up(steps, number := a_number())
     waiting = steps.queue(number)
-    report = {"attempt": attempt, "call_sid": sid, "ask_s": ASK_S}
-    assert press(steps, attempt, sid, "size", "many", "2")["agent_answers"] == {}
-    steps.call("record_call_answer", **report, question="start", meaning="next week", heard="Next week, I think.")
-    told = steps.call("record_call_answer", **report, question="agent", meaning="done")
+    assert steps.press(attempt, sid, "size", "many", "2")["agent_answers"] == {}
+    steps.press(attempt, sid, "start", "next week", None, heard="Next week, I think.")
+    told = steps.press(attempt, sid, "agent", "done", None)
     assert (told["agent_answers"], told["opted_out"]) == ({"start": "next week", "agent": "done"}, False)
     stopped = steps.call("opt_out", phone_number=number, how="agent", attempt=attempt)
     assert (stopped["canceled"], steps.job(waiting)["status"]) == (1, "canceled")
-    silence = press(steps, attempt, sid, None, None, "")
+    silence = steps.press(attempt, sid, digits="")
     assert (silence["then"], silence["opted_out"]) == ("keep", True)
-    assert press(steps, attempt, sid, "start", "now", "1")["agent_answers"] == {"agent": "done"}
+    assert steps.press(attempt, sid, "start", "now")["agent_answers"] == {"agent": "done"}
     steps.status(attempt, sid, "completed")
-    assert steps.job(job)["qualification"] == {
-        "answers": {"size": "many", "start": "now", "agent": "done"}, "opted_out": True, "answered_by": None,
-    }  # fmt: skip
-    other, again, another_sid = picked_up(steps)
-    assert press(steps, again, another_sid)["agent_answers"] == {}
-    steps.call("record_call_answer", attempt=again, call_sid=another_sid, ask_s=ASK_S, question="late", meaning="x")
-    steps.status(again, another_sid, "completed")
-    late = steps.call(
-        "record_call_answer", attempt=again, call_sid=another_sid, ask_s=ASK_S, question="end", meaning="y"
-    )
-    assert late["agent_answers"] == {"late": "x", "end": "y"}
-    assert steps.job(other)["qualification"]["answers"] == {"late": "x", "end": "y"}
+    given = {"size": "many", "start": "now", "agent": "done"}
+    assert summary(steps, job) == ("completed", learned(given, opted_out=True))
+    other, again, sid = picked_up(steps)
+    assert steps.press(again, sid)["agent_answers"] == {}
+    steps.press(again, sid, "late", "x", None)
+    steps.status(again, sid, "completed")
+    assert steps.press(again, sid, "end", "y", None)["agent_answers"] == {"late": "x", "end": "y"}
+    assert summary(steps, other) == ("completed", learned({"late": "x", "end": "y"}))
 
 
 def test_agent_answers_of_an_earlier_call_are_not_told(steps: Steps) -> None:
     job, attempt, sid = picked_up(steps)
-    when = steps.rows("select private.clock() + interval '2 hours' as at")[0]["at"]
-    report = {"attempt": attempt, "call_sid": sid, "ask_s": ASK_S, "question": "when", "meaning": "later"}
-    assert steps.call("record_call_answer", **report, later_at=when)["agent_answers"] == {"when": "later"}
+    told = steps.press(attempt, sid, "when", "later", None, later_at=steps.now())
+    assert told["agent_answers"] == {"when": "later"}
     steps.status(attempt, sid, "completed")
-    steps.make_due(job)
-    again, another_sid = steps.start(job), a_sid()
-    steps.accept(again, another_sid)
-    assert press(steps, again, another_sid, None, None, "")["agent_answers"] == {}
+    _, again, sid = steps.dial(job)
+    assert steps.press(again, sid, digits="")["agent_answers"] == {}
 
 
 def test_opt_out_before_a_failure_is_not_redialed(steps: Steps) -> None:
@@ -256,19 +209,17 @@ def test_opt_out_before_a_failure_is_not_redialed(steps: Steps) -> None:
     opt_out(steps, attempt, sid)
     steps.status(attempt, sid, "failed")
     steps.make_due(job)
-    assert steps.claim(job)["outcome"] == "none"
-    assert steps.job(job)["status"] == "canceled"
+    assert (steps.claim(job)["outcome"], steps.job(job)["status"]) == ("none", "canceled")
 
 
 @pytest.mark.parametrize("known", [False, True])
 def test_duplicate_call_may_still_opt_out(steps: Steps, known: bool) -> None:
-    number = a_number()
-    job, attempt, first = picked_up(steps, number)
+    job, attempt, first = picked_up(steps, number := a_number())
     second = a_sid()
     if known:
         steps.accept(attempt, second)
     assert opt_out(steps, attempt, second)["then"] == "end"
-    assert [row["phone_e164"] for row in steps.rows("select * from public.call_opt_outs")] == [number]
+    assert steps.rows("select phone_e164 from public.call_opt_outs") == [{"phone_e164": number}]
     assert steps.status(attempt, first, "ringing")["then"] == "end"
     assert steps.job(job)["cancel_requested"]
 
@@ -278,13 +229,12 @@ def test_opt_out_may_be_first_news_of_its_call(steps: Steps) -> None:
     sid = a_sid()
     assert opt_out(steps, attempt, sid)["then"] == "keep"
     steps.status(attempt, sid, "completed")
-    assert (steps.job(job)["status"], steps.job(job)["qualification"]["opted_out"]) == ("completed", True)
+    assert summary(steps, job) == ("completed", learned(opted_out=True))
 
 
 def test_key_waits_for_an_opt_out_by_hand(steps: Steps, another: Another) -> None:
     """By hand it has written the number's row, and goes for the job of this call; the key must not hold that meanwhile."""
-    number = a_number()
-    job, attempt, sid = picked_up(steps, number)
+    job, attempt, sid = picked_up(steps, number := a_number())
     by_hand, by_key = another(), another()
     with in_background(steps._eyes) as start:
         with by_hand.service.transaction():
@@ -297,8 +247,7 @@ def test_key_waits_for_an_opt_out_by_hand(steps: Steps, another: Another) -> Non
 
 
 def test_opt_out_by_hand_waits_for_the_key(steps: Steps, another: Another) -> None:
-    number = a_number()
-    job, attempt, sid = picked_up(steps, number)
+    job, attempt, sid = picked_up(steps, number := a_number())
     waiting = steps.queue(number)
     by_hand, by_key = another(), another()
     key, hand = behind(
@@ -310,8 +259,7 @@ def test_opt_out_by_hand_waits_for_the_key(steps: Steps, another: Another) -> No
 
 def test_repeated_opt_outs_never_deadlock(steps: Steps, another: Another) -> None:
     """The number's row is there already, so it holds nobody back; only the order of the jobs does."""
-    number = a_number()
-    job, attempt, sid = picked_up(steps, number)
+    job, attempt, sid = picked_up(steps, number := a_number())
     steps.call("opt_out", phone_number=number)
     later = steps.queue(number)  # signed up since
     first, by_hand, by_key = another(), another(), another()
@@ -327,46 +275,41 @@ def test_repeated_opt_outs_never_deadlock(steps: Steps, another: Another) -> Non
 
 
 def test_claim_beside_the_key_dials_nobody(steps: Steps, another: Another) -> None:
-    number = a_number()
-    _, attempt, sid = picked_up(steps, number)
-    waiting = steps.queue(number)
-    by_key = another()
+    _, attempt, sid = picked_up(steps, number := a_number())
+    waiting, by_key = steps.queue(number), another()
     with by_key.service.transaction():
         opt_out(by_key, attempt, sid)
         assert steps.claim(waiting)["outcome"] == "none"  # held by the key: passed over
-    assert steps.claim(waiting)["outcome"] == "none"
-    assert steps.job(waiting)["status"] == "canceled"
+    assert (steps.claim(waiting)["outcome"], steps.job(waiting)["status"]) == ("none", "canceled")
 
 
 # --- machines -----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("by", MACHINES)
 def test_machine_is_news_once_and_answers_nothing(steps: Steps, by: str) -> None:
     job, attempt, sid = picked_up(steps)
-    assert not press(steps, attempt, sid, digits="")["by_machine"]
+    assert not steps.press(attempt, sid, digits="")["by_machine"]
     told = steps.status(attempt, sid, "in-progress", answered_by=by)
     assert (told["then"], told["moved"], told["machine_now"], told["by_machine"]) == ("keep", False, True, True)
     assert not steps.status(attempt, sid, "in-progress", answered_by=by)["machine_now"]
-    assert press(steps, attempt, sid, "size", "one")["by_machine"]
+    assert steps.press(attempt, sid, "size", "one")["by_machine"]
     assert answers(steps, job) == {}
     assert steps.attempt(attempt)["answered_by"] == by
     steps.status(attempt, sid, "completed", answered_by=by)  # it counts as reached
-    assert steps.job(job)["status"] == "completed"
-    assert steps.job(job)["qualification"] == {"answers": {}, "opted_out": False, "answered_by": by}
+    assert summary(steps, job) == ("completed", learned(answered_by=by))
 
 
 def test_person_does_not_count_as_a_machine(steps: Steps) -> None:
     for by in PEOPLE:
         job, attempt, sid = picked_up(steps)
         assert not steps.status(attempt, sid, "in-progress", answered_by=by)["machine_now"]
-        press(steps, attempt, sid, "size", "one")
+        steps.press(attempt, sid, "size", "one")
         steps.status(attempt, sid, "completed", answered_by=by, machine_counts_as="missed")
         assert (steps.job(job)["status"], answers(steps, job)) == ("completed", {"size": "one"}), by
 
 
 @pytest.mark.parametrize("by", MACHINES)
 def test_machine_that_counts_as_missed_is_redialed(steps: Steps, by: str) -> None:
-    job = steps.queue()
-    pauses = []
+    job, pauses = steps.queue(), []
     for _ in range(3):
         attempt, sid = steps.start(job), a_sid()
         steps.status(attempt, sid, "in-progress")
@@ -377,24 +320,19 @@ def test_machine_that_counts_as_missed_is_redialed(steps: Steps, by: str) -> Non
             assert steps.job(job)["qualification"] is None
             steps.make_due(job)
     assert pauses == list(DELAYS_S)
-    assert (steps.job(job)["status"], steps.job(job)["reason_code"]) == ("failed", "machine")
-    assert steps.job(job)["qualification"]["answered_by"] == by
+    assert summary(steps, job) == ("failed", learned(answered_by=by))
+    assert steps.job(job)["reason_code"] == "machine"
 
 
 def test_person_who_presses_keys_is_no_machine(steps: Steps) -> None:
     """Whatever detection says."""
     job, attempt, sid = picked_up(steps)
-    press(steps, attempt, sid, "size", "one")
+    steps.press(attempt, sid, "size", "one")
     told = steps.status(attempt, sid, "in-progress", answered_by="machine_start")
     assert (told["machine_now"], told["by_machine"]) == (False, False)
-    press(steps, attempt, sid, "start", "now")
+    steps.press(attempt, sid, "start", "now")
     steps.status(attempt, sid, "completed", machine_counts_as="missed")
     assert (steps.job(job)["status"], answers(steps, job)) == ("completed", {"size": "one", "start": "now"})
-    job, attempt, sid = picked_up(steps)
-    steps.status(attempt, sid, "in-progress", answered_by="machine_start")
-    assert not opt_out(steps, attempt, sid)["by_machine"]
-    steps.status(attempt, sid, "completed", machine_counts_as="missed")
-    assert steps.job(job)["status"] == "completed"
 
 
 def test_machine_detected_after_the_end_changes_no_job(steps: Steps) -> None:
@@ -405,41 +343,40 @@ def test_machine_detected_after_the_end_changes_no_job(steps: Steps) -> None:
     before = steps.job(job)
     told = steps.status(attempt, sid, "in-progress", answered_by="machine_start", machine_counts_as="missed")
     assert not told["machine_now"]
-    assert steps.job(job) == before | {"qualification": before["qualification"] | {"answered_by": "machine_start"}}
+    assert steps.job(job) == before | {"qualification": learned(answered_by="machine_start")}
 
 
 # --- forgetting -----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("talking", [False, True])
 def test_deleted_person_leaves_no_answers_and_no_summary(steps: Steps, talking: bool) -> None:
     job, attempt, sid = picked_up(steps)
-    press(steps, attempt, sid, "size", "one")
+    steps.press(attempt, sid, "size", "one")
     if not talking:
         steps.status(attempt, sid, "completed")
     steps.rows("select private.forget_user(user_id) from public.outbound_call_jobs where id = %s", job)
-    assert (answers(steps, job), steps.job(job)["qualification"]) == ({}, None)
+    over = ("canceled" if talking else "completed", None)
+    assert (answers(steps, job), summary(steps, job)) == ({}, ("calling", None) if talking else over)
     if talking:
         steps.status(attempt, sid, "completed")
-        assert steps.job(job)["status"] == "canceled"
-    press(steps, attempt, sid, "start", "now")
-    assert (answers(steps, job), steps.job(job)["qualification"]) == ({}, None)
+    steps.press(attempt, sid, "start", "now")
+    assert (answers(steps, job), summary(steps, job)) == ({}, over)
 
 
 def test_answer_being_written_goes_with_its_person(steps: Steps, another: Another) -> None:
     job, attempt, sid = picked_up(steps)
-    user = steps.job(job)["user_id"]
     talking, deleting = another(), another()
     deleting.service.execute("reset role")
-    forget = "select private.forget_user(%s)"
+    forget, user = "select private.forget_user(%s)", steps.fields(job, "user_id")
     behind(
-        talking, lambda: press(talking, attempt, sid, "size", "one"),
-        deleting, lambda: deleting.service.execute(forget, (user,)),
+        talking, lambda: talking.press(attempt, sid, "size", "one"),
+        deleting, lambda: deleting.service.execute(forget, user),
     )  # fmt: skip
     assert answers(steps, job) == {}
 
 
 def test_retention_takes_answers_with_their_job(steps: Steps) -> None:
     _, attempt, sid = picked_up(steps)
-    press(steps, attempt, sid, "size", "one")
+    steps.press(attempt, sid, "size", "one")
     steps.status(attempt, sid, "completed")
     steps.pass_time(91 * 86_400)
     assert steps.call("prune_call_jobs", retention_days=90)["deleted"] == 1
@@ -448,25 +385,28 @@ def test_retention_takes_answers_with_their_job(steps: Steps) -> None:
 
 # --- the view -----------------------------------------------------------------------------------------------------------
 def test_overview_shows_jobs_with_last_attempt_and_answers(steps: Steps) -> None:
+    def overview(job: int) -> Row:
+        (row,) = steps.rows("select * from public.outbound_call_overview where id = %s", job)
+        return row
+
     number = a_number()
     job = steps.queue(number, metadata=Jsonb({}), first_name="Ada", signup_mode="demo")
-    steps.status(steps.start(job), a_sid(), "busy")
+    steps.call_and_end("busy", job)
     steps.make_due(job)
-    attempt, sid = steps.start(job), a_sid()
-    steps.accept(attempt, a_second := a_sid())
-    steps.accept(attempt, sid)  # one too many: it does not stand for the job
-    press(steps, attempt, a_second, "size", "one")
-    press(steps, attempt, a_second, "start", "now")
-    steps.status(attempt, a_second, "completed", duration_s=31, answered_by="human")
-    row = overview(steps, job)
-    shown = {"first_name": "Ada", "signup_mode": "demo", "status": "completed", "outcome": "completed", "attempts": 2}
+    _, attempt, sid = steps.dial(job)
+    steps.accept(attempt, a_sid())  # one too many: it does not stand for the job
+    steps.press(attempt, sid, "size", "one")
+    steps.press(attempt, sid, "start", "now")
+    steps.status(attempt, sid, "completed", duration_s=31, answered_by="human")
+    row = overview(job)
+    shown = {
+        "first_name": "Ada", "signup_mode": "demo", "status": "completed", "outcome": "completed", "attempts": 2,
+        "answers": {"size": "one", "start": "now"}, "last_attempt": 2, "call_sid": sid, "duration_s": 31,
+        "answered_by": "human", "phone": f"{number[:2]}*******{number[-2:]}", "opted_out": False,
+    }  # fmt: skip
     assert {key: row[key] for key in shown} == shown
-    assert row["answers"] == {"size": "one", "start": "now"}
-    assert (row["last_attempt"], row["call_sid"], row["duration_s"], row["answered_by"]) == (2, a_second, 31, "human")
-    assert row["phone"] == f"{number[:2]}*******{number[-2:]}"
-    assert row["opted_out"] is False
     assert number not in str(row)
-    row = overview(steps, steps.queue())
+    row = overview(steps.queue())
     assert (row["status"], row["outcome"], row["answers"], row["last_attempt"]) == ("queued", None, None, None)
 
 
