@@ -12,22 +12,21 @@ from tests.database.conftest import Another
 from tests.database.sql_api import PACE, Row, Steps, a_number, a_sid, all_at_once, behind
 
 
-def claim_and_look(steps: Steps, job: int | None = None, **more: float) -> tuple[Row, object]:
+def claim_and_look(steps: Steps, job: int | None = None, pace: float = PACE) -> tuple[Row, object]:
     """-> what the claim said, and its transaction's id: null if it wrote nothing, not even a lock on a row."""
     with steps.service.transaction():
-        answer = steps.claim(job, **more)  # type: ignore[arg-type]
-        row = steps.service.execute("select pg_current_xact_id_if_assigned()").fetchone()
-        assert row is not None
-        return answer, row[0]
+        answer = steps.claim(job, pace=pace)
+        return answer, steps.service.execute("select pg_current_xact_id_if_assigned()").fetchall()[0][0]
 
 
 # --- claims in vain ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("by_id", [True, False], ids=["webhook", "sweep"])
 @pytest.mark.parametrize("denied_by", ["rate", "pause", "probe"])
-def test_a_denied_claim_writes_nothing(steps: Steps, denied_by: str, by_id: bool) -> None:
+def test_denied_claim_writes_nothing(steps: Steps, denied_by: str, by_id: bool) -> None:
+    pace = 0.1 if denied_by == "rate" else PACE
     if denied_by == "rate":
         steps.queue()
-        answer, xid = claim_and_look(steps, pace=0.1)
+        answer, xid = claim_and_look(steps, pace=pace)
         assert (answer["outcome"], xid is None) == ("claimed", False)
     elif denied_by == "pause":
         steps.call("pause_calls", reason="lunch")
@@ -36,15 +35,14 @@ def test_a_denied_claim_writes_nothing(steps: Steps, denied_by: str, by_id: bool
         steps.pass_time(61)
         assert steps.claim()["outcome"] == "claimed"
     job = steps.queue()
-    answer, xid = claim_and_look(steps, job if by_id else None, pace=0.1 if denied_by == "rate" else PACE)
-    assert answer["outcome"] == ("wait" if denied_by == "rate" else "paused")
-    assert xid is None
+    answer, xid = claim_and_look(steps, job if by_id else None, pace)
+    assert (answer["outcome"], xid) == ("wait" if denied_by == "rate" else "paused", None)
 
 
 def test_nothing_due_is_told_as_such_during_a_pause(steps: Steps) -> None:
     steps.call("pause_calls", reason="lunch")
-    job, _ = steps.queue(due_at=steps.now().replace(year=2099)), steps.queue("(415) 555-0100")
-    assert steps.claim(job)["outcome"] == "none"
+    assert steps.claim(steps.queue(due_at=steps.now().replace(year=2099)))["outcome"] == "none"
+    steps.queue("(415) 555-0100")
     assert steps.claim()["outcome"] == "unparsed"
 
 
@@ -123,32 +121,27 @@ def two_users(steps: Steps, **second: object) -> tuple[int, int]:
     return steps.queue(number, user_id=uuid.uuid4()), steps.queue(number, user_id=uuid.uuid4(), **second)
 
 
-def call(steps: Steps, job: int, status: str, delays_s: tuple[float, ...] = (900.0, 900.0)) -> None:
-    steps.status(steps.start(job), a_sid(), status, delays_s=delays_s)
-
-
 def test_second_user_of_a_number_waits_for_the_first(steps: Steps) -> None:
     first, second = two_users(steps)
-    call(steps, first, "busy")
+    steps.call_and_end("busy", first, delays_s=(900.0, 900.0))
     assert steps.claim(second)["reason_code"] == "number_in_use"
     assert steps.job(second)["due_at"] > steps.job(first)["due_at"]  # no look each minute
     steps.make_due(first)
-    call(steps, first, "no-answer", delays_s=())
+    steps.call_and_end("no-answer", first, delays_s=())
     steps.make_due(second)
     assert steps.claim(second)["outcome"] == "claimed"
 
 
 def test_second_user_is_not_called_after_a_reached_number(steps: Steps) -> None:
     first, second = two_users(steps)
-    call(steps, first, "completed")
+    steps.call_and_end("completed", first)
     assert steps.claim(second)["outcome"] == "none"
-    job = steps.job(second)
-    assert (job["status"], job["reason_code"]) == ("canceled", "number_reached")
-    assert job["reason"] == "this number was reached within the hour, for another user"
+    reason = "this number was reached within the hour, for another user"
+    assert steps.fields(second, "status", "reason_code", "reason") == ("canceled", "number_reached", reason)
     assert steps.call("retry_call_job", job_id=second) == "queued"
     assert steps.claim(second)["outcome"] == "claimed", "a retry by hand is meant"
     first, second = two_users(steps)
-    call(steps, first, "completed")
+    steps.call_and_end("completed", first)
     steps.pass_time(3601)
     assert steps.claim(second)["outcome"] == "claimed"
 
@@ -156,7 +149,7 @@ def test_second_user_is_not_called_after_a_reached_number(steps: Steps) -> None:
 def test_own_and_later_jobs_hold_up_nobody(steps: Steps) -> None:
     number, another = a_number(), a_number()
     first, second = steps.queue(number), steps.queue(number)
-    call(steps, first, "busy")
+    steps.call_and_end("busy", first, delays_s=(900.0, 900.0))
     assert steps.claim(second)["outcome"] == "claimed"
     steps.queue(another, user_id=uuid.uuid4(), due_at=steps.now().replace(year=2099))
     assert steps.claim(steps.queue(another, user_id=uuid.uuid4()))["outcome"] == "claimed"
@@ -164,12 +157,9 @@ def test_own_and_later_jobs_hold_up_nobody(steps: Steps) -> None:
 
 def test_older_of_two_dialed_jobs_goes_first(steps: Steps) -> None:
     first, second = two_users(steps)
-    call(steps, first, "busy")
-    steps.rows("update public.outbound_call_jobs set attempts = 0 where id = %s", first)
-    steps.make_due(second)
-    steps.rows("update public.outbound_call_jobs set attempts = 1 where id = %s", second)
-    steps.rows("update public.outbound_call_jobs set attempts = 1 where id = %s", first)
-    steps.make_due(first)
+    steps.call_and_end("busy", first, delays_s=(900.0, 900.0))
+    for job, attempts in ((first, 0), (second, 1), (first, 1)):
+        steps.change_job(job, attempts=attempts, due_at=steps.now())
     assert steps.claim(second)["reason_code"] == "number_in_use"
     assert steps.claim(first)["outcome"] == "claimed"
 
@@ -182,11 +172,11 @@ def test_claims_at_once_for_one_number_dial_one(steps: Steps, another: Another) 
     answers = all_at_once(lambda caller: caller.claim(todo[id(caller)]), callers)
     (claimed,) = (answer for answer in answers if answer["outcome"] == "claimed")
     steps.status(uuid.UUID(claimed["attempt"]["id"]), a_sid(), "completed")
-    steps.rows("update public.outbound_call_jobs set due_at = private.clock() where status = 'queued'")
+    steps.make_all_due()
     again = all_at_once(lambda caller: caller.claim(), callers)
     assert {answer["outcome"] for answer in again} == {"none"}
-    query = "select status, reason_code, count(*) as n from public.outbound_call_jobs group by 1, 2 order by n"
-    assert [(row["reason_code"], row["n"]) for row in steps.rows(query)] == [(None, 1), ("number_reached", 29)]
+    found = Counter(steps.brief(job) for job in jobs)
+    assert found == {("completed", 1, None): 1, ("canceled", 0, "number_reached"): 29}
 
 
 def test_claim_behind_another_of_its_number_sees_it(steps: Steps, another: Another) -> None:
