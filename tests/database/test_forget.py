@@ -18,12 +18,8 @@ DAY_S = 86_400.0
 
 def a_user(steps: Steps, number: str | None = None) -> tuple[uuid.UUID, int]:
     """Signs up. -> the user, the job"""
-    user = uuid.uuid4()
-    steps.rows(
-        "insert into auth.users (id, phone, raw_user_meta_data) values (%s, %s, '{\"first_name\": \"Ada\", \"team\": \"7\"}')",
-        user, (number or a_number())[1:],
-    )  # fmt: skip
-    return user, steps.one("select id from public.outbound_call_jobs where user_id = %s", user)
+    user = steps.sign_up(number or a_number(), {"first_name": "Ada", "team": "7"})
+    return user, steps.job_of(user)["id"]
 
 
 def delete(steps: Steps, user: uuid.UUID) -> None:
@@ -34,19 +30,21 @@ def prune(steps: Steps, days: int = 90, **more: object) -> Row:
     return steps.answer("prune_call_jobs", retention_days=days, **more)
 
 
-def what_is_told(job: Row) -> tuple[object, ...]:
-    return job["phone_number"], job["first_name"], job["metadata"]
+def told(steps: Steps, job: int) -> tuple[object, ...]:
+    """What the user told us."""
+    return steps.fields(job, "phone_number", "first_name", "metadata")
+
+
+ERASED: tuple[object, ...] = ("erased", None, {})
 
 
 # --- a user is deleted ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("how", ["delete from auth.users", "update auth.users set deleted_at = now()"])
 def test_deleted_user_is_not_called_and_leaves_nothing(steps: Steps, how: str) -> None:
     user, job = a_user(steps)
-    assert what_is_told(steps.job(job))[1:] == ("Ada", {"first_name": "Ada", "team": "7"})
+    assert told(steps, job)[1:] == ("Ada", {"first_name": "Ada", "team": "7"})
     steps.rows(f"{how} where id = %s", user)
-    row = steps.job(job)
-    assert (row["status"], row["reason_code"]) == ("canceled", "user_deleted")
-    assert what_is_told(row) == ("erased", None, {})
+    assert (steps.brief(job), told(steps, job)) == (("canceled", 0, "user_deleted"), ERASED)
     assert steps.claim(job)["outcome"] == "none"
     with pytest.raises(psycopg.errors.RaiseException, match="user was deleted"):
         steps.call("retry_call_job", job_id=job)
@@ -55,18 +53,13 @@ def test_deleted_user_is_not_called_and_leaves_nothing(steps: Steps, how: str) -
 @pytest.mark.parametrize("how_far", ["started", "in_doubt", "accepted"])
 def test_open_call_of_a_deleted_user_is_ended(steps: Steps, how_far: str) -> None:
     user, job = a_user(steps)
-    attempt = steps.start(job)
-    sid = a_sid()
-    if how_far == "in_doubt":
-        steps.doubt(attempt)
-    if how_far == "accepted":
-        steps.accept(attempt, sid)
+    attempt = steps.bring_to(how_far, job)
     delete(steps, user)
-    assert what_is_told(steps.job(job)) == ("erased", None, {})
+    assert told(steps, job) == ERASED
+    sid = steps.attempt(attempt)["call_sid"] or a_sid()
     assert steps.accept(attempt, sid)["then"] == "end"
     steps.status(attempt, sid, "canceled")
-    row = steps.job(job)
-    assert (row["status"], row["reason_code"]) == ("canceled", "user_deleted")
+    assert steps.fields(job, "status", "reason_code") == ("canceled", "user_deleted")
 
 
 @pytest.mark.parametrize("erased", [False, True])
@@ -115,7 +108,7 @@ def test_number_of_deleted_user_goes_after_a_day(steps: Steps) -> None:
     assert prune(steps)["erased"] == 0
     steps.pass_time(120)
     assert prune(steps)["erased"] == 1
-    assert (steps.job(job)["phone_e164"], steps.job(job)["phone_number"]) == (None, "erased")
+    assert steps.fields(job, "phone_e164", "phone_number") == (None, "erased")
     assert steps.attempt(attempt)["phone_e164"] is None
     assert steps.one("select count(*) from private.deleted_users") == 0
     assert steps.job(again)["phone_e164"] == number
@@ -123,8 +116,7 @@ def test_number_of_deleted_user_goes_after_a_day(steps: Steps) -> None:
 
 def test_number_stays_until_its_open_call_is_over(steps: Steps) -> None:
     user, job = a_user(steps)
-    attempt = steps.start(job)
-    steps.doubt(attempt)
+    attempt = steps.bring_to("in_doubt", job)
     delete(steps, user)
     steps.pass_time(3 * DAY_S)
     assert prune(steps)["erased"] == 0
@@ -133,9 +125,7 @@ def test_number_stays_until_its_open_call_is_over(steps: Steps) -> None:
 
 
 def test_user_without_a_job_leaves_nothing(steps: Steps) -> None:
-    user = uuid.uuid4()
-    steps.rows("insert into auth.users (id, email) values (%s, 'ada@example.com')", user)
-    delete(steps, user)
+    delete(steps, steps.sign_up())
     assert steps.one("select count(*) from private.deleted_users") == 0
 
 
@@ -148,10 +138,9 @@ def test_delete_waits_for_no_claim_and_sweep_forgets(steps: Steps, another: Anot
         assert steps.one("select count(*) from auth.users where id = %s", user) == 0
         assert steps.one("select forgotten from private.deleted_users") is False
         assert prune(steps) == {"forgotten": 0, "erased": 0, "deleted": 0}
-    assert what_is_told(steps.job(job))[1] == "Ada"
+    assert told(steps, job)[1] == "Ada"
     assert prune(steps)["forgotten"] == 1
-    assert what_is_told(steps.job(job)) == ("erased", None, {})
-    assert steps.job(job)["cancel_requested"]
+    assert (told(steps, job), steps.job(job)["cancel_requested"]) == (ERASED, True)
 
 
 def test_delete_commits_even_when_nothing_of_ours_works(steps: Steps) -> None:
@@ -165,32 +154,29 @@ def test_delete_commits_even_when_nothing_of_ours_works(steps: Steps) -> None:
 
 
 # --- what is old ------------------------------------------------------------------------------------------------------
-def finished(steps: Steps) -> int:
-    job = steps.queue()
-    steps.status(steps.start(job), a_sid(), "completed")
-    return job
+def jobs(steps: Steps) -> list[int]:
+    return [row["id"] for row in steps.rows("select id from public.outbound_call_jobs order by 1")]
 
 
 def test_what_finished_long_ago_is_deleted_with_its_attempts(steps: Steps) -> None:
-    old = finished(steps)
+    old = steps.call_and_end()
     steps.pass_time(2 * DAY_S)
-    young = finished(steps)
+    young = steps.call_and_end()
     waiting = steps.queue()
     assert prune(steps, days=3)["deleted"] == 0
     steps.pass_time(1.5 * DAY_S)
     assert prune(steps, days=3)["deleted"] == 1
-    assert [row["id"] for row in steps.rows("select id from public.outbound_call_jobs order by 1")] == [young, waiting]
-    assert steps.attempts(old) == []
+    assert (jobs(steps), steps.attempts(old)) == ([young, waiting], [])
 
 
 def test_it_is_done_in_small_batches_oldest_first(steps: Steps) -> None:
-    jobs = []
+    finished = []
     for _ in range(5):
-        jobs.append(finished(steps))
+        finished.append(steps.call_and_end())
         steps.pass_time(1)
     steps.pass_time(DAY_S)
     assert prune(steps, days=1, limit=2)["deleted"] == 2
-    assert [row["id"] for row in steps.rows("select id from public.outbound_call_jobs order by 1")] == jobs[2:]
+    assert jobs(steps) == finished[2:]
     assert [prune(steps, days=1, limit=2)["deleted"] for _ in range(3)] == [2, 1, 0]
 
 
@@ -205,7 +191,7 @@ def test_what_is_open_is_never_deleted_however_old(steps: Steps) -> None:
 
 def test_prunings_at_once_do_not_wait(steps: Steps, another: Another) -> None:
     for _ in range(4):
-        finished(steps)
+        steps.call_and_end()
     steps.pass_time(2 * DAY_S)
     other = another()
     with other.service.transaction():
