@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
-import itertools
-import json
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
-import trustme
 
 from shared import http
 from shared.database import FIRST_TRY_SECONDS, connect
@@ -27,76 +22,10 @@ from shared.jobs import Jobs, JobsUnavailable
 from shared.models import CallEvent, LiveCall
 from shared.telephony import CLOCK_SKEW, CallNotPlaced, Telephony, TwilioUnavailable
 from tests.unit.examples import settings
+from tests.unit.servers import HEAD, Reply, answer, certified, closing, dripping, endless, server, silent
 
 SID = "CA" + "0" * 32
 DEADLINE_SECONDS = 0.3
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-Reply = Callable[[socket.socket], None]
-
-
-@contextmanager
-def server(
-    *replies: Reply, tls: ssl.SSLContext | None = None, first_lines: list[bytes] | None = None, at_once: bool = False
-) -> Iterator[str]:
-    """Give each connection, in order, its reply to each of its requests; the last reply serves all later ones.
-
-    `at_once`: it replies to the connection itself.
-    """
-    listener = socket.create_server(("127.0.0.1", 0))
-    number = itertools.count()
-
-    def serve(connection: socket.socket, reply: Reply) -> None:
-        with contextlib.suppress(OSError), connection:
-            if tls:
-                connection = tls.wrap_socket(connection, server_side=True)
-            if at_once:
-                reply(connection)
-            while data := connection.recv(65536):
-                if b"\r\n\r\n" in data:  # a body may come in a packet of its own
-                    if first_lines is not None:
-                        first_lines.append(data.partition(b"\r\n")[0])
-                    reply(connection)
-
-    def accept() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = listener.accept()
-                reply = replies[min(next(number), len(replies) - 1)]
-                threading.Thread(target=serve, args=(connection, reply), daemon=True).start()
-
-    thread = threading.Thread(target=accept, daemon=True)
-    thread.start()
-    try:
-        yield f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        thread.join(5)
-
-
-def answer(body: object, headers: bytes = b"") -> Reply:
-    text = json.dumps(body).encode()
-    return lambda connection: connection.sendall(HEAD + headers + b"Content-Length: %d\r\n\r\n" % len(text) + text)
-
-
-def dripping(start: bytes, byte: bytes) -> Reply:
-    def reply(connection: socket.socket) -> None:
-        connection.sendall(start)
-        for _ in range(500):
-            connection.sendall(byte)
-            time.sleep(0.02)
-
-    return reply
-
-
-def endless(connection: socket.socket) -> None:
-    connection.sendall(HEAD + b"\r\n")
-    while True:
-        connection.sendall(b" " * 65536)
-
-
-def silent(_connection: socket.socket) -> None:
-    pass
 
 
 def bomb(connection: socket.socket) -> None:
@@ -134,25 +63,19 @@ def test_request_is_not_sent_when_the_resolver_outlasts_its_deadline(monkeypatch
         return resolve(*arguments, **more)
 
     monkeypatch.setattr("socket.getaddrinfo", slow)
-    with server(dripping(HEAD, b"X"), first_lines=asked) as url, pytest.raises(NotConnected, match="deadline"):
+    with server(dripping(HEAD, b"X"), requests=asked) as url, pytest.raises(NotConnected, match="deadline"):
         ask(url)
     assert asked == []
 
 
 def test_answer_whose_end_is_missing_is_lost() -> None:
-    def half(connection: socket.socket) -> None:
-        connection.sendall(HEAD + b"Content-Length: 10\r\n\r\n{}")
-        connection.shutdown(socket.SHUT_RDWR)
-
-    with server(half) as url, pytest.raises(HttpError, match="the end of the answer is missing"):
+    half = HEAD + b"Content-Length: 10\r\n\r\n{}"
+    with server(closing(half)) as url, pytest.raises(HttpError, match="the end of the answer is missing"):
         ask(url)
 
 
 def test_proxy_of_the_environment_is_asked_except_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bytes] = []
-
-    def refuse(connection: socket.socket) -> None:
-        connection.sendall(b"HTTP/1.1 403 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 
     def note(url: str) -> type[Exception] | None:
         try:
@@ -161,13 +84,14 @@ def test_proxy_of_the_environment_is_asked_except_for_loopback(monkeypatch: pyte
             return type(error)
         return None
 
-    with server(answer({})) as loopback, server(refuse, first_lines=asked) as proxy:
+    with server(answer({})) as loopback, server(answer("", "403 No"), requests=asked) as proxy:
         for name in ("http_proxy", "https_proxy"):
             monkeypatch.setenv(name, proxy)
         monkeypatch.setenv("no_proxy", "direct.invalid")
         urls = ("https://api.example/x?y=1", "http://api.example/x?y=1", f"{loopback}/x", "https://direct.invalid")
         assert [note(url) for url in urls] == [NotConnected, None, None, NotConnected]
-    assert asked == [b"CONNECT api.example:443 HTTP/1.0", b"GET http://api.example/x?y=1 HTTP/1.1"]
+    first_lines = [request.partition(b"\r\n")[0] for request in asked]
+    assert first_lines == [b"CONNECT api.example:443 HTTP/1.0", b"GET http://api.example/x?y=1 HTTP/1.1"]
 
 
 @pytest.mark.parametrize("reply", [endless, bomb])
@@ -194,9 +118,7 @@ def test_endless_answer_of_twilio_is_given_up() -> None:
 @pytest.fixture
 def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ssl.SSLContext, Path]]:
     """A server's context, and the file of the authority that signed its certificate."""
-    authority = trustme.CA()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
+    context, authority = certified()
     authority.cert_pem.write_to_path(file := tmp_path / "authority.pem")
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"):
         monkeypatch.delenv(name, raising=False)
@@ -206,10 +128,9 @@ def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple
 
 
 def place(url: str) -> CallNotPlaced | None:
+    ours = settings(TWILIO_API_BASE_URL=url, TWILIO_TIMEOUT_SECONDS="1")
     try:
-        Telephony(settings(TWILIO_API_BASE_URL=url, TWILIO_TIMEOUT_SECONDS="1")).place(
-            uuid4(), 7, "+14155550100", lambda: True
-        )
+        Telephony(ours).place(uuid4(), 7, "+14155550100", lambda: True)
     except CallNotPlaced as failure:
         return failure
     return None
@@ -239,14 +160,7 @@ def test_failed_handshake_is_known_to_send_nothing(authority: tuple[ssl.SSLConte
 
 
 def test_handshake_that_drips_ends_at_the_deadline() -> None:
-    record = b"\x16\x03\x03\x3f\xff" + bytes(500)
-
-    def drip(connection: socket.socket) -> None:
-        for byte in record:
-            connection.sendall(bytes([byte]))
-            time.sleep(0.02)
-
-    with server(drip, at_once=True) as url:
+    with server(dripping(b"\x16\x03\x03\x3f\xff", b"\0"), at_once=True) as url:
         began = time.monotonic()
         with pytest.raises(NotConnected):
             ask(url.replace("http:", "https:"))
@@ -279,30 +193,16 @@ def record(jobs: Jobs) -> LiveCall:
 
 def test_dead_kept_connection_costs_a_second_try(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.database.FIRST_TRY_SECONDS", DEADLINE_SECONDS)
-    asked = []
-
-    def once(connection: socket.socket) -> None:
-        asked.append(connection)
-        if len(asked) == 1:
-            answer(LIVE)(connection)
-        else:
-            silent(connection)
-
-    with server(once, answer(LIVE)) as url:
+    replies = iter([answer(LIVE), silent])
+    with server(lambda connection: next(replies)(connection), answer(LIVE)) as url:
         jobs = Jobs(connect(settings(SUPABASE_URL=url)))
-        assert record(jobs).is_wanted
-        assert record(jobs).is_wanted
-    assert len(asked) == 2
+        assert [record(jobs).is_wanted for _ in range(2)] == [True, True]
+    assert list(replies) == []
 
 
 def test_other_calls_of_the_database_are_never_repeated() -> None:
-    requests = []
-
-    def drop(connection: socket.socket) -> None:
-        requests.append(connection)
-        connection.shutdown(socket.SHUT_RDWR)
-
-    with server(drop) as url:
+    requests: list[bytes] = []
+    with server(closing(), requests=requests) as url:
         jobs = Jobs(connect(settings(SUPABASE_URL=url)))
         with pytest.raises(JobsUnavailable):
             jobs.refuse(uuid4(), code="x", reason="y")

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import email.utils
 import json
 import socket
-import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-import trustme
 from standardwebhooks import Webhook
 
 from function.sender import THREADS, Sender
@@ -28,70 +23,31 @@ from shared.models import ClaimedResult, NextResult, Nothing
 from shared.results import Outcome, judge, post, post_test
 from shared.settings import Settings
 from tests.unit.examples import SECRET, settings
+from tests.unit.servers import OK, certified, closing, dripping, endless, say, server, silent
 
 OTHER = "whsec_" + "bmV3ZXIgYW5kIG5ld2VyIGFuZCBuZXdlciBhbmQgbmV3ZXI="
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 BODY = '{"type":"call.completed","data":{"é":1e300}}'
 
 
-def ours(url: str, **changed: str) -> Settings:
-    return settings(**{"RESULT_URL": url, "RESULT_SECRET": SECRET, **changed})
+def ours(base: str, **changed: str) -> Settings:
+    return settings(**{"RESULT_URL": f"{base}/hook?key=s3cret", "RESULT_SECRET": SECRET, **changed})
 
 
-@contextmanager
-def receiver(
-    reply: Callable[[socket.socket], None], tls: ssl.SSLContext | None = None
-) -> Iterator[tuple[str, list[bytes]]]:
-    """Reads each request whole, then replies. -> its URL, the requests"""
-    listener = socket.create_server(("127.0.0.1", 0))
-    requests: list[bytes] = []
-
-    def serve(connection: socket.socket) -> None:
-        with contextlib.suppress(OSError), connection:
-            connection = tls.wrap_socket(connection, server_side=True) if tls else connection
-            data = b""
-            while b"\r\n\r\n" not in data or len(data.partition(b"\r\n\r\n")[2]) < length(data):
-                if not (more := connection.recv(65536)):
-                    return
-                data += more
-            requests.append(data)
-            reply(connection)
-
-    def accept() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-    try:
-        yield f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}/hook?key=s3cret", requests
-    finally:
-        listener.close()
-
-
-def length(request: bytes) -> int:
-    return next(int(line[15:]) for line in request.split(b"\r\n") if line.lower().startswith(b"content-length:"))
-
-
-def headers_of(request: bytes) -> dict[str, str]:
-    head = request.partition(b"\r\n\r\n")[0].decode().split("\r\n")[1:]
-    return {name.lower(): value for name, _, value in (line.partition(": ") for line in head)}
-
-
-def send(url: str, **changed: str) -> Outcome:
-    return post(ours(url, **changed), "evt_1", BODY, ClaimClock.now())
+def send(base: str, **changed: str) -> Outcome:
+    return post(ours(base, **changed), "evt_1", BODY, ClaimClock.now())
 
 
 # --- what is sent ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_result_is_signed_with_every_secret_while_rotating() -> None:
-    with receiver(lambda c: c.sendall(OK)) as (url, requests):
+    requests: list[bytes] = []
+    with server(say(OK), requests=requests) as url:
         assert send(url, RESULT_SECRET=f"{OTHER} {SECRET}") == Outcome("told", "HTTP 200")
-    (request,) = requests
-    assert request.startswith(b"POST /hook?key=s3cret HTTP/1.1\r\n")
-    headers, body = headers_of(request), request.partition(b"\r\n\r\n")[2]
-    assert body == BODY.encode()
+    ((head, _, body),) = (request.partition(b"\r\n\r\n") for request in requests)
+    first_line, *lines = head.decode().split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    assert (first_line, body) == ("POST /hook?key=s3cret HTTP/1.1", BODY.encode())
     assert (headers["webhook-id"], headers["content-type"]) == ("evt_1", "application/json")
     assert len(headers["webhook-signature"].split()) == 2
     for secret in (SECRET, OTHER):
@@ -99,14 +55,18 @@ def test_a_result_is_signed_with_every_secret_while_rotating() -> None:
 
 
 def test_the_doctor_sends_an_event_of_type_test() -> None:
-    with receiver(lambda c: c.sendall(OK)) as (url, requests):
-        assert post_test(ours(url)).state == "told"
-    event = json.loads(requests[0].partition(b"\r\n\r\n")[2])
-    assert (event["type"], event["data"]) == ("test", {})
+    requests: list[bytes] = []
+    with server(say(OK), requests=requests) as url:
+        outcome = post_test(ours("", RESULT_URL=f"{url}?key=s3cret"))  # without a path: to the root
+    head, _, body = requests[0].partition(b"\r\n\r\n")
+    event = json.loads(body)
+    assert (outcome.state, event["type"], event["data"]) == ("told", "test", {})
+    assert head.startswith(b"POST /?key=s3cret HTTP/1.1\r\n")
 
 
 def test_a_frozen_process_sends_nothing() -> None:
-    with receiver(lambda c: c.sendall(OK)) as (url, requests):
+    requests: list[bytes] = []
+    with server(say(OK), requests=requests) as url:
         half = ours(url).call_lease_seconds / 2
         asleep = ClaimClock(time.monotonic(), time.time() - half - 1)  # the monotonic clock may stand still meanwhile
         with pytest.raises(DeadlinePassed):
@@ -114,45 +74,12 @@ def test_a_frozen_process_sends_nothing() -> None:
     assert requests == []
 
 
-def test_an_address_without_a_path_is_posted_to_its_root() -> None:
-    with receiver(lambda c: c.sendall(OK)) as (url, requests):
-        assert send(url.replace("/hook?", "?")).state == "told"
-    assert requests[0].startswith(b"POST /?key=s3cret HTTP/1.1\r\n")
-
-
 # --- what comes back ------------------------------------------------------------------------------------------------------
 
 
-def drip(connection: socket.socket) -> None:
-    connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
-    while True:
-        connection.sendall(b"x")
-        time.sleep(0.02)
-
-
-def hint(connection: socket.socket) -> None:
-    while True:
-        connection.sendall(b"HTTP/1.1 102 Processing\r\n\r\n")
-        time.sleep(0.02)
-
-
-def pour(connection: socket.socket) -> None:
-    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-    for _ in range(1000):
-        connection.sendall(b"x" * 10**6)
-
-
-def hang(connection: socket.socket) -> None:
-    connection.recv(1)
-
-
 def be_late(connection: socket.socket) -> None:
-    hang(connection)  # until the sender gives up
+    connection.recv(1)  # until the sender gives up
     connection.sendall(OK)
-
-
-def say(answer: bytes) -> Callable[[socket.socket], None]:
-    return lambda connection: connection.sendall(answer)
 
 
 def test_receivers_of_every_bad_kind_cost_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,35 +87,33 @@ def test_receivers_of_every_bad_kind_cost_a_bounded_time(monkeypatch: pytest.Mon
     moved = b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n"
     late = "no answer within 1 s"
     kinds = {
-        "closes": (say(b""), "due", "the connection was lost"),
-        "hangs": (hang, "due", late),
-        "drips": (drip, "due", late),
+        "closes": (closing(), "due", "the connection was lost"),
+        "hangs": (silent, "due", late),
+        "drips": (dripping(b"HTTP/1.1 200 OK\r\nX-Slow: ", b"x"), "due", late),
         "is late": (be_late, "due", late),
         "redirects": (say(moved), "due", "HTTP 302 (redirects are not followed)"),
         "talks nonsense": (say(b"ok\r\n\r\n"), "due", "the connection was lost"),
         "hints first": (say(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 2 + OK), "told", "HTTP 200"),
-        "hints without end": (hint, "due", late),
-        "hints and closes": (say(b"HTTP/1.1 103 Early Hints\r\n\r\n"), "due", "the connection was lost"),
-        "answers a gigabyte": (pour, "told", "HTTP 200"),
-        "promises a body and closes": (say(b"HTTP/1.1 201 Made\r\nContent-Length: 9\r\n\r\n"), "told", "HTTP 201"),
+        "hints without end": (dripping(b"", b"HTTP/1.1 102 Processing\r\n\r\n"), "due", late),
+        "hints and closes": (closing(b"HTTP/1.1 103 Early Hints\r\n\r\n"), "due", "the connection was lost"),
+        "answers a gigabyte": (endless, "told", "HTTP 200"),
+        "promises a body and closes": (closing(b"HTTP/1.1 201 Made\r\nContent-Length: 9\r\n\r\n"), "told", "HTTP 201"),
     }
-    wrong = []
-    for name, (reply, state, note) in kinds.items():
-        with receiver(reply) as (url, _):
+    seen, slow = {}, []
+    for name, (reply, _, _) in kinds.items():
+        with server(reply) as url:
             began = time.monotonic()
             outcome = send(url)
-        if (outcome.state, outcome.note) != (state, note) or time.monotonic() - began > 2.5:
-            wrong.append((name, outcome, time.monotonic() - began))
-    unknown = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    trustme.CA().issue_cert("127.0.0.1").configure_cert(unknown)
-    with receiver(say(OK), unknown) as (url, requests):
-        if (outcome := send(url)).note != "its certificate could not be verified" or requests:
-            wrong.append((url, outcome, 0.0))
-    for url in ("http://127.0.0.1:1/", "https://nowhere.invalid/", "https://" + "a" * 64 + ".invalid/"):
+        seen[name] = (reply, outcome.state, outcome.note)
+        if time.monotonic() - began > 2.5:
+            slow.append((name, time.monotonic() - began))
+    assert (seen, slow) == (kinds, [])
+    requests: list[bytes] = []
+    with server(say(OK), tls=certified()[0], requests=requests) as url:
+        assert (send(url).note, requests) == ("its certificate could not be verified", [])
+    for url in ("http://127.0.0.1:1", "https://nowhere.invalid", f"https://{'a' * 64}.invalid"):
         outcome = send(url)
-        if outcome.note != "no connection" or outcome.delay_s == 0:
-            wrong.append((url, outcome, 0.0))
-    assert wrong == []
+        assert (outcome.note, outcome.delay_s > 0) == ("no connection", True), url
 
 
 def test_each_answer_has_its_meaning() -> None:
@@ -200,17 +125,18 @@ def test_each_answer_has_its_meaning() -> None:
         (429, "9" * 400, "due", 86_400), (429, in_a_minute, "due", 60), (503, "٣", "due", 300), (503, "", "due", 300),
         (429, "Mon, 01 Jan 1990 00:00:00 GMT", "due", 5), (503, "Mon, 99 Jan 9999999 00:00:00 GMT", "due", 300),
     ]  # fmt: skip
-    wrong = []
-    for status, retry_after, state, delay_s in cases:
+    seen = []
+    for status, retry_after, _, right in cases:
         outcome = judge(status, {} if retry_after is None else {"Retry-After": retry_after}, 300.0, 5.0)
-        if outcome.state != state or abs(outcome.delay_s - delay_s) > 1.5:
-            wrong.append((status, retry_after, outcome))
-    assert wrong == []
+        seen.append(
+            (status, retry_after, outcome.state, right if abs(outcome.delay_s - right) < 1.5 else outcome.delay_s)
+        )
+    assert seen == cases
 
 
 def test_delays_follow_the_tries_and_outlast_three_days(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.results.jittered", lambda delay_s: delay_s)
-    url = "http://127.0.0.1:1/"
+    url = "http://127.0.0.1:1"
     after = [post(ours(url), "evt_1", BODY, ClaimClock.now(), tries).delay_s for tries in (1, 2, 9, 99)]
     assert after == [5, 300, 86_400, 86_400]
     assert sum(ours(url).result_retry_seconds) > 3 * 86_400
@@ -223,7 +149,7 @@ class Outbox(Jobs):
     """So many events are due; the threads' doings are counted."""
 
     def __init__(self, due: int) -> None:
-        self.due, self.claims, self.told = due, 0, []  # type: ignore[var-annotated]
+        self.due, self.claims, self.told = due, 0, 0
         self.lock = threading.Lock()
         self.is_down = False
 
@@ -235,14 +161,19 @@ class Outbox(Jobs):
             if not self.due:
                 return Nothing(outcome="none")
             self.due -= 1
-        return ClaimedResult.model_validate(
-            {"outcome": "claimed", "id": uuid4(), "try": 1, "type": "call.failed", "job_id": 7, "body": "{}"}
-        )
+        result = {"outcome": "claimed", "id": uuid4(), "try": 1, "type": "call.failed", "job_id": 7, "body": "{}"}
+        return ClaimedResult.model_validate(result)
 
     def record_result(self, id: UUID, try_: int, **outcome: Any) -> str | None:
         with self.lock:
-            self.told.append(outcome["state"])
+            self.told += outcome["state"] == "told"
         return str(outcome["state"])
+
+
+def run(sender: Sender) -> None:
+    """Wake it, and wait until it rests."""
+    sender.wake()
+    sender.rest(time.monotonic() + 30)
 
 
 def test_a_sender_tells_all_in_few_threads_and_rests() -> None:
@@ -259,35 +190,30 @@ def test_a_sender_tells_all_in_few_threads_and_rests() -> None:
             at_once -= 1
         connection.sendall(OK)
 
-    with receiver(count) as (url, _):
+    with server(count) as url:
         outbox = Outbox(30)
         sender = Sender(ours(url), outbox)
-        sender.wake()
-        sender.rest(time.monotonic() + 30)
-        assert outbox.told == ["told"] * 30
-        assert most > 1  # one wake is enough for several threads
+        run(sender)
+        assert (outbox.told, most > 1) == (30, True)  # one wake is enough for several threads
         outbox.due = 30
         for _ in range(50):
             sender.wake()
-        sender.rest(time.monotonic() + 30)
-        assert outbox.told == ["told"] * 60
-        assert most <= THREADS
+        run(sender)
+        assert (outbox.told, most <= THREADS) == (60, True)
         before = outbox.claims
-        sender.wake()
-        sender.rest(time.monotonic() + 30)
+        run(sender)
         assert outbox.claims == before + 1  # nothing due costs one claim
 
 
 def test_nobody_waits_longer_than_agreed_for_a_dead_receiver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.results.ANSWER_SECONDS", 1.0)
-    with receiver(hang) as (url, _):
+    with server(silent) as url:
         outbox = Outbox(100)
         sender, worker = Sender(ours(url), outbox), Sender(ours(url), outbox, patient=False)
         began = time.monotonic()
-        for each in (sender, worker):
-            each.wake()
+        sender.wake()
+        run(worker)
         sender.rest(time.monotonic() + 0.2)
-        worker.rest(time.monotonic() + 30)
         assert 0.2 <= time.monotonic() - began < 2
 
         def timed(_: int) -> float:
@@ -302,39 +228,31 @@ def test_nobody_waits_longer_than_agreed_for_a_dead_receiver(monkeypatch: pytest
 
 
 def test_a_sender_outlives_a_database_that_is_down() -> None:
-    with receiver(lambda c: c.sendall(OK)) as (url, _):
+    with server(say(OK)) as url:
         outbox = Outbox(1)
-        outbox.is_down = True
         sender = Sender(ours(url), outbox)
-        sender.wake()
-        sender.rest(time.monotonic() + 10)
+        outbox.is_down = True
+        run(sender)
         outbox.is_down = False
-        sender.wake()
-        sender.rest(time.monotonic() + 10)
-        assert outbox.told == ["told"]
+        run(sender)
+    assert outbox.told == 1
 
 
 def test_a_sender_without_a_thread_to_start_fails_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    with receiver(say(OK)) as (url, _):
+    with server(say(OK)) as url:
         outbox = Outbox(1)
         sender = Sender(ours(url), outbox)
         with monkeypatch.context() as patched:
             patched.setattr(threading.Thread, "start", refuse)
-            sender.wake()
-        sender.rest(time.monotonic() + 10)
-        assert outbox.told == []
-        sender.wake()
-        sender.rest(time.monotonic() + 10)
-        assert outbox.told == ["told"]
+            run(sender)
+        assert outbox.told == 0
+        run(sender)
+    assert outbox.told == 1
 
 
 def test_without_a_url_nothing_is_asked() -> None:
-    outbox = Outbox(1)
-    sender = Sender(settings(), outbox)
-    sender.wake()
-    sender.rest(time.monotonic() + 10)
-    assert outbox.claims == 0
-    assert settings().result_policy == {}
+    run(Sender(settings(), outbox := Outbox(1)))
+    assert (outbox.claims, settings().result_policy) == (0, {})

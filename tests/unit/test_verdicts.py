@@ -13,30 +13,15 @@ from twilio.base.exceptions import TwilioRestException
 from shared import telephony
 from shared.telephony import CallNotPlaced, Telephony, verdict_on
 from tests.unit.examples import settings
-from tests.unit.test_http import Reply, server
+from tests.unit.servers import Reply, answer, closing, server, silent
 
 
 def twilio(url: str) -> Telephony:
     return Telephony(settings(TWILIO_API_BASE_URL=url, TWILIO_TIMEOUT_SECONDS="0.3"))
 
 
-def _answer(status: str, body: str, kind: str = "application/json") -> Reply:
-    text = (
-        f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}"
-    )
-    return lambda connection: connection.sendall(text.encode())
-
-
 def _error(status: int, code: int) -> Reply:
-    return _answer(f"{status} No", f'{{"code": {code}, "message": "x", "status": {status}}}')
-
-
-def _hang(connection: socket.socket) -> None:
-    connection.recv(1)  # until the client has gone
-
-
-def _close(connection: socket.socket) -> None:
-    connection.shutdown(socket.SHUT_RDWR)
+    return answer({"code": code, "message": "x", "status": status}, f"{status} No")
 
 
 def _reset(connection: socket.socket) -> None:
@@ -44,26 +29,21 @@ def _reset(connection: socket.socket) -> None:
     connection.close()
 
 
-def _half(connection: socket.socket) -> None:
-    connection.sendall(b"HTTP/1.1 201 Cre")
-    _close(connection)
-
-
 FAILURES: dict[str, tuple[Reply, str, str]] = {
-    "no answer in time": (_hang, "in_doubt", "read_timeout"),
-    "connection closed": (_close, "in_doubt", "connection_lost"),
+    "no answer in time": (silent, "in_doubt", "read_timeout"),
+    "connection closed": (closing(), "in_doubt", "connection_lost"),
     "connection reset": (_reset, "in_doubt", "connection_lost"),
-    "half an answer": (_half, "in_doubt", "no_sid"),
-    "201 that is not JSON": (_answer("201 Created", "<html>"), "in_doubt", "unreadable"),
-    "201 without a SID": (_answer("201 Created", "{}"), "in_doubt", "no_sid"),
+    "half an answer": (closing(b"HTTP/1.1 201 Cre"), "in_doubt", "no_sid"),
+    "201 that is not JSON": (answer("<html>", "201 Created"), "in_doubt", "unreadable"),
+    "201 without a SID": (answer("{}", "201 Created"), "in_doubt", "no_sid"),
     "500": (_error(500, 20500), "in_doubt", "twilio_20500"),
     "503": (_error(503, 20503), "in_doubt", "twilio_20503"),
-    "502 of a proxy": (_answer("502 Bad", "<html>", "text/html"), "in_doubt", "twilio_502"),
+    "502 of a proxy": (answer("<html>", "502 Bad", "text/html"), "in_doubt", "twilio_502"),
     "429": (_error(429, 20429), "later", "twilio_20429"),
-    "429 of a proxy": (_answer("429 Slow", "<html>", "text/html"), "later", "twilio_429"),
+    "429 of a proxy": (answer("<html>", "429 Slow", "text/html"), "later", "twilio_429"),
     "wrong credentials": (_error(401, 20003), "halt", "twilio_20003"),
     "our number is not ours": (_error(400, 21210), "halt", "twilio_21210"),
-    "redirect": (_answer("302 Go", ""), "halt", "twilio_302"),
+    "redirect": (answer("", "302 Go"), "halt", "twilio_302"),
     "invalid number": (_error(400, 21211), "refused", "twilio_21211"),
     "new code": (_error(400, 29999), "refused", "twilio_29999"),
 }
@@ -72,13 +52,8 @@ FAILURES: dict[str, tuple[Reply, str, str]] = {
 def test_failed_requests_have_their_verdicts_and_are_never_repeated() -> None:
     seen = {}
     for name, (reply, _, _) in FAILURES.items():
-        requests: list[object] = []
-
-        def counted(connection: socket.socket, reply: Reply = reply, requests: list[object] = requests) -> None:
-            requests.append(connection)
-            reply(connection)
-
-        with server(counted) as url, pytest.raises(CallNotPlaced) as failure:
+        requests: list[bytes] = []
+        with server(reply, requests=requests) as url, pytest.raises(CallNotPlaced) as failure:
             twilio(url).place(uuid4(), 7, "+14155550100", lambda: True)
         seen[name] = (failure.value.verdict.kind, failure.value.verdict.code, len(requests))
     assert seen == {name: (kind, code, 1) for name, (_, kind, code) in FAILURES.items()}
