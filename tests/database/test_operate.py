@@ -14,7 +14,6 @@ from tests.database.sql_api import FINAL, LEASE_S, OPEN, Steps, a_number, a_sid
 
 Refused = psycopg.errors.RaiseException
 STATES = ("queued", *OPEN)
-USER = str(uuid.uuid4())
 
 
 def job_in(steps: Steps, state: str, number: str | None = None) -> int:
@@ -24,7 +23,7 @@ def job_in(steps: Steps, state: str, number: str | None = None) -> int:
 def failed(steps: Steps, number: str | None = None, **columns: object) -> int:
     """A job whose attempts are spent."""
     job = steps.queue(number, **columns)
-    steps.status(steps.start(job), a_sid(), "busy", delays_s=())
+    steps.says(steps.start(job), "busy", delays_s=())
     return job
 
 
@@ -53,6 +52,7 @@ def follow(steps: Steps) -> None:
             steps.status(uuid.UUID(asked["attempt"]), asked["call_sid"], "canceled")
 
 
+JOB: dict[str, object] = {"user_id": uuid.uuid4(), "phone_number": "+1"}
 NONSENSE: list[tuple[str, dict[str, object], str]] = [
     ("cancel_call_job", {"job_id": None}, "p_job_id must be given"),
     ("retry_call_job", {"job_id": None}, "p_job_id must be given"),
@@ -64,14 +64,14 @@ NONSENSE: list[tuple[str, dict[str, object], str]] = [
     ("pause_calls", {"reason": "x", "until": "2020-01-01"}, "p_until must be in the future"),
     ("pause_calls", {"reason": "x", "until": "20260-11-27"}, "p_until must be before the year 9999"),
     ("require_verified_phones", {"required": None}, "p_required must be true or false"),
-    ("enqueue_call_job", {"user_id": None, "phone_number": "+14155550100"}, "p_user_id must be given"),
-    ("enqueue_call_job", {"user_id": USER, "phone_number": None}, "p_phone_number must be given"),
-    ("enqueue_call_job", {"user_id": USER, "phone_number": " "}, "p_phone_number must be given"),
-    ("enqueue_call_job", {"user_id": USER, "phone_number": "1" * 65}, "at most 64 characters"),
-    ("enqueue_call_job", {"user_id": USER, "phone_number": "+1", "signup_mode": ""}, "p_signup_mode must"),
-    ("enqueue_call_job", {"user_id": USER, "phone_number": "+1", "first_name": "x" * 101}, "p_first_name must"),
-    ("enqueue_call_job", {"user_id": USER, "phone_number": "+1", "metadata": Jsonb([1])}, "p_metadata must"),
-    ("enqueue_call_job", {"user_id": USER, "phone_number": "+1", "not_before": "infinity"}, "p_not_before must"),
+    ("enqueue_call_job", JOB | {"user_id": None}, "p_user_id must be given"),
+    ("enqueue_call_job", JOB | {"phone_number": None}, "p_phone_number must be given"),
+    ("enqueue_call_job", JOB | {"phone_number": " "}, "p_phone_number must be given"),
+    ("enqueue_call_job", JOB | {"phone_number": "1" * 65}, "at most 64 characters"),
+    ("enqueue_call_job", JOB | {"signup_mode": ""}, "p_signup_mode must"),
+    ("enqueue_call_job", JOB | {"first_name": "x" * 101}, "p_first_name must"),
+    ("enqueue_call_job", JOB | {"metadata": Jsonb([1])}, "p_metadata must"),
+    ("enqueue_call_job", JOB | {"not_before": "infinity"}, "p_not_before must"),
 ]
 
 
@@ -107,24 +107,23 @@ def test_canceled_job_leaves_its_number_free(steps: Steps, state: str) -> None:
     assert steps.claim(steps.queue(number))["outcome"] == "claimed"
 
 
-@pytest.mark.parametrize("status", FINAL)
-def test_job_that_is_over_cannot_be_canceled(steps: Steps, status: str) -> None:
-    job = steps.queue()
-    steps.rows("update public.outbound_call_jobs set status = %s, due_at = null, finished_at = now()", status)
-    with pytest.raises(Refused, match=f"call job {job} is {status} already"):
-        cancel(steps, job)
+def test_job_that_is_over_cannot_be_canceled(steps: Steps) -> None:
+    for status in FINAL:
+        steps.change_job(job := steps.queue(), status=status, due_at=None, finished_at=steps.now())
+        with pytest.raises(Refused, match=f"call job {job} is {status} already"):
+            cancel(steps, job)
 
 
 # --- retry ------------------------------------------------------------------------------------------------------------
 def test_job_that_spent_its_attempts_is_dialed_again(steps: Steps) -> None:
     job = steps.queue()
     for _ in range(3):
-        steps.status(steps.start(job), a_sid(), "busy")
-        steps.rows("update public.outbound_call_jobs set due_at = private.clock() where status = 'queued'")
+        steps.make_due(job)
+        steps.says(steps.start(job), "busy")
     assert steps.job(job)["status"] == "failed"
     assert retry(steps, job) == "queued"
-    steps.status(uuid.UUID(steps.claim()["attempt"]["id"]), a_sid(), "busy")  # by the next sweep
-    assert (steps.job(job)["status"], steps.job(job)["attempts"]) == ("failed", 4)
+    steps.says(uuid.UUID(steps.claim()["attempt"]["id"]), "busy")  # by the next sweep
+    assert steps.brief(job)[:2] == ("failed", 4)
 
 
 def test_canceled_job_that_is_retried_is_wanted_again(steps: Steps) -> None:
@@ -144,33 +143,30 @@ def test_late_truth_about_a_retried_job_counts(steps: Steps) -> None:
     assert steps.job(job)["status"] == "calling"
 
 
-@pytest.mark.parametrize("state", [*STATES, "completed"])
-def test_job_that_is_not_over_cannot_be_retried(steps: Steps, state: str) -> None:
-    job = job_in(steps, "accepted" if state == "completed" else state)
-    if state == "completed":
-        (attempt,) = steps.attempts(job)
-        steps.status(attempt["id"], attempt["call_sid"], "completed")
-    status = steps.job(job)["status"]
-    with pytest.raises(Refused, match=f"call job {job} is {status}: only failed and canceled jobs"):
-        retry(steps, job)
+def test_job_that_is_not_over_cannot_be_retried(steps: Steps) -> None:
+    completed, attempt = steps.attempt_in("accepted")
+    steps.says(attempt, "completed")
+    for job in (completed, *(job_in(steps, state) for state in STATES)):
+        status = steps.job(job)["status"]
+        with pytest.raises(Refused, match=f"call job {job} is {status}: only failed and canceled jobs"):
+            retry(steps, job)
 
 
-@pytest.mark.parametrize("state", OPEN)
-def test_job_with_a_live_call_is_not_retried(steps: Steps, state: str) -> None:
-    job = failed(steps, number := a_number())
-    other = steps.queue(number, user_id=uuid.uuid4())
-    steps.pass_time(3601)
-    steps.bring_to(state, other)
-    with pytest.raises(Refused, match=f"call job {job} cannot be retried yet: .* of job {other}, which is"):
-        retry(steps, job)
-    assert steps.job(job)["status"] == "failed"
+def test_job_with_a_live_call_is_not_retried(steps: Steps) -> None:
+    for state in OPEN:
+        job = failed(steps, number := a_number())
+        other = steps.queue(number, user_id=uuid.uuid4())
+        steps.bring_to(state, other)
+        with pytest.raises(Refused, match=f"call job {job} cannot be retried yet: .* of job {other}, which is"):
+            retry(steps, job)
+        assert steps.job(job)["status"] == "failed"
 
 
 def test_job_with_a_live_duplicate_is_not_retried(steps: Steps) -> None:
     job, attempt = steps.attempt_in("duplicate")
     with pytest.raises(Refused, match="a call too many to its number is being ended"):
         retry(steps, job)
-    steps.status(attempt, steps.attempt(attempt)["call_sid"], "completed")
+    steps.says(attempt, "completed")
     assert retry(steps, job) == "queued"
 
 
@@ -198,12 +194,11 @@ def test_opted_out_person_is_called_by_the_owner_only(steps: Steps, connect: Con
 
 
 # --- delete -----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("state", ["ended", "refused", "absent", "released"])
-def test_job_not_under_way_is_deleted_with_attempts(steps: Steps, state: str) -> None:
-    job, attempt = steps.attempt_in(state)
-    assert delete(steps, job) == []
-    assert steps.attempts(job) == []
-    assert steps.accept(attempt, a_sid())["then"] == "unknown"  # a late call is ended
+def test_job_not_under_way_is_deleted_with_attempts(steps: Steps) -> None:
+    for state in ("ended", "refused", "absent", "released"):
+        job, attempt = steps.attempt_in(state)
+        assert (delete(steps, job), steps.attempts(job)) == ([], [])
+        assert steps.accept(attempt, a_sid())["then"] == "unknown"  # a late call is ended
 
 
 @pytest.mark.parametrize("state", OPEN)
@@ -217,7 +212,7 @@ def test_delete_of_a_job_under_way_cancels_it(steps: Steps, state: str) -> None:
 def test_job_with_a_live_duplicate_is_not_deleted(steps: Steps) -> None:
     job, attempt = steps.attempt_in("duplicate")
     assert len(delete(steps, job)) == 1
-    steps.status(attempt, steps.attempt(attempt)["call_sid"], "completed")
+    steps.says(attempt, "completed")
     assert delete(steps, job) == []
 
 

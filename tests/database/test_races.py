@@ -32,38 +32,54 @@ def no_deadlocks(postgres: Postgres, module_database: str) -> Iterator[None]:
     assert row == (0,)
 
 
-def one_after_the_other(eyes: Connection, another: Another, *crowd: StepResult) -> list[Row | bool | None]:
+Queue = Callable[..., list[Row | bool | None]]
+
+
+@pytest.fixture
+def one_after_the_other(connection: Connection, another: Another) -> Queue:
     """The first step holds its locks while the others, in this order, come and wait for them; then it commits."""
-    first, *rest = (another() for _ in crowd)
-    first.service.autocommit = False
-    answer = crowd[0](first)
-    with in_background(eyes) as start:
-        waiting = [start(steps, partial(step, steps)) for steps, step in zip(rest, crowd[1:], strict=True)]
-        first.service.commit()
-        return [answer, *(future.result(20) for future in waiting)]
+
+    def run(*crowd: StepResult) -> list[Row | bool | None]:
+        first, *rest = (another() for _ in crowd)
+        first.service.autocommit = False
+        answer = crowd[0](first)
+        with in_background(connection) as start:
+            waiting = [start(steps, partial(step, steps)) for steps, step in zip(rest, crowd[1:], strict=True)]
+            first.service.commit()
+            return [answer, *(future.result(20) for future in waiting)]
+
+    return run
+
+
+def words(answers: list[Row | bool | None], *keys: str) -> list[object]:
+    """Of each answer, the word under its key."""
+    return [answer[key] for answer, key in zip(answers, keys, strict=True) if isinstance(answer, dict)]
+
+
+def claims(job: int) -> StepResult:
+    return lambda steps: steps.claim(job)
+
+
+def claimed_until_denied(steps: Steps) -> tuple[list[int], str]:
+    """A whole sweep. -> the jobs that it took, and why it took no more"""
+    taken = []
+    while (claim := steps.claim())["outcome"] == "claimed":
+        taken.append(claim["job"]["id"])
+    return taken, claim["outcome"]
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------
 def test_claims_of_one_job_at_once_are_one_call(steps: Steps, another: Another) -> None:
     job = steps.queue()
-    callers = [another() for _ in range(50)]
-    answers = all_at_once(lambda caller: caller.claim(job), callers)
+    answers = all_at_once(lambda caller: caller.claim(job), [another() for _ in range(50)])
     assert sorted(answer["outcome"] for answer in answers) == ["claimed"] + ["none"] * 49
     assert len(steps.attempts(job)) == 1
 
 
 def test_sweeps_at_once_dial_each_job_once(steps: Steps, another: Another) -> None:
     jobs = [steps.queue() for _ in range(60)]
-
-    def sweep(mine: Steps) -> list[int]:
-        taken = []
-        while (claim := mine.claim())["outcome"] == "claimed":
-            taken.append(claim["job"]["id"])
-        return taken
-
-    sweeps = [another() for _ in range(8)]
-    taken = all_at_once(sweep, sweeps)
-    assert sorted(itertools.chain.from_iterable(taken)) == jobs
+    sweeps = all_at_once(claimed_until_denied, [another() for _ in range(8)])
+    assert sorted(itertools.chain.from_iterable(taken for taken, _ in sweeps)) == jobs
 
 
 def test_job_held_by_another_sweep_is_passed_over(steps: Steps, another: Another) -> None:
@@ -77,11 +93,11 @@ def test_job_held_by_another_sweep_is_passed_over(steps: Steps, another: Another
         assert steps.claim(first)["outcome"] == "none"
 
 
-def test_jobs_of_one_number_at_once_are_one_call(steps: Steps, connection: Connection, another: Another) -> None:
+def test_jobs_of_one_number_at_once_are_one_call(steps: Steps, one_after_the_other: Queue) -> None:
     number = a_number()
     first, second = steps.queue(number), steps.queue(number)
-    answers = one_after_the_other(connection, another, lambda s: s.claim(first), lambda s: s.claim(second))
-    assert [answer["outcome"] for answer in answers if isinstance(answer, dict)] == ["claimed", "none"]
+    answers = one_after_the_other(claims(first), claims(second))
+    assert words(answers, "outcome", "outcome") == ["claimed", "none"]
     assert steps.job(second)["reason_code"] == "number_in_use"
 
 
@@ -103,32 +119,26 @@ def test_sweeps_among_numbers_in_use_do_not_deadlock(steps: Steps, another: Anot
     numbers = [a_number() for _ in range(4)]
     for number, state in zip(numbers, ["duplicate", "duplicate", "accepted", "started"], strict=True):
         steps.attempt_in(state, number)
-    for _ in range(40):
-        for number in numbers:
-            steps.queue(number)
-    sweeps = [another() for _ in range(6)]
-    answers = all_at_once(lambda mine: mine.claim(), sweeps)
+    for number in numbers * 40:
+        steps.queue(number)
+    answers = all_at_once(lambda mine: mine.claim(), [another() for _ in range(6)])
     assert {answer["outcome"] for answer in answers} <= {"none", "wait"}  # wait: as many put off as one claim may
 
 
 def test_claim_that_put_off_makes_nobody_wait(steps: Steps, another: Another) -> None:
     """It goes on to other numbers: two that wait for each other's would be a deadlock."""
-    number = a_number()
-    steps.attempt_in("duplicate", number)
-    first, second = steps.queue(number), steps.queue(number)
-    holder = another()
-    holder.service.autocommit = False
-    assert holder.claim(first)["outcome"] == "none"
+    steps.attempt_in("duplicate", number := a_number())
+    first, second, holder = steps.queue(number), steps.queue(number), another()
     steps.service.execute("set statement_timeout = '5s'")
-    assert steps.claim(second)["outcome"] == "none"
-    holder.service.commit()
+    with holder.service.transaction():
+        assert holder.claim(first)["outcome"] == "none"
+        assert steps.claim(second)["outcome"] == "none"
 
 
 def test_pace_is_exact_over_claims_at_once(steps: Steps, another: Another) -> None:
     for _ in range(40):
         steps.queue()
-    callers = [another() for _ in range(20)]
-    answers = all_at_once(lambda caller: caller.claim(pace=0.1), callers)
+    answers = all_at_once(lambda caller: caller.claim(pace=0.1), [another() for _ in range(20)])
     assert sorted(answer["outcome"] for answer in answers) == ["claimed"] + ["wait"] * 19
 
 
@@ -137,32 +147,28 @@ def pause(steps: Steps) -> None:
     steps.call("pause_calls", reason="stop")
 
 
-def test_claim_that_waited_for_a_pause_is_paused(steps: Steps, connection: Connection, another: Another) -> None:
+def test_claim_that_waited_for_a_pause_is_paused(steps: Steps, one_after_the_other: Queue) -> None:
     job = steps.queue()
-    _, claim = one_after_the_other(connection, another, pause, lambda s: s.claim(job))
+    _, claim = one_after_the_other(pause, claims(job))
     assert isinstance(claim, dict)
-    assert claim["outcome"] == "paused"
-    assert (steps.job(job)["status"], steps.job(job)["attempts"], steps.attempts(job)) == ("queued", 0, [])
+    assert (claim["outcome"], steps.brief(job), steps.attempts(job)) == ("paused", ("queued", 0, None), [])
 
 
 def test_claims_after_a_committed_pause_never_pass(steps: Steps, another: Another) -> None:
     for _ in range(300):
         steps.queue()
+    operator, *sweeps = (another() for _ in range(7))
 
-    def sweep(mine: Steps) -> int:
-        while (answer := mine.claim())["outcome"] == "claimed":
-            pass
-        return 0 if answer["outcome"] == "paused" else -1
-
-    def stop(mine: Steps) -> int:
+    def work(mine: Steps) -> int:
+        if mine is not operator:
+            return len(claimed_until_denied(mine)[0])
         pause(mine)
         count: int = mine.service.execute("select count(*) from public.outbound_call_attempts").fetchall()[0][0]
         return count
 
-    operator, *sweeps = (another() for _ in range(7))
-    dialed, *_ = all_at_once(lambda mine: stop(mine) if mine is operator else sweep(mine), [operator, *sweeps])
+    dialed, *taken = all_at_once(work, [operator, *sweeps])
     assert dialed < 300, "the sweeps were through before the pause: nothing was shown"
-    assert steps.one("select count(*) from public.outbound_call_attempts") == dialed
+    assert steps.one("select count(*) from public.outbound_call_attempts") == sum(taken) == dialed
 
 
 # --- one attempt, and all that can be said of it ----------------------------------------------------------------------
@@ -182,33 +188,29 @@ def hears(word: str) -> Callable[[uuid.UUID, str], StepResult]:
     return lambda attempt, sid: lambda steps: steps.status(attempt, sid, word)
 
 
-def the_end(steps: Steps, job: int) -> tuple[object, ...]:
-    (attempt,) = steps.attempts(job)
-    row = steps.job(job)
-    return row["status"], row["attempts"], attempt["state"], attempt["call_sid"], attempt["call_status"]
-
-
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
 @pytest.mark.parametrize("settle", [finds, finds_nothing])
 @pytest.mark.parametrize(
     ("word", "job_status", "state"), [("ringing", "calling", "accepted"), ("completed", "completed", "ended")]
 )
 def test_answer_list_and_callback_come_in_any_order(
-    steps: Steps, connection: Connection, another: Another, order: tuple[int, ...],
+    steps: Steps, one_after_the_other: Queue, order: tuple[int, ...],
     settle: Callable[[uuid.UUID, str], StepResult], word: str, job_status: str, state: str,
 ) -> None:  # fmt: skip
     job, attempt = steps.attempt_in("in_doubt")
     sid = a_sid()
     crowd = [step(attempt, sid) for step in (accepts, settle, hears(word))]
-    one_after_the_other(connection, another, *(crowd[n] for n in order))
-    assert the_end(steps, job) == (job_status, 1, state, sid, word)
+    one_after_the_other(*(crowd[n] for n in order))
+    (row,) = steps.attempts(job)
+    assert (row["state"], row["call_sid"], row["call_status"]) == (state, sid, word)
+    assert steps.brief(job)[:2] == (job_status, 1)
 
 
 @pytest.mark.parametrize(
     ("first", "second"), list(itertools.permutations(["accept", "doubt", "refuse", "release", "cancel", "ask"], 2))
 )
 def test_any_two_at_once_leave_a_possible_state(
-    steps: Steps, connection: Connection, another: Another, first: str, second: str
+    steps: Steps, one_after_the_other: Queue, another: Another, first: str, second: str
 ) -> None:
     """No open job without its attempt, no final one with an open attempt, and a call that is not wanted is known as such."""
     job, attempt = steps.attempt_in("started")
@@ -226,90 +228,85 @@ def test_any_two_at_once_leave_a_possible_state(
     }  # fmt: skip
     if second == "ask":  # it never waits: what another holds, it passes over
         holder = another()
-        holder.service.autocommit = False
-        crowd[first](holder)
-        assert steps.ask() == {"outcome": "none"}
-        holder.service.commit()
+        with holder.service.transaction():
+            crowd[first](holder)
+            assert steps.ask() == {"outcome": "none"}
     else:
-        one_after_the_other(connection, another, crowd[first], crowd[second])
+        one_after_the_other(crowd[first], crowd[second])
     row = steps.job(job)
     open_states = [a["state"] for a in steps.attempts(job) if a["state"] in OPEN]
-    expected = {"dialing": ["started"], "in_doubt": ["in_doubt"], "calling": ["accepted"]}.get(row["status"], [])
-    assert open_states == expected
+    assert open_states == {"dialing": ["started"], "in_doubt": ["in_doubt"], "calling": ["accepted"]}.get(
+        row["status"], []
+    )
     if "accept" in (first, second):
         answer = steps.accept(attempt, sid)
         assert (answer["then"] == "keep") == (row["status"] == "calling" and not row["cancel_requested"])
 
 
 # --- late truth, while another has the number -------------------------------------------------------------------------
-def test_late_truth_behind_a_claim_is_a_duplicate(steps: Steps, connection: Connection, another: Another) -> None:
-    number = a_number()
-    job, late = steps.attempt_in("absent", number)
-    other = steps.queue(number)
-    claim, answer = one_after_the_other(connection, another, lambda s: s.claim(other), accepts(late, a_sid()))
-    assert isinstance(claim, dict)
-    assert isinstance(answer, dict)
-    assert (claim["outcome"], answer["then"]) == ("claimed", "end")
+def test_late_truth_behind_a_claim_is_a_duplicate(steps: Steps, one_after_the_other: Queue) -> None:
+    job, late = steps.attempt_in("absent", number := a_number())
+    answers = one_after_the_other(claims(steps.queue(number)), accepts(late, a_sid()))
+    assert words(answers, "outcome", "then") == ["claimed", "end"]
     assert (steps.attempt(late)["state"], steps.job(job)["status"]) == ("duplicate", "queued")
 
 
-def test_claim_behind_late_truth_is_put_off(steps: Steps, connection: Connection, another: Another) -> None:
-    number = a_number()
-    job, late = steps.attempt_in("absent", number)
+def test_claim_behind_late_truth_is_put_off(steps: Steps, one_after_the_other: Queue) -> None:
+    job, late = steps.attempt_in("absent", number := a_number())
     other = steps.queue(number)
-    one_after_the_other(connection, another, accepts(late, a_sid()), lambda s: s.claim(other))
+    one_after_the_other(accepts(late, a_sid()), claims(other))
     assert (steps.job(job)["status"], steps.job(other)["reason_code"]) == ("calling", "number_in_use")
 
 
-@pytest.mark.parametrize("state", ["absent", "refused", "accepted", "ended", "canceled"])
-def test_sid_for_two_attempts_at_once_is_one_call(
-    steps: Steps, connection: Connection, another: Another, state: str
-) -> None:
+@pytest.mark.parametrize("state", ["absent", "refused", "ended", "canceled"])
+def test_sid_for_two_attempts_at_once_is_one_call(steps: Steps, one_after_the_other: Queue, state: str) -> None:
     """The list gives the SID to one attempt while a callback claims it for another of the same number."""
     number, sid = a_number(), a_sid()
-    job, first = steps.attempt_in({"canceled": "absent", "accepted": "ended"}.get(state, state), number)
+    job, first = steps.attempt_in("absent" if state == "canceled" else state, number)
     if state == "canceled":
         steps.call("cancel_call_job", job_id=job)
     other, second = steps.attempt_in("in_doubt", number)
-    found, heard = one_after_the_other(connection, another, finds(second, sid), hears("ringing")(first, sid))
-    assert isinstance(found, dict)
-    assert isinstance(heard, dict)
-    assert (found["then"], heard["then"]) == ("keep", "keep")
-    assert (steps.attempt(second)["call_sid"], steps.attempt(second)["call_status"]) == (sid, "ringing")
-    assert steps.job(other)["status"] == "calling"
+    answers = one_after_the_other(finds(second, sid), hears("ringing")(first, sid))
+    assert words(answers, "then", "then") == ["keep", "keep"]
+    row = steps.attempt(second)
+    assert (row["call_sid"], row["call_status"], steps.job(other)["status"]) == (sid, "ringing", "calling")
 
 
 # --- by hand, meanwhile -----------------------------------------------------------------------------------------------
-def test_cancel_behind_a_claim_ends_its_call(steps: Steps, another: Another) -> None:
-    job, attempt = steps.queue(), uuid.uuid4()
-    claimer = another()
-    behind(claimer, lambda: claimer.claim(job, attempt), steps, lambda: steps.call("cancel_call_job", job_id=job))
+@pytest.mark.parametrize("by_hand", ["cancel", "delete", "opt_out"])
+def test_stop_behind_a_claim_ends_its_call(steps: Steps, another: Another, by_hand: str) -> None:
+    job, claimer, operator = steps.queue(number := a_number()), another(), another()
+    operator.service.execute("reset role")
+
+    def stop() -> object:
+        match by_hand:
+            case "cancel":
+                return operator.call("cancel_call_job", job_id=job)
+            case "opt_out":
+                return operator.call("opt_out", phone_number=number)
+            case _:
+                return operator.service.execute("delete from public.outbound_call_jobs where id = %s", (job,)).rowcount
+
+    answers = {"cancel": "dialing", "delete": 0, "opt_out": {"canceled": 0, "ending": 1, "jobs": 1, "calls": 1}}
+    attempt, answer = behind(claimer, lambda: claimer.start(job), operator, stop)
+    assert answer == answers[by_hand]
     assert (steps.job(job)["status"], steps.job(job)["cancel_requested"]) == ("dialing", True)
     assert steps.accept(attempt, a_sid())["then"] == "end"
 
 
 def test_job_that_is_being_canceled_is_not_claimed(steps: Steps, another: Another) -> None:
     job, operator = steps.queue(), another()
-    operator.service.autocommit = False
-    operator.call("cancel_call_job", job_id=job)
-    assert steps.claim(job)["outcome"] == "none"
-    operator.service.commit()
+    with operator.service.transaction():
+        operator.call("cancel_call_job", job_id=job)
+        assert steps.claim(job)["outcome"] == "none"
     assert steps.job(job)["status"] == "canceled"
-
-
-def test_delete_behind_a_claim_cancels_instead(steps: Steps, another: Another) -> None:
-    job, claimer, deleter = steps.queue(), another(), another()
-    deleter.service.execute("reset role")
-    delete = "delete from public.outbound_call_jobs where id = %s"
-    behind(claimer, lambda: claimer.claim(job), deleter, lambda: deleter.service.execute(delete, (job,)))
-    assert (steps.job(job)["status"], steps.job(job)["cancel_requested"]) == ("dialing", True)
 
 
 def test_everything_at_once_ends_without_a_deadlock(steps: Steps, another: Another) -> None:
     """Eight that claim, doubt, accept, hear and settle over six numbers, each in an order of its own."""
     numbers = [a_number() for _ in range(6)]
-    for n in range(60):
-        steps.queue(numbers[n % 6])
+    for number in numbers * 10:
+        steps.queue(number)
 
     def work(mine: Steps, seed: int) -> int:
         done = 0
@@ -338,5 +335,4 @@ def test_everything_at_once_ends_without_a_deadlock(steps: Steps, another: Anoth
         return done
 
     workers = [another() for _ in range(8)]
-    done = all_at_once(lambda mine: work(mine, workers.index(mine)), workers)
-    assert sum(done) > 20
+    assert sum(all_at_once(lambda mine: work(mine, workers.index(mine)), workers)) > 20
