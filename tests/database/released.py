@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
-import psycopg
 from postgrest import SyncPostgrestClient
 from pydantic import TypeAdapter
 
@@ -28,6 +27,7 @@ from shared.database import connect
 from shared.jobs import ClaimPolicy, Jobs, SettlePolicy
 from shared.models import CallEvent, Claim, ClaimedResult, NextOpenCall, OpenCall, TwilioCall
 from shared.settings import load_settings
+from tests.database.projects import Project, a_project
 from tests.sandbox.postgres import Postgres
 from tests.sandbox.serve import Server
 from tests.sandbox.supabase import database
@@ -57,21 +57,17 @@ def hashes(upto: str, folder: Path = database.MIGRATIONS) -> dict[str, str]:
 
 
 @contextmanager
-def service(server: Postgres, name: str) -> Iterator[tuple[SyncPostgrestClient, psycopg.Connection[Any]]]:
-    """The product's own client of this database, by way of the sandbox's gateway; and the superuser's eyes and hands."""
-    with psycopg.connect(server.url(database=name), autocommit=True) as world:
-        world.execute(CLOCK)
-        gateway = Gateway(server.url("authenticator", name), jwt_secret=SECRET, pool_size=1)
-        with Server(gateway.app) as http:
-            settings = load_settings(
-                http=False,
-                environ={
-                    "SUPABASE_URL": http.url, "SUPABASE_SERVICE_KEY": service_key(SECRET),
-                    "TWILIO_ACCOUNT_SID": "AC" + "0" * 32, "TWILIO_AUTH_TOKEN": "0" * 32,
-                    "TWILIO_PHONE_NUMBER": "+15005550006", "API_BASE_URL": "http://127.0.0.1:8080",
-                },
-            )  # fmt: skip
-            yield connect(settings), world
+def service(project: Project) -> Iterator[SyncPostgrestClient]:
+    """The product's own client of this database, by way of the sandbox's gateway. The clock stands still."""
+    project.eyes.execute(CLOCK)
+    gateway = Gateway(project.server.url("authenticator", project.name), jwt_secret=SECRET, pool_size=1)
+    with Server(gateway.app) as http:
+        environ = {
+            "SUPABASE_URL": http.url, "SUPABASE_SERVICE_KEY": service_key(SECRET),
+            "TWILIO_ACCOUNT_SID": "AC" + "0" * 32, "TWILIO_AUTH_TOKEN": "0" * 32,
+            "TWILIO_PHONE_NUMBER": "+15005550006", "API_BASE_URL": "http://127.0.0.1:8080",
+        }  # fmt: skip
+        yield connect(load_settings(http=False, environ=environ))
 
 
 class RecordedJobs(Jobs):
@@ -101,27 +97,17 @@ def tell(jobs: Jobs, sql: Callable[[str], None], by_hand: Callable[..., None]) -
     def later(seconds: float) -> None:
         sql(f"update story.clock set now = now + interval '{seconds} seconds'")
 
-    def a_job() -> None:
-        sql(
-            "insert into public.outbound_call_jobs (user_id, phone_number)"
-            f" values ('{UUID(int=next(ids))}', '+14155550{next(numbers)}')"
-        )
+    def a_job(number: str | None = None) -> None:
+        values = f"('{UUID(int=next(ids))}', '{number or f'+14155550{next(numbers)}'}')"
+        sql(f"insert into public.outbound_call_jobs (user_id, phone_number) values {values}")
 
     def claim(job_id: int | None = None, pace: float = 1e6) -> tuple[UUID, Claim]:
         attempt = UUID(int=next(ids), version=4)
-        return attempt, jobs.claim(
-            attempt,
-            job_id,
-            ClaimPolicy(
-                lease_s=30.0,
-                calls_per_second=pace,
-                calls_per_number_per_day=3,
-                calls_per_prefix_per_hour=20,
-                calls_per_day=None,
-                from_="+15005550006",
-            ),
-            busy_s=45.0,
-        )
+        policy = ClaimPolicy(
+            lease_s=30.0, calls_per_second=pace, calls_per_number_per_day=3, calls_per_prefix_per_hour=20,
+            calls_per_day=None, from_="+15005550006",
+        )  # fmt: skip
+        return attempt, jobs.claim(attempt, job_id, policy, busy_s=45.0)
 
     def look() -> NextOpenCall:
         return jobs.claim_open(hold_s=20.0, ask_s=600.0, give_up_s=90_000.0)
@@ -157,9 +143,7 @@ def tell(jobs: Jobs, sql: Callable[[str], None], by_hand: Callable[..., None]) -
         status(attempt, found, word)
 
     # A number that was typed oddly; it waits in Twilio's queue and is put off.
-    sql(
-        f"insert into public.outbound_call_jobs (user_id, phone_number) values ('{UUID(int=next(ids))}', '(415) 555-0199')"
-    )
+    a_job("(415) 555-0199")
     claim()
     jobs.set_number(2, "(415) 555-0199", "+14155550199")
     attempt, _ = claim()
@@ -194,9 +178,8 @@ def tell(jobs: Jobs, sql: Callable[[str], None], by_hand: Callable[..., None]) -
     a_job()
     attempt, _ = claim(5, pace=0.01)
     claim(6, pace=0.01)
-    jobs.release(
-        attempt, code="hours", reason="too early there", not_before=call.asked_at + timedelta(hours=1), slot_s=100.0
-    )
+    in_an_hour = call.asked_at + timedelta(hours=1)
+    jobs.release(attempt, code="hours", reason="too early there", not_before=in_an_hour, slot_s=100.0)
     later(1)
     attempt, _ = claim(6)
     jobs.release(attempt, code="20003", reason="authentication failed", halt_s=60.0)
@@ -213,8 +196,8 @@ def tell(jobs: Jobs, sql: Callable[[str], None], by_hand: Callable[..., None]) -
     person = str(UUID(int=next(ids)))
     by_hand("enqueue_call_job", p_user_id=person, p_phone_number="+14155550198")
     by_hand("resume_calls")
-    by_hand("cancel_call_job", p_job_id=7)
-    by_hand("retry_call_job", p_job_id=7)
+    for function in ("cancel_call_job", "retry_call_job"):
+        by_hand(function, p_job_id=7)
     by_hand("pause_calls", p_reason="dinner time")
     by_hand("opt_out", p_phone_number="+14155550198")
     by_hand("require_verified_phones", p_required=True)
@@ -238,24 +221,21 @@ def tell(jobs: Jobs, sql: Callable[[str], None], by_hand: Callable[..., None]) -
 
 def record(server: Postgres, upto: str) -> dict[str, Any]:
     """Tell the story to a database that stands at this version."""
-    name = f"released_{upto}"
-    database.create_database(server, name)
-    database.bootstrap(server, name)
-    database.migrate(server, name, upto=upto)
     story: list[StepResult] = []
     answers: dict[str, Any] = {}
-    with service(server, name) as (client, world):
+    with a_project(server, f"released_{upto}") as project:
+        project.migrate(upto=upto)
+        with service(project) as client:
 
-        def sql(query: str) -> None:
-            world.execute(query.encode())
-            story.append({"sql": query})
+            def sql(query: str) -> None:
+                project.eyes.execute(query.encode())
+                story.append({"sql": query})
 
-        def by_hand(function: str, **arguments: Any) -> None:
-            data = client.rpc(function, arguments).execute().data
-            story.append({"rpc": function, "arguments": arguments, "answer": data})
+            def by_hand(function: str, **arguments: Any) -> None:
+                data = client.rpc(function, arguments).execute().data
+                story.append({"rpc": function, "arguments": arguments, "answer": data})
 
-        tell(RecordedJobs(client, story, answers), sql, by_hand)
-    database.drop_database(server, name)
+            tell(RecordedJobs(client, story, answers), sql, by_hand)
     return {"answers": answers, "story": story}
 
 

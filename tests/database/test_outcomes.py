@@ -206,7 +206,7 @@ def test_unreached_person_is_dialed_thrice_with_growing_pauses(steps: Steps, wor
     job, pauses = steps.queue(), []
     for _ in range(2):
         steps.says(steps.start(job), word)
-        pauses.append(round(due_in_s(steps, job)))
+        pauses.append(round(due_in_s(steps, job), -1))  # to ten seconds: a slow machine takes some
         steps.make_due(job)
     steps.says(steps.start(job), word, sip_code=486)
     assert (pauses, steps.brief(job)) == (list(DELAYS_S), ("failed", 3, word))

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 from jsonschema import Draft202012Validator, FormatChecker
 
 from tests.conftest import Connection
+from tests.database.projects import Project, a_project
 from tests.database.released import RECORDS, hashes, record, service
 from tests.sandbox.postgres import Postgres
 from tests.sandbox.supabase import database
@@ -38,24 +38,13 @@ where pid = pg_backend_pid() and mode not in ('AccessShareLock', 'RowShareLock',
 HOT = ("public.outbound_call_jobs", "public.outbound_call_attempts", "private.call_settings", "auth.users")
 STATEMENT_TIMEOUT = "10s"  # what a push that waits for ever runs into, here
 
-_numbers = count(1)
-
 
 @pytest.fixture
-def at_release(postgres: Postgres) -> Iterator[str]:
-    """The name of a database that stands where the release left it."""
-    name = f"at_release_{next(_numbers)}"
-    database.create_database(postgres, name)
-    database.bootstrap(postgres, name)
-    database.migrate(postgres, name, upto=VERSION)
-    yield name
-    database.drop_database(postgres, name)
-
-
-@pytest.fixture
-def eyes(postgres: Postgres, at_release: str) -> Iterator[Connection]:
-    with psycopg.connect(postgres.url(database=at_release), autocommit=True) as connection:
-        yield connection
+def at_release(postgres: Postgres) -> Iterator[Project]:
+    """A database that stands where the release left it."""
+    with a_project(postgres, "at_release") as project:
+        project.migrate(upto=VERSION)
+        yield project
 
 
 @pytest.fixture(scope="module")
@@ -86,38 +75,40 @@ def decisive(answer: Any) -> Any:
     return answer
 
 
-def test_released_code_still_gets_answers_that_it_understands(
-    postgres: Postgres, at_release: str, folder: Path
-) -> None:
-    database.migrate(postgres, at_release, folder=folder)
-    with service(postgres, at_release) as (client, world):
+def tell_again(project: Project) -> None:
+    """The release's story: each call resolves, and its answer has the release's shape and says the same."""
+    schemas = {
+        function: Draft202012Validator(schema, format_checker=FormatChecker())
+        for function, schema in RELEASED["answers"].items()
+    }
+    with service(project) as client:
         for step in RELEASED["story"]:
             if "sql" in step:
-                world.execute(step["sql"].encode())
+                project.eyes.execute(step["sql"].encode())
                 continue
             answer = client.rpc(step["rpc"], step["arguments"]).execute().data
             told = f"{step['rpc']}({step['arguments']})"
-            if step["rpc"] in RELEASED["answers"]:
-                schema = RELEASED["answers"][step["rpc"]]
-                wrong = [
-                    e.message for e in Draft202012Validator(schema, format_checker=FormatChecker()).iter_errors(answer)
-                ]
-                assert wrong == [], told
+            if schema := schemas.get(step["rpc"]):
+                assert [error.message for error in schema.iter_errors(answer)] == [], told
             if step["answer"] == []:  # it answered nothing, so nobody reads what it answers now
                 continue
             was, now = decisive(step["answer"]), decisive(answer)
             assert (now if not isinstance(was, dict) else {key: now.get(key) for key in was}) == was, told
 
 
+def test_released_code_still_gets_answers_that_it_understands(at_release: Project, folder: Path) -> None:
+    at_release.migrate(folder=folder)
+    tell_again(at_release)
+
+
 def test_story_has_every_released_function_and_answer() -> None:
-    told = {(step["rpc"], decisive(step["answer"]).get("outcome") if isinstance(step["answer"], dict) else None)
-            for step in RELEASED["story"] if "rpc" in step}  # fmt: skip
+    steps = [step for step in RELEASED["story"] if "rpc" in step]
+    told = {(step["rpc"], step["answer"].get("outcome")) for step in steps if isinstance(step["answer"], dict)}
+    told |= {(step["rpc"], None) for step in steps if not isinstance(step["answer"], dict)}
     for function, schema in RELEASED["answers"].items():
         outcomes = schema["discriminator"]["mapping"] if "discriminator" in schema else [None]
         assert {outcome for name, outcome in told if name == function} == set(outcomes), function
-    thens = {
-        step["answer"]["then"] for step in RELEASED["story"] if step.get("rpc") in ("accept_call", "record_call_status")
-    }
+    thens = {step["answer"]["then"] for step in steps if step["rpc"] in ("accept_call", "record_call_status")}
     assert thens == {"keep", "end", "unknown"}
 
 
@@ -134,13 +125,10 @@ def test_story_has_every_released_function_and_answer() -> None:
         ),
     ],
 )
-def test_changed_or_missing_function_would_be_noticed(
-    postgres: Postgres, at_release: str, folder: Path, eyes: Connection, change: str, complaint: str
-) -> None:
-    database.migrate(postgres, at_release, folder=folder)
-    eyes.execute(change.encode())
+def test_changed_or_missing_function_would_be_noticed(at_release: Project, change: str, complaint: str) -> None:
+    at_release.run(change)
     with pytest.raises(Exception, match=complaint):
-        test_released_code_still_gets_answers_that_it_understands(postgres, at_release, folder)
+        tell_again(at_release)
 
 
 def test_record_is_what_the_released_migrations_answer(postgres: Postgres) -> None:
@@ -151,7 +139,6 @@ def test_record_is_what_the_released_migrations_answer(postgres: Postgres) -> No
 
 
 # --- no row is lost, nobody waits -------------------------------------------------------------------------------------
-
 # One job in each status, one attempt in each state, and a row in every other table: written as the release's own tables take it.
 ROWS = """
 insert into auth.users (id, phone, raw_user_meta_data) values (gen_random_uuid(), '14155550100', '{"first_name": "Ada"}');
@@ -183,43 +170,39 @@ where c.relnamespace in ('public'::regnamespace, 'private'::regnamespace) and c.
 """
 
 
-def rows_of(eyes: Connection) -> dict[str, list[dict[str, Any]]]:
-    eyes.execute("set search_path = ''")
-    tables = [name for (name,) in eyes.execute(TABLES)]
-    return {
-        name: [row for (row,) in eyes.execute(f"select to_jsonb(t) from {name} t order by 1".encode())]
-        for name in tables
-    }
+def rows_of(project: Project) -> dict[str, list[dict[str, Any]]]:
+    project.eyes.execute("set search_path = ''")
+    return {name: project.column(f"select to_jsonb(t) from {name} t order by 1") for name in project.column(TABLES)}
 
 
-def test_database_in_use_keeps_every_row(postgres: Postgres, at_release: str, folder: Path, eyes: Connection) -> None:
-    eyes.execute(ROWS)
-    before = rows_of(eyes)
+def test_database_in_use_keeps_every_row(at_release: Project, folder: Path) -> None:
+    at_release.eyes.execute(ROWS)
+    before = rows_of(at_release)
     assert all(before.values()), "there is a row in every table"
-    assert database.migrate(postgres, at_release, folder=folder) == [file.name for file in newer(folder)]
-    after = rows_of(eyes)
+    assert at_release.migrate(folder=folder) == [file.name for file in newer(folder)]
+    after = rows_of(at_release)
     for table, rows in before.items():
         kept = [{key: row.get(key) for key in rows[0]} for row in after[table]]
         assert sorted(map(str, kept)) == sorted(map(str, rows)), table
 
 
 @pytest.mark.parametrize("table", HOT)
-def test_push_never_waits_long_for_open_transaction(
-    postgres: Postgres, at_release: str, folder: Path, eyes: Connection, table: str
-) -> None:
+def test_push_never_waits_long_for_open_transaction(at_release: Project, folder: Path, table: str) -> None:
     """A push that waits for a table makes everybody queue behind it: it gives up, changes nothing, and is pushed again."""
-    eyes.execute(f"alter database {at_release} set statement_timeout = '{STATEMENT_TIMEOUT}'".encode())
-    with psycopg.connect(postgres.url(database=at_release)) as other:
-        other.execute(f"lock table {table} in row exclusive mode".encode())  # what every insert and update takes
+    at_release.eyes.execute(f"alter database {at_release.name} set statement_timeout = '{STATEMENT_TIMEOUT}'".encode())
+    with at_release.eyes.transaction():
+        at_release.eyes.execute(
+            f"lock table {table} in row exclusive mode".encode()
+        )  # what every insert and update takes
         try:
-            database.migrate(postgres, at_release, folder=folder)
+            at_release.migrate(folder=folder)
         except database.MigrationError as blocked:
             assert isinstance(blocked.__cause__, psycopg.errors.LockNotAvailable), blocked  # noqa: PT017 - it may also succeed
-    database.migrate(postgres, at_release, folder=folder)
-    assert database.migrate(postgres, at_release, folder=folder) == []
+    at_release.migrate(folder=folder)
+    assert at_release.migrate(folder=folder) == []
 
 
-def faults(migration: str, connection: psycopg.Connection[Any]) -> list[str]:
+def faults(migration: str, connection: Connection) -> list[str]:
     """The rules that a later migration breaks. Runs it, in a transaction that is rolled back."""
     found = []
     first = re.sub(r"--[^\n]*|\s+", " ", migration).strip()
@@ -235,11 +218,11 @@ def faults(migration: str, connection: psycopg.Connection[Any]) -> list[str]:
     return found
 
 
-def test_later_migrations_keep_the_rules(postgres: Postgres, at_release: str, folder: Path) -> None:
+def test_later_migrations_keep_the_rules(at_release: Project, folder: Path) -> None:
     for file in newer(folder):
-        with psycopg.connect(postgres.url("postgres", at_release), autocommit=True) as connection:
+        with at_release.connected() as connection:
             assert faults(file.read_text(), connection) == [], file.name
-        database.migrate(postgres, at_release, folder=folder, upto=file.name)
+        at_release.migrate(folder=folder, upto=file.name)
 
 
 BOTH = "alter table public.outbound_call_jobs add a int; alter table private.missed_signups add a int"
@@ -251,10 +234,8 @@ BREAKING = {
 }
 
 
-@pytest.mark.parametrize(("migration", "complaint"), BREAKING.items())
-def test_later_migration_that_breaks_a_rule_is_noticed(
-    postgres: Postgres, at_release: str, migration: str, complaint: str
-) -> None:
-    with psycopg.connect(postgres.url("postgres", at_release), autocommit=True) as connection:
-        (found,) = faults(migration, connection)
-        assert complaint in found
+def test_later_migration_that_breaks_a_rule_is_noticed(at_release: Project) -> None:
+    with at_release.connected() as connection:
+        for migration, complaint in BREAKING.items():
+            (found,) = faults(migration, connection)
+            assert complaint in found

@@ -46,6 +46,14 @@ def copied(postgres: Postgres, steps: Steps) -> Iterator[Copy]:
     database.drop_database(postgres, "test_copy")
 
 
+def confirmed(copied: Copy) -> Steps:
+    """A copy that has noticed what it is, and whose owner has said so."""
+    restored = copied()
+    restored.claim()
+    assert restored.call("confirm_restore").startswith("calls go on; Twilio is asked about ")
+    return restored
+
+
 def settle(steps: Steps, attempt: uuid.UUID, *calls: tuple[str, str]) -> str:
     """Twilio's list is asked at the end of the settling time."""
     steps.pass_time(SETTLING_S + 1)
@@ -74,15 +82,14 @@ def test_person_called_after_snapshot_is_not_redialed(steps: Steps, copied: Copy
     restored.claim()
     assert restored.call("confirm_restore").startswith("calls go on; Twilio is asked about 2 jobs")
     assert restored.claim()["outcome"] == "none"  # both are asked about first
-    asked = {call["job_id"]: call for call in (restored.ask(), restored.ask())}
+    asked = {call["job_id"]: uuid.UUID(call["attempt"]) for call in (restored.ask(), restored.ask())}
     assert {job: restored.job(job)["status"] for job in asked} == {called: "in_doubt", waiting: "in_doubt"}
-    for job, call in asked.items():
-        attempt = restored.attempt(uuid.UUID(call["attempt"]))
-        assert (attempt["started_at"], attempt["from_e164"]) == (restored.job(job)["created_at"], "+15005550006")
-    sid = a_sid()
-    assert settle(restored, uuid.UUID(asked[called]["attempt"]), (sid, "completed")) == "found"
-    restored.status(uuid.UUID(asked[called]["attempt"]), sid, "completed")
-    assert settle(restored, uuid.UUID(asked[waiting]["attempt"])) == "absent"
+    for job, attempt in asked.items():
+        row = restored.attempt(attempt)
+        assert (row["started_at"], row["from_e164"]) == (restored.job(job)["created_at"], "+15005550006")
+    assert settle(restored, asked[called], (a_sid(), "completed")) == "found"
+    restored.says(asked[called], "completed")
+    assert settle(restored, asked[waiting]) == "absent"
     assert restored.job(called)["status"] == "completed"
     assert restored.claim()["job"]["id"] == waiting
 
@@ -90,9 +97,7 @@ def test_person_called_after_snapshot_is_not_redialed(steps: Steps, copied: Copy
 def test_restored_job_is_dialed_after_the_question(steps: Steps, copied: Copy) -> None:
     """Nothing was dialed, so neither spent attempts nor CALL_IN_DOUBT=give-up may end it."""
     job = steps.queue(attempts=len(DELAYS_S))
-    restored = copied()
-    restored.claim()
-    restored.call("confirm_restore")
+    restored = confirmed(copied)
     restored.claim()
     restored.pass_time(SETTLING_S + 1)
     assert restored.settle(uuid.UUID(restored.ask()["attempt"]), gives_up=True)["job_status"] == "queued"
@@ -101,23 +106,19 @@ def test_restored_job_is_dialed_after_the_question(steps: Steps, copied: Copy) -
 
 def test_job_queued_after_restore_is_dialed_at_once(steps: Steps, copied: Copy) -> None:
     steps.queue()
-    restored = copied()
-    restored.claim()
-    restored.call("confirm_restore")
+    restored = confirmed(copied)
     assert restored.claim(restored.queue())["outcome"] == "claimed"
 
 
 def test_old_jobs_of_one_number_are_asked_in_turn(steps: Steps, copied: Copy) -> None:
     number = a_number()
     first, second = steps.queue(number), steps.queue(number)
-    restored = copied()
-    restored.claim()
-    restored.call("confirm_restore")
+    restored = confirmed(copied)
     restored.claim()
     assert (restored.job(first)["status"], restored.job(second)["reason_code"]) == ("in_doubt", "number_in_use")
-    attempt, sid = uuid.UUID(restored.ask()["attempt"]), a_sid()
-    settle(restored, attempt, (sid, "completed"))
-    restored.status(attempt, sid, "completed")
+    attempt = uuid.UUID(restored.ask()["attempt"])
+    settle(restored, attempt, (a_sid(), "completed"))
+    restored.says(attempt, "completed")
     restored.make_due(second)
     assert restored.claim(second)["outcome"] == "none"
     assert restored.job(second)["status"] == "in_doubt"

@@ -11,16 +11,14 @@ from psycopg.types.json import Jsonb
 from tests.database.conftest import Another
 from tests.database.sql_api import ASK_S, GIVE_UP_S, HOLD_S, LEASE_S, SETTLING_S, Steps, a_number, a_sid, all_at_once
 
-
-def lapse(steps: Steps) -> None:
-    steps.pass_time(LEASE_S + 1)
+NOTHING = {"outcome": "none"}
 
 
 # --- a lease that ran out ---------------------------------------------------------------------------------------------
 def test_lease_that_ran_out_is_a_doubt(steps: Steps) -> None:
     """Never a queued job. The request may have begun late in the lease: settling counts from its end, not from the claim."""
     job, attempt = steps.attempt_in("started")
-    lapse(steps)
+    steps.pass_time(LEASE_S + 1)
     assert steps.claim()["outcome"] == "none"
     asked = steps.ask()
     assert (asked["outcome"], asked["state"], asked["lease_ran_out"]) == ("ask", "in_doubt", True)
@@ -35,19 +33,11 @@ def test_lease_that_holds_is_left_alone(steps: Steps) -> None:
     steps.attempt_in("started")
     steps.pass_time(LEASE_S - 5)
     before = steps.everything()
-    assert steps.ask() == {"outcome": "none"}
-    assert steps.everything() == before
+    assert (steps.ask(), steps.everything()) == (NOTHING, before)
 
 
 # --- absent -----------------------------------------------------------------------------------------------------------
 def test_absent_needs_an_ask_after_the_settling_time(steps: Steps) -> None:
-    job, attempt = steps.attempt_in("in_doubt")
-    steps.pass_time(SETTLING_S + 1)
-    assert steps.settle(attempt, settling_s=SETTLING_S) == {"outcome": "absent", "job_status": "queued"}
-    assert (steps.attempt(attempt)["state"], steps.job(job)["reason_code"]) == ("absent", "absent")
-
-
-def test_ask_before_the_settling_time_proves_nothing(steps: Steps) -> None:
     """However late its answer comes: Twilio's list was read before."""
     job, attempt = steps.attempt_in("in_doubt")
     steps.pass_time(SETTLING_S - 1)
@@ -55,14 +45,15 @@ def test_ask_before_the_settling_time_proves_nothing(steps: Steps) -> None:
     steps.pass_time(60)
     assert steps.settle(attempt, asked_at=asked_at, settling_s=SETTLING_S) == {"outcome": "not_yet"}
     assert (steps.attempt(attempt)["state"], steps.job(job)["status"]) == ("in_doubt", "in_doubt")
+    assert steps.settle(attempt, settling_s=SETTLING_S) == {"outcome": "absent", "job_status": "queued"}
+    assert (steps.attempt(attempt)["state"], steps.job(job)["reason_code"]) == ("absent", "absent")
 
 
 def test_next_ask_comes_when_the_settling_time_ends(steps: Steps) -> None:
     job, attempt = steps.attempt_in("in_doubt")
-    doubted_at = steps.attempt(attempt)["doubted_at"]
     steps.pass_time(SETTLING_S - 3)
     steps.settle(attempt, settling_s=SETTLING_S)
-    assert steps.job(job)["due_at"] == doubted_at + timedelta(seconds=SETTLING_S)
+    assert steps.job(job)["due_at"] == steps.attempt(attempt)["doubted_at"] + timedelta(seconds=SETTLING_S)
 
 
 def test_silence_of_twilio_leaves_the_call_in_doubt(steps: Steps) -> None:
@@ -109,7 +100,7 @@ def test_calls_of_other_attempts_are_never_found(steps: Steps) -> None:
     _, refused = steps.attempt_in("refused", number)
     steps.accept(refused, duplicate := a_sid())
     steps.status(refused, duplicate, "completed")
-    job, attempt = steps.attempt_in("in_doubt", number)
+    _, attempt = steps.attempt_in("in_doubt", number)
     known = [(sid, "busy") for sid in (of_a_deleted_job, steps.attempt(earlier)["call_sid"], duplicate)]
     for call in known:
         assert steps.settle(attempt, call, settling_s=SETTLING_S)["outcome"] == "not_yet"
@@ -117,14 +108,14 @@ def test_calls_of_other_attempts_are_never_found(steps: Steps) -> None:
     assert (found["outcome"], found["call_sid"]) == ("found", sid)
 
 
-@pytest.mark.parametrize("later_s", [0, SETTLING_S + 1])
-def test_several_listed_calls_bind_none_however_late(steps: Steps, later_s: float) -> None:
+def test_several_listed_calls_bind_none_however_late(steps: Steps) -> None:
     job, attempt = steps.attempt_in("in_doubt")
-    steps.pass_time(later_s)
-    answer = steps.settle(attempt, (a_sid(), "queued"), (a_sid(), "ringing"), settling_s=SETTLING_S)
-    assert answer == {"outcome": "ambiguous", "calls": 2}
-    assert (steps.attempt(attempt)["call_sid"], steps.job(job)["status"]) == (None, "in_doubt")
-    assert steps.job(job)["due_at"] > steps.now()
+    for later_s in (0, SETTLING_S + 1):
+        steps.pass_time(later_s)
+        answer = steps.settle(attempt, (a_sid(), "queued"), (a_sid(), "ringing"), settling_s=SETTLING_S)
+        assert answer == {"outcome": "ambiguous", "calls": 2}
+        assert (steps.attempt(attempt)["call_sid"], steps.job(job)["status"]) == (None, "in_doubt")
+        assert steps.job(job)["due_at"] > steps.now()
 
 
 def test_several_calls_that_ended_hold_no_canceled_job(steps: Steps) -> None:
@@ -132,26 +123,25 @@ def test_several_calls_that_ended_hold_no_canceled_job(steps: Steps) -> None:
     first, second = a_sid(), a_sid()
     steps.pass_time(SETTLING_S + 1)
     steps.call("cancel_call_job", job_id=job)
-    for status in ("ringing", "in-progress"):  # it may be ours, and is not to go on
-        answer = steps.settle(attempt, (first, "completed"), (second, status), settling_s=SETTLING_S)
+    for status, settling_s in (
+        ("ringing", SETTLING_S), ("in-progress", SETTLING_S),  # it may be ours, and must not go on
+        ("busy", 2 * SETTLING_S),  # too early
+    ):  # fmt: skip
+        answer = steps.settle(attempt, (first, "completed"), (second, status), settling_s=settling_s)
         assert answer == {"outcome": "ambiguous", "calls": 2}
-    too_early = steps.settle(attempt, (first, "completed"), (second, "busy"), settling_s=2 * SETTLING_S)
-    assert too_early["outcome"] == "ambiguous"
     answer = steps.settle(attempt, (first, "completed"), (second, "busy"), settling_s=SETTLING_S)
     assert answer == {"outcome": "absent", "job_status": "canceled"}
     assert steps.claim(steps.queue(number))["outcome"] == "claimed"
 
 
-@pytest.mark.parametrize("state", ["started", "accepted", "ended", "refused", "absent", "duplicate", "released"])
-def test_attempts_that_are_not_in_doubt_stay_settled(steps: Steps, state: str) -> None:
-    _, attempt = steps.attempt_in(state)
-    before = steps.everything()
-    assert steps.settle(attempt, (a_sid(), "ringing")) == {"outcome": "settled"}
-    assert steps.settle(attempt) == {"outcome": "settled"}
-    assert steps.everything() == before
+def test_attempts_that_are_not_in_doubt_stay_settled(steps: Steps) -> None:
+    for state in ("started", "accepted", "ended", "refused", "absent", "duplicate", "released"):
+        _, attempt = steps.attempt_in(state)
+        before = steps.everything()
+        answers = [steps.settle(attempt, *calls) for calls in ([(a_sid(), "ringing")], [])]
+        assert (answers, steps.everything()) == ([{"outcome": "settled"}] * 2, before), state
 
 
-# --- canceled while in doubt ------------------------------------------------------------------------------------------
 def test_job_canceled_in_doubt_is_ended_when_found(steps: Steps) -> None:
     job, attempt = steps.attempt_in("in_doubt")
     assert steps.call("cancel_call_job", job_id=job) == "in_doubt"
@@ -178,38 +168,35 @@ def test_duplicate_calls_are_followed_up_first(steps: Steps) -> None:
 
 def test_call_without_callbacks_is_asked_after(steps: Steps) -> None:
     job, attempt = steps.attempt_in("accepted")
-    assert steps.ask() == {"outcome": "none"}
+    assert steps.ask() == NOTHING
     steps.pass_time(ASK_S)
-    asked = steps.ask()
-    assert (asked["state"], asked["call_sid"], asked["end"]) == ("accepted", steps.attempt(attempt)["call_sid"], False)
-    assert (asked["job_id"], asked["phone_e164"]) == (job, steps.job(job)["phone_e164"])
+    asked, row = steps.ask(), steps.attempt(attempt)
+    expected = {"state": "accepted", "end": False, "job_id": job} | {k: row[k] for k in ("call_sid", "phone_e164")}
+    assert {key: asked[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize(("state", "again_s"), [("in_doubt", HOLD_S), ("accepted", ASK_S), ("duplicate", HOLD_S)])
 def test_calls_taken_are_held_and_come_again(steps: Steps, state: str, again_s: float) -> None:
     steps.attempt_in(state)
-    steps.pass_time(ASK_S)
-    assert steps.ask()["state"] == state
-    assert steps.ask() == {"outcome": "none"}
-    steps.pass_time(again_s + 1)
-    assert steps.ask()["state"] == state
+    for seconds in (ASK_S, again_s + 1):
+        steps.pass_time(seconds)
+        assert (steps.ask().get("state"), steps.ask()) == (state, NOTHING)
 
 
 def test_duplicate_that_ended_is_not_taken_again(steps: Steps) -> None:
     _, attempt = steps.attempt_in("duplicate")
     assert steps.ask()["state"] == "duplicate"
-    steps.status(attempt, steps.attempt(attempt)["call_sid"], "completed")
+    steps.says(attempt, "completed")
     steps.pass_time(10 * HOLD_S)
-    assert steps.ask() == {"outcome": "none"}
+    assert steps.ask() == NOTHING
 
 
 def test_duplicate_that_never_ends_frees_its_number(steps: Steps) -> None:
-    number = a_number()
-    steps.attempt_in("duplicate", number)
+    steps.attempt_in("duplicate", number := a_number())
     steps.pass_time(GIVE_UP_S + 1)
     assert steps.ask()["state"] == "duplicate"
     steps.pass_time(HOLD_S + 1)
-    assert steps.ask() == {"outcome": "none"}
+    assert steps.ask() == NOTHING
     assert steps.claim(steps.queue(number))["outcome"] == "claimed"
 
 
@@ -219,24 +206,17 @@ def test_sweeps_at_once_take_each_call_once(steps: Steps, another: Another) -> N
     steps.pass_time(ASK_S + 1)
 
     def sweep(mine: Steps) -> list[str]:
-        taken = []
-        while (asked := mine.ask())["outcome"] == "ask":
-            taken.append(asked["attempt"])
-        return taken
+        return [asked["attempt"] for asked in iter(mine.ask, NOTHING)]
 
-    sweeps = [another() for _ in range(4)]
-    taken = [attempt for one in all_at_once(sweep, sweeps) for attempt in one]
+    taken = [attempt for one in all_at_once(sweep, [another() for _ in range(4)]) for attempt in one]
     assert len(taken) == len(set(taken)) == 24
 
 
 def test_call_held_by_another_sweep_is_passed_over(steps: Steps, another: Another) -> None:
-    _, first = steps.attempt_in("in_doubt")
-    _, second = steps.attempt_in("in_doubt")
+    (_, first), (_, second) = (steps.attempt_in("in_doubt") for _ in range(2))
     steps.pass_time(60)
     mine, theirs = another(), another()
-    mine.service.autocommit = False
-    assert mine.ask()["attempt"] == str(first)
     theirs.service.execute("set statement_timeout = '5s'")
-    assert theirs.ask()["attempt"] == str(second)
-    assert theirs.ask() == {"outcome": "none"}
-    mine.service.rollback()
+    with mine.service.transaction(force_rollback=True):
+        assert mine.ask()["attempt"] == str(first)
+        assert (theirs.ask()["attempt"], theirs.ask()) == (str(second), NOTHING)

@@ -17,6 +17,7 @@ from tests.database.sql_api import BUSY_S, DELAYS_S, LEASE_S, OURS, Row, Steps, 
 from tests.unit.examples import settings
 
 HOUR_S = 3600.0
+STATES = ("started", "in_doubt", "accepted", "refused", "absent", "ended", "duplicate", "released")
 
 IDLE = {
     "queued": 0, "dialing": 0, "in_doubt": 0, "calling": 0, "completed_24h": 0, "failed_24h": 0, "canceled_24h": 0,
@@ -47,8 +48,13 @@ def without_zeros(row: Row) -> Row:
 def call(steps: Steps, ends: str, **more: object) -> int:
     """A job whose first call ends so; no second one follows."""
     job = steps.queue()
-    steps.status(steps.start(job), a_sid(), ends, delays_s=(), **more)
+    steps.says(steps.start(job), ends, delays_s=(), **more)
     return job
+
+
+def waited(steps: Steps, seconds: float, began: datetime, told: int) -> bool:
+    """At least these seconds, and at most all since then: on a slow machine more pass by themselves."""
+    return round(seconds) <= told <= round((steps.now() - began).total_seconds())
 
 
 def at_half_past(steps: Steps) -> None:
@@ -72,38 +78,30 @@ def test_idle_day_has_all_counts_zero(steps: Steps) -> None:
 
 
 def test_every_state_is_counted_once(steps: Steps) -> None:
-    for state in ("started", "in_doubt", "accepted", "refused", "absent", "ended", "duplicate", "released"):
+    began = steps.now()
+    for state in STATES:
         steps.attempt_in(state)
-    steps.pass_time(max(*DELAYS_S, BUSY_S) + 1)
-    steps.pass_time(60)
+    steps.pass_time(passed := max(*DELAYS_S, BUSY_S) + 61)
     steps.queue()
-    assert told(steps) == {
-        "queued": 4,  # absent, ended (busy) and released wait for their next call; and the last one
-        "due": 4,
-        "oldest_due_s": round(max(*DELAYS_S, BUSY_S) + 61),  # released: due at once
-        "dialing": 1,
-        "in_doubt": 1,
-        "oldest_doubt_s": round(max(*DELAYS_S, BUSY_S) + 61),
-        "calling": 1,
-        "failed_24h": 2,  # refused, and the one whose refused call turned up: a duplicate
-        "failures_24h": {"number_invalid": 2},
-        "live_duplicates": 1,
-        "duplicates_24h": 1,
-        "calls_1h": 5,  # started, in doubt, accepted, ended, duplicate: they rang, may ring or may have rung
-        "calls_24h": 5,
-    }
+    counted = told(steps)
+    for age in ("oldest_due_s", "oldest_doubt_s"):  # the released one was due at once
+        assert waited(steps, passed, began, counted.pop(age)), age
+    assert counted == {
+        # Absent, ended (busy) and released wait for their next call, and the last one.
+        "queued": 4, "due": 4, "dialing": 1, "in_doubt": 1, "calling": 1,
+        # Refused, and the one whose refused call turned up: a duplicate.
+        "failed_24h": 2, "failures_24h": {"number_invalid": 2}, "live_duplicates": 1, "duplicates_24h": 1,
+        # Started, in doubt, accepted, ended, duplicate: they rang, may ring or may have rung.
+        "calls_1h": 5, "calls_24h": 5,
+    }  # fmt: skip
 
 
 def test_how_jobs_ended_within_a_day(steps: Steps) -> None:
     for ends in ("completed", "completed", "busy", "no-answer", "no-answer", "failed", "canceled"):
         call(steps, ends)
     steps.call("cancel_call_job", job_id=steps.queue())
-    ended = {
-        "completed_24h": 2,
-        "failed_24h": 4,
-        "canceled_24h": 2,
-        "failures_24h": {"busy": 1, "no-answer": 2, "failed": 1},
-    }
+    failures = {"busy": 1, "no-answer": 2, "failed": 1}
+    ended = {"completed_24h": 2, "failed_24h": 4, "canceled_24h": 2, "failures_24h": failures}
     assert told(steps) == ended | {"calls_1h": 7, "answered_1h": 2, "calls_24h": 7, "answered_24h": 2}
     steps.pass_time(2 * HOUR_S)
     assert told(steps) == ended | {"calls_24h": 7, "answered_24h": 2}
@@ -115,12 +113,12 @@ def test_persons_alone_answer_from_their_first_word(steps: Steps) -> None:
     for answered_by in ("human", "unknown", "machine_start", "fax", None):
         call(steps, "completed", answered_by=answered_by)
     for word in ("in-progress", "ringing"):
-        steps.status(steps.start(steps.queue()), a_sid(), word)
+        steps.says(steps.start(steps.queue()), word)
     assert (told(steps)["calls_1h"], told(steps)["answered_1h"]) == (7, 4)
 
 
 def test_calls_count_as_the_days_ceiling_counts(steps: Steps) -> None:
-    for state in ("started", "in_doubt", "accepted", "refused", "absent", "ended", "duplicate", "released"):
+    for state in STATES:
         steps.attempt_in(state)
     counted = stats(steps)["calls_24h"]
     steps.pass_time(LEASE_S)  # what is about to be dialed may yet be given back, and is waited for
@@ -137,22 +135,19 @@ def test_jobs_are_counted_by_the_rule_that_holds_them(steps: Steps) -> None:
     redial = Redial(missed_at=morning - timedelta(hours=1), due_at=morning)
     chicago, new_york = {"timezone": "America/Chicago"}, {"timezone": "America/New_York"}
     for typed, metadata, now, missed in [
-        ("+12055550100", chicago, sunday, None),
-        ("+12565550100", chicago, sunday, redial),
+        ("+12055550100", chicago, sunday, None), ("+12565550100", chicago, sunday, redial),
         ("+12125550100", new_york, sunday - timedelta(hours=8), None),
-        ("+12125550101", new_york, morning, redial),
-        ("+12125550102", new_york, morning, redial),
-    ]:
+        ("+12125550101", new_york, morning, redial), ("+12125550102", new_york, morning, redial),
+    ]:  # fmt: skip
         held = screen(parse_number(typed, ours), metadata, ours, now, redial=missed)
         assert isinstance(held, PutOff)
         again = steps.now() + timedelta(hours=1)
         release = {"attempt": steps.start(steps.queue(typed)), "delay_s": 0.0, "code": held.code, "not_before": again}
         assert steps.call("release_call_job", reason=held.reason, **release)
     by_rule = {
-        "Sunday in Alabama": 2,
-        "too early or too late where this phone is, or may be": 1,
+        "Sunday in Alabama": 2, "too early or too late where this phone is, or may be": 1,
         "nobody picked up in the morning": 2,
-    }
+    }  # fmt: skip
     assert told(steps) == {"queued": 5, "held_by_rule": by_rule}
     assert steps.one("select held_by_rule from public.call_stats") == by_rule
     assert Stats.model_validate(stats(steps)).held_by_rule == by_rule
@@ -164,15 +159,19 @@ def test_jobs_are_counted_by_the_rule_that_holds_them(steps: Steps) -> None:
 def test_what_is_due_later_is_not_late(steps: Steps) -> None:
     steps.queue(due_at=steps.now() + timedelta(hours=1))
     assert told(steps) == {"queued": 1}
+    began = steps.now()
     steps.queue(due_at="-infinity")
     steps.pass_time(5)
-    assert told(steps)["oldest_due_s"] == 5  # it waits since it was inserted
+    assert waited(steps, 5, began, told(steps)["oldest_due_s"])  # it waits since it was inserted
 
 
 def test_doubt_that_is_settled_is_none(steps: Steps) -> None:
+    began = steps.now()
     _, attempt = steps.attempt_in("in_doubt")
     steps.pass_time(100)
-    assert (told(steps)["in_doubt"], told(steps)["oldest_doubt_s"]) == (1, 100)
+    counted = told(steps)
+    assert counted["in_doubt"] == 1
+    assert waited(steps, 100, began, counted["oldest_doubt_s"])
     steps.settle(attempt)
     assert "oldest_doubt_s" not in told(steps)
 
@@ -238,16 +237,13 @@ def test_hour_counts_each_call_in_one_column(steps: Steps) -> None:
         steps.attempt_in(state)
     _, waits = steps.attempt_in("accepted")
     steps.call("put_off_call", attempt=waits, not_before=steps.now() + timedelta(hours=9), code="hours", reason="night")
-    steps.status(waits, steps.attempt(waits)["call_sid"], "canceled")
+    steps.says(waits, "canceled")
     this, *before = hours(steps)
     counted = {
         "calls": 10, "answered": 2, "not_reached": 5, "put_off": 1, "under_way": 1, "duplicates": 1,
         "in_doubt": 1, "refused": 1, "absent": 1,
     }  # fmt: skip
     assert without_zeros(this) == counted
-    assert counted["calls"] == sum(
-        counted[kind] for kind in ("answered", "not_reached", "put_off", "under_way", "duplicates")
-    )
     assert [without_zeros(row) for row in before] == [{}] * 47
 
 
