@@ -12,8 +12,8 @@ import psycopg
 import pytest
 
 from tests.conftest import Connection
+from tests.database.projects import a_project
 from tests.sandbox.postgres import Postgres
-from tests.sandbox.supabase import database
 
 API = "service_role"
 STRANGERS = ("public", "anon", "authenticated", "authenticator", "supabase_auth_admin")
@@ -59,23 +59,13 @@ where a.attrelid = %s::regclass and a.attnum > 0 and not a.attisdropped and has_
 """
 
 
-def make_project(postgres: Postgres, name: str, before: str = "", *, old_default_grants: bool = False) -> Iterator[str]:
-    database.create_database(postgres, name)
-    database.bootstrap(postgres, name, old_default_grants=old_default_grants)
-    with psycopg.connect(postgres.url("postgres", name), autocommit=True) as connection:
-        connection.execute(before.encode())
-    database.migrate(postgres, name)
-    yield name
-    database.drop_database(postgres, name)
-
-
 @pytest.fixture(scope="module", params=[False, True], ids=["new default grants", "old default grants"])
 def project(postgres: Postgres, request: pytest.FixtureRequest) -> Iterator[Connection]:
     """A database of its own, as each kind of project is made, with our migrations and nothing else."""
-    for name in make_project(postgres, f"rights_{request.param}".lower(), old_default_grants=request.param):
-        with psycopg.connect(postgres.url(database=name), autocommit=True) as connection:
-            connection.execute("set search_path = ''")  # names come with their schema
-            yield connection
+    with a_project(postgres, f"rights_{request.param}".lower(), old_default_grants=request.param) as project:
+        project.migrate()
+        project.eyes.execute("set search_path = ''")  # names come with their schema
+        yield project.eyes
 
 
 def column(project: Connection, query: str, *values: object) -> list[Any]:
@@ -149,15 +139,16 @@ def test_views_can_be_read_by_the_service_alone(project: Connection) -> None:
 
 # --- the rule ---------------------------------------------------------------------------------------------------------
 def test_objects_of_the_user_keep_their_rights(postgres: Postgres) -> None:
-    for name in make_project(postgres, "rights_theirs", THEIRS):
-        with psycopg.connect(postgres.url("postgres", name), autocommit=True) as connection:
-            kept = connection.execute(RIGHTS).fetchall()
-    for name in make_project(postgres, "rights_theirs"):  # and made after our migrations
-        with psycopg.connect(postgres.url("postgres", name), autocommit=True) as connection:
-            connection.execute(THEIRS.replace("create schema private;", "").encode())
-            assert connection.execute(RIGHTS).fetchall() == kept
-            connection.execute("select private.apply_rights()")
-            assert connection.execute(RIGHTS).fetchall() == kept
+    with a_project(postgres, "rights_theirs") as project:
+        project.run(THEIRS)
+        project.migrate()
+        kept = project.eyes.execute(RIGHTS).fetchall()
+    with a_project(postgres, "rights_theirs") as project:
+        project.migrate()
+        project.run(THEIRS.replace("create schema private;", ""))
+        assert project.eyes.execute(RIGHTS).fetchall() == kept
+        project.run("select private.apply_rights()")
+        assert project.eyes.execute(RIGHTS).fetchall() == kept
 
 
 OPENED = {
