@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 from uuid import uuid4
 
 import pytest
@@ -19,7 +20,7 @@ from shared.conversation.colleagues import Transfer, plan_transfer
 from shared.conversation.library import ScriptError, Scripts
 from shared.conversation.rehearse import main
 from shared.conversation.script import GOODBYE, Answer, Script
-from shared.conversation.turns import DIAL, Place, next_turn
+from shared.conversation.turns import DIAL, Place, Turn, next_turn
 from shared.dispatcher import Dispatcher
 from shared.models import LiveCall, LiveJob
 from tests.sandbox.twilio.twiml import Dial, Redirect, parse
@@ -28,7 +29,11 @@ from tests.unit.test_scripts import GOOD, folder
 
 __all__ = ["folder"]
 
-DIALS = 'means = "one"\nsay = "One moment."\ndial = "+14155550111"\nwhisper = "A lead. Press 1."\nno_answer = "Nobody is free."'
+NUMBER, DIAL_IT, WHISPER, NO_ANSWER = (
+    "+14155550111", 'dial = "+14155550111"', 'whisper = "A lead. Press 1."', 'no_answer = "Nobody is free."'
+)  # fmt: skip
+DIALS = f'means = "one"\nsay = "One moment."\n{DIAL_IT}\n{WHISPER}\n{NO_ANSWER}'
+VOICE_URL = "https://x.example/voice"
 CHILD, PARENT = "CA" + "c" * 32, "CA" + "a" * 32
 
 
@@ -44,49 +49,34 @@ def script(folder: Path, old: str = "", new: str = "", **environ: str) -> Script
 
 
 def test_bad_dial_is_refused_in_clear_words(folder: Path) -> None:
-    number, hours = "+14155550111", 'whisper = "A lead. Press 1."\nhours = '
+    berlin = 'zone = "Europe/Berlin"'
     form = 'dial: must be a phone number with + and country code: "+14155550123"'
+    premium = "dial: a premium rate number: its owner earns money from each call"
+    abroad = "dial: calls do not go to the country of this number (DE): CALL_COUNTRIES does not name it"
+    ring_s, zone = "ring_s: must be a whole number from 5 to 60", "zone: must be a time zone such as"
     table = {
-        **dict.fromkeys([(number, odd) for odd in ("14155550111", "+1 415 555 0111", "911", "+0155550111", "")], form),
-        (f'"{number}"', "14155550111"): "dial: must be text, in quotes",
-        (number, "+14155550"): "dial: no phone in its country has such a number",
-        (number, "+19005550111"): "dial: a premium rate number: its owner earns money from each call",
-        (number, "+14159765000"): "dial: a premium rate number: its owner earns money from each call",
-        (number, "+18005550111"): "dial: a toll-free number: it belongs to a company, not to a person",
-        (number, "+14155551212"): "dial: a number of the telephone network itself, not a person's phone",
-        (number, "+881612345678"): "dial: a satellite phone, or another network",
-        (
-            number,
-            "+4930123456",
-        ): "dial: calls do not go to the country of this number (DE): CALL_COUNTRIES does not name it",
-        (number, ENVIRON["TWILIO_PHONE_NUMBER"]): "dial: this is our own number",
-        ('no_answer = "Nobody is free."', ""): "no_answer: is missing beside dial",
-        ('whisper = "A lead. Press 1."', ""): "whisper: is missing beside dial",
-        ('dial = "+14155550111"', ""): "whisper: has no place here without dial",
-        ('dial = "+14155550111"', 'dial = "+14155550111"\nlater = "2h"'): "say: must be words with {later}",
-        ('whisper = "A lead. Press 1."', 'whisper = "For {x}."'): "whisper: {x} is not declared",
-        ('whisper = "A lead. Press 1."', f'whisper = "{"x" * 1501}"'): "whisper: is too long",
+        **dict.fromkeys([(NUMBER, odd) for odd in ("14155550111", "+1 415 555 0111", "911", "+0155550111", "")], form),
+        (f'"{NUMBER}"', "14155550111"): "dial: must be text, in quotes",
+        (NUMBER, "+14155550"): "dial: no phone in its country has such a number",
+        (NUMBER, "+19005550111"): premium,
+        (NUMBER, "+14159765000"): premium,
+        (NUMBER, "+18005550111"): "dial: a toll-free number: it belongs to a company, not to a person",
+        (NUMBER, "+14155551212"): "dial: a number of the telephone network itself, not a person's phone",
+        (NUMBER, "+881612345678"): "dial: a satellite phone, or another network",
+        (NUMBER, "+4930123456"): abroad,
+        (NUMBER, ENVIRON["TWILIO_PHONE_NUMBER"]): "dial: this is our own number",
+        (NO_ANSWER, ""): "no_answer: is missing beside dial",
+        (WHISPER, ""): "whisper: is missing beside dial",
+        (DIAL_IT, ""): "whisper: has no place here without dial",
+        (DIAL_IT, f'{DIAL_IT}\nlater = "2h"'): "say: must be words with {later}",
+        (WHISPER, 'whisper = "For {x}."'): "whisper: {x} is not declared",
+        (WHISPER, f'whisper = "{"x" * 1501}"'): "whisper: is too long",
+        **{(WHISPER, f"{WHISPER}\nring_s = {odd}"): ring_s for odd in ("4", "61", "true", '"20"', "20.5")},
+        (WHISPER, f'{WHISPER}\nhours = "9 to 5"\n{berlin}'): "hours: must be opening hours, such as",
+        (WHISPER, f'{WHISPER}\nhours = "Mo-Fr 09:00-17:00"'): "hours: and zone belong together",
+        (WHISPER, f"{WHISPER}\n{berlin}"): "hours: and zone belong together",
         **{
-            (
-                'whisper = "A lead. Press 1."',
-                f'whisper = "A lead."\nring_s = {odd}',
-            ): "ring_s: must be a whole number from 5 to 60"
-            for odd in ("4", "61", "true", '"20"', "20.5")
-        },
-        (
-            'whisper = "A lead. Press 1."',
-            hours + '"9 to 5"\nzone = "Europe/Berlin"',
-        ): "hours: must be opening hours, such as",
-        ('whisper = "A lead. Press 1."', hours + '"Mo-Fr 09:00-17:00"'): "hours: and zone belong together",
-        (
-            'whisper = "A lead. Press 1."',
-            hours.replace("hours", "zone") + '"Europe/Berlin"',
-        ): "hours: and zone belong together",
-        **{
-            (
-                'whisper = "A lead. Press 1."',
-                hours + f'"09:00-17:00"\nzone = "{odd}"',
-            ): "zone: must be a time zone such as"
+            (WHISPER, f'{WHISPER}\nhours = "09:00-17:00"\nzone = "{odd}"'): zone
             for odd in ("Berlin", "../etc", "Europe", "", "/etc/passwd", "EST", "localtime")
         },
     }
@@ -98,19 +88,16 @@ def test_bad_dial_is_refused_in_clear_words(folder: Path) -> None:
 
 
 def test_rehearsal_reads_the_transfer_without_its_number(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    script(
-        folder,
-        'whisper = "A lead. Press 1."',
-        'whisper = "A lead."\nhours = "Mo-Fr 09:00-17:00"\nzone = "Europe/Berlin"',
-    )
+    script(folder, WHISPER, 'whisper = "A lead."\nhours = "Mo-Fr 09:00-17:00"\nzone = "Europe/Berlin"')
     assert main(["check", str(folder)]) == 0
     said = capsys.readouterr().out
-    assert "1 = one, then a colleague" in said
-    assert "puts through to +1*******11, Mo-Fr 09:00-17:00 by the clock of Europe/Berlin; rings 20 seconds" in said
-    assert '"A lead."' in said
-    assert 'when no colleague presses a key: start\n      "Nobody is free."' in said
-    assert "were not compared with dial" in said
-    script(folder, "+14155550111", "+19005550111")
+    expected = [
+        "1 = one, then a colleague", '"A lead."', 'when no colleague presses a key: start\n      "Nobody is free."',
+        "puts through to +1*******11, Mo-Fr 09:00-17:00 by the clock of Europe/Berlin; rings 20 seconds",
+        "were not compared with dial",
+    ]  # fmt: skip
+    assert [each for each in expected if each not in said] == []
+    script(folder, NUMBER, "+19005550111")
     assert main(["check", str(folder)]) == 1  # also where no settings are known
 
 
@@ -164,20 +151,16 @@ def test_only_two_connected_legs_count_as_a_talk(folder: Path) -> None:
         "COMPLETED",
         "x" * 99,
     )
-    forms = {(status, bridged): {"DialCallStatus": status, "DialBridged": bridged}
-             for status in statuses for bridged in ("true", "false", "", "1", "TRUE")}  # fmt: skip
-    talked = {(status, bridged) for status in ("completed", "answered") for bridged in ("true", "TRUE")}
-    for case, form in forms.items():
-        place = read_place(query, form)
+    goodbye, nobody = Turn(("Goodbye.",)), Turn(("Nobody is free.",), ("When?",), Place("default", "start"))
+    for status, bridged in product(statuses, ("true", "false", "", "1", "TRUE")):
+        place = read_place(query, {"DialCallStatus": status, "DialBridged": bridged})
         assert place
-        after = next_turn(made, place, "")
-        if case in talked:
-            assert (place.at, after.says, after.place) == (GOODBYE, ("Goodbye.",), None), case
-        else:
-            assert (after.says, after.place) == (("Nobody is free.",), Place("default", "start")), case
-    for gone in (f"{DIAL}3.size", f"{DIAL}2.size", f"{DIAL}1.gone", DIAL, f"{DIAL}1", f"{DIAL}.size"):
-        assert next_turn(made, Place("default", gone), "").says == ("Goodbye.",)
-    assert next_turn(made, Place("gone", f"{DIAL}1.size"), "").says == ("Goodbye.",)
+        talked = status in ("completed", "answered") and bridged in ("true", "TRUE")
+        assert place.at == (GOODBYE if talked else query["at"]), (status, bridged)
+        assert next_turn(made, place, "") == (goodbye if talked else nobody), (status, bridged)
+    for gone in ("3.size", "2.size", "1.gone", "", "1", ".size"):
+        assert next_turn(made, Place("default", f"{DIAL}{gone}"), "") == goodbye, gone
+    assert next_turn(made, Place("gone", f"{DIAL}1.size"), "") == goodbye
 
 
 def test_second_leg_is_no_call_of_our_attempt() -> None:
@@ -185,11 +168,11 @@ def test_second_leg_is_no_call_of_our_attempt() -> None:
     assert read_event(leg).call_sid == ""
     assert [read_event(leg | {"ParentCallSid": odd}).call_sid for odd in ("", "x", PARENT[:-1])] == [CHILD] * 3
     query = {"attempt": str(uuid4()), "picked_up": "1700000000"}
-    asked = read_voice_request(leg, query, "https://x.example/voice")
-    assert (asked.first_leg, asked.picked_up_at) == (PARENT, 1_700_000_000)
-    assert asked.action.endswith("&picked_up=1700000000")
+    asked = read_voice_request(leg, query, VOICE_URL)
+    expected = (PARENT, 1_700_000_000, f"{VOICE_URL}?{urlencode(query)}")
+    assert (asked.first_leg, asked.picked_up_at, asked.action) == expected
     ended = {"CallSid": PARENT, "DialCallStatus": "completed", "Digits": "9"}  # the colleague's key, not an opt-out
-    after = read_voice_request(ended, query | {"at": f"{DIAL}1.size", "try": "1"}, "https://x.example/voice")
+    after = read_voice_request(ended, query | {"at": f"{DIAL}1.size", "try": "1"}, VOICE_URL)
     assert (after.digits, after.pressed) == ("", False)
 
 
@@ -222,7 +205,7 @@ def test_machine_or_unwanted_call_is_never_put_through(folder: Path) -> None:
     for name, (form, more, known, _) in table.items():
         dispatcher = Dispatcher(settings(CALL_MACHINES="reached"), Mock(), Mock())
         dispatcher.record_answer = Mock(return_value=call.model_copy(update=known))  # type: ignore[method-assign]
-        asked = read_voice_request({"CallSid": PARENT, **form}, query | more, "https://x.example/voice")
+        asked = read_voice_request({"CallSid": PARENT, **form}, query | more, VOICE_URL)
         verbs = parse(handle(asked, dispatcher, scripts).encode(), "text/xml").verbs
         found[name] = (form, more, known, [type(verb).__name__ for verb in verbs])
         if name == "a person":  # what is left of CALL_TIME_LIMIT_SECONDS, 600
@@ -243,6 +226,6 @@ def test_failed_agent_is_logged_unless_the_person_hung_up(folder: Path) -> None:
     for status in ("in-progress", "completed"):
         form = {"CallSid": PARENT, "CallStatus": status, "ErrorCode": "31921"}
         with capture_logs() as lines:
-            handle(read_voice_request(form, query, "https://x.example/voice"), dispatcher, Scripts(folder))
+            handle(read_voice_request(form, query, VOICE_URL), dispatcher, Scripts(folder))
         logged[status] = "agent_failed" in [line.get("kind") for line in lines]
     assert logged == {"in-progress": True, "completed": False}
