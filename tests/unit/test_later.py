@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -12,8 +13,8 @@ from shared.conversation.checks import check
 from shared.conversation.later import LANGUAGES, is_wish, time_in_words, wished_moment
 from shared.conversation.library import FOLDER, Scripts
 from shared.conversation.script import Script
-from shared.conversation.turns import Place, agreed_turn, first_turn, next_turn, turn_without
-from shared.models import LiveCall, LiveJob
+from shared.conversation.turns import Place, Turn, agreed_turn, first_turn, next_turn, turn_without
+from shared.models import LiveCall, LiveJob, Person
 from tests.unit.test_dialing_hours import OPENS, World, at
 
 __all__ = ["at"]
@@ -53,17 +54,17 @@ def test_time_is_said_in_each_language() -> None:
         "en": "tomorrow at 10:00 AM", "es": "mañana a las 10:00", "de": "morgen um 10:00 Uhr", "fr": "demain à 10:00",
         "it": "domani alle 10:00", "pt": "amanhã às 10:00", "nl": "morgen om 10:00",
     }  # fmt: skip
-    assert time_in_words("en-US", soon, THURSDAY) == "today at 4:05 PM"
-    assert time_in_words("de-DE", datetime(2026, 6, 22, 9, tzinfo=BERLIN), THURSDAY) == "am Montag um 9:00 Uhr"
-    assert time_in_words("en-GB", tomorrow + timedelta(days=7), THURSDAY) == "on Friday, 2026-06-26, at 10:00 AM"
+    next_week, monday = tomorrow + timedelta(days=7), datetime(2026, 6, 22, 9, tzinfo=BERLIN)
+    assert [time_in_words(*asked, THURSDAY) for asked in (("en-US", soon), ("de-DE", monday), ("en-GB", next_week))] == [
+        "today at 4:05 PM", "am Montag um 9:00 Uhr", "on Friday, 2026-06-26, at 10:00 AM",
+    ]  # fmt: skip
     assert time_in_words("en-US", tomorrow, THURSDAY, "Perth") == "tomorrow at 10:00 AM, Perth time"
 
 
 def live(now: str, zone: str = "", number: str = "+14155550100", laters: int = 0) -> LiveCall:
     metadata = {"app_timezone": zone} if zone else {}
-    job = LiveJob(
-        id=7, status="calling", first_name=None, signup_mode="x", metadata=metadata, phone_e164=number, laters=laters
-    )
+    person = Person(first_name=None, signup_mode="x", metadata=metadata)
+    job = LiveJob(id=7, status="calling", phone_e164=number, laters=laters, **vars(person))
     moment = datetime.fromisoformat(now).replace(tzinfo=UTC)
     return LiveCall(then="keep", state="accepted", call_status="in-progress", job=job, now=moment)
 
@@ -72,11 +73,10 @@ def test_later_call_waits_for_the_first_right_moment(at: Callable[[datetime], Wo
     dispatcher = at(OPENS).dispatcher
 
     def agreed(call: LiveCall, wish: str) -> tuple[str, str | None] | None:
-        found = dispatcher.find_later(call, wish)
-        if found is None:
+        if (found := dispatcher.find_later(call, wish)) is None:
             return None
-        stored = call.model_copy(update={"later_at": found})
-        return f"{found.astimezone(UTC):%d %H:%M}", dispatcher.later_in_words(stored, "en-US")
+        words = dispatcher.later_in_words(call.model_copy(update={"later_at": found}), "en-US")
+        return f"{found.astimezone(UTC):%d %H:%M}", words
 
     cases = [
         (live("2026-06-17 18:00"), "2h", ("17 20:00", "today at 1:00 PM")),
@@ -101,9 +101,8 @@ def test_picked_time_outside_the_hours_is_put_off(at: Callable[[datetime], World
 def test_answer_with_later_confirms_and_ends() -> None:
     turn = next_turn(CALLBACK, Place("callback", "good_time"), "2")
     assert (turn.later, turn.place, turn.learned and turn.learned.meaning) == ("2h", None, "in_two_hours")
-    assert agreed_turn(turn, "today at 4:00 PM").says == (
-        "Of course. We will call you again today at 4:00 PM. Goodbye.",
-    )
+    said = "Of course. We will call you again today at 4:00 PM. Goodbye."
+    assert agreed_turn(turn, "today at 4:00 PM").says == (said,)
 
 
 def changed(old: str, new: str) -> Script | list[str]:
@@ -113,21 +112,19 @@ def changed(old: str, new: str) -> Script | list[str]:
 
 
 def test_question_without_a_possible_later_call_is_skipped() -> None:
-    topic = CALLBACK.questions[1]
-    first = turn_without(CALLBACK, first_turn(CALLBACK), {}, may_ask_for_later=False)
-    assert (first.asks, first.place) == (
-        (CALLBACK.greeting, CALLBACK.opt_out.say, topic.say),
-        Place("callback", "topic"),
-    )
-    again = turn_without(CALLBACK, next_turn(CALLBACK, Place("callback", "good_time"), ""), {}, may_ask_for_later=False)
-    assert (again.asks, again.place) == ((topic.say,), Place("callback", "topic"))
-    answered = next_turn(CALLBACK, Place("callback", "good_time"), "1")
-    assert turn_without(CALLBACK, answered, {}, may_ask_for_later=False) == answered
+    def without(script: Script, turn: Turn) -> Turn:
+        return turn_without(script, turn, {}, may_ask_for_later=False)
+
+    topic, asked, place = CALLBACK.questions[1].say, Place("callback", "good_time"), Place("callback", "topic")
+    first, again, answered = first_turn(CALLBACK), next_turn(CALLBACK, asked, ""), next_turn(CALLBACK, asked, "1")
+    opening = (CALLBACK.greeting, CALLBACK.opt_out.say)
+    assert without(CALLBACK, first) == Turn(asks=(*opening, topic), place=place)
+    assert without(CALLBACK, again) == replace(again, asks=(topic,), place=place)
+    assert without(CALLBACK, answered) == answered
     only = changed('id = "topic"', 'id = "topic"\nnext = "good_time"')  # it leads back: nothing is asked for ever
     assert isinstance(only, Script)
     every = only.model_copy(update={"questions": [only.questions[0].model_copy(update={"next": "good_time"})]})
-    last = turn_without(every, first_turn(every), {}, may_ask_for_later=False)
-    assert (last.says, last.asks, last.place) == ((only.greeting, only.opt_out.say, only.goodbye), (), None)
+    assert without(every, first_turn(every)) == Turn(says=(*opening, only.goodbye))
 
 
 def test_checker_names_each_mistake_with_later() -> None:
@@ -135,8 +132,9 @@ def test_checker_names_each_mistake_with_later() -> None:
     wish = 'must be "2h" (1 to 48 hours), "tomorrow 10:00" or "next weekday 09:00"'
     say = "must be words with {later}, the time of the later call; a recording cannot say it"
     first, place = "Of course. We will call you again {later}. Goodbye.", "questions.good_time.answers.2"
+    time = "is the time of a later call: choose another name"
     undeclared = "{later} is not declared under [placeholders]; declared: {first_name}"
-    expected: dict[tuple[str, str], list[str]] = {
+    expected: dict[tuple[str, str], Any] = {
         (later, 'later = "soon"'): [f"{place}.later: {wish}"],
         (later, "later = 2"): [f"{place}.later: must be text, in quotes"],
         (first, "Of course."): [f"{place}.say: {say}"],
@@ -145,13 +143,9 @@ def test_checker_names_each_mistake_with_later() -> None:
         (later, f'{later}\nnext = "topic"'): [f"{place}.next: has no place beside later: the call ends"],
         (f"{later}\n", ""): [f"{place}.say: {undeclared}"],
         ("you asked us to call you", "we call {later}"): [f"greeting: {undeclared}"],
-        ("[placeholders]", '[placeholders]\nlater = "soon"'): [
-            "placeholders.later: is the time of a later call: choose another name"
-        ],
+        ("[placeholders]", '[placeholders]\nlater = "soon"'): [f"placeholders.later: {time}"],
     }
-    told: dict[tuple[str, str], Any] = {case: changed(*case) for case in expected}
-    assert told == expected
+    assert {case: changed(*case) for case in expected} == expected
     polish = tomllib.loads((FOLDER / "callback.toml").read_text()) | {"language": "pl-PL", "voice": "Polly.Ewa"}
-    said = check(polish, "callback")
     known = "needs a language in which times can be said: en, es, de, fr, it, pt, nl"
-    assert said == [f"questions.good_time.answers.{key}.later: {known}" for key in "23"]
+    assert check(polish, "callback") == [f"questions.good_time.answers.{key}.later: {known}" for key in "23"]
