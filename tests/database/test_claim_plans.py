@@ -85,11 +85,6 @@ reset session_replication_role;
 vacuum analyze public.outbound_call_jobs, public.outbound_call_attempts;
 """
 
-TO_DIAL = ("claim_call_job", "where status = 'queued' and due_at <= v_now\n      order by due_at, id limit 1")
-BY_ID = ("claim_call_job", "where id = p_job_id and status = 'queued'")
-TO_LOOK_AFTER = ("claim_open_call", "status in ('dialing', 'in_doubt', 'calling')")
-TO_END = ("claim_open_call", "state = 'duplicate' and a.closed_at is null and a.end_due_at")
-
 
 @pytest.fixture(scope="module")
 def full(postgres: Postgres, template_database: str) -> Iterator[Connection]:
@@ -112,34 +107,19 @@ def undone(full: Connection) -> Iterator[Connection]:
 
 
 # --- the functions' own statements ------------------------------------------------------------------------------------
-def statement_of(connection: Connection, function: str, where: str) -> str:
-    """The one `select ... ;` of the function that has this condition, its variables as parameters."""
-    row = connection.execute("select prosrc from pg_proc where proname = %s", (function,)).fetchone()
-    assert row is not None
-    selects = re.findall(r"\(?(select (?:(?!select)[^;])*?" + re.escape(where) + r"[^;]*?)(?:\)?;|\)\n)", row[0])
-    assert len(selects) == 1, f"{function} has {len(selects)} statements with: {where}"
-    statement = re.sub(r"\binto v_job\b", "", selects[0])
-    for number, (variable, kind) in enumerate({"v_now": "timestamptz", "p_job_id": "bigint"}.items(), start=1):
-        statement = statement.replace(variable, f"${number}::{kind}")
-    return statement
+def source(connection: Connection, function: str) -> str:
+    ((text,),) = connection.execute("select prosrc from pg_proc where proname = %s", (function,)).fetchall()
+    return str(text)
 
 
-def explain(connection: Connection, wanted: tuple[str, str], mode: str) -> dict[str, Any]:
-    """The plan that it gets as a plpgsql statement: of this mode, after plan_cache_mode."""
-    statement = statement_of(connection, *wanted)
-    connection.execute(f"set local plan_cache_mode = {mode}".encode())
-    connection.execute(f"prepare claim (timestamptz, bigint) as {statement}".encode())
-    arguments = f"now(), {a_due_job(connection)}"
-    rows = connection.execute(f"explain (analyze, buffers, format json) execute claim ({arguments})".encode())
-    ((plans,),) = rows.fetchall()
-    connection.execute("deallocate claim")
+def plan_of(connection: Connection, statement: str, options: str = "analyze, buffers, ") -> dict[str, Any]:
+    ((plans,),) = connection.execute(f"explain ({options}format json) {statement}".encode()).fetchall()
     plan: dict[str, Any] = plans[0]["Plan"]
     return plan
 
 
-def a_due_job(connection: Connection) -> int:
-    query = "select max(id) from public.outbound_call_jobs where status = 'queued' and due_at < now()"
-    return int(connection.execute(query).fetchall()[0][0])
+def blocks(plan: dict[str, Any]) -> int:
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -148,8 +128,28 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from nodes(below)
 
 
-def faults(plan: dict[str, Any], index: str) -> list[str]:
-    """Why this is not: one scan, of this index, in its order, that stops at the first row."""
+def drop(connection: Connection, index: str) -> None:
+    connection.execute(f"drop index public.{index}".encode())
+
+
+def statement_of(connection: Connection, function: str, where: str) -> str:
+    """The one `select ... ;` of the function that has this condition, its variables as parameters."""
+    pattern = r"\(?(select (?:(?!select)[^;])*?" + re.escape(where) + r"[^;]*?)(?:\)?;|\)\n)"
+    selects = re.findall(pattern, source(connection, function))
+    assert len(selects) == 1, f"{function} has {len(selects)} statements with: {where}"
+    statement = re.sub(r"\binto v_job\b", "", selects[0])
+    return statement.replace("v_now", "$1::timestamptz").replace("p_job_id", "$2::bigint")
+
+
+def faults(connection: Connection, index: str, mode: str) -> list[str]:
+    """Why the claim's plan, of this plan_cache_mode, is not: one scan, of this index, in order, that stops at the first row."""
+    connection.execute(f"set local plan_cache_mode = {mode}".encode())
+    statement = statement_of(connection, *CLAIMS[index])
+    connection.execute(f"prepare claim (timestamptz, bigint) as {statement}".encode())
+    query = "select max(id) from public.outbound_call_jobs where status = 'queued' and due_at < now()"
+    ((a_due_job,),) = connection.execute(query).fetchall()
+    plan = plan_of(connection, f"execute claim (now(), {a_due_job})")
+    connection.execute("deallocate claim")
     kinds = {node["Node Type"] for node in nodes(plan)}
     found = sorted(kinds & {"Sort", "Incremental Sort", "Seq Scan", "Bitmap Heap Scan", "Bitmap Index Scan"})
     scans = [node for node in nodes(plan) if "Scan" in node["Node Type"]]
@@ -157,53 +157,43 @@ def faults(plan: dict[str, Any], index: str) -> list[str]:
     rows = sum(node["Actual Rows"] + node.get("Rows Removed by Filter", 0) for node in scans)
     if rows > 1:
         found.append(f"reads {rows} rows")
-    if (read := plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]) > A_FEW_BLOCKS:
-        found.append(f"reads {read} blocks")
+    if blocks(plan) > A_FEW_BLOCKS:
+        found.append(f"reads {blocks(plan)} blocks")
     return found
 
 
-CLAIMS = [
-    (TO_DIAL, "outbound_call_jobs_to_dial"),
-    (BY_ID, "outbound_call_jobs_pkey"),
-    (TO_LOOK_AFTER, "outbound_call_jobs_open"),
-    (TO_END, "outbound_call_attempts_to_end"),
-]
+# By the index that it must use: a claim's function, and a condition that only this statement of it has.
+CLAIMS = {
+    "outbound_call_jobs_to_dial": (
+        "claim_call_job",
+        "where status = 'queued' and due_at <= v_now\n      order by due_at, id limit 1",
+    ),
+    "outbound_call_jobs_pkey": ("claim_call_job", "where id = p_job_id and status = 'queued'"),
+    "outbound_call_jobs_open": ("claim_open_call", "status in ('dialing', 'in_doubt', 'calling')"),
+    "outbound_call_attempts_to_end": (
+        "claim_open_call",
+        "state = 'duplicate' and a.closed_at is null and a.end_due_at",
+    ),
+}
 
 
-@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
-@pytest.mark.parametrize(("wanted", "index"), CLAIMS, ids=[index for _, index in CLAIMS])
-def test_claim_stops_at_the_first_row_of_its_index(
-    undone: Connection, wanted: tuple[str, str], index: str, mode: str
-) -> None:
-    assert faults(explain(undone, wanted, mode), index) == []
+@pytest.mark.parametrize("index", CLAIMS)
+def test_claim_stops_at_the_first_row_of_its_index(undone: Connection, index: str) -> None:
+    assert faults(undone, index, "force_custom_plan") == []
+    assert faults(undone, index, "force_generic_plan") == []
+    if not index.endswith("pkey"):
+        drop(undone, index)
+        assert faults(undone, index, "force_generic_plan")
 
 
-@pytest.mark.parametrize(
-    ("wanted", "index"), [claim for claim in CLAIMS if not claim[1].endswith("pkey")], ids=["dial", "look after", "end"]
-)
-def test_without_its_index_this_test_would_say_so(undone: Connection, wanted: tuple[str, str], index: str) -> None:
-    undone.execute(f"drop index public.{index}".encode())
-    assert faults(explain(undone, wanted, "force_generic_plan"), index)
-
-
-def test_in_another_order_this_test_would_say_so(undone: Connection) -> None:
-    undone.execute("drop index public.outbound_call_jobs_to_dial")
-    undone.execute("create index outbound_call_jobs_to_dial on public.outbound_call_jobs (id) where status = 'queued'")
-    assert faults(explain(undone, TO_DIAL, "force_generic_plan"), "outbound_call_jobs_to_dial")
-
-
-def test_index_over_all_states_would_be_noticed(undone: Connection) -> None:
-    undone.execute("drop index public.outbound_call_jobs_to_dial")
-    undone.execute("create index outbound_call_jobs_to_dial on public.outbound_call_jobs (created_at, due_at, id)")
-    assert faults(explain(undone, TO_DIAL, "force_generic_plan"), "outbound_call_jobs_to_dial")
+@pytest.mark.parametrize("columns", ["(id) where status = 'queued'", "(created_at, due_at, id)"])
+def test_index_of_other_order_or_states_would_be_noticed(undone: Connection, columns: str) -> None:
+    drop(undone, "outbound_call_jobs_to_dial")
+    undone.execute(f"create index outbound_call_jobs_to_dial on public.outbound_call_jobs {columns}".encode())
+    assert faults(undone, "outbound_call_jobs_to_dial", "force_generic_plan")
 
 
 # --- the caps ---------------------------------------------------------------------------------------------------------
-CAPS = [
-    ("outbound_call_attempts_per_number", "p_calls_per_number_per_day - 1"),
-    ("outbound_call_attempts_per_number", "p_calls_without_key - 1"),
-    ("outbound_call_attempts_per_prefix", "left(phone_e164, -4)"),
-]
 VALUES = {
     "p_phone_e164": "'+14151010001'",
     "p_now": "now()",
@@ -214,46 +204,43 @@ VALUES = {
 
 
 def cap_plan(connection: Connection, condition: str) -> dict[str, Any]:
-    source = connection.execute("select prosrc from pg_proc where proname = 'cap_reached'").fetchall()[0][0]
-    (statement,) = [s for s in re.findall(r"select [^;]*;", source) if condition in s]
+    selects = re.findall(r"select [^;]*;", source(connection, "cap_reached"))
+    (statement,) = (select for select in selects if condition in select)
     statement = re.sub(r"into \w+(, \w+)?", "", statement)
     for variable, value in VALUES.items():
         statement = statement.replace(variable, value)
-    ((plans,),) = connection.execute(f"explain (analyze, buffers, format json) {statement}".encode()).fetchall()
-    plan: dict[str, Any] = plans[0]["Plan"]
-    return plan
+    return plan_of(connection, statement)
 
 
-def cap_faults(plan: dict[str, Any], index: str, calls: float) -> list[str]:
+def cap_faults(plan: dict[str, Any], index: str) -> list[str]:
     scans = [node for node in nodes(plan) if "Scan" in node["Node Type"] and "Bitmap Heap" not in node["Node Type"]]
     found = [f"reads {node.get('Index Name')}" for node in scans if node.get("Index Name") != index]
-    if (rows := sum(node["Actual Rows"] for node in scans)) > calls:
+    if (rows := sum(node["Actual Rows"] for node in scans)) > CALLS_A_DAY:
         found.append(f"reads {rows} calls")
     return found
 
 
-@pytest.mark.parametrize(("index", "condition"), CAPS, ids=["number", "without key", "prefix"])
+@pytest.mark.parametrize(
+    ("index", "condition"),
+    [
+        ("outbound_call_attempts_per_number", "p_calls_per_number_per_day - 1"),
+        ("outbound_call_attempts_per_number", "p_calls_without_key - 1"),
+        ("outbound_call_attempts_per_prefix", "left(phone_e164, -4)"),
+    ],
+    ids=["number", "without key", "prefix"],
+)
 def test_cap_reads_only_the_calls_that_it_counts(undone: Connection, index: str, condition: str) -> None:
     plan = cap_plan(undone, condition)
-    assert cap_faults(plan, index, calls=CALLS_A_DAY) == []
-    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < A_FEW_BLOCKS
-
-
-@pytest.mark.parametrize(("index", "condition"), CAPS, ids=["number", "without key", "prefix"])
-def test_cap_without_its_index_reads_other_calls(undone: Connection, index: str, condition: str) -> None:
-    undone.execute(f"drop index public.{index}".encode())
-    assert cap_faults(cap_plan(undone, condition), index, calls=CALLS_A_DAY)
+    assert cap_faults(plan, index) == []
+    assert blocks(plan) < A_FEW_BLOCKS
+    drop(undone, index)
+    assert cap_faults(cap_plan(undone, condition), index)
 
 
 # --- whole functions --------------------------------------------------------------------------------------------------
-def blocks(connection: Connection, call: str, times: int = 5) -> int:
-    """What one call reads, once the session knows its catalogs and plans: the fewest of some, for caches fill up and spill."""
-    measured = []
-    for _ in range(times):
-        ((plans,),) = connection.execute(f"explain (analyze, buffers, format json) select {call}".encode()).fetchall()
-        plan = plans[0]["Plan"]
-        measured.append(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
-    return int(min(measured))
+def read(connection: Connection, call: str, times: int = 5) -> int:
+    """The blocks of one call, once the session knows its catalogs and plans: the fewest of some, for caches fill up and spill."""
+    return min(blocks(plan_of(connection, f"select {call}")) for _ in range(times))
 
 
 def claim(job_id: str = "null", caps: str = "3, 20, null") -> str:
@@ -269,22 +256,21 @@ def test_whole_functions_read_little_of_the_tables(undone: Connection) -> None:
     undone.execute("create temp sequence next_due")
     query = "select id, call_sid from public.outbound_call_attempts where state = 'accepted' limit 1"
     ((attempt, sid),) = undone.execute(query).fetchall()
-    calls = {
-        claim(): A_STEP_READS,
-        claim(
-            f"(select min(id) from public.outbound_call_jobs) + {FINISHED + LATER} + nextval('next_due')"
-        ): A_STEP_READS,
-        claim(caps=f"3, 20, {10 * CALLS_A_DAY}"): A_STEP_READS,
-        "public.opt_out('+14151010001')": A_STEP_READS,
-        "public.prune_call_jobs(3000)": A_STEP_READS,
-        f"public.record_call_status('{attempt}', '{sid}', 'ringing', 60, '{{60}}')": A_STEP_READS,
-        f"public.accept_call('{uuid.uuid4()}', 'CAnew', 60)": A_FEW_BLOCKS,
-        ASK: A_STEP_READS,  # a duplicate
-    }
-    read = {call: blocks(undone, call) for call in calls}
+    by_id = f"(select min(id) from public.outbound_call_jobs) + {FINISHED + LATER} + nextval('next_due')"
+    calls = [
+        claim(),
+        claim(by_id),
+        claim(caps=f"3, 20, {10 * CALLS_A_DAY}"),
+        "public.opt_out('+14151010001')",
+        "public.prune_call_jobs(3000)",
+        f"public.record_call_status('{attempt}', '{sid}', 'ringing', 60, '{{60}}')",
+        ASK,  # a duplicate
+    ]
+    reads = {call: read(undone, call) for call in calls}
     undone.execute(ALL_ENDED)
-    calls["an open call"], read["an open call"] = A_STEP_READS, blocks(undone, ASK)
-    assert {call: count for call, count in read.items() if count >= calls[call]} == {}
+    reads["an open call"] = read(undone, ASK)
+    assert {call: count for call, count in reads.items() if count >= A_STEP_READS} == {}
+    assert read(undone, f"public.accept_call('{uuid.uuid4()}', 'CAnew', 60)") < A_FEW_BLOCKS
     begun = "select from public.outbound_call_attempts where state = 'started' and started_at = now()"
     assert undone.execute(begun).rowcount >= 3 * 5  # the three claims, five times each
 
@@ -297,43 +283,30 @@ def test_whole_functions_read_little_of_the_tables(undone: Connection) -> None:
 def test_function_without_its_index_reads_far_more(undone: Connection, index: str, call: str) -> None:
     if index == "outbound_call_jobs_open":
         undone.execute(ALL_ENDED)
-    undone.execute(f"drop index public.{index}".encode())
-    assert blocks(undone, call) > 4 * A_STEP_READS
+    drop(undone, index)
+    assert read(undone, call) > 4 * A_STEP_READS
 
 
-STATS = "public.call_job_stats()"
-BY_HOUR = "public.call_stats_by_hour(48)"
 OF_THE_DAY = FINISHED + LATER + DUE + TWICE + CALLS_A_DAY  # attempts: those of the table's jobs all began just now
 
 
-def stats_scans(connection: Connection) -> set[tuple[str, str]]:
-    """How the one statement of call_job_stats reads which of our tables."""
-    source = connection.execute("select prosrc from pg_proc where proname = 'call_job_stats'").fetchall()[0][0]
-    (statement,) = re.findall(r"return \((.*)\);\nend", source, re.DOTALL)
-    explained = "explain (format json) " + statement.replace("v_now", "now()")
-    ((plans,),) = connection.execute(explained.encode()).fetchall()
-    return {(node["Relation Name"], node["Node Type"]) for node in nodes(plans[0]["Plan"]) if "Relation Name" in node}
-
-
-def test_stats_read_open_and_todays_rows_by_index(undone: Connection) -> None:
-    scanned = {table for table, kind in stats_scans(undone) if kind == "Seq Scan"}
-    assert scanned <= {"call_settings", "missed_signups"}  # one row, and hardly ever one
-    assert blocks(undone, STATS) < OF_THE_DAY / 5
+def read_whole(connection: Connection) -> set[str]:
+    """The tables that the one statement of call_job_stats reads from end to end."""
+    (statement,) = re.findall(r"return \((.*)\);\nend", source(connection, "call_job_stats"), re.DOTALL)
+    plan = plan_of(connection, statement.replace("v_now", "now()"), options="")
+    return {node["Relation Name"] for node in nodes(plan) if node["Node Type"] == "Seq Scan"}
 
 
 @pytest.mark.parametrize("index", ["outbound_call_jobs_finished", "call_opt_outs_recent"])
-def test_stats_without_their_index_read_whole_tables(undone: Connection, index: str) -> None:
-    undone.execute(f"drop index public.{index}".encode())
-    assert {"outbound_call_jobs", "call_opt_outs"} & {
-        table for table, kind in stats_scans(undone) if kind == "Seq Scan"
-    }
+def test_stats_read_open_and_todays_rows_by_index(undone: Connection, index: str) -> None:
+    assert read_whole(undone) <= {"call_settings", "missed_signups"}  # one row, and hardly ever one
+    assert read(undone, "public.call_job_stats()") < OF_THE_DAY / 5
+    drop(undone, index)
+    assert read_whole(undone) & {"outbound_call_jobs", "call_opt_outs"}
 
 
 def test_hourly_statistics_read_no_older_call(undone: Connection) -> None:
-    assert blocks(undone, BY_HOUR) < OF_THE_DAY / 5
-
-
-def test_hourly_statistics_without_index_read_older_calls(undone: Connection) -> None:
-    few = blocks(undone, BY_HOUR)
-    undone.execute("drop index public.outbound_call_attempts_uncounted")
-    assert blocks(undone, BY_HOUR) > 2 * few
+    few = read(undone, "public.call_stats_by_hour(48)")
+    assert few < OF_THE_DAY / 5
+    drop(undone, "outbound_call_attempts_uncounted")
+    assert read(undone, "public.call_stats_by_hour(48)") > 2 * few
