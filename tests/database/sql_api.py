@@ -242,20 +242,14 @@ class Steps:
         return self.answer("claim_open_call", hold_s=HOLD_S, ask_s=ASK_S, give_up_s=GIVE_UP_S)
 
     def settle(
-        self,
-        attempt: uuid.UUID,
-        *listed: tuple[str, str],
-        asked_at: datetime | None = None,
-        settling_s: float = 0.0,
-        gives_up: bool = False,
-        delays_s: Sequence[float] = DELAYS_S,
+        self, attempt: uuid.UUID, *listed: tuple[str, str], delays_s: Sequence[float] = DELAYS_S, **more: Any
     ) -> Row:
-        """What Twilio listed, as (sid, status). Without asked_at: an ask that began now."""
+        """Twilio listed these, as (sid, status). Without asked_at: in an ask that began now."""
+        calls = Jsonb([{"sid": sid, "status": status} for sid, status in listed])
+        asked = {"asked_at": self.now(), "settling_s": 0.0, "gives_up": False, **more}
         return self.answer(
-            "settle_call", attempt=attempt, asked_at=asked_at or self.now(),
-            calls=Jsonb([{"sid": sid, "status": status} for sid, status in listed]),
-            settling_s=settling_s, ask_s=10.0, poll_s=ASK_S, delays_s=list(delays_s), gives_up=gives_up,
-        )  # fmt: skip
+            "settle_call", attempt=attempt, calls=calls, ask_s=10.0, poll_s=ASK_S, delays_s=list(delays_s), **asked
+        )
 
     # --- places in that life ------------------------------------------------------------------------------------------
     def dial(self, job: int | None = None, **columns: Any) -> Call:
