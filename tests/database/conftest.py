@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import psycopg
 import pytest
@@ -11,7 +12,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from tests.conftest import Connect, Connection
-from tests.database.sql_api import Steps
+from tests.database.sql_api import Row, Steps, in_background
 from tests.sandbox.postgres import Postgres
 from tests.sandbox.supabase import database
 
@@ -95,3 +96,23 @@ Another = Callable[[], Steps]
 def another(connect: Connect, connection: Connection) -> Another:
     """another(): the same steps, on a connection of their own."""
     return lambda: Steps(connect(), connection)
+
+
+StepResult = Callable[[Steps], Row | bool | None]
+Queue = Callable[..., list[Row | bool | None]]
+
+
+@pytest.fixture
+def one_after_the_other(connection: Connection, another: Another) -> Queue:
+    """The first step holds its locks while the others, in this order, come and wait for them; then it commits."""
+
+    def run(*crowd: StepResult) -> list[Row | bool | None]:
+        first, *rest = (another() for _ in crowd)
+        first.service.autocommit = False
+        answer = crowd[0](first)
+        with in_background(connection) as start:
+            waiting = [start(steps, partial(step, steps)) for steps, step in zip(rest, crowd[1:], strict=True)]
+            first.service.commit()
+            return [answer, *(future.result(20) for future in waiting)]
+
+    return run

@@ -6,11 +6,9 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from tests.conftest import Connection
-from tests.database.conftest import Another
-from tests.database.sql_api import ASK_S, GIVE_UP_S, Steps, a_sid
+from tests.database.conftest import Queue
+from tests.database.sql_api import ASK_S, GIVE_UP_S, Steps, a_number, a_sid
 from tests.database.test_answers import answers, opt_out, picked_up
-from tests.database.test_races import one_after_the_other
 
 
 def in_hours(steps: Steps, hours: float) -> datetime:
@@ -112,22 +110,18 @@ def test_duplicate_and_machine_ask_for_nothing(steps: Steps) -> None:
 
 
 @pytest.mark.parametrize("wish_first", [True, False], ids=["wish first", "end first"])
-def test_wish_and_end_at_once_agree(connection: Connection, steps: Steps, another: Another, wish_first: bool) -> None:
+def test_wish_and_end_at_once_agree(steps: Steps, one_after_the_other: Queue, wish_first: bool) -> None:
     job, attempt, sid = picked_up(steps)
     at = in_hours(steps, 2)
     crowd = [lambda mine: mine.ask_for_later(attempt, sid, at), lambda mine: mine.status(attempt, sid, "completed")]
-    one_after_the_other(connection, another, *(crowd if wish_first else crowd[::-1]))
+    one_after_the_other(*(crowd if wish_first else crowd[::-1]))
     assert steps.fields(job, "status", "due_at", "attempts") == ("queued", at, 0)
 
 
-def test_opt_out_and_wish_at_once_leave_nothing_queued(connection: Connection, steps: Steps, another: Another) -> None:
-    job, attempt, sid = picked_up(steps)
+def test_opt_out_and_wish_at_once_leave_nothing_queued(steps: Steps, one_after_the_other: Queue) -> None:
+    job, attempt, sid = picked_up(steps, number := a_number())
     steps.ask_for_later(attempt, sid, in_hours(steps, 2))
-    number = steps.job(job)["phone_e164"]
     one_after_the_other(
-        connection,
-        another,
-        lambda mine: mine.status(attempt, sid, "completed"),
-        lambda mine: mine.call("opt_out", phone_number=number),
+        lambda mine: mine.status(attempt, sid, "completed"), lambda mine: mine.call("opt_out", phone_number=number)
     )
     assert steps.fields(job, "status", "reason_code") == ("canceled", "opted_out")

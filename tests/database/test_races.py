@@ -6,17 +6,14 @@ import itertools
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
 
 import psycopg
 import pytest
 
 from tests.conftest import Connection
-from tests.database.conftest import Another
+from tests.database.conftest import Another, Queue, StepResult
 from tests.database.sql_api import OPEN, Row, Steps, a_number, a_sid, all_at_once, behind, in_background, until
 from tests.sandbox.postgres import Postgres
-
-StepResult = Callable[[Steps], Row | bool | None]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,25 +27,6 @@ def no_deadlocks(postgres: Postgres, module_database: str) -> Iterator[None]:
         query = "select deadlocks from pg_stat_database where datname = %s"
         row = connection.execute(query, (module_database,)).fetchone()
     assert row == (0,)
-
-
-Queue = Callable[..., list[Row | bool | None]]
-
-
-@pytest.fixture
-def one_after_the_other(connection: Connection, another: Another) -> Queue:
-    """The first step holds its locks while the others, in this order, come and wait for them; then it commits."""
-
-    def run(*crowd: StepResult) -> list[Row | bool | None]:
-        first, *rest = (another() for _ in crowd)
-        first.service.autocommit = False
-        answer = crowd[0](first)
-        with in_background(connection) as start:
-            waiting = [start(steps, partial(step, steps)) for steps, step in zip(rest, crowd[1:], strict=True)]
-            first.service.commit()
-            return [answer, *(future.result(20) for future in waiting)]
-
-    return run
 
 
 def words(answers: list[Row | bool | None], *keys: str) -> list[object]:
