@@ -66,7 +66,7 @@ def test_call_beyond_a_cap_waits_until_there_is_room(
     answer = steps.claim(job, **caps)
     assert (answer["outcome"], answer["status"], answer["reason_code"]) == ("none", "queued", code)
     assert (steps.brief(job), steps.attempts(job)) == (("queued", 0, code), [])
-    assert steps.job(job)["reason"] == steps.one("select private.put_off_reason(%s)", code)
+    assert steps.job(job)["reason"] == steps.one("select private.in_words(%s)", code)
     assert steps.call("call_job_stats")["held_by_prefix"] == ("per_prefix" in caps)
     assert waits_s(steps, job) == pytest.approx(wait_s, abs=5)
     steps.pass_time(waits_s(steps, job))

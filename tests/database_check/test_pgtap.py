@@ -38,7 +38,7 @@ def test_the_database_is_as_the_pgtap_tests_say(pg_prove: str, migrated: Project
 
 BREAKS = {
     "a function that anybody may execute": ("rights", "grant execute on function public.call_job_stats() to anon"),
-    "a function without a search_path": ("rights", "alter function private.why_canceled(text) reset search_path"),
+    "a function without a search_path": ("rights", "alter function private.in_words(text) reset search_path"),
     "a function with its caller's rights": ("rights", "alter function public.pause_calls(text, timestamptz) security invoker"),
     "an overloaded function": (
         "rights",

@@ -14,7 +14,7 @@
 --   Files, in the order of a job's life. A test holds this list to the database; triggers are marked (t), views (v).
 --     tables      outbound_call_jobs  outbound_call_attempts  outbound_call_answers  call_opt_outs
 --                 missed_signups  deleted_calls  deleted_users  call_settings  call_counts
---                 complete_call_job (t)  set_dedupe_window (t)  keep_open_call_job (t)  apply_rights
+--                 counted_calls (v)  complete_call_job (t)  finish_call_job (t)  keep_open_call_job (t)  apply_rights
 --     numbers     calling_codes
 --     signup      on_auth_user_created_onboarding (t)  on_auth_user_phone_changed_onboarding (t)
 --                 heal_onboarding_calls  require_verified_phones  enqueue_call_job
@@ -22,14 +22,13 @@
 --     claim       claim_call_job  set_call_number  release_call_job
 --     outcomes    accept_call  refuse_call  doubt_call  put_off_call  record_call_status
 --     follow_up   claim_open_call  settle_call
---     answers     record_call_answer  summarize_call_job (t)
+--     answers     record_call_answer
 --     results     call_results  note_call_result (t)  note_opt_out_result (t)  claim_call_result  record_call_result
 --                 retell
 --     by_hand     cancel_call_job  retry_call_job  opt_out  pause_calls  resume_calls  confirm_restore
 --     statistics  call_job_stats  call_stats_by_hour  call_stats (v)  call_stats_per_hour (v)
 --                 outbound_call_overview (v)
---     explain     call_history  remember_call_job (t)  remember_pause (t)  explain_call_job
---                 waiting_calls
+--     explain     call_history  remember_call_job (t)  remember_pause (t)  explain_call_job  waiting_calls
 --     privacy     on_auth_user_deleted_onboarding (t)  on_auth_user_marked_deleted_onboarding (t)  prune_call_jobs
 --     doctor      check_call_setup
 --
@@ -47,34 +46,35 @@ begin
       using hint = 'Follow "Coming from the polling worker" (shared/docs/polling-worker.md): stop the worker, set its'
                    ' table aside, push again, carry its rows over.';
   end if;
-end
-$$;
+end $$;
 
 create extension if not exists btree_gist with schema extensions;  -- text in an exclusion constraint
 
 create schema if not exists private;  -- the user's project may have it already
 
-create function private.clock() returns timestamptz
-language sql stable set search_path = '' as $$ select now() $$;
-comment on function private.clock is
-  'Call dispatcher: the only source of time in these functions. The sandbox replaces it; nothing else may.';
+create function private.clock() returns timestamptz language sql stable set search_path = '' as $$ select now() $$;
+comment on function private.clock is 'Call dispatcher: the only source of time here. The sandbox alone replaces it.';
 
-create function private.database_id() returns text
-language plpgsql stable set search_path = '' as $$
+create function private.raise_if(p_wrong boolean, p_message text) returns void
+language plpgsql set search_path = '' as $$
+begin
+  if p_wrong then
+    raise exception '%', p_message;
+  end if;
+end $$;
+comment on function private.raise_if is 'Call dispatcher: the error of a function that is called with wrong arguments.';
+
+create function private.database_id() returns text language plpgsql stable set search_path = '' as $$
 begin
   return concat_ws('-', (pg_control_system()).system_identifier, left(pg_walfile_name(pg_current_wal_lsn()), 8),
                    (select oid from pg_database where datname = current_database()),
                    'public.outbound_call_jobs'::regclass::oid);
 exception when insufficient_privilege then
   return 'public.outbound_call_jobs'::regclass::oid;
-end
-$$;
+end $$;
 comment on function private.database_id is
-  'Call dispatcher: which database this is, by facts that no restore brings along: the cluster''s system identifier'
-  ' (another after a dump that is loaded elsewhere, and after pg_upgrade), its timeline (another after each recovery'
-  ' from a backup), the database and the table (others after a copy within the cluster).';
-
--- ---------------------------------------------------------------------------------------------- jobs
+  'Call dispatcher: which database this is. A dump that is loaded elsewhere, and pg_upgrade, change the system'
+  ' identifier; each recovery from a backup the timeline; a copy within the cluster the ids of database and table.';
 
 create table public.outbound_call_jobs (
   id               bigint generated always as identity primary key,
@@ -88,14 +88,10 @@ create table public.outbound_call_jobs (
                    check (status in ('queued', 'dialing', 'in_doubt', 'calling', 'completed', 'failed', 'canceled')),
   due_at           timestamptz,
   attempts         int not null default 0 check (attempts >= 0),
-  cancel_requested boolean not null default false,
-  cancel_code      text,
-  reason_code      text,
-  reason           text,
-  dedupe_key       text not null,
-  dedupe_window    tstzrange not null,
-  created_at       timestamptz not null,
-  finished_at      timestamptz,
+  cancel_requested boolean not null default false, cancel_code text,
+  reason_code      text, reason text,
+  dedupe_key       text not null, dedupe_window tstzrange not null,
+  created_at       timestamptz not null, finished_at timestamptz,
   qualification    jsonb,
   database_id      text not null,
   constraint final_jobs_are_finished
@@ -111,20 +107,15 @@ create table public.outbound_call_jobs (
 comment on table public.outbound_call_jobs is
   'Call dispatcher: one job is one person to call. A plain insert of (user_id, phone_number) is enough.';
 comment on column public.outbound_call_jobs.phone_number is 'As it was typed; never dialed.';
-comment on column public.outbound_call_jobs.phone_e164 is
-  'The number that is dialed, fenced and capped. Null until the dispatcher has parsed phone_number.';
-comment on column public.outbound_call_jobs.due_at is
-  'When the dispatcher looks at this job next: to dial it, at the end of a lease, or to ask Twilio.';
+comment on column public.outbound_call_jobs.phone_e164 is 'The number that is dialed; null until it is parsed.';
+comment on column public.outbound_call_jobs.due_at is 'When to dial, the end of the lease, or when to ask Twilio next.';
 comment on column public.outbound_call_jobs.attempts is 'Attempts spent. Released attempts do not count.';
-comment on column public.outbound_call_jobs.cancel_code is
-  'Why cancellation was requested: opted_out, user_deleted, paused; null when by hand.';
-comment on column public.outbound_call_jobs.reason is
-  'Why the job has its status, in words; reason_code is the stable form.';
-comment on column public.outbound_call_jobs.database_id is
-  'Where the job was queued. A job that a restore or a copy brought here is not dialed before confirm_restore().';
+comment on column public.outbound_call_jobs.cancel_code is 'opted_out, user_deleted, paused; null when by hand.';
+comment on column public.outbound_call_jobs.reason is 'reason_code, which is the stable form, in words.';
+comment on column public.outbound_call_jobs.database_id is 'Where it was queued. Elsewhere it needs confirm_restore().';
 comment on column public.outbound_call_jobs.qualification is
-  'The result of the call, once the job is over and the call was answered; else null. {"answers": {"<question>":'
-  ' "<meaning>", ...}, "opted_out": true if by a key in the call, "answered_by": Twilio''s word, or null}';
+  'Once the job is over, if its call was answered: {"answers": {"<question>": "<meaning>", ...}, "opted_out": true if'
+  ' in the call, "answered_by": Twilio''s word, or null}';
 
 -- Each claim has one index in exactly its order. Its cost then does not grow with finished and future rows.
 create index outbound_call_jobs_to_dial on public.outbound_call_jobs (due_at, id) where status = 'queued';
@@ -133,8 +124,6 @@ create index outbound_call_jobs_open on public.outbound_call_jobs (due_at, id)
 create index outbound_call_jobs_user on public.outbound_call_jobs (user_id);
 create index outbound_call_jobs_number on public.outbound_call_jobs (phone_e164);  -- for opt_out
 create index outbound_call_jobs_finished on public.outbound_call_jobs (finished_at) where finished_at is not null;
-
--- ---------------------------------------------------------------------------------------------- attempts
 
 create table public.outbound_call_attempts (
   id            uuid primary key,
@@ -147,14 +136,9 @@ create table public.outbound_call_attempts (
   call_sid      text unique,
   call_status   text check (call_status in ('queued', 'initiated', 'ringing', 'in-progress',
                                             'completed', 'busy', 'no-answer', 'failed', 'canceled')),
-  answered_by   text,
-  duration_s    int,
-  sip_code      int,
-  error_code    text,
-  error_message text,
-  started_at    timestamptz not null,
-  doubted_at    timestamptz,
-  accepted_at   timestamptz,
+  answered_by   text, duration_s int, sip_code int,
+  error_code    text, error_message text,
+  started_at    timestamptz not null, doubted_at timestamptz, accepted_at timestamptz,
   end_due_at    timestamptz,
   put_off_until timestamptz,
   later_at      timestamptz,
@@ -167,15 +151,13 @@ create table public.outbound_call_attempts (
   constraint a_doubt_has_a_time check (state <> 'in_doubt' or doubted_at is not null)
 );
 comment on table public.outbound_call_attempts is
-  'Call dispatcher: one try at a job, from from_e164 to phone_e164. It is written with the claim, before Twilio is'
-  ' asked. Its id travels in the URLs that Twilio calls.';
+  'Call dispatcher: one try at a job, written with the claim, before Twilio is asked. Twilio''s URLs bear its id.';
 comment on column public.outbound_call_attempts.phone_e164 is 'Erased a day after its user was deleted.';
-comment on column public.outbound_call_attempts.from_e164 is
-  'Our number. A call in doubt is looked for among the calls from this number.';
+comment on column public.outbound_call_attempts.from_e164 is 'Our number. A doubt looks among the calls from it.';
 comment on column public.outbound_call_attempts.put_off_until is
   'Set when a call in Twilio''s queue must not ring now: it is canceled there, and its job is due again at this time.';
 comment on column public.outbound_call_attempts.later_at is
-  'Set when the person asked in this call to be called later: when the call ends, its job is due again at this time.';
+  'Set when the person asked in this call for a later one: when the call ends, its job is due again at this time.';
 comment on column public.outbound_call_attempts.end_due_at is 'Only for a duplicate: when the sweep ends it again.';
 
 -- One open attempt per number and per job. It makes a call in Twilio's list unambiguous, and a second ring impossible.
@@ -198,7 +180,9 @@ create index outbound_call_attempts_in_doubt on public.outbound_call_attempts (d
 create index outbound_call_attempts_to_end on public.outbound_call_attempts (end_due_at)
   where state = 'duplicate' and closed_at is null;
 
--- ---------------------------------------------------------------------------------------------- the other tables
+create view private.counted_calls with (security_invoker = true) as
+select * from public.outbound_call_attempts where state not in ('refused', 'absent') and put_off_until is null;
+comment on view private.counted_calls is 'Call dispatcher: calls that rang, may ring or may have rung, for the caps.';
 
 create table public.outbound_call_answers (
   job_id      bigint not null references public.outbound_call_jobs (id) on delete cascade,
@@ -210,12 +194,10 @@ create table public.outbound_call_answers (
   heard       text check (length(heard) between 1 and 500),
   primary key (job_id, question)
 );
-comment on table public.outbound_call_answers is
-  'Call dispatcher: a person''s answers by question; the last answer wins. Written by record_call_answer.';
-comment on column public.outbound_call_answers.meaning is
-  'The key''s meaning in the script ("means"), or an agent''s word; digits is the key, null for an agent''s answer.';
-comment on column public.outbound_call_answers.heard is
-  'The words that were said in place of the key; null for a pressed key.';
+comment on table public.outbound_call_answers is 'Call dispatcher: answers by question; the last one wins.';
+comment on column public.outbound_call_answers.meaning is 'The key''s "means" in the script, or an agent''s word.';
+comment on column public.outbound_call_answers.digits is 'The key; null for an agent''s answer.';
+comment on column public.outbound_call_answers.heard is 'The words in place of the key; null for a pressed key.';
 
 create table public.call_opt_outs (
   phone_e164   text primary key check (phone_e164 ~ '^\+[1-9][0-9]{6,14}$'),
@@ -223,27 +205,19 @@ create table public.call_opt_outs (
   how          text not null
 );
 create index call_opt_outs_recent on public.call_opt_outs (opted_out_at);
-comment on table public.call_opt_outs is
-  'Call dispatcher: numbers that are never called again. They outlive users, jobs and the retention. Written by'
-  ' opt_out.';
+comment on table public.call_opt_outs is 'Call dispatcher: numbers that are never called again, whatever is deleted.';
 
 create table private.missed_signups (
-  user_id  uuid primary key,
-  error    text not null,
-  noted_at timestamptz not null,
-  phone_was text                            -- of a change of the phone: the number before it
+  user_id   uuid primary key,
+  error     text not null, noted_at timestamptz not null,
+  phone_was text  -- of a change of the phone: the number before it
 );
 comment on table private.missed_signups is
-  'Call dispatcher: sign-ups whose job could not be written, and changes of a phone that no job could follow.'
-  ' heal_onboarding_calls, called by each sweep, tries again.';
+  'Call dispatcher: sign-ups, and changes of a phone, that no job could follow yet. heal_onboarding_calls tries again.';
 
-create table private.deleted_calls (
-  call_sid   text primary key,
-  deleted_at timestamptz not null
-);
+create table private.deleted_calls (call_sid text primary key, deleted_at timestamptz not null);
 comment on table private.deleted_calls is
-  'Call dispatcher: SIDs of deleted attempts, kept two days. Twilio still lists such a call; it belongs to no other'
-  ' attempt.';
+  'Call dispatcher: SIDs of deleted attempts, kept two days. Twilio still lists them; no other attempt may take them.';
 
 create table private.deleted_users (
   user_id    uuid primary key,
@@ -251,8 +225,7 @@ create table private.deleted_users (
   forgotten  boolean not null  -- jobs are canceled, names and metadata are gone; only the numbers are left
 );
 comment on table private.deleted_users is
-  'Call dispatcher: deleted users, for about a day. Their text is erased at once, their numbers when no cap needs'
-  ' them.';
+  'Call dispatcher: deleted users. Their text is erased at once, their numbers a day later, when no cap needs them.';
 
 create table private.call_settings (
   only_row     boolean primary key default true check (only_row),
@@ -266,36 +239,25 @@ create table private.call_settings (
   confirmed_id text,                        -- database_id() at the last confirm_restore()
   lost_seen    bigint not null default 1,   -- the value of lost_signups at the last look through auth.users
   lost_after   uuid,                        -- during such a look: the last user that was looked at
-  calls_without_key    int not null default 7 check (calls_without_key > 0),
+  -- A number at which nobody has ever pressed a key is called at most so often in 7 days, over all jobs.
+  calls_without_key int not null default 7 check (calls_without_key > 0),
+  -- What an event of call_results may hold: {"number": "masked" or "full", "metadata": [keys]}. {}: none is written.
   results      jsonb not null default '{}' check (jsonb_typeof(results) = 'object'),
   constraint a_pause_has_a_cause check ((paused_until is null) = (paused_by is null))
 );
 insert into private.call_settings default values;
-comment on column private.call_settings.calls_without_key is
-  'A number at which nobody has ever pressed a key is called at most so often in 7 days, over all jobs.';
-comment on column private.call_settings.results is
-  'What an event of call_results may hold: {"number": "masked" or "full", "metadata": [keys]}. {}: none is written.';
 comment on table private.call_settings is
-  'Call dispatcher: one row with the facts that SQL must know on its own: the pause, the next slot of'
-  ' CALLS_PER_SECOND, verified phones only. Every claim updates it last, so a pause holds from the moment it commits.';
+  'Call dispatcher: one row with the facts that SQL must know on its own. Each claim updates it last, to take a slot of'
+  ' CALLS_PER_SECOND, so a pause holds from the moment it commits.';
 
 create sequence private.lost_signups owned by private.call_settings.lost_seen;
 comment on sequence private.lost_signups is
-  'Call dispatcher: when a sign-up was last neither queued nor noted, in seconds since 1970. Both tables were locked'
-  ' then, and a sequence can still be written.';
+  'Call dispatcher: when a sign-up was last neither queued nor noted, in seconds since 1970: all tables were locked.';
 
-create table private.call_counts (
-  began timestamptz primary key,
-  calls int not null
-) with (fillfactor = 50);
-comment on table private.call_counts is
-  'Call dispatcher: calls by five minutes, for CALLS_PER_DAY. Each claim adds one; a release and a refusal take it'
-  ' back. Kept two days.';
+create table private.call_counts (began timestamptz primary key, calls int not null) with (fillfactor = 50);
+comment on table private.call_counts is 'Call dispatcher: calls by five minutes, for CALLS_PER_DAY. Kept two days.';
 
--- ---------------------------------------------------------------------------------------------- guards of the jobs
-
-create function private.complete_call_job() returns trigger
-language plpgsql security definer set search_path = '' as $$
+create function private.complete_call_job() returns trigger language plpgsql security definer set search_path = '' as $$
 begin
   new.created_at := coalesce(new.created_at, private.clock());
   if new.status = 'queued' then
@@ -309,18 +271,17 @@ begin
   new.dedupe_key := coalesce(new.dedupe_key, 'onboarding:' || new.user_id);
   new.dedupe_window := tstzrange(new.created_at, new.finished_at + interval '1 hour');
   return new;
-end
-$$;
+end $$;
 comment on function private.complete_call_job is
-  'Call dispatcher: before each insert, fill in the rest of a plain insert. A number that the dispatcher reads as it'
-  ' stands is taken so; the dispatcher parses any other text.';
+  'Call dispatcher: before each insert, fill in the rest. The dispatcher parses a number that is not E.164 yet.';
 
 create trigger complete_call_job before insert on public.outbound_call_jobs
   for each row execute function private.complete_call_job();
 
-create function private.set_dedupe_window() returns trigger
-language plpgsql security definer set search_path = '' as $$
+create function private.finish_call_job() returns trigger language plpgsql security definer set search_path = '' as $$
 begin
+  new.qualification := case when new.finished_at is not null and new.phone_number <> 'erased'
+                            then private.qualification(new.id) end;
   if new.finished_at is null then
     -- A finished job goes on. A newer job that was made meanwhile keeps its own window.
     if not exists (select from public.outbound_call_jobs j
@@ -333,15 +294,14 @@ begin
                                    greatest(new.finished_at, lower(old.dedupe_window)) + interval '1 hour');
   end if;
   return new;
-end
-$$;
-comment on function private.set_dedupe_window is
-  'Call dispatcher: when a job finishes, its key is free an hour later; when a finished job goes on, its key is taken'
-  ' again. A window that has an end never grows over another job''s, so that no outcome is ever refused.';
+end $$;
+comment on function private.finish_call_job is
+  'Call dispatcher: when a job finishes, or goes on, write its summary (a deleted user has none) and the end of its'
+  ' window. A window that has an end never grows over another job''s, so that no outcome is ever refused.';
 
-create trigger set_dedupe_window before update on public.outbound_call_jobs
+create trigger finish_call_job before update on public.outbound_call_jobs
   for each row when ((old.finished_at is null) <> (new.finished_at is null))
-  execute function private.set_dedupe_window();
+  execute function private.finish_call_job();
 
 create function private.keep_open_call_job() returns trigger
 language plpgsql security definer set search_path = '' as $$
@@ -352,9 +312,8 @@ begin
     where id = old.id;
     raise warning 'call job % is %: it is being canceled and was not deleted', old.id, old.status;
     return null;
-  end if;
-  if exists (select from public.outbound_call_attempts
-             where job_id = old.id and state = 'duplicate' and closed_at is null) then
+  elsif exists (select from public.outbound_call_attempts
+                where job_id = old.id and state = 'duplicate' and closed_at is null) then
     raise warning 'call job % has a second call that is being ended: it was not deleted', old.id;
     return null;
   end if;
@@ -364,19 +323,14 @@ begin
   where job_id = old.id and call_sid is not null and started_at > private.clock() - interval '2 days'
   on conflict do nothing;
   return old;
-end
-$$;
+end $$;
 comment on function private.keep_open_call_job is
-  'Call dispatcher: before each delete. The delete of a job whose call may be under way becomes a request to cancel;'
-  ' the row stays until its attempt is closed.';
+  'Call dispatcher: before each delete. It becomes a request to cancel while a call of the job may be under way.';
 
 create trigger keep_open_call_job before delete on public.outbound_call_jobs
   for each row execute function private.keep_open_call_job();
 
--- ---------------------------------------------------------------------------------------------- rights
-
-create function private.apply_rights() returns void
-language plpgsql set search_path = '' as $$
+create function private.apply_rights() returns void language plpgsql set search_path = '' as $$
 declare
   v_mark constant text := '^Call dispatcher[^:]*: ';
   v_ours record;
@@ -385,8 +339,7 @@ begin
     select p.pronamespace::regnamespace::text as schema, 'function' as kind, p.oid::regprocedure::text as name,
            'execute' as api, false as unguarded
     from pg_catalog.pg_proc p where pg_catalog.obj_description(p.oid, 'pg_proc') ~ v_mark
-    union all
-    select c.relnamespace::regnamespace::text, case c.relkind when 'S' then 'sequence' else 'table' end,
+    union all select c.relnamespace::regnamespace::text, case c.relkind when 'S' then 'sequence' else 'table' end,
            c.oid::regclass::text, case when c.relkind <> 'S' then 'select' end, c.relkind = 'r' and not c.relrowsecurity
     from pg_catalog.pg_class c
     -- The sequence of an identity column goes with its table.
@@ -404,11 +357,10 @@ begin
   end loop;
   grant insert (user_id, phone_number, first_name, signup_mode, metadata, due_at, dedupe_key)
     on public.outbound_call_jobs to service_role;
-end
-$$;
+end $$;
 comment on function private.apply_rights is
-  'Call dispatcher: the one rule of rights; each migration ends with it. Only service_role may execute our functions'
-  ' in public and read our tables and views there; nobody may use those in private. The mark "Call dispatcher" in its'
-  ' comment makes an object ours: both schemas may hold objects of the user, which stay untouched.';
+  'Call dispatcher: the one rule of rights; each migration ends with it. Only service_role may execute our functions in'
+  ' public and read our tables and views there; nobody may use those in private. The mark "Call dispatcher" makes an'
+  ' object ours; the user''s own objects in both schemas stay untouched.';
 
 select private.apply_rights();

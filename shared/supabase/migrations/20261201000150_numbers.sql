@@ -1,13 +1,9 @@
 -- Numbers: which spelling is the dispatcher's own, and which two spellings reach the same phone.
 
-create table private.calling_codes (
-  code    text primary key,
-  pattern text not null
-);
+create table private.calling_codes (code text primary key, pattern text not null);
 comment on table private.calling_codes is
   'Call dispatcher: the numbers of each calling code, as the phonenumbers library has them (general_desc). A number'
-  ' that matches is read as it stands. Printed by python -m tests.database.calling_codes; a test holds it to the'
-  ' library.';
+  ' that matches is read as it stands. Printed by python -m tests.database.calling_codes; a test holds them together.';
 
 insert into private.calling_codes (code, pattern)
 select split_part(entry, ':', 1), string_agg(split_part(entry, ':', 2), '|' order by n)
@@ -89,20 +85,17 @@ from regexp_split_to_table(btrim($$
 $$, E'\n'), '\s+') with ordinality as t (entry, n)
 group by 1;
 
-create function private.is_e164(p_number text) returns boolean
-language sql stable set search_path = '' as $$
+create function private.is_e164(p_number text) returns boolean language sql stable set search_path = '' as $$
   select p_number ~ '^\+[1-9][0-9]{6,14}$' and exists (
     select from private.calling_codes c
     where c.code in (substr(p_number, 2, 1), substr(p_number, 2, 2), substr(p_number, 2, 3))
       and substr(p_number, length(c.code) + 2) ~ ('^(?!00)(' || c.pattern || ')$'))
 $$;
 comment on function private.is_e164 is
-  'Call dispatcher: whether the dispatcher reads this text as it stands. False for a trunk 0 after the country code,'
-  ' for a doubled country code, and for a number that is too long or too short in its country. After 00 come services'
-  ' alone: there it is a trunk 0 before the 0 of an Italian number.';
+  'Call dispatcher: whether the dispatcher reads this text as it stands. Not a trunk 0 after the country code, a'
+  ' doubled country code or a wrong length. After 00 come services alone, or a trunk 0 before an Italian number.';
 
-create function private.spellings(p_phone_e164 text) returns text[]
-language sql immutable set search_path = '' as $$
+create function private.spellings(p_phone_e164 text) returns text[] language sql immutable set search_path = '' as $$
   select array_agg(distinct regexp_replace(p_phone_e164, spelling, other)) from (values
     ('', ''),                                       -- as it stands
     ('^\+52([0-9]{10})$', '+521\1'), ('^\+521([0-9]{10})$', '+52\1'),  -- Mexico's mobile 1, until 2019
@@ -111,11 +104,9 @@ language sql immutable set search_path = '' as $$
     ('^\+970([0-9]{8,9})$', '+972\1'), ('^\+972([0-9]{8,9})$', '+970\1')  -- Palestine by way of Israel
   ) same_phone (spelling, other)
 $$;
-comment on function private.spellings is
-  'Call dispatcher: every E.164 spelling that reaches the same phone, this one included.';
+comment on function private.spellings is 'Call dispatcher: every E.164 spelling of the same phone, this one included.';
 
-create function private.read_number(p_typed text) returns text
-language sql stable set search_path = '' as $$
+create function private.read_number(p_typed text) returns text language sql stable set search_path = '' as $$
   select bare
   from regexp_replace(
     p_typed, '[ \t\r\n\u00a0().\-/\u00ad\u200b-\u200f\u2010-\u2015\u202a-\u202d\u2060\u2066-\u2069\u2212\ufeff]',
@@ -125,11 +116,16 @@ language sql stable set search_path = '' as $$
       regexp_replace(regexp_replace(p_typed, '\( *0 *\)', ''), '[^+0-9]', '', 'g')))  -- with the 0, or without it?
 $$;
 comment on function private.read_number is
-  'Call dispatcher: a pasted number as E.164, if the dispatcher reads it so, or as another spelling of the same phone;'
-  ' else null. Spaces, dashes, dots, brackets, slashes and the invisible marks of address books go; letters do not.';
+  'Call dispatcher: a pasted number as E.164, if the dispatcher reads it so, or another spelling of its phone; else'
+  ' null. Spaces, dashes, dots, brackets, slashes and the invisible marks of address books go; letters do not.';
 
-create function private.nearest_number(p_typed text) returns text
-language sql stable set search_path = '' as $$
+create function private.masked_number(p_number text) returns text language sql immutable set search_path = '' as $$
+  select case when length(p_number) > 6 then left(p_number, 2) || '*******' || right(p_number, 2)
+              when p_number is not null then '***' end
+$$;
+comment on function private.masked_number is 'Call dispatcher: the first two and the last two signs of a number.';
+
+create function private.nearest_number(p_typed text) returns text language sql stable set search_path = '' as $$
   select guess
   from regexp_replace(p_typed, '[^0-9+]', '', 'g') as bare, generate_series(1, 3) as n,
        unnest(array[regexp_replace(bare, '^\+?00', '+'),                          -- 00 for +
@@ -138,7 +134,6 @@ language sql stable set search_path = '' as $$
   where p_typed !~ '[[:alpha:]]' and guess <> bare and private.is_e164(guess)
   order by n limit 1
 $$;
-comment on function private.nearest_number is
-  'Call dispatcher: the number that was probably meant by one that cannot be read, for a hint; or null.';
+comment on function private.nearest_number is 'Call dispatcher: the number that was probably meant, or null.';
 
 select private.apply_rights();

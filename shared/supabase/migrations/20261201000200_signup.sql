@@ -12,10 +12,8 @@ declare
 begin
   -- varbit_send: four bytes of length, then the bits.
   return sha256(substr(varbit_send(v_outer), 5) || sha256(substr(varbit_send(v_inner), 5) || p_message));
-end
-$$;
-comment on function private.hmac_sha256 is
-  'Call dispatcher: HMAC-SHA256 (RFC 2104) over core''s sha256. Not every Postgres that runs this has pgcrypto.';
+end $$;
+comment on function private.hmac_sha256 is 'Call dispatcher: RFC 2104. Not every Postgres that runs this has pgcrypto.';
 
 create function private.onboarding_phone(p_phone text, p_confirmed_at timestamptz, p_metadata jsonb) returns text
 language sql stable set search_path = '' as $$
@@ -26,44 +24,33 @@ language sql stable set search_path = '' as $$
   from private.call_settings s
 $$;
 comment on function private.onboarding_phone is
-  'Call dispatcher: the phone at which a user is called, as typed, or null. Supabase keeps auth.users.phone without its'
-  ' "+"; the user wrote the metadata. Where only verified phones are called, it is the one in auth.users, once it is'
-  ' confirmed.';
+  'Call dispatcher: the phone at which a user is called, as typed, or null. auth.users.phone lacks its "+"; where only'
+  ' verified phones are called, it is that one, once it is confirmed. The user wrote the metadata.';
 
 create function private.queue_onboarding_call(p_user_id uuid, p_phone text, p_metadata jsonb, p_app_metadata jsonb)
-returns void
-language plpgsql set search_path = '' as $$
+returns void language plpgsql set search_path = '' as $$
 declare
   v_metadata constant jsonb := case when jsonb_typeof(p_metadata) = 'object' then p_metadata else '{}' end;
-  v_name     constant text := coalesce(
-    case jsonb_typeof(v_metadata -> 'first_name') when 'string' then nullif(btrim(v_metadata ->> 'first_name'), '') end,
-    case jsonb_typeof(v_metadata -> 'name')
-      when 'string' then nullif(split_part(btrim(v_metadata ->> 'name'), ' ', 1), '') end,
-    case jsonb_typeof(v_metadata -> 'full_name')
-      when 'string' then nullif(split_part(btrim(v_metadata ->> 'full_name'), ' ', 1), '') end);
+  v_name     constant text := (
+    select case key when 'first_name' then name else split_part(name, ' ', 1) end
+    from unnest(array['first_name', 'name', 'full_name']) with ordinality k (key, n), btrim(v_metadata ->> key) name
+    where jsonb_typeof(v_metadata -> key) = 'string' and name <> '' order by n limit 1);
   v_zone     constant text := coalesce(p_app_metadata ->> 'timezone', p_app_metadata ->> 'time_zone',
                                        p_app_metadata ->> 'tz');
 begin
   insert into public.outbound_call_jobs (user_id, phone_number, signup_mode, first_name, metadata)
-  values (
-    p_user_id,
-    p_phone,
-    left(v_metadata ->> 'signup_mode', 64),
-    left(v_name, 100),
-    case when length(v_metadata::text) <= 8192 then v_metadata - 'app_timezone' else '{}' end  -- not an avatar
-      || jsonb_strip_nulls(jsonb_build_object('app_timezone', v_zone)))
+  values (p_user_id, p_phone, left(v_metadata ->> 'signup_mode', 64), left(v_name, 100),
+          case when length(v_metadata::text) <= 8192 then v_metadata - 'app_timezone' else '{}' end  -- not an avatar
+            || jsonb_strip_nulls(jsonb_build_object('app_timezone', v_zone)))
   on conflict do nothing;
-end
-$$;
+end $$;
 comment on function private.queue_onboarding_call is
   'Call dispatcher: queue the onboarding call of one user. Any text typed as a phone gets a job, and its reason names'
-  ' the fault. The user wrote p_metadata; p_app_metadata is the server''s, and its time zone is passed on as'
-  ' app_timezone, which a user cannot set.';
+  ' the fault. Only the server writes p_app_metadata: its time zone is passed on as app_timezone.';
 
 create function private.follow_phone(
   p_user_id uuid, p_was text, p_phone text, p_metadata jsonb, p_app_metadata jsonb
-) returns void
-language plpgsql set search_path = '' as $$
+) returns void language plpgsql set search_path = '' as $$
 declare
   v_now constant timestamptz := private.clock();
 begin
@@ -74,8 +61,8 @@ begin
     perform private.queue_onboarding_call(p_user_id, p_phone, p_metadata, p_app_metadata);
     return;
   end if;
-  -- A job with another number than p_was was queued by hand or by the user's own code, and stays. So does a finished
-  -- job if a phone may have rung for it, or if it was canceled by hand.
+  -- A job with another number than p_was was queued by hand or by the user's own code, and stays. So does a job that
+  -- was canceled by hand, or for which a phone may have rung.
   update public.outbound_call_jobs j
   set phone_number = coalesce(p_phone, j.phone_number),
       phone_e164   = case when private.is_e164(p_phone) then p_phone end,
@@ -100,12 +87,10 @@ begin
   update public.outbound_call_jobs set phone_number = p_phone
   where user_id = p_user_id and phone_number = p_was and status in ('dialing', 'in_doubt', 'calling')
     and p_phone is not null;
-end
-$$;
+end $$;
 comment on function private.follow_phone is
-  'Call dispatcher: a user''s phone was p_was and is p_phone; either may be null. The first phone queues the call,'
-  ' once. A job that waits, and one whose number was refused, takes the new number and keeps its attempts; without a'
-  ' phone it is canceled.';
+  'Call dispatcher: a user''s phone was p_was and is p_phone, perhaps null. The first phone queues the call once. A job'
+  ' that waits, or whose number was refused, takes the new number, its attempts kept; without a phone it is canceled.';
 
 create function private.on_auth_user_changed() returns trigger
 language plpgsql security definer set search_path = '' set lock_timeout = '500ms' as $$
@@ -123,8 +108,7 @@ begin
 exception when others then
   begin
     insert into private.missed_signups (user_id, error, noted_at, phone_was)
-    values (new.id, sqlstate || ': ' || sqlerrm, private.clock(), v_was)
-    on conflict do nothing;
+    values (new.id, sqlstate || ': ' || sqlerrm, private.clock(), v_was) on conflict do nothing;
     raise warning 'the onboarding call of user % could not be queued and was noted for the sweep: %', new.id, sqlerrm;
   exception when others then
     begin
@@ -136,11 +120,10 @@ exception when others then
     end;
   end;
   return null;
-end
-$$;
+end $$;
 comment on function private.on_auth_user_changed is
-  'Call dispatcher: after each sign-up and each change of a phone, in that transaction. lock_timeout turns a long wait'
-  ' into an error, which is caught: the statement commits, and the sweep tries again later.';
+  'Call dispatcher: after each sign-up and each change of a phone. lock_timeout turns a long wait into an error, which'
+  ' is caught: the statement commits, and the sweep tries again.';
 
 create trigger on_auth_user_created_onboarding after insert on auth.users
   for each row execute function private.on_auth_user_changed();
@@ -155,17 +138,14 @@ create trigger on_auth_user_phone_changed_onboarding
 create function public.require_verified_phones(p_required boolean default true) returns text
 language plpgsql security definer set search_path = '' as $$
 begin
-  if p_required is null then
-    raise exception 'p_required must be true or false';
-  end if;
+  perform private.raise_if(p_required is null, 'p_required must be true or false');
   update private.call_settings set verified_phones_only = p_required where only_row;
   return case when p_required then 'a sign-up is called when its phone is confirmed'
               else 'a sign-up is called at once, confirmed or not' end;
-end
-$$;
+end $$;
 comment on function public.require_verified_phones is
-  'Call dispatcher, by hand: call sign-ups only when their phone is confirmed by SMS (true), or at once (false, the'
-  ' default of a new project). A typed number may be anybody''s. -> the new rule, in words';
+  'Call dispatcher, by hand: call sign-ups when their phone is confirmed by SMS (true), or at once (false, the default'
+  ' of a new project). A typed number may be anybody''s. -> the new rule, in words';
 
 create function private.find_lost_signups(p_limit int default 2000) returns void
 language plpgsql set search_path = '' as $$
@@ -191,12 +171,10 @@ begin
   set lost_seen  = case when v_state.lost_after is null then v_lost else lost_seen end,  -- of the look that begins
       lost_after = case when cardinality(v_users) = p_limit then v_users[p_limit] end
   where only_row;
-end
-$$;
+end $$;
 comment on function private.find_lost_signups is
-  'Call dispatcher: after a sign-up that could be neither queued nor noted, look through auth.users by its primary key,'
-  ' p_limit users at a time, and note those who signed up within the day before and have no job. Without such a loss it'
-  ' reads one number.';
+  'Call dispatcher: after a sign-up that could be neither queued nor noted, look through auth.users by primary key,'
+  ' p_limit users at a time, and note those who signed up in the day before and have no job. Else it reads one number.';
 
 create function public.heal_onboarding_calls(p_limit int default 100) returns int
 language plpgsql security definer set search_path = '' as $$
@@ -210,8 +188,7 @@ begin
     select m.user_id, m.phone_was, m.error, u.id as existing_id, u.phone, u.phone_confirmed_at,
            u.raw_user_meta_data, u.raw_app_meta_data
     from private.missed_signups m left join auth.users u on u.id = m.user_id and u.deleted_at is null
-    order by m.noted_at limit p_limit
-    for update of m skip locked
+    order by m.noted_at limit p_limit for update of m skip locked
   loop
     begin
       if v_missed.existing_id is not null then
@@ -234,54 +211,34 @@ begin
     end;
   end loop;
   return v_healed;
-end
-$$;
+end $$;
 comment on function public.heal_onboarding_calls is
   'Call dispatcher: for the sweep: queue the calls that a sign-up or a change of a phone could not. -> how many';
 
 create function public.enqueue_call_job(
-  p_user_id      uuid,
-  p_phone_number text,
-  p_signup_mode  text default 'default',
-  p_first_name   text default null,
-  p_metadata     jsonb default '{}',
-  p_not_before   timestamptz default null,
-  p_dedupe_key   text default null
-) returns jsonb
-language plpgsql security definer set search_path = '' as $$
+  p_user_id uuid, p_phone_number text, p_signup_mode text default 'default', p_first_name text default null,
+  p_metadata jsonb default '{}', p_not_before timestamptz default null, p_dedupe_key text default null
+) returns jsonb language plpgsql security definer set search_path = '' as $$
 declare
   v_id  bigint;
   v_key constant text := coalesce(p_dedupe_key, 'onboarding:' || p_user_id);
 begin
-  if p_user_id is null then
-    raise exception 'p_user_id must be given: a user is called once';
-  end if;
-  if nullif(btrim(p_phone_number), '') is null or length(p_phone_number) > 64 then
-    raise exception 'p_phone_number must be given, in at most 64 characters';
-  end if;
-  if length(p_signup_mode) not between 1 and 64 then
-    raise exception 'p_signup_mode must have 1 to 64 characters';
-  end if;
-  if length(p_first_name) > 100 then
-    raise exception 'p_first_name must have at most 100 characters';
-  end if;
-  if jsonb_typeof(p_metadata) <> 'object' then
-    raise exception 'p_metadata must be a JSON object';
-  end if;
-  if not isfinite(p_not_before) then
-    raise exception 'p_not_before must be a moment, not infinity';
-  end if;
+  perform private.raise_if(p_user_id is null, 'p_user_id must be given: a user is called once');
+  perform private.raise_if(nullif(btrim(p_phone_number), '') is null or length(p_phone_number) > 64,
+                           'p_phone_number must be given, in at most 64 characters');
+  perform private.raise_if(length(p_signup_mode) not between 1 and 64, 'p_signup_mode must have 1 to 64 characters');
+  perform private.raise_if(length(p_first_name) > 100, 'p_first_name must have at most 100 characters');
+  perform private.raise_if(jsonb_typeof(p_metadata) <> 'object', 'p_metadata must be a JSON object');
+  perform private.raise_if(not isfinite(p_not_before), 'p_not_before must be a moment, not infinity');
   insert into public.outbound_call_jobs (user_id, phone_number, signup_mode, first_name, metadata, due_at, dedupe_key)
   values (p_user_id, p_phone_number, coalesce(p_signup_mode, 'default'), p_first_name, coalesce(p_metadata, '{}'),
-          p_not_before, v_key)
-  on conflict do nothing
+          p_not_before, v_key) on conflict do nothing
   returning id into v_id;
   if found then
     return jsonb_build_object('job_id', v_id, 'created', true);
   end if;
   select j.id into v_id from public.outbound_call_jobs j
-  where j.dedupe_key = v_key and j.dedupe_window && tstzrange(private.clock(), null)
-  order by j.id desc limit 1;
+  where j.dedupe_key = v_key and j.dedupe_window && tstzrange(private.clock(), null) order by j.id desc limit 1;
   perform private.remember(
     v_id, null, null, 'asked_again',
     'another call was asked for with the same key'
@@ -289,8 +246,7 @@ begin
       || ', while this one was open or within the hour after it: this job stands for both', null, null)
   from (select j.phone_number from public.outbound_call_jobs j where j.id = v_id for key share skip locked) unlocked;
   return jsonb_build_object('job_id', v_id, 'created', false);
-end
-$$;
+end $$;
 comment on function public.enqueue_call_job is
   'Call dispatcher, by hand or by code: have one person called. While another job with the same key waits or is open,'
   ' and for an hour after, it makes none and answers with that job. -> {"job_id", "created"}';
@@ -318,28 +274,19 @@ begin
   end if;
   v_body := jsonb_build_object('type', tg_op, 'table', tg_table_name, 'schema', tg_table_schema,
                                'record', jsonb_build_object('id', new.id), 'old_record', null);
-  perform net.http_post(
-    url := v_url,
-    body := v_body,
-    headers := jsonb_build_object(
-      'Content-Type', 'application/json',
-      'webhook-id', v_id,
-      'webhook-timestamp', v_at,
-      'webhook-signature', 'v1,' || encode(private.hmac_sha256(
-        decode(v_secret, 'base64'),
-        convert_to(v_id || '.' || v_at || '.' || v_body::text, 'UTF8')), 'base64')),
-    timeout_milliseconds := 10000);
+  perform net.http_post(url := v_url, body := v_body, timeout_milliseconds := 10000, headers := jsonb_build_object(
+    'Content-Type', 'application/json', 'webhook-id', v_id, 'webhook-timestamp', v_at,
+    'webhook-signature', 'v1,' || encode(private.hmac_sha256(
+      decode(v_secret, 'base64'), convert_to(v_id || '.' || v_at || '.' || v_body::text, 'UTF8')), 'base64')));
   return null;
 exception when others then
   raise warning 'no webhook for call job %: %; the sweep will take it', new.id, sqlerrm;
   return null;
-end
-$$;
+end $$;
 comment on function private.on_outbound_call_job_created is
-  'Call dispatcher: after each insert of a due job, send a Database Webhook through pg_net, signed as Standard'
-  ' Webhooks define. It is a hint: pg_net loses, repeats and delays, and an error here costs only the time until the'
-  ' next sweep. The body holds the job''s id and no personal data, because every database role can read pg_net''s'
-  ' tables.';
+  'Call dispatcher: after each insert of a due job, send a Database Webhook through pg_net, signed as Standard Webhooks'
+  ' define. It is a hint: pg_net loses, repeats and delays, and the sweep comes anyway. The body holds no personal'
+  ' data, because every database role can read pg_net''s tables.';
 
 create trigger on_outbound_call_job_created after insert on public.outbound_call_jobs
   for each row when (new.status = 'queued') execute function private.on_outbound_call_job_created();

@@ -1,38 +1,27 @@
 -- From a queued job to one request to Twilio: claim it, or release it undialed.
 
 create function private.cap_reached(
-  p_attempt                   uuid,
-  p_phone_e164                text,
-  p_now                       timestamptz,
-  p_calls_per_number_per_day  int,
-  p_calls_per_prefix_per_hour int,
-  p_calls_per_day             int,
-  p_calls_without_key         int,
-  out code  text,
-  out until timestamptz
-)
-language plpgsql stable set search_path = '' as $$
+  p_attempt uuid, p_phone_e164 text, p_now timestamptz, p_calls_per_number_per_day int,
+  p_calls_per_prefix_per_hour int, p_calls_per_day int, p_calls_without_key int, out code text, out until timestamptz
+) language plpgsql stable set search_path = '' as $$
 declare
   v_numbers int;
 begin
   -- The n-th newest call of the day: when it is a day old, there is room for one more.
-  select started_at + interval '24 hours' into until from public.outbound_call_attempts
-  where state not in ('refused', 'absent') and put_off_until is null
-    and phone_e164 = p_phone_e164 and started_at > p_now - interval '24 hours' and id <> p_attempt
+  select started_at + interval '24 hours' into until from private.counted_calls
+  where phone_e164 = p_phone_e164 and started_at > p_now - interval '24 hours' and id <> p_attempt
   order by started_at desc offset p_calls_per_number_per_day - 1 limit 1;
   if found and p_calls_per_number_per_day is not null then
     code := 'calls_per_number_per_day';
     return;
   end if;
 
-  select started_at + interval '7 days' into until from public.outbound_call_attempts
-  where state not in ('refused', 'absent') and put_off_until is null
-    and phone_e164 = p_phone_e164 and started_at > p_now - interval '7 days' and id <> p_attempt
+  select started_at + interval '7 days' into until from private.counted_calls
+  where phone_e164 = p_phone_e164 and started_at > p_now - interval '7 days' and id <> p_attempt
   order by started_at desc offset p_calls_without_key - 1 limit 1;
   if found and not exists (
-    select from public.outbound_call_attempts a join public.outbound_call_answers q on q.job_id = a.job_id
-    where a.state not in ('refused', 'absent') and a.put_off_until is null
-      and a.phone_e164 = p_phone_e164 and a.started_at <= p_now and q.attempt_id = a.id) then
+    select from private.counted_calls a join public.outbound_call_answers q on q.job_id = a.job_id
+    where a.phone_e164 = p_phone_e164 and a.started_at <= p_now and q.attempt_id = a.id) then
     code := 'calls_without_key';
     return;
   end if;
@@ -40,9 +29,9 @@ begin
   -- Many numbers that differ in their last four digits only are the mark of toll fraud. They are held for an hour.
   if p_calls_per_prefix_per_hour > 0 then
     select count(distinct phone_e164), max(started_at) + interval '1 hour' into v_numbers, until
-    from public.outbound_call_attempts
-    where state not in ('refused', 'absent') and put_off_until is null and left(phone_e164, -4) = left(p_phone_e164, -4)
-      and started_at > p_now - interval '1 hour' and phone_e164 <> p_phone_e164;
+    from private.counted_calls
+    where left(phone_e164, -4) = left(p_phone_e164, -4) and started_at > p_now - interval '1 hour'
+      and phone_e164 <> p_phone_e164;
     if v_numbers >= p_calls_per_prefix_per_hour then
       code := 'calls_per_prefix_per_hour';
       return;
@@ -59,12 +48,11 @@ begin
       code := 'calls_per_day';
     end if;
   end if;
-end
-$$;
+end $$;
 comment on function private.cap_reached is
-  'Call dispatcher: which cap forbids a call to this number now. claim_call_job asks with the row of call_settings'
-  ' locked, so the count holds over all instances. A null cap, and a prefix cap of 0, is none; p_attempt itself is not'
-  ' counted. -> code null: no cap · calls_per_day: all calls wait until "until" · else this job waits until "until"';
+  'Call dispatcher: which cap forbids a call to this number now. With call_settings locked, the count holds over all'
+  ' instances. A null cap, and a prefix cap of 0, is none; p_attempt itself is not counted. -> code: null, or the cap;'
+  ' calls_per_day holds all jobs until "until", the others hold this one';
 
 create function private.count_call(p_started_at timestamptz, p_calls int) returns void
 language plpgsql set search_path = '' as $$
@@ -75,11 +63,9 @@ begin
   if not found and p_calls > 0 then
     insert into private.call_counts (began, calls) values (v_began, p_calls);
   end if;
-end
-$$;
+end $$;
 comment on function private.count_call is
-  'Call dispatcher: count a call (1) for CALLS_PER_DAY, or take one back (-1) that was not made. It locks its row of'
-  ' call_counts, and comes after any lock on call_settings.';
+  'Call dispatcher: count a call (1), or take one back (-1). It locks its row of call_counts, after call_settings.';
 
 create function private.gate_closed(p_gate private.call_settings, p_now timestamptz, p_early interval) returns jsonb
 language plpgsql immutable set search_path = '' as $$
@@ -90,46 +76,42 @@ begin
     when v_until > p_now then jsonb_build_object('outcome', 'paused', 'until', v_until, 'reason', p_gate.pause_reason)
     when p_gate.next_call_at > p_now + p_early then jsonb_build_object(
       'outcome', 'wait', 'wait_s', greatest(extract(epoch from p_gate.next_call_at - p_early - p_now), 0.01)) end;
-end
-$$;
-comment on function private.gate_closed is
-  'Call dispatcher: the answer of a claim that a pause, a probe or the rate denies; null while the gate is open.';
+end $$;
+comment on function private.gate_closed is 'Call dispatcher: the answer of a claim that a pause, probe or rate denies.';
 
-create function private.put_off_reason(p_code text) returns text
-language sql immutable set search_path = '' as $$
+create function private.in_words(p_code text) returns text language sql immutable set search_path = '' as $$
   select case p_code
     when 'number_in_use' then 'another call to this number is under way, or is tried again first'
     when 'calls_per_number_per_day' then 'this number reached CALLS_PER_NUMBER_PER_DAY'
     when 'calls_without_key' then 'too many calls within 7 days to a number at which nobody has ever pressed a key'
-    when 'calls_per_prefix_per_hour' then 'held: too many numbers with this prefix within an hour' end
+    when 'calls_per_prefix_per_hour' then 'held: too many numbers with this prefix within an hour'
+    when 'calls_per_day' then 'CALLS_PER_DAY is reached'
+    when 'opted_out' then 'the number has opted out of calls'
+    when 'user_deleted' then 'the user was deleted'
+    when 'user_banned' then 'the user is banned'
+    when 'number_reached' then 'this number was reached within the hour, for another user'
+    when 'paused' then 'answered while all calls were paused, and ended'
+    when 'busy' then 'the line was busy'
+    when 'no-answer' then 'nobody answered'
+    when 'failed' then 'the call could not be put through'
+    when 'outcome_unknown' then 'the end of the call never became known'
+    when 'asked_for_later' then 'the person asked to be called at this time'
+    when 'absent' then 'it was in doubt, and Twilio has no such call'
+    when 'gave_up' then 'it was in doubt, Twilio has no such call, and doubtful calls are not repeated here'
+    when 'canceled' then 'canceled by hand' end
 $$;
-comment on function private.put_off_reason is 'Call dispatcher: why claim_call_job put a job off, in words.';
+comment on function private.in_words is 'Call dispatcher: why a job was put off or ended, or what became of its call.';
 
-create function private.readable(p_metadata jsonb) returns jsonb
-language plpgsql immutable set search_path = '' as $$
+create function private.readable(p_metadata jsonb) returns jsonb language plpgsql immutable set search_path = '' as $$
 begin
   return (select coalesce(jsonb_object_agg(key, value), '{}') from jsonb_each(p_metadata)
           where jsonb_typeof(value) in ('string', 'number', 'boolean') and length(value #>> '{}') <= 1000);
-end
-$$;
+end $$;
 comment on function private.readable is
-  'Call dispatcher: the part of the metadata that the dispatcher gets: texts and numbers that a script can say or that'
-  ' name a time zone. A user writes the rest, too, and an answer that a client cannot read (a list nested a thousand'
-  ' deep, a number of 5,000 digits) would stop the sweep for everybody.';
+  'Call dispatcher: the metadata that the dispatcher gets: texts and numbers that a script can say. An answer that a'
+  ' client cannot read (a list nested a thousand deep, a number of 5,000 digits) would stop the sweep for everybody.';
 
-create function private.why_canceled(p_cancel_code text) returns text
-language sql immutable set search_path = '' as $$
-  select case p_cancel_code when 'opted_out' then 'the number has opted out of calls'
-                            when 'user_deleted' then 'the user was deleted'
-                            when 'user_banned' then 'the user is banned'
-                            when 'number_reached' then 'this number was reached within the hour, for another user'
-                            when 'paused' then 'answered while all calls were paused, and ended'
-                            else 'canceled by hand' end
-$$;
-comment on function private.why_canceled is 'Call dispatcher: why a job was canceled, in words.';
-
-create function private.pause_for_restore() returns jsonb
-language plpgsql set search_path = '' as $$
+create function private.pause_for_restore() returns jsonb language plpgsql set search_path = '' as $$
 declare
   c_reason constant text := 'this database was restored or copied, and its jobs may have been called since: see'
                             ' shared/docs/restore.md, then select confirm_restore()';
@@ -139,14 +121,11 @@ begin
   where only_row
     and (paused_until is null or paused_until <= private.clock() or paused_by in ('halt', 'calls_per_day'));
   return jsonb_build_object('outcome', 'paused', 'until', 'infinity', 'reason', c_reason);
-end
-$$;
-comment on function private.pause_for_restore is
-  'Call dispatcher: pause all calls, because the claimed job was queued in another database. -> the claim''s answer';
+end $$;
+comment on function private.pause_for_restore is 'Call dispatcher: the claimed job was queued in another database.';
 
 create function private.ask_before_dialing(p_job public.outbound_call_jobs, p_from text, p_busy_s double precision)
-returns void
-language plpgsql set search_path = '' as $$
+returns void language plpgsql set search_path = '' as $$
 declare
   c_reason constant text := 'queued before the restore: Twilio is asked whether it was called since';
 begin
@@ -163,16 +142,13 @@ begin
       reason_code = case when found then 'restored' else 'number_in_use' end,
       reason      = case when found then c_reason else 'another call to this number is under way' end
   where id = p_job.id;
-end
-$$;
+end $$;
 comment on function private.ask_before_dialing is
-  'Call dispatcher: a job that is older than a confirmed restore becomes a doubt since it was queued. Twilio''s list'
-  ' settles it: a call that the database has forgotten is found, and a job without one is dialed.';
+  'Call dispatcher: a job older than a confirmed restore is in doubt since it was queued: Twilio''s list settles it.';
 
 create function private.whom_not_to_call(
   p_job public.outbound_call_jobs, p_now timestamptz, out code text, out until timestamptz
-)
-language plpgsql stable set search_path = '' as $$
+) language plpgsql stable set search_path = '' as $$
 declare
   v_reached boolean;
 begin
@@ -181,20 +157,17 @@ begin
          max(case when k.status = 'queued' then k.due_at else p_now end)
            filter (where k.finished_at is null and (p_job.attempts = 0 or k.id < p_job.id))
   into v_reached, until
-  from public.outbound_call_attempts a join public.outbound_call_jobs k on k.id = a.job_id
-  where a.phone_e164 = p_job.phone_e164 and a.state not in ('refused', 'absent') and a.put_off_until is null
-    and a.started_at > p_now - interval '7 days' and k.user_id <> p_job.user_id;
+  from private.counted_calls a join public.outbound_call_jobs k on k.id = a.job_id
+  where a.phone_e164 = p_job.phone_e164 and a.started_at > p_now - interval '7 days' and k.user_id <> p_job.user_id;
   code := case
     when exists (select from public.call_opt_outs o where o.phone_e164 = p_job.phone_e164) then 'opted_out'
     when exists (select from auth.users u where u.id = p_job.user_id and u.banned_until > p_now) then 'user_banned'
     when p_job.reason_code = 'retried' then null
     when v_reached then 'number_reached'
     when until is not null then 'number_in_use' end;
-end
-$$;
+end $$;
 comment on function private.whom_not_to_call is
-  'Call dispatcher: opted_out, user_banned, number_reached: this queued job is canceled · number_in_use: it waits, at'
-  ' least until "until" · null: it may be dialed';
+  'Call dispatcher: null: it may be dialed · number_in_use: it waits, at least until "until" · else it is canceled.';
 
 create function private.redial(p_job public.outbound_call_jobs) returns jsonb
 language plpgsql stable set search_path = '' as $$
@@ -206,30 +179,20 @@ begin
     where a.job_id = p_job.id and a.state = 'ended' and a.put_off_until is null
       and coalesce(p_job.reason_code, '') not in ('retried', 'asked_for_later')  -- a person chose this time
     order by a.number desc, a.started_at desc limit 1);
-end
-$$;
+end $$;
 comment on function private.redial is
-  'Call dispatcher: of a queued job whose last call nobody picked up: when that began, and when the next was due.';
+  'Call dispatcher: of a job whose last call nobody picked up: when that call began, and when the next was due.';
 
 create function public.claim_call_job(
-  p_attempt          uuid,
-  p_lease_s          double precision,
-  p_calls_per_second double precision,
-  p_busy_s           double precision,
-  p_job_id           bigint default null,
-  p_calls_per_number_per_day  int default 3,
-  p_calls_per_prefix_per_hour int default 20,
-  p_calls_per_day             int default null,
-  p_from                      text default null
-) returns jsonb
-language plpgsql security definer set search_path = '' set lock_timeout = '1s' as $$
+  p_attempt uuid, p_lease_s double precision, p_calls_per_second double precision, p_busy_s double precision,
+  p_job_id bigint default null, p_calls_per_number_per_day int default 3, p_calls_per_prefix_per_hour int default 20,
+  p_calls_per_day int default null, p_from text default null
+) returns jsonb language plpgsql security definer set search_path = '' set lock_timeout = '1s' as $$
 declare
   v_slot  constant interval := make_interval(secs => 1 / p_calls_per_second);
   -- A claim may come a little early. That keeps the average: a claim that waited for a lock has an older clock and
   -- would come too early by it. At most one call's worth, because an early call waits in Twilio's queue.
   v_early constant interval := greatest(interval '0.1 s', least(interval '0.5 s', v_slot));
-  -- Ten thousand jobs for one busy number must not hold this transaction until it is canceled and rolled back.
-  c_at_most constant int := 100;
   v_now    constant timestamptz := private.clock();
   v_lease_ends constant timestamptz := v_now + make_interval(secs => p_lease_s);
   v_here   constant text := private.database_id();
@@ -239,7 +202,7 @@ declare
   v_code   text;
   v_until  timestamptz;
 begin
-  for i in 1 .. c_at_most loop
+  for i in 1 .. 100 loop  -- ten thousand jobs for one busy number must not hold this transaction until it is canceled
     -- 1. Look at the gate, without a lock: a claim that it denies writes nothing. If it has one slot left, one claim
     -- goes on, and the others are told the next slot.
     select * into v_gate from private.call_settings;
@@ -262,12 +225,10 @@ begin
     elsif p_job_id is null then
       select * into v_job from public.outbound_call_jobs
       where status = 'queued' and due_at <= v_now
-      order by due_at, id limit 1
-      for update skip locked;
+      order by due_at, id limit 1 for update skip locked;
     else
       select * into v_job from public.outbound_call_jobs
-      where id = p_job_id and status = 'queued' and due_at <= v_now
-      for update skip locked;
+      where id = p_job_id and status = 'queued' and due_at <= v_now for update skip locked;
     end if;
     if not found then
       select * into v_job from public.outbound_call_jobs where id = p_job_id;
@@ -277,18 +238,14 @@ begin
     end if;
     if v_job.phone_e164 is null then
       return jsonb_build_object('outcome', 'unparsed', 'job_id', v_job.id, 'phone_number', v_job.phone_number);
-    end if;
-    if v_closed is not null then
+    elsif v_closed is not null then
       return v_closed;
     end if;
 
     -- 3. Who may not be called, or not before another user.
     select w.code, w.until into v_code, v_until from private.whom_not_to_call(v_job, v_now) w;
     if v_code in ('opted_out', 'user_banned', 'number_reached') then
-      update public.outbound_call_jobs
-      set status = 'canceled', due_at = null, finished_at = v_now,
-          reason_code = v_code, reason = private.why_canceled(v_code)
-      where id = v_job.id;
+      perform private.move_job(v_job, 'canceled', null, v_code);
       continue;
     end if;
     if v_job.database_id <> v_here then
@@ -333,11 +290,8 @@ begin
             raise exception sqlstate 'CD001';
           end if;
           perform private.count_call(v_now, 1);
-          return jsonb_build_object(
-            'outcome', 'claimed',
-            'now', v_now,
+          return jsonb_build_object('outcome', 'claimed', 'now', v_now, 'redial', private.redial(v_job),
             'attempt', jsonb_build_object('id', p_attempt, 'number', v_job.attempts + 1),
-            'redial', private.redial(v_job),
             'job', jsonb_build_object(
               'id', v_job.id, 'user_id', v_job.user_id, 'phone_number', v_job.phone_number,
               'phone_e164', v_job.phone_e164, 'first_name', v_job.first_name, 'signup_mode', v_job.signup_mode,
@@ -353,48 +307,37 @@ begin
 
     if v_code = 'calls_per_day' then
       -- A job about to be dialed counts, and may yet be released (hours): only dialed calls pause everybody.
-      perform from public.outbound_call_attempts
-      where state not in ('refused', 'absent') and put_off_until is null  -- the index's own condition
-        and state = 'started' and started_at > v_now - make_interval(secs => p_lease_s)
+      perform from private.counted_calls  -- the index's own condition
+      where state = 'started' and started_at > v_now - make_interval(secs => p_lease_s)
       order by started_at desc limit 1;
       if found then
         return jsonb_build_object('outcome', 'wait', 'wait_s', 1.0);
       end if;
       update private.call_settings
-      set paused_until = v_until, paused_by = 'calls_per_day', pause_reason = 'CALLS_PER_DAY is reached'
+      set paused_until = v_until, paused_by = v_code, pause_reason = private.in_words(v_code)
       where only_row and (paused_until is null or paused_until <= v_now);
-      return jsonb_build_object('outcome', 'paused', 'until', v_until, 'reason', 'CALLS_PER_DAY is reached',
+      return jsonb_build_object('outcome', 'paused', 'until', v_until, 'reason', private.in_words(v_code),
                                 'just_now', found);
     end if;
-    update public.outbound_call_jobs
-    set due_at = v_until, reason_code = v_code, reason = private.put_off_reason(v_code)
-    where id = v_job.id;
+    perform private.move_job(v_job, 'queued', v_until, v_code);
   end loop;
   return jsonb_build_object('outcome', 'wait', 'wait_s', 0.01);
 exception when lock_not_available then  -- after lock_timeout; everything is undone, and the sweep comes back to the job
   return jsonb_build_object('outcome', 'wait', 'wait_s', 5.0, 'reason', 'a lock in the database is held');
-end
-$$;
+end $$;
 comment on function public.claim_call_job is
-  'Call dispatcher: for the webhook (with p_job_id) and the sweep (without): take one due job, alone, and write its'
-  ' attempt before Twilio is asked. p_attempt is a random uuid made by the caller, p_from our number; p_lease_s, in'
-  ' which nobody else looks at the job, must outlast the request. Claimed by hand, a job waits for the end of its'
-  ' lease. -> {"outcome": "claimed", "job", "attempt": {"id", "number"}, "now", "redial": {"missed_at", "due_at"}}:'
-  ' missed_at: the last call, if nobody picked it up; due_at: when this one was due | {"outcome": "wait", "wait_s",'
-  ' "reason"}: the rate, or a lock that is held (reason), and nothing was changed; or 100 jobs were put off, and there'
-  ' may be more | {"outcome": "paused", "until", "reason", "just_now"}: calls are paused; just_now: by'
-  ' p_calls_per_day, in this claim | {"outcome": "unparsed", "job_id", "phone_number"}: parse it, call'
-  ' set_call_number, claim again | {"outcome": "none", "status", "due_at", "reason_code"}: nothing is due; for'
-  ' p_job_id: its status instead';
+  'Call dispatcher: for the webhook (with p_job_id) and the sweep: take one due job, alone, and write its attempt'
+  ' before Twilio is asked. p_attempt is a random uuid made by the caller, p_from our number; p_lease_s, in which'
+  ' nobody else looks at the job, must outlast the request. -> {"outcome": "claimed", "job", "attempt": {"id",'
+  ' "number"}, "now", "redial": {"missed_at": the last call, if nobody picked it up, "due_at": when this one was due}}'
+  ' | {"outcome": "wait", "wait_s", "reason"}: the rate, a lock that is held (reason), or 100 jobs were put off, and'
+  ' there may be more | {"outcome": "paused", "until", "reason", "just_now": by p_calls_per_day, in this claim} |'
+  ' {"outcome": "unparsed", "job_id", "phone_number"}: parse it, call set_call_number, claim again | {"outcome":'
+  ' "none", "status", "due_at", "reason_code"}: nothing is due; the rest is of p_job_id';
 
 create function public.set_call_number(
-  p_job_id       bigint,
-  p_phone_number text,
-  p_phone_e164   text,
-  p_code         text default null,
-  p_reason       text default null
-) returns boolean
-language plpgsql security definer set search_path = '' as $$
+  p_job_id bigint, p_phone_number text, p_phone_e164 text, p_code text default null, p_reason text default null
+) returns boolean language plpgsql security definer set search_path = '' as $$
 begin
   update public.outbound_call_jobs
   set phone_e164  = coalesce(p_phone_e164, phone_e164),
@@ -404,12 +347,10 @@ begin
       reason_code = p_code, reason = p_reason
   where id = p_job_id and status = 'queued' and phone_number = p_phone_number;
   return found;
-end
-$$;
+end $$;
 comment on function public.set_call_number is
-  'Call dispatcher: after "unparsed", or when phone_number reads as another number than phone_e164: write the E.164'
-  ' number, or fail the job because there is none (p_phone_e164 null; p_code and p_reason say why). Counts only while'
-  ' the job is queued and still holds the text that was parsed. -> true if it counted';
+  'Call dispatcher: write the number that phone_number reads as; p_phone_e164 null: there is none, and the job fails'
+  ' for p_code. Counts only while the job is queued and still holds the text that was parsed. -> true if it counted';
 
 create type private.locked_attempt as (attempt public.outbound_call_attempts, job public.outbound_call_jobs);
 comment on type private.locked_attempt is 'Call dispatcher: the answer of private.lock_attempt.';
@@ -421,15 +362,12 @@ declare
   v_attempt public.outbound_call_attempts;
 begin
   select j.* into v_job from public.outbound_call_jobs j
-  where j.id = (select a.job_id from public.outbound_call_attempts a where a.id = p_attempt)
-  for update;
+  where j.id = (select a.job_id from public.outbound_call_attempts a where a.id = p_attempt) for update;
   select a.* into v_attempt from public.outbound_call_attempts a where a.id = p_attempt for update;
   return (v_attempt, v_job);
-end
-$$;
+end $$;
 comment on function private.lock_attempt is
-  'Call dispatcher: an attempt and its job, locked in that order: job first. Null fields when there is no such'
-  ' attempt. Every function that writes an outcome begins with it.';
+  'Call dispatcher: an attempt and its job, locked job first; or nulls. Every outcome is written under these locks.';
 
 create function private.give_back_slot(p_slot_s double precision, p_started_at timestamptz) returns void
 language plpgsql set search_path = '' as $$
@@ -438,40 +376,39 @@ begin
     update private.call_settings set next_call_at = next_call_at - make_interval(secs => p_slot_s) where only_row;
   end if;
   perform private.count_call(p_started_at, -1);
-end
-$$;
+end $$;
 comment on function private.give_back_slot is
-  'Call dispatcher: a claim ended before Twilio was asked, so the next one need not wait for it. Called with the job'
-  ' locked.';
+  'Call dispatcher: a claim ended before Twilio was asked: the next one need not wait for it. The job is locked.';
 
-create function private.give_back_job(
-  p_job public.outbound_call_jobs, p_due_at timestamptz, p_code text, p_reason text
-) returns void
-language plpgsql set search_path = '' as $$
+create function private.move_job(
+  p_job public.outbound_call_jobs, p_status text, p_due_at timestamptz, p_code text, p_reason text default null,
+  p_unspent int default 0
+) returns void language plpgsql set search_path = '' as $$
 begin
   update public.outbound_call_jobs
-  set attempts    = attempts - 1,
-      status      = case when cancel_requested then 'canceled' else 'queued' end,
+  set attempts    = attempts - p_unspent,
+      status      = case when cancel_requested then 'canceled' else p_status end,
       due_at      = case when not cancel_requested then p_due_at end,
-      finished_at = case when cancel_requested then private.clock() end,
+      finished_at = case when cancel_requested or p_due_at is null then private.clock() end,
       reason_code = case when cancel_requested then coalesce(cancel_code, 'canceled') else p_code end,
-      reason      = case when cancel_requested then private.why_canceled(cancel_code) else p_reason end
+      reason      = case when cancel_requested then private.in_words(coalesce(cancel_code, 'canceled'))
+                         else coalesce(p_reason, private.in_words(p_code)) end
   where id = p_job.id;
-end
+end $$;
+comment on function private.move_job is
+  'Call dispatcher: the locked job has no call now: queue it (p_due_at) or end it (null). A requested cancel wins.';
+
+create function private.give_back_job(
+  p_job public.outbound_call_jobs, p_due_at timestamptz, p_code text, p_reason text default null
+) returns void language sql set search_path = '' as $$
+  select private.move_job(p_job, 'queued', p_due_at, p_code, p_reason, 1)
 $$;
-comment on function private.give_back_job is
-  'Call dispatcher: nothing rang: queue the locked job again, its attempt unspent, or cancel it if that was requested.';
+comment on function private.give_back_job is 'Call dispatcher: nothing rang: queue the locked job, attempt unspent.';
 
 create function public.release_call_job(
-  p_attempt    uuid,
-  p_delay_s    double precision,
-  p_code       text,
-  p_reason     text,
-  p_halt_s     double precision default null,
-  p_not_before timestamptz default null,
-  p_slot_s     double precision default 0
-) returns boolean
-language plpgsql security definer set search_path = '' as $$
+  p_attempt uuid, p_delay_s double precision, p_code text, p_reason text, p_halt_s double precision default null,
+  p_not_before timestamptz default null, p_slot_s double precision default 0
+) returns boolean language plpgsql security definer set search_path = '' as $$
 declare
   v_now     constant timestamptz := private.clock();
   v_locked  constant private.locked_attempt := private.lock_attempt(p_attempt);
@@ -492,21 +429,16 @@ begin
     -- Ten requests that meet the same broken account at once are one halt, not ten.
     update private.call_settings
     set paused_until = v_now + make_interval(secs => least(p_halt_s * 2 ^ least(halts, 20), greatest(p_halt_s, 3600))),
-        paused_by    = 'halt',
-        pause_reason = p_reason,
-        halts        = halts + 1,
-        probe_until  = null
+        paused_by = 'halt', pause_reason = p_reason, halts = halts + 1, probe_until = null
     where only_row and (paused_until is null or paused_until <= v_now);
   end if;
   perform private.give_back_slot(p_slot_s, v_attempt.started_at);
   return true;
-end
-$$;
+end $$;
 comment on function public.release_call_job is
-  'Call dispatcher: give a job back, its attempt unspent, because nothing was dialed (hours, a frozen process) or'
-  ' Twilio took nothing (429, a halt). It is due again after p_delay_s, or at p_not_before. p_slot_s: the length of a'
-  ' slot, to give it back, too, because Twilio was not asked. p_halt_s: our account or configuration is broken, so'
-  ' pause all calls that long, twice as long each time in a row, up to an hour. Counts only from started and in_doubt.'
-  ' -> true if it counted';
+  'Call dispatcher: give a job back, its attempt unspent: nothing was dialed (hours, a frozen process), or Twilio took'
+  ' nothing (429, a halt). It is due after p_delay_s, or at p_not_before. p_slot_s: Twilio was not asked: the length of'
+  ' the slot that is given back. p_halt_s: our account or configuration is broken: pause all calls that long, twice as'
+  ' long each time in a row, up to an hour. Counts only from started and in_doubt. -> true if it counted';
 
 select private.apply_rights();

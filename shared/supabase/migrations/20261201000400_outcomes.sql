@@ -1,45 +1,30 @@
 -- Outcomes of a request to Twilio, and of the call it made. Each is fenced by (attempt, state), so late workers,
 -- sweeps, callbacks and polls may come in any order and any number of times.
 
-create function private.call_rank(p_status text) returns int
-language plpgsql immutable set search_path = '' as $$
+create function private.call_rank(p_status text) returns int language plpgsql immutable set search_path = '' as $$
 begin
   return case p_status when 'queued' then 0 when 'initiated' then 1 when 'ringing' then 2 when 'in-progress' then 3
                        when 'completed' then 4 when 'busy' then 4 when 'no-answer' then 4 when 'failed' then 4
                        when 'canceled' then 4 end;
-end
-$$;
-comment on function private.call_rank is
-  'Call dispatcher: how far a call is. It moves only forward, and the first final status (rank 4) wins.';
+end $$;
+comment on function private.call_rank is 'Call dispatcher: a call moves only forward; its first final status (4) wins.';
 
-create function private.is_stopped() returns boolean
-language plpgsql stable set search_path = '' as $$
+create function private.is_stopped() returns boolean language plpgsql stable set search_path = '' as $$
 begin
   return (select paused_by = 'hand' and paused_until > private.clock() from private.call_settings);
-end
-$$;
+end $$;
 comment on function private.is_stopped is
   'Call dispatcher: whether calls are paused by hand. Then calls in Twilio''s queue are canceled, too.';
 
 create function private.retry_or_fail(
-  p_job public.outbound_call_jobs, p_delays_s double precision[], p_code text, p_reason text
-) returns void
-language plpgsql set search_path = '' as $$
+  p_job public.outbound_call_jobs, p_delays_s double precision[], p_code text, p_reason text default null
+) returns void language plpgsql set search_path = '' as $$
 declare
-  v_now    constant timestamptz := private.clock();
-  v_status constant text := case when p_job.cancel_requested then 'canceled'
-                                 when p_job.attempts <= coalesce(array_length(p_delays_s, 1), 0) then 'queued'
-                                 else 'failed' end;
+  v_due_at constant timestamptz := private.clock() + make_interval(secs => p_delays_s[p_job.attempts]);
 begin
-  update public.outbound_call_jobs
-  set status      = v_status,
-      due_at      = case when v_status = 'queued' then v_now + make_interval(secs => p_delays_s[p_job.attempts]) end,
-      finished_at = case when v_status <> 'queued' then v_now end,
-      reason_code = case when v_status = 'canceled' then coalesce(p_job.cancel_code, 'canceled') else p_code end,
-      reason      = case when v_status = 'canceled' then private.why_canceled(p_job.cancel_code) else p_reason end
-  where id = p_job.id;
-end
-$$;
+  perform private.move_job(
+    p_job, case when v_due_at is null then 'failed' else 'queued' end, v_due_at, p_code, p_reason);
+end $$;
 comment on function private.retry_or_fail is
   'Call dispatcher: an attempt failed: queue its locked job again, or end it. p_delays_s: how long to wait after the'
   ' first attempt, after the second, and so on; when no delay is left, the attempts are spent.';
@@ -65,7 +50,6 @@ begin
   if v_attempt.call_sid = p_sid then
     return case when v_attempt.state = 'duplicate' or v_job.cancel_requested then 'end' else 'keep' end;
   end if;
-
   begin
     if v_attempt.call_sid is not null then  -- one request, two calls: keep the second as a row of its own, and end it
       insert into public.outbound_call_attempts
@@ -114,12 +98,10 @@ begin
     return private.bind_call(p_attempt, p_sid, p_ask_s);
   end;
   return 'end';
-end
-$$;
+end $$;
 comment on function private.bind_call is
   'Call dispatcher: a SID is truth: bind it to its attempt, at any time and any number of times. Locks the attempt''s'
-  ' job. -> keep: the call is wanted · end: one too many, or no longer wanted · unknown: no such attempt (end the'
-  ' call, too)';
+  ' job. -> keep: the call is wanted · end: one too many, or not wanted · unknown: no such attempt (end it, too)';
 
 create function private.call_answer(p_then text, p_sid text) returns jsonb
 language plpgsql stable set search_path = '' as $$
@@ -136,17 +118,8 @@ begin
      from public.outbound_call_attempts a join public.outbound_call_jobs j on j.id = a.job_id
      where a.call_sid = p_sid),
     jsonb_build_object('then', p_then, 'state', null, 'call_status', null, 'job', null));
-end
-$$;
+end $$;
 comment on function private.call_answer is 'Call dispatcher: the answer to the dispatcher about a live call.';
-
-create function private.call_later(p_job public.outbound_call_jobs, p_later_at timestamptz) returns void
-language sql set search_path = '' as $$
-  select private.give_back_job(p_job, p_later_at, 'asked_for_later', 'the person asked to be called at this time')
-$$;
-comment on function private.call_later is
-  'Call dispatcher: a call is over in which the person asked for a later one: queue its locked job for then, its'
-  ' attempt unspent.';
 
 create function public.accept_call(p_attempt uuid, p_call_sid text, p_ask_s double precision) returns jsonb
 language plpgsql security definer set search_path = '' as $$
@@ -158,17 +131,14 @@ begin
   set halts = 0, probe_until = null, paused_until = null, paused_by = null, pause_reason = null
   where only_row and halts > 0 and (paused_until is null or paused_until <= private.clock());
   return private.call_answer(v_then, p_call_sid);
-end
-$$;
+end $$;
 comment on function public.accept_call is
-  'Call dispatcher: for the dispatcher: Twilio has answered with a SID. Works from started, in_doubt and absent, any'
-  ' number of times. -> {"then": "keep" | "end" | "unknown", "state", "call_status", "by_machine", "job"}; told "end",'
-  ' the caller ends the call';
+  'Call dispatcher: Twilio has answered with a SID. Works from started, in_doubt and absent, any number of times. ->'
+  ' {"then": "keep" | "end" (the call) | "unknown", "state", "call_status", "by_machine", "later_at", "job"}';
 
 create function public.refuse_call(
   p_attempt uuid, p_code text, p_reason text, p_error_code text default null, p_slot_s double precision default 0
-) returns boolean
-language plpgsql security definer set search_path = '' as $$
+) returns boolean language plpgsql security definer set search_path = '' as $$
 declare
   v_locked  constant private.locked_attempt := private.lock_attempt(p_attempt);
   v_job     constant public.outbound_call_jobs := v_locked.job;
@@ -185,15 +155,13 @@ begin
   update private.call_settings set probe_until = null where only_row and probe_until = v_job.due_at;  -- of a probe
   perform private.give_back_slot(p_slot_s, v_attempt.started_at);
   return true;
-end
-$$;
+end $$;
 comment on function public.refuse_call is
-  'Call dispatcher: for the dispatcher: Twilio, or our own screening, refuses this call for good. Counts only from'
-  ' started and in_doubt. p_slot_s: as in release_call_job. -> true if it counted';
+  'Call dispatcher: Twilio, or our own screening, refuses this call for good. Counts only from started and in_doubt.'
+  ' p_slot_s: as in release_call_job. -> true if it counted';
 
 create function public.put_off_call(p_attempt uuid, p_not_before timestamptz, p_code text, p_reason text)
-returns boolean
-language plpgsql security definer set search_path = '' as $$
+returns boolean language plpgsql security definer set search_path = '' as $$
 declare
   v_locked  constant private.locked_attempt := private.lock_attempt(p_attempt);
   v_job     constant public.outbound_call_jobs := v_locked.job;
@@ -207,51 +175,38 @@ begin
   update public.outbound_call_jobs set due_at = private.clock(), reason_code = p_code, reason = p_reason
   where id = v_job.id;
   return true;
-end
-$$;
+end $$;
 comment on function public.put_off_call is
-  'Call dispatcher: for the dispatcher: a call waits in Twilio''s queue until it may not ring any more (its hours).'
-  ' The caller cancels it at Twilio, and the sweep does so until it is over; then the job is due at p_not_before, the'
-  ' attempt unspent. Counts only for a call that has not left the queue, as far as Twilio told us. -> true if it'
-  ' counted';
+  'Call dispatcher: a call waited in Twilio''s queue until it may not ring any more (its hours). The caller cancels it'
+  ' at Twilio, and the sweep repeats that; then the job is due at p_not_before, the attempt unspent. Counts only while'
+  ' the call is in the queue, as far as Twilio told us. -> true if it counted';
 
 create function public.doubt_call(p_attempt uuid, p_code text, p_reason text, p_ask_s double precision) returns boolean
 language plpgsql security definer set search_path = '' as $$
 declare
   v_now     constant timestamptz := private.clock();
   v_locked  constant private.locked_attempt := private.lock_attempt(p_attempt);
-  v_job     constant public.outbound_call_jobs := v_locked.job;
   v_attempt constant public.outbound_call_attempts := v_locked.attempt;
 begin
   if v_attempt.state is distinct from 'started' then
     return false;
   end if;
   update public.outbound_call_attempts
-  set state = 'in_doubt', doubted_at = v_now, error_code = p_code, error_message = p_reason
-  where id = p_attempt;
+  set state = 'in_doubt', doubted_at = v_now, error_code = p_code, error_message = p_reason where id = p_attempt;
   update public.outbound_call_jobs
   set status = 'in_doubt', due_at = v_now + make_interval(secs => p_ask_s), reason_code = p_code, reason = p_reason
-  where id = v_job.id;
+  where id = v_attempt.job_id;
   return true;
-end
-$$;
+end $$;
 comment on function public.doubt_call is
-  'Call dispatcher: for the dispatcher: the request may or may not have made a call. Nobody dials until that is'
-  ' settled. p_ask_s: when to ask Twilio first. Counts only from started. -> true if it counted';
+  'Call dispatcher: the request may or may not have made a call: nobody dials until that is settled. p_ask_s: when to'
+  ' ask Twilio first. Counts only from started. -> true if it counted';
 
 create function public.record_call_status(
-  p_attempt         uuid,
-  p_call_sid        text,
-  p_call_status     text,
-  p_ask_s           double precision,
-  p_redial_delays_s double precision[],
-  p_answered_by     text default null,
-  p_duration_s      int default null,
-  p_sip_code        int default null,
-  p_error_code      text default null,
-  p_machine_counts_as text default 'reached'
-) returns jsonb
-language plpgsql security definer set search_path = '' as $$
+  p_attempt uuid, p_call_sid text, p_call_status text, p_ask_s double precision, p_redial_delays_s double precision[],
+  p_answered_by text default null, p_duration_s int default null, p_sip_code int default null,
+  p_error_code text default null, p_machine_counts_as text default 'reached'
+) returns jsonb language plpgsql security definer set search_path = '' as $$
 declare
   v_now     constant timestamptz := private.clock();
   v_then    text := private.bind_call(p_attempt, p_call_sid, p_ask_s);
@@ -263,9 +218,8 @@ declare
   v_was_machine   boolean;
   v_put_off_until timestamptz;
 begin
-  if p_machine_counts_as not in ('reached', 'missed') then
-    raise exception 'p_machine_counts_as must be reached or missed';
-  end if;
+  perform private.raise_if(p_machine_counts_as not in ('reached', 'missed'),
+                           'p_machine_counts_as must be reached or missed');
   if v_then = 'unknown' then
     return private.call_answer(v_then, p_call_sid) || '{"moved": false}';
   end if;
@@ -304,39 +258,28 @@ begin
   if v_moved and v_ends_job then
     select * into v_job from public.outbound_call_jobs where id = v_attempt.job_id;
     if v_attempt.later_at is not null then
-      perform private.call_later(v_job, v_attempt.later_at);
+      perform private.give_back_job(v_job, v_attempt.later_at, 'asked_for_later');
     elsif p_call_status = 'canceled' and v_put_off_until is not null then  -- it never rang
       perform private.give_back_job(v_job, v_put_off_until, v_job.reason_code, v_job.reason);
     elsif p_call_status = 'completed' and p_machine_counts_as = 'missed' and private.is_by_machine(v_attempt) then
       perform private.retry_or_fail(v_job, p_redial_delays_s, 'machine', 'a machine picked up');
-    elsif p_call_status = 'completed' or (p_call_status = 'canceled' and not v_job.cancel_requested) then
-      update public.outbound_call_jobs
-      set status      = case when cancel_requested or p_call_status = 'canceled' then 'canceled' else 'completed' end,
-          due_at      = null,
-          finished_at = v_now,
-          reason_code = case when cancel_requested then coalesce(cancel_code, 'canceled')
-                             when p_call_status = 'canceled' then 'call_canceled' end,
-          reason      = case when cancel_requested then private.why_canceled(cancel_code)
-                             when p_call_status = 'canceled' then 'the call was canceled at Twilio' end
-      where id = v_job.id;
+    elsif p_call_status = 'completed' then
+      perform private.move_job(v_job, 'completed', null, null);
+    elsif p_call_status = 'canceled' then
+      perform private.move_job(v_job, 'canceled', null, 'call_canceled', 'the call was canceled at Twilio');
     else
       perform private.retry_or_fail(v_job, p_redial_delays_s, p_call_status,
-        case p_call_status when 'busy' then 'the line was busy' when 'no-answer' then 'nobody answered'
-                           when 'failed' then 'the call could not be put through'
-                           else 'canceled while the call was under way' end
-        || coalesce(' (SIP ' || p_sip_code || ')', ''));
+                                    private.in_words(p_call_status) || coalesce(' (SIP ' || p_sip_code || ')', ''));
     end if;
   end if;
   return private.call_answer(case when v_final then 'keep' else v_then end, p_call_sid) || jsonb_build_object(
     'moved', v_moved, 'now', v_now,
     'machine_now', v_attempt.state = 'accepted' and not v_was_machine and private.is_by_machine(v_attempt));
-end
-$$;
+end $$;
 comment on function public.record_call_status is
-  'Call dispatcher: for /status, /voice and the sweep: record a call''s status from Twilio, in any order. Binds the'
-  ' SID first. p_redial_delays_s: as in retry_or_fail, for a person who was not reached. p_answered_by may come alone,'
-  ' with a p_call_status that is not new. p_machine_counts_as: a call that a machine answered counts as "reached" or'
-  ' "missed" (then it is tried again). -> as accept_call; "moved" is true when this status was new, "machine_now" when'
-  ' a machine was detected';
+  'Call dispatcher: record a call''s status from Twilio, in any order. Binds the SID first. p_redial_delays_s: as in'
+  ' retry_or_fail, for a person who was not reached. p_answered_by may come with a p_call_status that is not new.'
+  ' p_machine_counts_as: a call that a machine answered was "reached" or "missed" (then it is tried again). -> as'
+  ' accept_call; "moved": this status was new, "machine_now": a machine was detected, "now"';
 
 select private.apply_rights();

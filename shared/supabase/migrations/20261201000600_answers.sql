@@ -6,8 +6,7 @@ language sql stable set search_path = '' as $$
                  where o.phone_e164 = p_attempt.phone_e164 and o.how in ('key press', 'spoken', 'agent')
                    and o.opted_out_at >= p_attempt.started_at)
 $$;
-comment on function private.has_opted_out_in_call is
-  'Call dispatcher: whether the person opted out in this call, by key, in words or to an agent.';
+comment on function private.has_opted_out_in_call is 'Call dispatcher: whether the person opted out in this call.';
 
 create function private.is_by_machine(p_attempt public.outbound_call_attempts) returns boolean
 language plpgsql stable set search_path = '' as $$
@@ -18,14 +17,11 @@ begin
            and not private.has_opted_out_in_call(p_attempt);
   end if;
   return false;
-end
-$$;
+end $$;
 comment on function private.is_by_machine is
-  'Call dispatcher: whether a machine answered, as far as is known. Detection errs: a key or a spoken answer means a'
-  ' person.';
+  'Call dispatcher: whether a machine answered. Detection errs: a key or a spoken answer means a person.';
 
-create function private.qualification(p_job_id bigint) returns jsonb
-language sql stable set search_path = '' as $$
+create function private.qualification(p_job_id bigint) returns jsonb language sql stable set search_path = '' as $$
   select jsonb_build_object(
     'answers', coalesce((select jsonb_object_agg(q.question, q.meaning) from public.outbound_call_answers q
                          where q.job_id = p_job_id), '{}'),
@@ -37,36 +33,13 @@ language sql stable set search_path = '' as $$
          or exists (select from public.outbound_call_answers q where q.job_id = p_job_id and q.attempt_id = a.id))
   order by a.number desc, a.started_at desc limit 1
 $$;
-comment on function private.qualification is
-  'Call dispatcher: the summary of a job that is over; null when its call was never answered.';
-
-create function private.summarize_call_job() returns trigger
-language plpgsql security definer set search_path = '' as $$
-begin
-  new.qualification := case when new.finished_at is not null and new.phone_number <> 'erased'
-                            then private.qualification(new.id) end;
-  return new;
-end
-$$;
-comment on function private.summarize_call_job is
-  'Call dispatcher: when a job ends, and when it is taken up again, write its summary. A deleted user has none.';
-
-create trigger summarize_call_job before update on public.outbound_call_jobs
-  for each row when ((old.finished_at is null) <> (new.finished_at is null))
-  execute function private.summarize_call_job();
+comment on function private.qualification is 'Call dispatcher: the summary of a job that is over, if it was answered.';
 
 create function public.record_call_answer(
-  p_attempt  uuid,
-  p_call_sid text,
-  p_ask_s    double precision,
-  p_question text default null,
-  p_meaning  text default null,
-  p_digits   text default null,
-  p_opt_out  boolean default false,
-  p_heard    text default null,
+  p_attempt uuid, p_call_sid text, p_ask_s double precision, p_question text default null, p_meaning text default null,
+  p_digits text default null, p_opt_out boolean default false, p_heard text default null,
   p_later_at timestamptz default null
-) returns jsonb
-language plpgsql security definer set search_path = '' as $$
+) returns jsonb language plpgsql security definer set search_path = '' as $$
 declare
   v_now     constant timestamptz := private.clock();
   v_how     constant text := case when p_heard is null then 'key press' else 'spoken' end;
@@ -78,18 +51,16 @@ begin
   -- A call whose SID is still unknown is bound first: if its number opted out earlier, the call must end.
   select * into v_attempt from public.outbound_call_attempts where call_sid = p_call_sid;
   if p_opt_out and v_attempt.phone_e164 is not null then
-    perform private.stop_calls_to(v_attempt.phone_e164, v_how,
-                           case when v_attempt.state = 'accepted' then v_attempt.id end);
+    perform private.stop_calls_to(
+      v_attempt.phone_e164, v_how, case when v_attempt.state = 'accepted' then v_attempt.id end);
   end if;
   v_answer := public.record_call_status(p_attempt, p_call_sid, 'in-progress', p_ask_s, '{}');
   if v_answer ->> 'then' = 'unknown' then
     return v_answer;
   end if;
   if p_opt_out and v_attempt.id is null then
-    select * into v_attempt from public.outbound_call_attempts where call_sid = p_call_sid;
-    perform private.stop_calls_to(v_attempt.phone_e164, v_how,
-                           case when v_attempt.state = 'accepted' then v_attempt.id end)
-    where v_attempt.phone_e164 is not null;
+    perform private.stop_calls_to(a.phone_e164, v_how, case when a.state = 'accepted' then a.id end)
+    from public.outbound_call_attempts a where a.call_sid = p_call_sid and a.phone_e164 is not null;
   end if;
   select * into v_attempt from public.outbound_call_attempts where call_sid = p_call_sid;
 
@@ -109,7 +80,7 @@ begin
         update public.outbound_call_attempts set later_at = p_later_at where id = v_attempt.id;
       elsif v_job.status = 'completed' and v_attempt.number = v_job.attempts and v_attempt.later_at is null then
         update public.outbound_call_attempts set later_at = p_later_at where id = v_attempt.id;
-        perform private.call_later(v_job, p_later_at);
+        perform private.give_back_job(v_job, p_later_at, 'asked_for_later');
       end if;
     end if;
   end if;
@@ -127,16 +98,14 @@ begin
     'agent_answers', (select coalesce(jsonb_object_agg(a.question, a.meaning), '{}')
                       from public.outbound_call_answers a
                       where a.job_id = v_attempt.job_id and a.attempt_id = v_attempt.id and a.digits is null));
-end
-$$;
+end $$;
 comment on function public.record_call_answer is
   'Call dispatcher: for /voice after each Gather: record the key, or the words in its place (p_heard), if it has a'
-  ' meaning (p_question, p_meaning), or that this number is never to be called again (p_opt_out). Binds and answers'
-  ' as record_call_status does with "in-progress". Idempotent. No answer is written for a call that is not wanted or'
-  ' that a machine took. An opt-out is always written, and holds before this answers; the call goes on to confirm'
-  ' it, and its job counts as reached. p_later_at, beside an answer: the person asks to be called then; when the call'
-  ' ends, its job is queued again (asked_for_later), the attempt unspent. Of two such answers in a call the last'
-  ' counts. -> as record_call_status; "later_at" is the time that holds; "opted_out": in this call; "answered_by";'
+  ' meaning (p_question, p_meaning), or that this number is never to be called again (p_opt_out). Binds and answers as'
+  ' record_call_status does with "in-progress". Idempotent. No answer is written for a call that is not wanted or that'
+  ' a machine took. An opt-out is always written, before this answers; the call goes on to confirm it. p_later_at,'
+  ' beside an answer: when the call ends, its job is queued for then, the attempt unspent; the last one in a call'
+  ' counts. -> as record_call_status; "later_at": what holds; "opted_out": in this call; "answered_by";'
   ' "agent_answers": question -> meaning of the answers without p_digits, as your own agent records them';
 
 select private.apply_rights();

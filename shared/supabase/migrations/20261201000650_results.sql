@@ -1,15 +1,15 @@
 -- What leaves: one event for each job that ends and each opt-out, written in the transaction of the outcome itself.
 --
--- Events have a table of their own, not columns of the job: a job may end twice before its first end was told, an
--- opt-out may have no job, and a column more would make each claim write more.
+-- Events are no columns of the job: a job may end twice before its first end was told, an opt-out may have no job, and
+-- a column more would make each claim write more.
 --
 --   An event   due -> told (2xx) | gone (410) | gave_up (failed for three days)
 --   due_at is when the event is sent next; while it is being sent, the end of the sender's lease.
 
 create table private.call_results (
-  id         uuid primary key default gen_random_uuid(),
+  id         uuid primary key default gen_random_uuid(),  -- webhook-id: the same each time this event is sent
   seq        bigint generated always as identity,
-  subject    text not null,
+  subject    text not null,  -- a job's id, or a hash of an opted-out number: its events are told in the order of seq
   job_id     bigint,  -- no reference: an opt-out is written before the job may be locked, and an event may outlive it
   user_id    uuid,
   type       text not null check (type in ('call.completed', 'call.failed', 'call.canceled', 'number.opted_out')),
@@ -20,15 +20,10 @@ create table private.call_results (
   give_up_at timestamptz not null,
   tries      int not null default 0,
   ended_at   timestamptz,
-  note       text check (length(note) <= 200),
+  note       text check (length(note) <= 200),  -- what the receiver answered last, or why it did not
   constraint due_results_have_not_ended check ((ended_at is null) = (state = 'due'))
 );
-comment on table private.call_results is
-  'Call dispatcher: the outbox. One row is one event to tell at RESULT_URL, with the data that leaves, as it was then.';
-comment on column private.call_results.id is 'webhook-id: the same each time this event is sent.';
-comment on column private.call_results.subject is
-  'A job''s id, or a hash of an opted-out number. The events of one subject are told in the order of seq.';
-comment on column private.call_results.note is 'What the receiver answered last, or why it did not.';
+comment on table private.call_results is 'Call dispatcher: the outbox. One row is one event to tell at RESULT_URL.';
 
 create index call_results_due on private.call_results (due_at, seq) where state = 'due';
 create index call_results_order on private.call_results (subject, seq) where state = 'due';
@@ -41,15 +36,15 @@ language sql stable set search_path = '' as $$
     'job_id', p_job.id, 'user_id', p_job.user_id, 'signup_mode', p_job.signup_mode,
     'phone_number', case when p_job.phone_number = 'erased' then null
                          when s.results ->> 'number' = 'full' then p_phone_e164
-                         else left(p_phone_e164, 2) || '*******' || right(p_phone_e164, 2) end,
+                         else private.masked_number(p_phone_e164) end,
     'metadata', (select coalesce(jsonb_object_agg(key, case when length((p_job.metadata -> key)::text) <= 4000
                                                             then p_job.metadata -> key end), '{}')
                  from jsonb_array_elements_text(s.results -> 'metadata') key where p_job.metadata ? key))
   from private.call_settings s
 $$;
 comment on function private.result_data is
-  'Call dispatcher: whom an event is about. Metadata and number as RESULT_METADATA and RESULT_NUMBER allow; a value of'
-  ' more than 4000 characters becomes null, because receivers limit a body.';
+  'Call dispatcher: whom an event is about, as RESULT_METADATA and RESULT_NUMBER allow. A value of more than 4000'
+  ' characters becomes null: receivers limit a body.';
 
 create function private.write_result(p_job public.outbound_call_jobs, p_late boolean) returns void
 language plpgsql set search_path = '' as $$
@@ -76,24 +71,19 @@ begin
   insert into private.call_results (subject, job_id, user_id, type, data, created_at, due_at, give_up_at)
   values (p_job.id::text, p_job.id, p_job.user_id, 'call.' || p_job.status, v_data, v_now, v_now,
           v_now + interval '3 days');
-end
-$$;
+end $$;
 comment on function private.write_result is
-  'Call dispatcher: write the event of a job that is over. p_late: only its summary changed; an event that was not'
-  ' sent yet takes it in.';
+  'Call dispatcher: write the event of a job that is over. p_late: an unsent event takes the new summary in.';
 
-create function private.note_call_result() returns trigger
-language plpgsql security definer set search_path = '' as $$
+create function private.note_call_result() returns trigger language plpgsql security definer set search_path = '' as $$
 begin
   if (select results <> '{}' from private.call_settings) then
     perform private.write_result(new, old.finished_at is not null);
   end if;
   return null;
-end
-$$;
+end $$;
 comment on function private.note_call_result is
-  'Call dispatcher: when a job ends, write its event; and one more when an answer, or the word of machine detection,'
-  ' comes after the end.';
+  'Call dispatcher: when a job ends, and when an answer or machine detection comes after the end, write its event.';
 
 create trigger note_call_result after update on public.outbound_call_jobs
   for each row when (new.finished_at is not null
@@ -123,11 +113,10 @@ begin
     where j.phone_e164 = any (o.phones) and j.phone_number <> 'erased'
     order by j.status = 'calling' desc, j.id desc limit 1) n on true;
   return null;
-end
-$$;
+end $$;
 comment on function private.note_opt_out_result is
-  'Call dispatcher: after an opt-out, write its event; one for all spellings of a phone. It is about the job that is'
-  ' being called, else the newest; "user_ids" names everybody with a job to this number.';
+  'Call dispatcher: after an opt-out, write one event for all spellings of the phone: of the job that is being called,'
+  ' else the newest. "user_ids": everybody with a job to this number.';
 
 create trigger note_opt_out_result after insert on public.call_opt_outs
   referencing new table as new_opt_outs for each statement execute function private.note_opt_out_result();
@@ -144,8 +133,7 @@ begin
               where r.state = 'due' and r.due_at <= v_now
                 and not exists (select from private.call_results e
                                 where e.subject = r.subject and e.state = 'due' and e.seq < r.seq)
-              order by r.due_at, r.seq limit 1 for update skip locked)
-  returning * into v_result;
+              order by r.due_at, r.seq limit 1 for update skip locked) returning * into v_result;
   if not found then
     return jsonb_build_object('outcome', 'none');
   end if;
@@ -155,24 +143,21 @@ begin
       'type', v_result.type,
       'timestamp', to_char(v_result.created_at at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
       'data', v_result.data)::text);
-end
-$$;
+end $$;
 comment on function public.claim_call_result is
-  'Call dispatcher: for the sender: the next event to tell, held for p_lease_s. A later event of a subject waits while'
-  ' an earlier one is due or held. p_results: as for prune_call_jobs. -> {"outcome": "claimed", "id", "try", "type",'
-  ' "job_id", "body": the text to send} | {"outcome": "none"}';
+  'Call dispatcher: the next event to tell, held for p_lease_s. A later event of a subject waits for earlier ones.'
+  ' p_results: as in prune_call_jobs. -> {"outcome": "claimed" | "none", "id", "try", "type", "job_id", "body": the'
+  ' text}';
 
 create function public.record_call_result(
   p_id uuid, p_try int, p_state text, p_note text, p_delay_s double precision default 0
-) returns text
-language plpgsql security definer set search_path = '' as $$
+) returns text language plpgsql security definer set search_path = '' as $$
 declare
   v_now   constant timestamptz := private.clock();
   v_state text;
 begin
-  if p_state is null or p_state not in ('due', 'told', 'gone') then
-    raise exception 'p_state must be due, told or gone';
-  end if;
+  perform private.raise_if(p_state is null or p_state not in ('due', 'told', 'gone'),
+                           'p_state must be due, told or gone');
   -- After its lease, a sender's report counts only if it is certain: the receiver took the event, or wants no more.
   update private.call_results
   set state    = case when p_state = 'due' and v_now >= give_up_at then 'gave_up' else p_state end,
@@ -182,26 +167,21 @@ begin
   where id = p_id and (state = 'due' and (tries = p_try or p_state <> 'due') or p_state = 'told')
   returning state into v_state;
   return v_state;
-end
-$$;
+end $$;
 comment on function public.record_call_result is
-  'Call dispatcher: for the sender: the outcome of a sending: told, gone, or due again after p_delay_s (gave_up'
-  ' three days after the event). p_try: as claimed. p_note: in words. -> the state now; null if it did not count';
+  'Call dispatcher: the outcome of a sending: told, gone, or due again after p_delay_s (gave_up three days after the'
+  ' event). p_try: as claimed. p_note: in words. -> the state now; null if it did not count';
 
-create function public.retell(p_job_id bigint) returns text
-language plpgsql security definer set search_path = '' as $$
+create function public.retell(p_job_id bigint) returns text language plpgsql security definer set search_path = '' as $$
 declare
   v_now  constant timestamptz := private.clock();
   v_job  public.outbound_call_jobs;
   v_told int;
 begin
-  if (select results = '{}' from private.call_settings) then
-    raise exception 'nothing is told here: set RESULT_URL, and wait for a sweep';
-  end if;
+  perform private.raise_if(results = '{}', 'nothing is told here: set RESULT_URL, and wait for a sweep')
+  from private.call_settings;
   select * into v_job from public.outbound_call_jobs where id = p_job_id for update;
-  if not found then
-    raise exception 'there is no call job %', p_job_id;
-  end if;
+  perform private.raise_if(not found, format('there is no call job %s', coalesce(p_job_id::text, '<NULL>')));
   update private.call_results set state = 'due', due_at = v_now, give_up_at = v_now + interval '3 days', tries = 0,
                                   ended_at = null, note = coalesce(note, 'retold')
   where user_id = v_job.user_id and job_id = p_job_id and state <> 'due';
@@ -214,12 +194,10 @@ begin
   end if;
   if v_told = 0 and exists (select from private.call_results where user_id = v_job.user_id and job_id = p_job_id) then
     return format('the events of call job %s are due already', p_job_id);
-  elsif v_told = 0 then
-    raise exception 'call job % is %: it has not ended yet', p_job_id, v_job.status;
   end if;
+  perform private.raise_if(v_told = 0, format('call job %s is %s: it has not ended yet', p_job_id, v_job.status));
   return format('the next sweep tells %s event(s) of call job %s', v_told, p_job_id);
-end
-$$;
+end $$;
 comment on function public.retell is
   'Call dispatcher, by hand: tell the events of a job again, in order, each with its own id; or tell a job that ended'
   ' before RESULT_URL was set. -> what happens now';

@@ -6,33 +6,17 @@ declare
   v_now constant timestamptz := private.clock();
 begin
   -- Each set of rows is read once, and to a limit: the time stays the same, however many jobs wait or end.
-  return (select jsonb_build_object(
+  return (select to_jsonb(q) || to_jsonb(o) || to_jsonb(d) || to_jsonb(c) || to_jsonb(f) || jsonb_build_object(
     'queued',          case when q.queued < 1000 then q.queued
                             else greatest(q.queued, (select reltuples::bigint from pg_class
                                                      where oid = 'public.outbound_call_jobs_to_dial'::regclass)) end,
-    'dialing',         o.dialing,
-    'in_doubt',        d.in_doubt,
-    'calling',         o.calling,
-    'completed_24h',   f.completed,
-    'failed_24h',      f.failed,
-    'canceled_24h',    f.canceled,
-    'failures_24h',    f.failures,
-    'due',             q.due,
     -- A job may be inserted as due long ago; it has waited since it was inserted.
     'oldest_due_s',    coalesce((select greatest(0, round(extract(epoch from v_now - greatest(due_at, created_at))))
                                  from public.outbound_call_jobs where status = 'queued' and due_at <= v_now
                                  order by due_at, id limit 1), 0),
-    'oldest_doubt_s',  greatest(0, round(extract(epoch from v_now - d.oldest))),
     'live_duplicates', (select count(*) from public.outbound_call_attempts
                         where state = 'duplicate' and closed_at is null),
-    'duplicates_24h',  c.duplicates,
-    'calls_1h',        c.calls_1h,
-    'answered_1h',     c.answered_1h,
-    'calls_24h',       c.calls,
-    'answered_24h',    c.answered,
     'opt_outs_24h',    (select count(*) from public.call_opt_outs where opted_out_at > v_now - interval '24 hours'),
-    'held_by_prefix',  q.held,
-    'held_by_rule',    q.held_by_rule,
     'missed_signups',  (select count(*) from private.missed_signups),
     'paused',          coalesce(s.paused_until > v_now, false),
     'paused_by',       case when s.paused_until > v_now then s.paused_by end,
@@ -44,7 +28,7 @@ begin
                                   from private.call_results where state = 'due'), 0),
     'results_gave_up',  (select count(*) from private.call_results where state = 'gave_up'))
   from private.call_settings s,
-    (select coalesce(sum(jobs), 0) as queued, coalesce(sum(due), 0) as due, coalesce(sum(held), 0) as held,
+    (select coalesce(sum(jobs), 0) as queued, coalesce(sum(due), 0) as due, coalesce(sum(held), 0) as held_by_prefix,
             coalesce(jsonb_object_agg(rule, jobs) filter (where rule is not null), '{}') as held_by_rule
      from (select case when due_at > v_now and reason_code in ('outside_calling_hours', 'another_time_of_day')
                        then coalesce(split_part(reason, ': not before', 1), reason_code) end as rule,
@@ -57,36 +41,33 @@ begin
             count(*) filter (where status = 'calling') as calling
      from (select status from public.outbound_call_jobs
            where status in ('dialing', 'in_doubt', 'calling') order by due_at, id limit 1000) j) o,
-    (select count(*) as in_doubt, min(doubted_at) as oldest
+    (select count(*) as in_doubt, greatest(0, round(extract(epoch from v_now - min(doubted_at)))) as oldest_doubt_s
      from (select doubted_at from public.outbound_call_attempts
            where state = 'in_doubt' order by doubted_at limit 1000) a) d,
-    (select count(*) as calls,
+    (select count(*) as calls_24h,
             count(*) filter (where in_hour) as calls_1h,
-            count(*) filter (where answered) as answered,
+            count(*) filter (where answered) as answered_24h,
             count(*) filter (where answered and in_hour) as answered_1h,
-            count(*) filter (where state = 'duplicate') as duplicates
+            count(*) filter (where state = 'duplicate') as duplicates_24h
      from (select state, started_at > v_now - interval '1 hour' as in_hour,
                   call_status in ('in-progress', 'completed')
                     and coalesce(answered_by, 'human') not like all ('{machine%,fax%}') as answered
-           from public.outbound_call_attempts
-           where state not in ('refused', 'absent') and put_off_until is null
-             and started_at > v_now - interval '24 hours'
+           from private.counted_calls where started_at > v_now - interval '24 hours'
            order by started_at desc limit 10000) t) c,
-    (select coalesce(sum(jobs) filter (where status = 'completed'), 0) as completed,
-            coalesce(sum(jobs) filter (where status = 'failed'), 0) as failed,
-            coalesce(sum(jobs) filter (where status = 'canceled'), 0) as canceled,
-            coalesce(jsonb_object_agg(code, jobs) filter (where status = 'failed'), '{}') as failures
+    (select coalesce(sum(jobs) filter (where status = 'completed'), 0) as completed_24h,
+            coalesce(sum(jobs) filter (where status = 'failed'), 0) as failed_24h,
+            coalesce(sum(jobs) filter (where status = 'canceled'), 0) as canceled_24h,
+            coalesce(jsonb_object_agg(code, jobs) filter (where status = 'failed'), '{}') as failures_24h
      from (select status, case status when 'failed' then coalesce(reason_code, 'unknown') end as code, count(*) as jobs
            from (select status, reason_code from public.outbound_call_jobs
                  where finished_at > v_now - interval '24 hours' order by finished_at desc limit 10000) n
            group by 1, 2) e) f
   );
-end
-$$;
+end $$;
 comment on function public.call_job_stats is
   'Call dispatcher: the numbers of this moment, as JSON, logged by each sweep; call_stats is the same as one row. Its'
-  ' time does not grow with the jobs: waiting and open ones are counted to 1,000 (the earliest due; "queued" goes on'
-  ' as Postgres'' estimate), those that ended and the calls of 24 hours to 10,000 (the newest). "calls" counts as'
+  ' time does not grow with the jobs: waiting and open ones are counted to 1,000 (the earliest due; "queued" goes on as'
+  ' Postgres'' estimate), those that ended and the calls of 24 hours to 10,000 (the newest). "calls" counts as'
   ' CALLS_PER_DAY does; "answered": by a person.';
 
 create function public.call_stats_by_hour(p_hours int default 48)
@@ -97,20 +78,14 @@ declare
   v_this  constant timestamptz := date_trunc('hour', private.clock(), 'UTC');
   v_first constant timestamptz := v_this - make_interval(hours => p_hours - 1);
 begin
-  if p_hours is null or p_hours not between 1 and 2160 then
-    raise exception 'p_hours must be between 1 and 2160';
-  end if;
+  perform private.raise_if(p_hours is null or p_hours not between 1 and 2160, 'p_hours must be between 1 and 2160');
   return query
   select h,
          count(a.call_sid),
-         count(*) filter (where a.kind = 'answered'),
-         count(*) filter (where a.kind = 'not_reached'),
-         count(*) filter (where a.kind = 'put_off'),
-         count(*) filter (where a.kind = 'under_way'),
-         count(*) filter (where a.kind = 'duplicate'),
-         count(*) filter (where a.kind = 'in_doubt'),
-         count(*) filter (where a.kind = 'refused'),
-         count(*) filter (where a.kind = 'absent')
+         count(*) filter (where a.kind = 'answered'), count(*) filter (where a.kind = 'not_reached'),
+         count(*) filter (where a.kind = 'put_off'), count(*) filter (where a.kind = 'under_way'),
+         count(*) filter (where a.kind = 'duplicate'), count(*) filter (where a.kind = 'in_doubt'),
+         count(*) filter (where a.kind = 'refused'), count(*) filter (where a.kind = 'absent')
   from generate_series(v_this, v_first, interval '-1 hour') h
   left join (
     select date_trunc('hour', t.started_at, 'UTC') as began, t.call_sid,
@@ -120,15 +95,12 @@ begin
                 when t.state = 'accepted' then 'under_way'
                 when t.put_off_until is not null then 'put_off'
                 else 'not_reached' end as kind
-    from (select * from public.outbound_call_attempts  -- two parts, because each has its index
-          where state not in ('refused', 'absent') and put_off_until is null and started_at >= v_first
-          union all
-          select * from public.outbound_call_attempts
+    from (select * from private.counted_calls where started_at >= v_first  -- two parts, because each has its index
+          union all select * from public.outbound_call_attempts
           where (state in ('refused', 'absent') or put_off_until is not null) and started_at >= v_first) t
   ) a on a.began = h
   group by h order by h desc;
-end
-$$;
+end $$;
 comment on function public.call_stats_by_hour is
   'Call dispatcher: the attempts that began in each of the last p_hours hours (UTC), newest first. calls: Twilio took'
   ' them; they are answered + not_reached + put_off + under_way + duplicates.';
@@ -145,8 +117,7 @@ comment on view public.call_stats is 'Call dispatcher: the numbers of this momen
 
 create view public.call_stats_per_hour with (security_invoker = true) as
 select * from public.call_stats_by_hour(48);
-comment on view public.call_stats_per_hour is
-  'Call dispatcher: the attempts of each of the last 48 hours, and their outcomes.';
+comment on view public.call_stats_per_hour is 'Call dispatcher: the attempts of the last 48 hours and their outcomes.';
 
 create view public.outbound_call_overview with (security_invoker = true) as
 select
@@ -163,7 +134,6 @@ left join lateral (
   select * from public.outbound_call_attempts t where t.job_id = j.id
   order by t.number desc, t.state = 'duplicate', t.started_at desc limit 1) a on true;
 comment on view public.outbound_call_overview is
-  'Call dispatcher: each job in one row, for the table editor: its last attempt, outcome and answers. Numbers are'
-  ' masked.';
+  'Call dispatcher: each job in one row, for the table editor: its last attempt, outcome and answers; numbers masked.';
 
 select private.apply_rights();

@@ -6,26 +6,22 @@ create table private.call_history (
   at       timestamptz not null,
   last_at  timestamptz,            -- of an event that came several times in a row; of a pause: its end
   times    int not null default 1,
-  was      text,                   -- the job's status before, and after
-  status   text,
-  code     text,
-  reason   text,
+  was      text, status text,      -- the job's status before, and after
+  code     text, reason text,
   due_at   timestamptz,            -- of a pause: until when
   attempts int
 );
 create index call_history_job on private.call_history (job_id, id);
 comment on table private.call_history is
-  'Call dispatcher: the last 50 unusual events of each job (holds, releases, refusals, doubts, acts by hand), and the'
-  ' last 50 pauses, for explain_call_job. A call that goes as planned writes nothing here. Deleted with the job.';
+  'Call dispatcher: for explain_call_job: the last 50 unusual events of each job (holds, releases, refusals, doubts,'
+  ' acts by hand), and the last 50 pauses. A call that goes as planned writes nothing here.';
 
 create sequence private.last_sweep owned by private.call_history.id;
-comment on sequence private.last_sweep is
-  'Call dispatcher: when the last sweep began, in seconds since 1970. A sequence is written without any lock.';
+comment on sequence private.last_sweep is 'Call dispatcher: when the last sweep began, in seconds since 1970.';
 
 create function private.remember(
   p_job_id bigint, p_was text, p_status text, p_code text, p_reason text, p_due_at timestamptz, p_attempts int
-) returns void
-language plpgsql set search_path = '' as $$
+) returns void language plpgsql set search_path = '' as $$
 begin
   update private.call_history set times = times + 1, last_at = private.clock(), due_at = p_due_at
   where id = (select max(h.id) from private.call_history h where h.job_id = p_job_id)
@@ -36,13 +32,10 @@ begin
     delete from private.call_history
     where id in (select h.id from private.call_history h where h.job_id = p_job_id order by h.id desc offset 50);
   end if;
-end
-$$;
-comment on function private.remember is
-  'Call dispatcher: add an event to a job''s history; the same event as the one before only counts.';
+end $$;
+comment on function private.remember is 'Call dispatcher: add an event to a job''s history. A repeated one counts up.';
 
-create function private.remember_call_job() returns trigger
-language plpgsql security definer set search_path = '' as $$
+create function private.remember_call_job() returns trigger language plpgsql security definer set search_path = '' as $$
 declare
   v_code constant text := case
     when new.phone_number = 'erased' and old.phone_number <> 'erased' then 'user_deleted'
@@ -61,11 +54,10 @@ begin
            || coalesce(' (before: ' || nullif(private.masked_number(old.phone_number),
                                               private.masked_number(new.phone_number)) || ')', '')
          when v_code = 'time_changed' then 'its time was changed'
-         when v_code is distinct from new.reason_code then private.why_canceled(v_code) else new.reason end,
+         when v_code is distinct from new.reason_code then private.in_words(v_code) else new.reason end,
     case when new.status = 'queued' then new.due_at end, new.attempts);
   return null;
-end
-$$;
+end $$;
 comment on function private.remember_call_job is
   'Call dispatcher: after each update of a job that is out of the ordinary, by any function or by hand: remember it.';
 
@@ -82,8 +74,7 @@ create trigger remember_call_job after update on public.outbound_call_jobs
     and not (old.status = 'calling' and coalesce(new.reason_code, '') in ('busy', 'no-answer', 'failed', 'machine')))
   execute function private.remember_call_job();
 
-create function private.remember_pause() returns trigger
-language plpgsql security definer set search_path = '' as $$
+create function private.remember_pause() returns trigger language plpgsql security definer set search_path = '' as $$
 begin
   update private.call_history set last_at = private.clock() where job_id is null and last_at is null;
   if new.paused_until is not null then
@@ -93,43 +84,28 @@ begin
     where id in (select h.id from private.call_history h where h.job_id is null order by h.id desc offset 50);
   end if;
   return null;
-end
-$$;
-comment on function private.remember_pause is
-  'Call dispatcher: when calls are paused, and when they go on: remember it. The jobs that wait are not touched.';
+end $$;
+comment on function private.remember_pause is 'Call dispatcher: remember when calls are paused, and when they go on.';
 
-create trigger remember_pause after update on private.call_settings
-  for each row when ((old.paused_until, old.paused_by, old.pause_reason)
-                     is distinct from (new.paused_until, new.paused_by, new.pause_reason))
+create trigger remember_pause after update on private.call_settings for each row
+  when ((old.paused_until, old.paused_by, old.pause_reason)
+        is distinct from (new.paused_until, new.paused_by, new.pause_reason))
   execute function private.remember_pause();
 
--- ---------------------------------------------------------------------------------------------- words
-
-create function private.masked_number(p_number text) returns text
-language sql immutable set search_path = '' as $$
-  select case when length(p_number) > 6 then left(p_number, 2) || '*******' || right(p_number, 2)
-              when p_number is not null then '***' end
-$$;
-comment on function private.masked_number is 'Call dispatcher: the first two and the last two signs of a number.';
-
-create function private.masked(p_text text) returns text
-language sql immutable set search_path = '' as $$
+create function private.masked(p_text text) returns text language sql immutable set search_path = '' as $$
   select regexp_replace(p_text, '\+\d[\d ().\-/]{5,}\d'
     '|(?<!\d)(?<!20\d\d-)(?!20\d\d-[01]\d-[0-3]\d(?![\d-]))\d[\d ().\-/]{5,}\d', '*******', 'g')
 $$;
-comment on function private.masked is
-  'Call dispatcher: a text that somebody else wrote, without its phone numbers. Dates stay.';
+comment on function private.masked is 'Call dispatcher: a text that somebody else wrote, without phone numbers.';
 
-create function private.zone_of(p_metadata jsonb) returns text
-language sql stable set search_path = '' as $$
+create function private.zone_of(p_metadata jsonb) returns text language sql stable set search_path = '' as $$
   select z.name
   from unnest(array['app_timezone', 'timezone', 'time_zone', 'tz']) with ordinality key (name, n)
   join pg_catalog.pg_timezone_names z on z.name = btrim(p_metadata ->> key.name) and z.name like '%_/_%'
   where p_metadata ?| array['app_timezone', 'timezone', 'time_zone', 'tz']  -- else the slow view is not read
   order by key.n limit 1
 $$;
-comment on function private.zone_of is
-  'Call dispatcher: a person''s time zone, as the server or the device named it: a place, or null.';
+comment on function private.zone_of is 'Call dispatcher: a person''s time zone, as the server or the device named it.';
 
 create function private.told(p_at timestamptz, p_zone text default null) returns text
 language sql stable set search_path = '' as $$
@@ -149,8 +125,7 @@ language sql immutable strict set search_path = '' as $$
 $$;
 comment on function private.lasted is 'Call dispatcher: the time between two moments in words.';
 
-create function private.swept() returns text
-language sql stable set search_path = '' as $$
+create function private.swept() returns text language sql stable set search_path = '' as $$
   select case when is_called then 'the last sweep began ' || private.lasted(to_timestamp(last_value), private.clock())
                                   || ' ago, at ' || private.told(to_timestamp(last_value))
               else 'no sweep has ever run: set up the scheduler' end
@@ -171,15 +146,12 @@ language sql stable set search_path = '' as $$
 $$;
 comment on function private.paused is 'Call dispatcher: whose pause of all calls it is, how long and why, in words.';
 
-create function private.held_lock(p_xmax xid, p_what text) returns text
-language sql stable set search_path = '' as $$
+create function private.held_lock(p_xmax xid, p_what text) returns text language sql stable set search_path = '' as $$
   select 'an open transaction holds ' || p_what || ' (process ' || l.pid || '): end that session'
   from pg_catalog.pg_locks l
   where l.locktype = 'transactionid' and l.transactionid = p_xmax and l.granted and l.pid <> pg_backend_pid() limit 1
 $$;
 comment on function private.held_lock is 'Call dispatcher: which open transaction locked the row of this xmax.';
-
--- ---------------------------------------------------------------------------------------------- the story
 
 create function private.trigger_off(p_trigger text, p_so text) returns text
 language sql stable set search_path = '' as $$
@@ -190,8 +162,7 @@ comment on function private.trigger_off is 'Call dispatcher: that a trigger does
 
 create function private.not_claimed(
   p_job public.outbound_call_jobs, p_zone text, p_gate private.call_settings, p_now timestamptz
-) returns text
-language sql stable set search_path = '' as $$
+) returns text language sql stable set search_path = '' as $$
   select concat_ws('; ',
       case when (p_gate).halts > 0 and (p_gate).probe_until > p_now
            then 'after a halt one call goes first, and it is being made' end,
@@ -286,7 +257,8 @@ language sql stable set search_path = '' as $$
                      select from public.outbound_call_attempts a
                      where a.job_id = k.id and a.started_at > private.clock() - interval '7 days') end), '')
     || case when p_job.cancel_requested and p_job.finished_at is null
-            then '; it will be canceled (' || private.why_canceled(p_job.cancel_code) || ') when its call is over'
+            then '; it will be canceled (' || private.in_words(coalesce(p_job.cancel_code, 'canceled'))
+                 || ') when its call is over'
             else '' end
   from (select case when p_job.due_at > private.clock() then ' at ' || private.told(p_job.due_at, p_zone)
                else concat_ws('; ', ' since ' || private.told(p_job.due_at, p_zone), (
@@ -303,31 +275,26 @@ declare
   v_zone constant text := private.zone_of(p_job.metadata);
 begin
   return query
-  with past as (
-    select h.* from private.call_history h where h.job_id = p_job.id
-  ), mine as (
-    select a.*, private.is_by_machine(a) as by_machine from public.outbound_call_attempts a where a.job_id = p_job.id
-  ), events (at, rank, sentence) as (
+  with past as (select h.* from private.call_history h where h.job_id = p_job.id),
+  mine as (select a.*, private.is_by_machine(a) as by_machine
+           from public.outbound_call_attempts a where a.job_id = p_job.id),
+  events (at, rank, sentence) as (
     select x.at, 0, x.words
     from auth.users u, lateral (values (u.created_at, 'the user signed up'),
                                        (u.phone_confirmed_at, 'the user''s phone was confirmed')) x (at, words)
     where u.id = p_job.user_id
-    union all
-    select min(h.at), 2, 'unusual events before this one are forgotten' from past h having count(*) >= 50
-    union all
-    select p_job.created_at, 1, 'queued, signup mode ' || private.masked(p_job.signup_mode)
+    union all select min(h.at), 2, 'unusual events before this one are forgotten' from past h having count(*) >= 50
+    union all select p_job.created_at, 1, 'queued, signup mode ' || private.masked(p_job.signup_mode)
       || case when p_job.phone_number = 'erased'
                 or exists (select from past h where h.code = 'number_changed') then ''
               else ', for ' || private.masked_number(coalesce(p_job.phone_e164, p_job.phone_number)) end
-    union all
-    select h.at, 2, 'all calls were paused' || private.paused(h, v_zone) from private.call_history h
+    union all select h.at, 2, 'all calls were paused' || private.paused(h, v_zone) from private.call_history h
     where h.job_id is null and h.at < coalesce(p_job.finished_at, v_now)
       and least(h.last_at, h.due_at, v_now) >= p_job.created_at
     union all
     -- The second of two calls of one request has no claim of its own.
-    select min(m.started_at), 3, 'claimed for call ' || m.number || coalesce(
-      ' from ' || private.masked_number(min(m.from_e164)), '') || coalesce(
-      ' to ' || private.masked_number(min(m.phone_e164)), '')
+    select m.started_at, 3, concat('claimed for call ', m.number, ' from ' || private.masked_number(min(m.from_e164)),
+                                   ' to ' || private.masked_number(min(m.phone_e164)))
     from mine m where m.error_code is distinct from 'restored' group by m.started_at, m.number
     union all
     select m.doubted_at, 4, 'in doubt: ' || private.masked(coalesce(m.error_message, 'nobody knows what became of it'))
@@ -337,14 +304,13 @@ begin
       else 'Twilio has the call' || coalesce(', after ' || private.lasted(m.doubted_at, m.accepted_at) || ' in doubt',
       '') end || ' (' || m.call_sid || ')'
     from mine m
-    union all
-    select m.closed_at, 7, case
-      when m.error_code = 'outcome_unknown' then 'the end of the call never became known'
+    union all select m.closed_at, 7, case
+      when m.error_code = 'outcome_unknown' then private.in_words(m.error_code)
       when m.state = 'duplicate' then 'the call too many is over'
       when m.state = 'refused' then 'refused: ' || private.masked(coalesce(m.error_message, m.error_code, 'no reason'))
       when m.state = 'absent' then 'Twilio has no such call'
-      else case m.call_status when 'busy' then 'the line was busy' when 'no-answer' then 'nobody answered'
-             when 'failed' then 'the call could not be put through' when 'completed' then 'the call is over'
+      else case when m.call_status in ('busy', 'no-answer', 'failed') then private.in_words(m.call_status)
+             when m.call_status = 'completed' then 'the call is over'
              else 'the call was canceled' || case when m.put_off_until is null then '' else ' before it rang' end end
         || case when m.by_machine then ': a machine picked up' else '' end
         || coalesce(', after ' || m.duration_s || ' s', '') || coalesce(' (SIP ' || m.sip_code || ')', '')
@@ -355,7 +321,7 @@ begin
       case
         when h.was is null then ''
         when h.was in ('completed', 'failed', 'canceled') and h.status in ('queued', 'calling') then 'taken up again: '
-        when h.status in ('dialing', 'in_doubt', 'calling') and h.reason = private.why_canceled(h.code)
+        when h.status in ('dialing', 'in_doubt', 'calling') and h.reason = private.in_words(h.code)
           then 'its call will be ended: '
         when h.code in ('number_changed', 'time_changed')
           or h.was = h.status and h.status in ('completed', 'failed', 'canceled') then ''
@@ -370,31 +336,25 @@ begin
       || case when h.times = 1 then '' else ' (' || h.times || ' times, the last at ' || private.told(h.last_at, v_zone)
          || ')' end
     from past h
-    union all
-    select o.opted_out_at, 9, 'this number opted out of calls (' || private.masked(o.how) || ')'
+    union all select o.opted_out_at, 9, 'this number opted out of calls (' || private.masked(o.how) || ')'
     from public.call_opt_outs o where o.phone_e164 = p_job.phone_e164
-    union all
-    select d.deleted_at, 9, 'the user was deleted: what was known before is erased'
+    union all select d.deleted_at, 9, 'the user was deleted: what was known before is erased'
     from private.deleted_users d where d.user_id = p_job.user_id
-    union all
-    select coalesce(r.ended_at, r.created_at), 9, 'the result ' || case r.state
+    union all select coalesce(r.ended_at, r.created_at), 9, 'the result ' || case r.state
       when 'told' then 'was told' when 'due' then 'waits to be told' else 'could not be told' end || ' to your system'
       || case when r.state = 'told' then '' else coalesce(': ' || private.masked(r.note), '') end
     from private.call_results r where r.job_id = p_job.id
-    union all
-    select m.noted_at, 9, 'a change of the user''s phone could not be followed (' || private.masked(m.error)
+    union all select m.noted_at, 9, 'a change of the user''s phone could not be followed (' || private.masked(m.error)
       || '): each sweep tries again; ' || private.swept()
     from private.missed_signups m where m.user_id = p_job.user_id
   )
   select private.told(e.at, v_zone) || ': ' || e.sentence || '.' from events e where e.at is not null
   order by e.at, e.rank;
   return next private.told(v_now, v_zone) || ', now: ' || private.stands(p_job, v_zone) || '.';
-end
-$$;
+end $$;
 comment on function private.story is 'Call dispatcher: the events of a job, in order, and its state now.';
 
-create function private.why_no_job(p_user_id uuid) returns text
-language sql stable set search_path = '' as $$
+create function private.why_no_job(p_user_id uuid) returns text language sql stable set search_path = '' as $$
   select 'User ' || p_user_id || ' has no call job: ' || case
     when u.id is null then 'there is no such user; deleted users, and jobs older than the retention, leave nothing.'
     when m.user_id is not null then 'it could not be queued at ' || private.told(m.noted_at) || ' ('
@@ -420,8 +380,7 @@ comment on function private.why_no_job is 'Call dispatcher: why a user has no jo
 
 create function public.explain_call_job(
   p_job_id bigint default null, p_user_id uuid default null, p_phone_number text default null
-) returns setof text
-language plpgsql stable security definer set search_path = '' set lock_timeout = '2s' as $$
+) returns setof text language plpgsql stable security definer set search_path = '' set lock_timeout = '2s' as $$
 declare
   v_job    public.outbound_call_jobs;
   v_phones text[];
@@ -429,9 +388,8 @@ declare
   v_last   bigint;
   v_found  boolean := false;
 begin
-  if num_nonnulls(p_job_id, p_user_id, p_phone_number) <> 1 then
-    raise exception 'give one of p_job_id, p_user_id and p_phone_number';
-  end if;
+  perform private.raise_if(num_nonnulls(p_job_id, p_user_id, p_phone_number) <> 1,
+                           'give one of p_job_id, p_user_id and p_phone_number');
   v_phones := array_remove(private.spellings(private.read_number(p_phone_number)), null);
   v_jobs := array(select a.job_id from public.outbound_call_attempts a where a.phone_e164 = any (v_phones));
   for v_job in
@@ -460,13 +418,11 @@ begin
     select 'The number opted out of calls at ' || private.told(min(o.opted_out_at)) || ' ('
       || private.masked(min(o.how)) || ').' from public.call_opt_outs o
     where o.phone_e164 = any (v_phones) having count(*) > 0
-    union all
-    select private.why_no_job(u.id) from auth.users u
+    union all select private.why_no_job(u.id) from auth.users u
     where not exists (select from public.outbound_call_jobs j where j.user_id = u.id)
       and u.id in (select p.id from auth.users p
                    where p.phone = any (array(select ltrim(v, '+') from unnest(v_phones) v))
-                   union all
-                   select m.user_id from private.missed_signups m join auth.users p on p.id = m.user_id
+                   union all select m.user_id from private.missed_signups m join auth.users p on p.id = m.user_id
                    where private.read_number(private.onboarding_phone(p.phone, now(), p.raw_user_meta_data))
                          = any (v_phones));
     if not v_found and not found then
@@ -489,17 +445,14 @@ exception when lock_not_available then
     select ' (process ' || min(l.pid) || ')' from pg_catalog.pg_locks l
     where l.mode = 'AccessExclusiveLock' and l.granted and l.relation is not null and l.pid <> pg_backend_pid()), '')
     || ': no call is made, and nothing can be told, before that session ends.';
-end
-$$;
+end $$;
 comment on function public.explain_call_job is
-  'Call dispatcher, by hand: why a person was called, or was not: the story of a job in sentences, with times in UTC'
-  ' and by the person''s clock, and how it stands now. For one job, or all jobs of a user or a number. Numbers are'
-  ' masked. Reads only. -> one sentence a row';
+  'Call dispatcher, by hand: why a person was called, or was not: the story of a job, or of all jobs of a user or a'
+  ' number, in sentences, and how it stands now. Times in UTC and by the person''s clock, numbers masked. -> sentences';
 
 create function public.waiting_calls(
   p_after bigint, p_calls_per_number_per_day int, p_calls_per_prefix_per_hour int, p_limit int default 1000
-) returns jsonb
-language plpgsql stable security definer set search_path = '' as $$
+) returns jsonb language plpgsql stable security definer set search_path = '' as $$
 declare
   v_now   constant timestamptz := private.clock();
   v_state constant private.call_settings := (select s from private.call_settings s);
@@ -517,11 +470,9 @@ begin
       cross join lateral private.whom_not_to_call(j, v_now) w
       left join lateral private.cap_reached(gen_random_uuid(), j.phone_e164, v_now, p_calls_per_number_per_day,
         p_calls_per_prefix_per_hour, null, v_state.calls_without_key) c on j.due_at <= v_now));
-end
-$$;
+end $$;
 comment on function public.waiting_calls is
-  'Call dispatcher: for function.explain: the queued jobs after p_after, by id, at most p_limit, with what a claim'
-  ' would know of each. Reads only. -> {"now", "paused": why all calls are, or null, "jobs": [{"id", "phone_number",'
-  ' "metadata", "due_at", "reason_code", "redial", "held", "until"}]}';
+  'Call dispatcher: the queued jobs after p_after, by id, at most p_limit, as a claim sees them. -> {"now", "paused":'
+  ' why all are, "jobs": [{"id", "phone_number", "metadata", "due_at", "reason_code", "redial", "held", "until"}]}';
 
 select private.apply_rights();

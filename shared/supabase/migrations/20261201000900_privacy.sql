@@ -2,8 +2,7 @@
 
 set local lock_timeout = '2s';  -- of auth.users: fail and be pushed again rather than make sign-ups wait
 
-create function private.forget_user(p_user_id uuid) returns void
-language sql set search_path = '' as $$
+create function private.forget_user(p_user_id uuid) returns void language sql set search_path = '' as $$
   update public.outbound_call_jobs
   set status           = case when status = 'queued' then 'canceled' else status end,
       -- A failed job's call may still turn up.
@@ -14,7 +13,7 @@ language sql set search_path = '' as $$
                               when status = 'dialing' then due_at end,
       finished_at      = case when status = 'queued' then private.clock() else finished_at end,
       reason_code      = case when status = 'queued' then 'user_deleted' else reason_code end,
-      reason           = case when status = 'queued' then private.why_canceled('user_deleted') else reason end,
+      reason           = case when status = 'queued' then private.in_words('user_deleted') else reason end,
       phone_number     = 'erased',
       first_name       = null,
       metadata         = '{}',
@@ -32,7 +31,7 @@ language sql set search_path = '' as $$
 $$;
 comment on function private.forget_user is
   'Call dispatcher: erase a user''s text and answers at once, and cancel or end their calls. Their numbers stay a day'
-  ' for the caps and the fence: deleting an account and signing up again must not evade them.';
+  ' for the caps and the fence: a deleted account that signs up again must not evade them.';
 
 create function private.on_auth_user_deleted() returns trigger
 language plpgsql security definer set search_path = '' set lock_timeout = '500ms' as $$
@@ -53,11 +52,9 @@ begin
 exception when others then
   raise warning 'the calls of deleted user % could not be forgotten: %', old.id, sqlerrm;
   return null;
-end
-$$;
+end $$;
 comment on function private.on_auth_user_deleted is
-  'Call dispatcher: after a user is deleted, or marked as deleted. It never fails that statement or makes it wait; the'
-  ' sweep finishes the rest.';
+  'Call dispatcher: after a user is deleted, or marked as deleted. It never fails or delays that; a sweep finishes.';
 
 create trigger on_auth_user_deleted_onboarding after delete on auth.users
   for each row execute function private.on_auth_user_deleted();
@@ -67,8 +64,7 @@ create trigger on_auth_user_marked_deleted_onboarding after update of deleted_at
   execute function private.on_auth_user_deleted();
 
 create function public.prune_call_jobs(p_retention_days int, p_limit int default 500, p_results jsonb default null)
-returns jsonb
-language plpgsql security definer set search_path = '' set lock_timeout = '500ms' as $$
+returns jsonb language plpgsql security definer set search_path = '' set lock_timeout = '500ms' as $$
 declare
   v_now       constant timestamptz := private.clock();
   v_user      record;
@@ -78,8 +74,7 @@ declare
 begin
   for v_user in
     select user_id, forgotten from private.deleted_users d
-    where not forgotten or deleted_at <= v_now - interval '24 hours'
-    order by forgotten, deleted_at limit p_limit
+    where not forgotten or deleted_at <= v_now - interval '24 hours' order by forgotten, deleted_at limit p_limit
     for update skip locked
   loop
     begin
@@ -123,12 +118,11 @@ begin
                  and created_at < v_now - make_interval(days => p_retention_days) limit p_limit for update skip locked);
   update private.call_settings set results = p_results where only_row and results <> p_results;
   return jsonb_build_object('forgotten', v_forgotten, 'erased', v_erased, 'deleted', v_deleted);
-end
-$$;
+end $$;
 comment on function public.prune_call_jobs is
   'Call dispatcher: for the sweep, a little each time: forget the users that could not be forgotten at once, erase the'
   ' numbers of users deleted a day ago, delete jobs that finished more than p_retention_days ago, with their attempts,'
-  ' and events of that age that are not due. Opt-outs stay. p_results: call_settings.results from now on; null leaves'
-  ' it as it is. -> {"forgotten": users, "erased": users, "deleted": jobs}';
+  ' and events of that age that are not due. Opt-outs stay. p_results: call_settings.results from now on, unless null.'
+  ' -> {"forgotten": users, "erased": users, "deleted": jobs}';
 
 select private.apply_rights();

@@ -1,8 +1,7 @@
 -- Facts about a database for the doctor (python -m function.doctor); Python judges them. Nothing here writes. A part
 -- that cannot be read becomes an "error" in its place, never a failure of the whole.
 
-create function private.vault_facts(p_nonce text) returns jsonb
-language plpgsql stable set search_path = '' as $$
+create function private.vault_facts(p_nonce text) returns jsonb language plpgsql stable set search_path = '' as $$
 begin
   return jsonb_build_object(
     'url', (select decrypted_secret from vault.decrypted_secrets where name = 'call_dispatcher_url'),
@@ -14,19 +13,15 @@ begin
       from vault.decrypted_secrets where name = 'call_dispatcher_secret'));
 exception when others then
   return jsonb_build_object('error', sqlerrm);
-end
-$$;
+end $$;
 comment on function private.vault_facts is
   'Call dispatcher: where webhooks go, and a proof of the secret that signs them: an HMAC of the caller''s nonce under'
-  ' the webhooks'' own key. A nonce is hexadecimal, so the proof is no webhook''s signature. -> {"url", "hmac"} or'
-  ' {"error"}';
+  ' their key. A nonce is hexadecimal, so the proof is no webhook''s signature. -> {"url", "hmac"} or {"error"}';
 
-create function private.net_facts() returns jsonb
-language plpgsql stable set search_path = '' as $$
+create function private.net_facts() returns jsonb language plpgsql stable set search_path = '' as $$
 begin
-  if not has_function_privilege('net.http_post(text, jsonb, jsonb, jsonb, integer)', 'execute') then
-    raise exception 'no right to call net.http_post';
-  end if;
+  perform private.raise_if(not has_function_privilege('net.http_post(text, jsonb, jsonb, jsonb, integer)', 'execute'),
+                           'no right to call net.http_post');
   return jsonb_build_object(
     'waiting', (select count(*) from net.http_request_queue),
     'oldest_waiting', (select min(id) from net.http_request_queue),
@@ -38,15 +33,12 @@ begin
             order by created desc limit 50) newest));
 exception when others then
   return jsonb_build_object('error', sqlerrm);
-end
-$$;
+end $$;
 comment on function private.net_facts is
-  'Call dispatcher: how many requests wait for pg_net''s worker, and its answers of the last hour (50 at most), the'
-  ' newest first. Answers to other webhooks of the project are among them. -> {"waiting", "oldest_waiting",'
-  ' "answers": [{"status", "error", "age_s"}]} or {"error"}';
+  'Call dispatcher: how many requests wait for pg_net''s worker, and its newest 50 answers of the last hour, also to'
+  ' other webhooks. -> {"waiting", "oldest_waiting", "answers": [{"status", "error", "age_s"}]} or {"error"}';
 
-create function private.open_objects() returns jsonb
-language sql stable set search_path = '' as $$
+create function private.open_objects() returns jsonb language sql stable set search_path = '' as $$
   select coalesce(jsonb_agg(distinct name), '[]')
   from unnest(array['anon', 'authenticated']) role
   cross join lateral (
@@ -54,8 +46,7 @@ language sql stable set search_path = '' as $$
     where c.relkind in ('r', 'v') and pg_catalog.obj_description(c.oid, 'pg_class') ~ '^Call dispatcher[^:]*: '
       and (has_table_privilege(role, c.oid, 'delete, truncate, trigger')
            or has_any_column_privilege(role, c.oid, 'select, insert, update, references'))
-    union all
-    select 'function ' || p.oid::regprocedure from pg_catalog.pg_proc p
+    union all select 'function ' || p.oid::regprocedure from pg_catalog.pg_proc p
     where p.pronamespace = 'public'::regnamespace and has_function_privilege(role, p.oid, 'execute')
       and pg_catalog.obj_description(p.oid, 'pg_proc') ~ '^Call dispatcher[^:]*: ') ours
 $$;
@@ -66,16 +57,11 @@ comment on function private.open_objects is
 create function public.check_call_setup(p_nonce text) returns jsonb
 language plpgsql stable security definer set search_path = '' as $$
 begin
-  if p_nonce is null or p_nonce !~ '^[0-9a-f]{32}$' then
-    raise exception 'p_nonce must be 32 hexadecimal digits';
-  end if;
+  perform private.raise_if(p_nonce is null or p_nonce !~ '^[0-9a-f]{32}$', 'p_nonce must be 32 hexadecimal digits');
   return jsonb_build_object(
-    'now',       clock_timestamp(),
-    'postgres',  current_setting('server_version'),
+    'now', clock_timestamp(), 'postgres', current_setting('server_version'),
     'read_only', current_setting('default_transaction_read_only')::boolean,
-    'vault',     private.vault_facts(p_nonce),
-    'net',       private.net_facts(),
-    'open',      private.open_objects(),
+    'vault', private.vault_facts(p_nonce), 'net', private.net_facts(), 'open', private.open_objects(),
     'functions', (
       select coalesce(jsonb_agg(distinct p.proname), '[]') from pg_catalog.pg_proc p
       where p.pronamespace = 'public'::regnamespace and has_function_privilege('service_role', p.oid, 'execute')
@@ -88,20 +74,17 @@ begin
         and i.indisvalid and (i.indisunique or i.indisexclusion)),
     'calls', (
       select jsonb_build_object(
-        'paused_until',         case when s.paused_until > private.clock() then s.paused_until end,
-        'paused_by',            case when s.paused_until > private.clock() then s.paused_by end,
-        'pause_reason',         s.pause_reason,
-        'verified_phones_only', s.verified_phones_only)
+        'paused_until', case when s.paused_until > private.clock() then s.paused_until end,
+        'paused_by', case when s.paused_until > private.clock() then s.paused_by end,
+        'pause_reason', s.pause_reason, 'verified_phones_only', s.verified_phones_only)
       from private.call_settings s where s.only_row),
     'oldest_due_s', extract(epoch from private.clock() - least(
       (select min(due_at) from public.outbound_call_jobs where status = 'queued' and due_at <= private.clock()),
       (select min(due_at) from public.outbound_call_jobs
        where status in ('dialing', 'in_doubt', 'calling') and due_at <= private.clock()))),
     'missed_signups', (select count(*) from private.missed_signups));
-end
-$$;
+end $$;
 comment on function public.check_call_setup is
-  'Call dispatcher: for the doctor: all facts at once. Reads only. p_nonce: 32 hexadecimal digits, made for this'
-  ' question.';
+  'Call dispatcher: facts for the doctor. p_nonce: 32 hexadecimal digits, new each time.';
 
 select private.apply_rights();
