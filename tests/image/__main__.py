@@ -11,7 +11,8 @@ import hashlib
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +34,7 @@ DEV_LOCK = ROOT / "tests" / "requirements.txt"
 
 
 class Given:
-    """What the checks are told, and what they measured."""
+    """Fixtures of the checks: the image, and the figures that they measure."""
 
     def __init__(self, image: Image) -> None:
         self._image = image
@@ -70,36 +71,31 @@ def main() -> int:
 
 
 def check(suite: Sequence[str] | None) -> int:
-    took: dict[str, float] = {}
-    with Stopwatch("lint", took):
+    took: list[str] = []
+
+    @contextmanager
+    def timed(part: str) -> Iterator[None]:
+        print(f"-- {part}", flush=True)
+        began = time.monotonic()
+        yield
+        took.append(f"{part} {time.monotonic() - began:.0f} s")
+
+    with timed("lint"):
         lint()
     storage = Storage()
-    with Stopwatch("base", took):
+    with timed("base"):
         base = storage.base()
-    with Stopwatch("build", took):
+    with timed("build"):
         name = storage.build(base)
     with storage.mounted(name, base) as image:
         given = Given(image)
-        with Stopwatch("checks", took):
+        with timed("checks"):
             failed = pytest.main(["--rootdir", str(ROOT), "-p", "no:cacheprovider", str(CHECKS)], plugins=[given])
         if suite is not None:
-            with Stopwatch("suite", took):
+            with timed("suite"):
                 failed = run_suite(image, suite) or failed
-    version = "  ".join(f"{part} {seconds:.0f} s" for part, seconds in took.items())
-    print("\n".join([*given.measured, f"time: {version} (storage: {storage.driver})"]), flush=True)
+    print("\n".join([*given.measured, f"time: {'  '.join(took)} (storage: {storage.driver})"]), flush=True)
     return 1 if failed else 0
-
-
-class Stopwatch:
-    def __init__(self, part: str, took: dict[str, float]) -> None:
-        self._part, self._took = part, took
-
-    def __enter__(self) -> None:
-        print(f"-- {self._part}", flush=True)
-        self._took[self._part] = -time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._took[self._part] += time.monotonic()
 
 
 def lint() -> None:
@@ -128,10 +124,11 @@ def run_suite(image: Image, tests: Sequence[str]) -> int:
         if not (venv / "ready").exists():
             raise Broken("the development lock could not be installed on the image's Python")
     run(["sh", "-c", COPY, "copy", ROOT, sources, NOBODY])
-    print(f"the tests, on Python {_python(base)}, as nobody: {' '.join(tests) or 'all'}", flush=True)
-    return _in_base(
-        base, ["/opt/bin/python", "-m", "pytest", *tests], NOBODY, {str(venv): "/opt", str(sources): "/srv"}
-    )
+    version = "import platform; print(platform.python_version())"
+    python = run(["chroot", base.root, "/usr/local/bin/python", "-c", version]).strip()
+    print(f"the tests, on Python {python}, as nobody: {' '.join(tests) or 'all'}", flush=True)
+    binds = {str(venv): "/opt", str(sources): "/srv"}
+    return _in_base(base, ["/opt/bin/python", "-m", "pytest", *tests], NOBODY, binds)
 
 
 def _in_base(base: Image, command: list[str], user: str, binds: dict[str, str]) -> int:
@@ -139,12 +136,6 @@ def _in_base(base: Image, command: list[str], user: str, binds: dict[str, str]) 
     output = sys.stdout.fileno()
     with running(base.root, command, environ, user=user, folder="/srv", binds=binds, output=output) as container:
         return container.process.wait()
-
-
-def _python(base: Image) -> str:
-    return run(
-        ["chroot", base.root, "/usr/local/bin/python", "-c", "import platform; print(platform.python_version())"]
-    ).strip()
 
 
 def _digest(lock: Path) -> str:

@@ -53,7 +53,7 @@ class Container:
         return child
 
     def terminate(self) -> None:
-        """What the platform sends before it takes an instance away."""
+        """SIGTERM, which a platform sends before it takes an instance away."""
         self.inner.send_signal(signal.SIGTERM)
 
     def wait(self, timeout_s: float) -> int:
@@ -71,15 +71,9 @@ class Container:
 
 @contextmanager
 def running(
-    root: Path,
-    command: Sequence[str],
-    environ: Mapping[str, str],
-    *,
-    user: str,
-    folder: str,
-    binds: Mapping[str, str] | None = None,
-    output: int | None = None,
-) -> Iterator[Container]:
+    root: Path, command: Sequence[str], environ: Mapping[str, str], *, user: str, folder: str,
+    binds: Mapping[str, str] | None = None, output: int | None = None,
+) -> Iterator[Container]:  # fmt: skip
     """Killed at the end, with all that it started. `output` None: into a log."""
     with tempfile.TemporaryDirectory(prefix="image-") as scratch:
         shown, log = Path(scratch) / "root", Path(scratch) / "log"

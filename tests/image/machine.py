@@ -75,11 +75,8 @@ def pip_settings() -> dict[str, str]:
     """How this machine's pip finds the package index, less what names local paths. -> option and value"""
     lines = run([sys.executable, "-m", "pip", "config", "list"]).splitlines()
     found = {name.partition(".")[2]: value.strip("'") for name, _, value in (line.partition("=") for line in lines)}
-    return {
-        name: value
-        for name in ("index-url", "extra-index-url", "trusted-host", "proxy", "default-timeout")
-        if (value := found.get(name, "")) and "file:" not in value
-    }
+    options = ("index-url", "extra-index-url", "trusted-host", "proxy", "default-timeout")
+    return {name: found[name] for name in options if found.get(name) and "file:" not in found[name]}
 
 
 def certificates() -> Path | None:
