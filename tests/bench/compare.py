@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
@@ -59,7 +59,7 @@ class Bar:
         self._done += SECONDS[kind]
 
 
-def measure(kind: str, contender: Contender, *options: str) -> Result:
+def measure(kind: str, options: Sequence[str], contender: Contender) -> Result:
     """Raises MeasurementFailed."""
     command = [sys.executable, "-m", "tests.bench.measure", kind, contender.module, *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -71,40 +71,28 @@ def measure(kind: str, contender: Contender, *options: str) -> Result:
 
 def run(rounds: int, jobs: int, seed: int) -> Results:
     """Whole rounds, one after the other. What was found so far is in RESULTS after each step."""
-    turns: list[tuple[str, str, Callable[[], dict[str, list[Result]]]]] = []
+    everybody = {contender.name: contender for contender in CONTENDERS}
+    turns: list[tuple[str, str, dict[str, Contender], Sequence[str]]] = []
     for n in range(rounds):
-        turns.append(("promises", f"all at once, seed {seed + n}", partial(_crashes, jobs, seed + n)))
+        crashes = ("--jobs", str(jobs), "--seed", str(seed + n))
+        turns.append(("promises", f"all at once, seed {seed + n}", everybody, crashes))
         for kind in ("costs", "drain", "cold"):
-            for contender in CONTENDERS:
-                turns.append((kind, f"{contender}, round {n + 1} of {rounds}", partial(_alone, kind, contender)))
+            turns += [(kind, f"{name}, round {n + 1} of {rounds}", {name: one}, ()) for name, one in everybody.items()]
         if n == 0:
-            turns += [("claims", f"{workers} sweep workers", partial(_claims, workers)) for workers in WORKERS]
-    bar = Bar([(kind, what) for kind, what, _ in turns])
+            turns += [("claims", f"{k} sweep workers", {str(k): OURS}, ("--workers", str(k))) for k in WORKERS]
+    bar = Bar([(kind, what) for kind, what, _, _ in turns])
     results: Results = {}
-    for kind, what, turn in turns:
+    for kind, what, named, options in turns:
         bar.show(kind, what)
-        for name, found in turn().items():
-            results.setdefault(kind, {}).setdefault(name, []).extend(found)
+        with ThreadPoolExecutor(len(named)) as threads:
+            found = threads.map(partial(measure, kind, options), named.values())
+            for name, result in zip(named, found, strict=True):
+                results.setdefault(kind, {}).setdefault(name, []).append(result)
         RESULTS.write_text(json.dumps({"told": machine(rounds, seed), "results": results}, indent=1))
         bar.advance(kind)
     bar.show("done", datetime.now(UTC).strftime("%H:%M UTC"))
     print()
     return results
-
-
-def _alone(kind: str, contender: Contender) -> dict[str, list[Result]]:
-    return {contender.name: [measure(kind, contender)]}
-
-
-def _claims(workers: int) -> dict[str, list[Result]]:
-    return {str(workers): [measure("claims", OURS, "--workers", str(workers))]}
-
-
-def _crashes(jobs: int, seed: int) -> dict[str, list[Result]]:
-    options = ("--jobs", str(jobs), "--seed", str(seed))
-    with ThreadPoolExecutor(len(CONTENDERS)) as threads:
-        found = threads.map(lambda contender: measure("promises", contender, *options), CONTENDERS)
-        return {contender.name: [result] for contender, result in zip(CONTENDERS, found, strict=True)}
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
@@ -119,56 +107,43 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def column(found: Sequence[Result], key: str, digits: int = 1) -> str:
+    return spread([one[key] for one in found], digits)
+
+
 def promises_table(results: Results) -> str:
     jobs = {result["jobs"] for found in results["promises"].values() for result in found}
     head = [f"of {max(jobs)} people", "called twice or more", "never called", "rows stuck at the end", "calls placed"]
-    return table(
-        head,
-        [
-            [name, *(spread([one[key] for one in found], 0) for key in ("twice", "never", "stuck", "calls"))]
-            for name, found in results["promises"].items()
-        ],
-    )
+    keys = ("twice", "never", "stuck", "calls")
+    rows = [[name, *(column(found, key, 0) for key in keys)] for name, found in results["promises"].items()]
+    return table(head, rows)
 
 
 def costs_table(results: Results, rate: int) -> str:
-    def row(name: str) -> list[str]:
-        found = [one[str(rate)] for one in results["costs"][name]]
+    rows = []
+    for name, rounds in results["costs"].items():
+        found = [one[str(rate)] for one in rounds]
         worker, postgres = ([one[key] for one in found] for key in ("worker_cpu_ms", "postgres_cpu_ms"))
-        both = [sum(pair) for pair in zip(worker, postgres, strict=True)]
-        return [
-            name, spread([one["p50_ms"] for one in found]), spread([one["p99_ms"] for one in found]), spread(both),
-            f"{statistics.median(worker):.1f} + {statistics.median(postgres):.1f}",
-            spread([one["wal"] for one in found], 0),
-        ]  # fmt: skip
-
+        rows.append([
+            name, column(found, "p50_ms"), column(found, "p99_ms"), spread([*map(sum, zip(worker, postgres, strict=True))]),
+            f"{statistics.median(worker):.1f} + {statistics.median(postgres):.1f}", column(found, "wal", 0),
+        ])  # fmt: skip
     head = [f"at {rate} a second", "p50 ms", "p99 ms", "CPU ms a call", "worker + Postgres", "WAL bytes a call"]
-    return table(head, [row(name) for name in results["costs"]])
+    return table(head, rows)
 
 
 def other_table(results: Results) -> str:
-    head = ["", "drain, over the ideal", "cold start, ms", "memory, MB"]
-    return table(
-        head,
-        [
-            [
-                name,
-                spread([one["ideal"] for one in results["drain"][name]], 2),
-                spread([one["ms"] for one in results["cold"][name]], 0),
-                spread([one["memory_mb"] for one in results["costs"][name]], 0),
-            ]
-            for name in results["costs"]
-        ],
-    )
+    shown = (("drain", "ideal", 2), ("cold", "ms", 0), ("costs", "memory_mb", 0))
+    rows = [
+        [name, *(column(results[kind][name], key, digits) for kind, key, digits in shown)] for name in results["costs"]
+    ]
+    return table(["", "drain, over the ideal", "cold start, ms", "memory, MB"], rows)
 
 
 def claims_table(results: Results) -> str:
     head = ["sweep workers, at 1 call a second", "claims a call", "CPU ms a call", "WAL bytes a call"]
     shown = (("claims", 1), ("cpu_ms", 0), ("wal", 0))
-    rows = [
-        [workers, *(spread([one[key] for one in found], digits) for key, digits in shown)]
-        for workers, found in results["claims"].items()
-    ]
+    rows = [[workers, *(column(found, *one) for one in shown)] for workers, found in results["claims"].items()]
     return table(head, rows)
 
 
@@ -178,16 +153,14 @@ def machine(rounds: int, seed: int) -> str:
         "import sys; from importlib.metadata import version as v; print(', '.join(f'{n} {v(n)}' for n in sys.argv[1:]))"
     )
     packages = sorted({contender.package for contender in CONTENDERS if contender.package} | {"aiohttp"})
-    versions = subprocess.run(
-        [PYTHON, "-c", code, *packages], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    postgres = subprocess.run([find_binaries() / "postgres", "--version"], capture_output=True, text=True, check=True)
+    versions = subprocess.check_output([PYTHON, "-c", code, *packages], text=True).strip()
+    postgres = subprocess.check_output([find_binaries() / "postgres", "--version"], text=True).strip()
     model = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else None
-    load = f"{os.getloadavg()[1]:.1f}"
+    system = f"{platform.system()} {platform.release().partition('-')[0]}, Python {platform.python_version()}"
     return (
         f"{datetime.now(UTC):%d %b %Y, %H:%M} UTC; {os.cpu_count()} cores ({model[1] if model else platform.processor()}), "
-        f"load {load} at the end; {platform.system()} {platform.release().partition('-')[0]}, Python {platform.python_version()}, "
-        f"{postgres.stdout.strip().replace('postgres (PostgreSQL)', 'Postgres')}; {versions}; rounds: {rounds}, first seed: {seed}"
+        f"load {os.getloadavg()[1]:.1f} at the end; {system}, {postgres.replace('postgres (PostgreSQL)', 'Postgres')}; "
+        f"{versions}; rounds: {rounds}, first seed: {seed}"
     )
 
 
@@ -200,11 +173,6 @@ def report(results: Results, told: str) -> str:
     if sum(left):
         parts.append(f"Jobs of this product that a webhook left to the sweep: {', '.join(map(str, left))}.")
     return "\n\n".join(parts)
-
-
-def draw(picture: Path) -> None:
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    subprocess.run([PYTHON, "-m", "tests.bench.chart", RESULTS, picture], cwd=ROOT, check=True)
 
 
 def write_page(tables: str) -> None:
@@ -232,7 +200,8 @@ def main() -> int:
     tables = report(results, machine(options.rounds, options.seed))
     print(f"\n{tables}\n")
     picture = PICTURE if options.page else RESULTS.with_name("bench.png")
-    draw(picture)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run([PYTHON, "-m", "tests.bench.chart", RESULTS, picture], cwd=ROOT, check=True)
     if options.page:
         write_page(tables)
     print(f"chart: {picture}")

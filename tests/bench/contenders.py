@@ -76,7 +76,7 @@ class Peer:
             "BENCH_DATABASE_URL": ready.database_url, "BENCH_TWILIO_URL": ready.twilio_url,
             "BENCH_ACCOUNT": ready.twilio_account_sid, "BENCH_TOKEN": ready.twilio_auth_token,
             "BENCH_FROM": ready.twilio_phone_number, "BENCH_SECRET": ready.dispatch_secret,
-            **{name: value for name, value in os.environ.items() if name == "BENCH_NEW_CONNECTIONS"}, **self.options,
+            **self.options,
         }  # fmt: skip
 
     def install(self) -> None:
@@ -165,27 +165,16 @@ def wal_bytes(url: str) -> int:
 
 @contextlib.contextmanager
 def arena(
-    contender: Contender,
-    settings: Mapping[str, str],
-    *,
-    function: bool = True,
-    webhooks: bool = True,
-    scheduler: bool = False,
-    threads: int = THREADS,
-    calls_per_second: float = 1000.0,
-) -> Iterator[Sandbox]:
+    contender: Contender, settings: Mapping[str, str], *, function: bool = True, webhooks: bool = True,
+    scheduler: bool = False, threads: int = THREADS, calls_per_second: float = 1000.0,
+) -> Iterator[Sandbox]:  # fmt: skip
     """Postgres and Twilio over TLS; for this product, Supabase's stand-in and the function too."""
     ours = contender.is_ours
     with (
         patch.dict(os.environ, THREADS=str(threads)),
         Sandbox(
-            function=ours and function,
-            webhooks=ours and webhooks,
-            scheduler=ours and scheduler,
-            environ=settings,
-            tls=True,
-            prepares=True,
-            twilio_calls_per_second=calls_per_second,
+            function=ours and function, webhooks=ours and webhooks, scheduler=ours and scheduler, environ=settings,
+            tls=True, prepares=True, twilio_calls_per_second=calls_per_second,
         ) as sandbox,
-    ):
+    ):  # fmt: skip
         yield sandbox

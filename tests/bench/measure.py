@@ -16,7 +16,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,11 +68,6 @@ def until(come_true: Callable[[], object], within_s: float) -> bool:
             return False
         time.sleep(0.02)
     return True
-
-
-def taken(sandbox: Sandbox) -> Counter[str]:
-    """How many calls Twilio took, by number."""
-    return Counter(call.to for call in sandbox.twilio.calls)
 
 
 def costs(contender: Contender, options: argparse.Namespace) -> dict[str, Any]:
@@ -132,15 +128,24 @@ def sweep(sandbox: Sandbox) -> None:
     httpx.post(f"{sandbox.ready.function_url}/sweep", headers=authorization, timeout=60).raise_for_status()
 
 
-def drain(contender: Contender, options: argparse.Namespace) -> dict[str, Any]:
-    """Due jobs and eight dialers: the time from the first request to the last answer, over that of ideal dialers."""
-    settings = SETTINGS | {"CALL_DISPATCHER_LIMIT": str(options.jobs)}
-    with arena(contender, settings, webhooks=False) as sandbox:
-        sandbox.twilio.behave(latency_ms=LATENCY_MS, callbacks="none", outcome="busy")
+@contextmanager
+def waiting(
+    contender: Contender, settings: Mapping[str, str], jobs: int, *, function: bool = True, latency_ms: int = LATENCY_MS
+) -> Iterator[tuple[Sandbox, Peer]]:
+    """An arena with so many due jobs, and nobody who dials yet."""
+    with arena(contender, settings, function=function, webhooks=False) as sandbox:
+        sandbox.twilio.behave(latency_ms=latency_ms, callbacks="none", outcome="busy")
         peer = Peer(contender, sandbox, {"BENCH_CONCURRENCY": str(DIALERS)})
         peer.install()
         with peer.producer() as producer:
-            producer.feed(list(itertools.islice(numbers(), options.jobs)), 10_000)
+            producer.feed(list(itertools.islice(numbers(), jobs)), 10_000)
+        yield sandbox, peer
+
+
+def drain(contender: Contender, options: argparse.Namespace) -> dict[str, Any]:
+    """Due jobs and eight dialers: the time from the first request to the last answer, over that of ideal dialers."""
+    settings = SETTINGS | {"CALL_DISPATCHER_LIMIT": str(options.jobs)}
+    with waiting(contender, settings, options.jobs) as (sandbox, peer):
         with peer.working():
             if contender.is_ours:
                 sweep(sandbox)
@@ -153,11 +158,7 @@ def drain(contender: Contender, options: argparse.Namespace) -> dict[str, Any]:
 
 def cold(contender: Contender, options: argparse.Namespace) -> dict[str, Any]:
     """From the start of the process to Twilio's acceptance of a call whose job waits."""
-    with arena(contender, SETTINGS, function=False, webhooks=False) as sandbox:
-        peer = Peer(contender, sandbox)
-        peer.install()
-        with peer.producer() as producer:
-            producer.feed(list(itertools.islice(numbers(), 1)), 1)
+    with waiting(contender, SETTINGS, 1, function=False, latency_ms=0) as (sandbox, peer):
         began = time.time()
         worker = start_sweeper(sandbox) if contender.is_ours else peer.start()
         try:
@@ -168,15 +169,13 @@ def cold(contender: Contender, options: argparse.Namespace) -> dict[str, Any]:
     return {"ms": (call.accepted_at.timestamp() - began) * 1000}
 
 
-def start_sweeper(sandbox: Sandbox, log: Path = Path("/dev/null")) -> subprocess.Popen[bytes]:
+def start_sweeper(sandbox: Sandbox) -> subprocess.Popen[bytes]:
     """A sweep worker, as an operator would run it."""
     settings = {name: value for name, value in sandbox.settings.items() if name != "DISPATCH_SECRET"}
-    command = [sys.executable, "-m", "function.sweep", "--every", "1"]
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            command, cwd=ROOT, env={"PYTHONPATH": str(ROOT), **settings}, stdout=output, stderr=output,
-            start_new_session=True,
-        )  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-m", "function.sweep", "--every", "1"], cwd=ROOT, env={"PYTHONPATH": str(ROOT), **settings},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
 
 
 def claims(contender: Contender, options: argparse.Namespace) -> dict[str, Any]:
@@ -184,31 +183,30 @@ def claims(contender: Contender, options: argparse.Namespace) -> dict[str, Any]:
     assert contender is OURS, "only this product limits the rate of all workers together"
     seconds = 12.0
     settings = SETTINGS | {"CALLS_PER_SECOND": "1", "CALL_DISPATCHER_LIMIT": "400"}
-    with arena(contender, settings, function=False, webhooks=False) as sandbox:
-        sandbox.twilio.behave(latency_ms=LATENCY_MS, callbacks="none", outcome="busy")
+    with waiting(contender, settings, 100, function=False) as (sandbox, _):
         url = sandbox.ready.database_url
         with psycopg.connect(url, autocommit=True) as database:
             database.execute("alter system set track_functions = 'all'")
             database.execute("select pg_reload_conf()")
-        with Peer(contender, sandbox).producer() as producer:
-            producer.feed(list(itertools.islice(numbers(), 100)), 10_000)
         workers = [start_sweeper(sandbox) for _ in range(options.workers)]
         try:
             time.sleep(4 + 1.5 * options.workers)  # until all have started
             processes = [psutil.Process(worker.pid) for worker in workers]
-            before = _claimed(sandbox)
-            cpu, wal = sum(map(cpu_s, (*processes, psutil.Process(sandbox.postgres.pid)))), wal_bytes(url)
+            processes.append(psutil.Process(sandbox.postgres.pid))
+            (asked, called), cpu, wal = _claimed(sandbox), sum(map(cpu_s, processes)), wal_bytes(url)
             time.sleep(seconds)
-            after = _claimed(sandbox)
-            cpu = sum(map(cpu_s, (*processes, psutil.Process(sandbox.postgres.pid)))) - cpu
-            wal = wal_bytes(url) - wal
+            (asked_then, called_then), cpu_then, wal_then = (
+                _claimed(sandbox),
+                sum(map(cpu_s, processes)),
+                wal_bytes(url),
+            )
         finally:
             for worker in workers:
                 kill(worker)
-    calls = after[1] - before[1]
-    asked = after[0] - before[0]
+    calls = called_then - called
     return {
-        "claims": asked / calls, "cpu_ms": cpu * 1000 / calls, "wal": wal / calls, "calls_a_second": calls / seconds,
+        "claims": (asked_then - asked) / calls, "cpu_ms": (cpu_then - cpu) * 1000 / calls, "wal": (wal_then - wal) / calls,
+        "calls_a_second": calls / seconds,
     }  # fmt: skip
 
 
@@ -225,16 +223,10 @@ def promises(contender: Contender, options: argparse.Namespace) -> dict[str, Any
         tempfile.TemporaryDirectory() as folder,
         arena(contender, CRASH_SETTINGS, scheduler=True, threads=3 * WAVE, calls_per_second=25.0) as sandbox,
     ):
-        peer = Peer(
-            contender,
-            sandbox,
-            {
-                "BENCH_CONCURRENCY": str(WAVE),
-                "BENCH_TIMEOUT_SECONDS": str(TIMEOUT_S),
-                "BENCH_STALLED_SECONDS": str(STALLED_S),
-            },
-            Path(folder) / "log",
-        )
+        options_of_peer = {
+            "BENCH_CONCURRENCY": str(WAVE), "BENCH_TIMEOUT_SECONDS": str(TIMEOUT_S), "BENCH_STALLED_SECONDS": str(STALLED_S),
+        }  # fmt: skip
+        peer = Peer(contender, sandbox, options_of_peer, Path(folder) / "log")
         peer.install()
         phones = list(itertools.islice(numbers(), options.jobs))
         worker = None if contender.is_ours else peer.start()
@@ -254,7 +246,7 @@ def promises(contender: Contender, options: argparse.Namespace) -> dict[str, Any
                         kill(worker)
                         worker = peer.start()
             _await_quiet(peer)
-            calls = taken(sandbox)
+            calls = Counter(call.to for call in sandbox.twilio.calls)
             stuck = peer.unfinished()
         finally:
             if worker is not None:

@@ -35,7 +35,7 @@ async def twilio() -> AsyncIterator[Call]:
     """A function that asks Twilio for a call to a number, once, and returns its SID. It raises what aiohttp raises."""
     account, token = os.environ["BENCH_ACCOUNT"], os.environ["BENCH_TOKEN"]
     url = f"{os.environ['BENCH_TWILIO_URL']}/2010-04-01/Accounts/{account}/Calls.json"
-    connections = aiohttp.TCPConnector(limit=0, force_close=bool(os.environ.get("BENCH_NEW_CONNECTIONS")))
+    connections = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(
         auth=aiohttp.BasicAuth(account, token), connector=connections, timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)
     ) as session:
