@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,8 +19,6 @@ import pytest
 from tests.sandbox.play import ACTIONS
 
 ROOT = Path(__file__).parents[2]
-DEMO = [sys.executable, "-m", "tests.sandbox.demo"]
-PLAY = [sys.executable, "-m", "tests.sandbox.play"]
 EXAMPLE = dict(
     line.split("=", 1)
     for line in (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
@@ -36,10 +34,17 @@ HOSTILE = {
 }  # fmt: skip
 
 
+def run(module: str, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments], cwd=ROOT, env={**os.environ, **environ}, capture_output=True, text=True,
+        timeout=60,
+    )  # fmt: skip
+
+
 @contextmanager
-def demo(environ: Mapping[str, str], *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def running(module: str, *arguments: str, **environ: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [*DEMO, *arguments], cwd=ROOT, env={**os.environ, **environ}, text=True, encoding="utf-8",
+        [sys.executable, "-m", module, *arguments], cwd=ROOT, env={**os.environ, **environ}, text=True, encoding="utf-8",
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     try:
@@ -52,7 +57,7 @@ def demo(environ: Mapping[str, str], *arguments: str) -> Iterator[subprocess.Pop
 
 
 def read_until(process: subprocess.Popen[str], pattern: str) -> str:
-    """What the demo prints, up to the line that matches."""
+    """The output up to the line that matches."""
     assert process.stdout is not None
     said = ""
     for line in process.stdout:
@@ -79,13 +84,11 @@ def test_demo_ignores_the_environment_and_can_be_played_with(tmp_path: Path) -> 
     environ = {**HOSTILE, "TMPDIR": str(spaced), "SANDBOX_READY_FILE": str(tmp_path / "ready.json")}
 
     def play(*arguments: str) -> str:
-        done = subprocess.run(
-            [*PLAY, *arguments], cwd=ROOT, env={**os.environ, **environ}, capture_output=True, text=True, timeout=30,
-            check=True,
-        )  # fmt: skip
+        done = run("tests.sandbox.play", *arguments, **environ)
+        assert done.returncode == 0, done.stderr
         return done.stdout
 
-    with demo(environ, "--text") as process:
+    with running("tests.sandbox.demo", "--text", **environ) as process:
         shown = read_until(process, "^Ctrl-C ends it")
         assert shown.count("job completed") == 2
         assert "from your environment" not in shown
@@ -107,14 +110,14 @@ def test_demo_ignores_the_environment_and_can_be_played_with(tmp_path: Path) -> 
         assert end(process).endswith("\nStopped; nothing is left behind.\n")
         assert process.returncode == 0
     assert list(spaced.iterdir()) == []
-    nobody = subprocess.run([*PLAY, "jobs"], cwd=ROOT, env={**os.environ, **environ}, capture_output=True, text=True)
+    nobody = run("tests.sandbox.play", "jobs", **environ)
     assert (nobody.returncode, nobody.stderr.count("\n")) == (1, 1)
 
 
 @pytest.mark.parametrize("line", ["^Starting", "^1. Ada", "^the page +http"])
 def test_interrupted_demo_ends_in_one_line(tmp_path: Path, line: str) -> None:
     environ = {"SANDBOX_READY_FILE": str(tmp_path / "ready.json"), "TMPDIR": str(tmp_path)}
-    with demo(environ, *([] if "page" in line else ["--text"])) as process:
+    with running("tests.sandbox.demo", *([] if "page" in line else ["--text"]), **environ) as process:
         read_until(process, line)
         rest = end(process)
     assert "Traceback" not in rest
@@ -129,31 +132,20 @@ def test_taken_port_is_told_in_one_line(module: str) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         began = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-m", module, "--port", str(port)], cwd=ROOT, capture_output=True, text=True, timeout=60
-        )
+        done = run(module, "--port", str(port))
     assert done.returncode == 1
     assert [f"port {port} of 127.0.0.1 cannot be used" in line for line in done.stderr.split("\n") if line] == [True]
     assert time.monotonic() - began < 30  # before Postgres is started
 
 
 def test_wrong_setting_is_named_by_the_sandbox() -> None:
-    environ = {**os.environ, "CALL_HOURS": "9-5", "DISPATCH_SECRET": "wrong"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.sandbox"], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 1
-    assert "CALL_HOURS must be" in done.stderr
-    assert "Traceback" not in done.stderr
+    done = run("tests.sandbox", CALL_HOURS="9-5", DISPATCH_SECRET="wrong")
+    assert (done.returncode, "CALL_HOURS must be" in done.stderr, "Traceback" in done.stderr) == (1, True, False)
 
 
 def test_sandbox_names_each_setting_that_it_honours() -> None:
-    environ = {**os.environ, "CALL_MAX_ATTEMPTS": "2", "CALL_ONLY_TO": "", "API_BASE_URL": "https://calls.example.com"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.sandbox"], cwd=ROOT, env=environ, text=True, stdout=subprocess.PIPE
-    )
-    try:
+    environ = {"CALL_MAX_ATTEMPTS": "2", "CALL_ONLY_TO": "", "API_BASE_URL": "https://calls.example.com"}
+    with running("tests.sandbox", **environ) as process:
         said = read_until(process, "^Ctrl-C ends it")
-    finally:
         end(process)
     assert said.split("from your environment:\n")[1].splitlines()[0] == "  CALL_MAX_ATTEMPTS=2"

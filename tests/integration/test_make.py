@@ -22,12 +22,13 @@ def make(tmp_path: Path, *arguments: str, **environ: str) -> subprocess.Complete
     )
 
 
-def python(tmp_path: Path, *, fails_at: str) -> str:
-    """A stand-in for python3, which fails when one of them holds `fails_at`."""
-    file = tmp_path / "python3"
-    file.write_text(f'#!/bin/sh\ncase "$*" in *{fails_at}*) exit 1;; esac\n')
-    file.chmod(0o755)
-    return str(file)
+def make_setup(folder: Path, *, fails_at: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """`make setup` with a stand-in for python3, which fails when one of its arguments holds `fails_at`."""
+    folder.mkdir(exist_ok=True)
+    python = folder / "python3"
+    python.write_text(f'#!/bin/sh\ncase "$*" in *{fails_at}*) exit 1;; esac\n')
+    python.chmod(0o755)
+    return make(folder, "setup", f"PYTHON={python}", f"VENV={folder}/venv", **environ)
 
 
 def test_help_lists_every_target_and_needs_only_awk(tmp_path: Path) -> None:
@@ -42,21 +43,14 @@ def test_old_python_and_missing_venv_are_named(tmp_path: Path) -> None:
         ("version_info", "Python 3.11 or newer is needed"),
         ("ensurepip", "apt install python3-venv"),
     ):
-        folder = tmp_path / fails_at
-        folder.mkdir()
-        done = make(
-            folder, "setup", f"PYTHON={python(folder, fails_at=fails_at)}", f"VENV={folder}/venv", MAKEFLAGS="--silent"
-        )
-        said = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("make: ***")]
-        assert done.returncode != 0
-        assert len(said) == 1
-        assert told in said[0]
+        done = make_setup(tmp_path / fails_at, fails_at=fails_at, MAKEFLAGS="--silent")
+        (said,) = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("make: ***")]
+        assert (done.returncode != 0, told in said) == (True, True)
 
 
 def test_setup_says_that_it_installs_for_a_while(tmp_path: Path) -> None:
-    done = make(tmp_path, "setup", f"PYTHON={python(tmp_path, fails_at='--clear')}", f"VENV={tmp_path}/venv")
-    assert "half a minute" in done.stdout
-    assert done.stdout.count("\n") == 1
+    done = make_setup(tmp_path, fails_at="--clear")
+    assert ("half a minute" in done.stdout, done.stdout.count("\n")) == (True, 1)
 
 
 def test_recipes_hold_no_bashism_and_no_column() -> None:

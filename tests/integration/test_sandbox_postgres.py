@@ -83,13 +83,12 @@ def start_in_another_process(
     python: str = sys.executable, **popen: Any
 ) -> tuple[subprocess.Popen[str], int, int, Path]:
     owner = subprocess.Popen(
-        [python, "-c", OWNER_OF_A_SERVER], cwd="/", env=os.environ | IMPORTS, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, **popen,
+        [python, "-c", OWNER_OF_A_SERVER], cwd="/", env=os.environ | IMPORTS, text=True, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, **popen,
     )  # fmt: skip
     assert owner.stdout is not None
-    said = owner.stdout.readline().split()
-    assert said, "the other process started no server"
-    return owner, int(said[0]), int(said[1]), Path(said[2])
+    pid, port, *folder = owner.stdout.readline().split() or pytest.fail("the other process started no server")
+    return owner, int(pid), int(port), Path(*folder)
 
 
 def python_of(**popen: Any) -> str:
@@ -157,16 +156,12 @@ def test_crash_ends_all_processes_and_loses_nothing_committed(server: Postgres) 
     assert become_true(lambda: all(is_gone(pid) for pid in pids), within_s=1)
 
     server.restart()
+    os.kill(server.pid, signal.SIGKILL)  # a crash by another hand
+    server.restart()
 
     assert server.port == port
     with psycopg.connect(server.url()) as connection:
         assert connection.execute("select n from kept").fetchall() == [(1,)]
-
-
-def test_crash_by_another_hand_can_be_repaired_too(server: Postgres) -> None:
-    os.kill(server.pid, signal.SIGKILL)
-    server.restart()
-    assert is_listening(server.port)
 
 
 def test_server_of_an_ended_thread_lives_until_stopped() -> None:

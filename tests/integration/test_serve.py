@@ -21,25 +21,17 @@ def application() -> web.Application:
     return app
 
 
-def test_server_answers_from_start_to_stop_only() -> None:
-    with Server(application) as server:
-        assert httpx.get(server.url).text == "hello"
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(server.url)
-
-
-def test_server_comes_back_on_its_port() -> None:
-    server = Server(application).start()
-    url = server.url
-    server.stop()
+def test_server_answers_when_started_and_keeps_its_port() -> None:
+    server = Server(application)
     with server:
-        assert server.url == url
+        url = server.url
         assert httpx.get(url).text == "hello"
-
-
-def test_taken_port_is_an_error_at_start() -> None:
-    with Server(application) as server, pytest.raises(OSError, match="address already in use"):
-        Server(application, port=server.port).start()
+        with pytest.raises(OSError, match="address already in use"):
+            Server(application, port=server.port).start()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url)
+    with server:
+        assert (server.url, httpx.get(url).text) == (url, "hello")
 
 
 def test_application_that_cannot_start_is_an_error() -> None:

@@ -19,9 +19,7 @@ STARTUP_ERRORS = (FunctionFailed, PortTaken, PostgresError, SettingsError)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.sandbox", description="A Supabase, a Twilio and the function."
-    )
+    parser = argparse.ArgumentParser("python -m tests.sandbox", description="A Supabase, a Twilio and the function.")
     parser.add_argument("--ready-file", type=Path, metavar="PATH", help="JSON, written when all of it answers")
     parser.add_argument("--no-function", action="store_true", help="start it yourself; the settings are printed")
     parser.add_argument("--no-scheduler", action="store_true", help="no sweeps but your own")
@@ -38,15 +36,9 @@ def main() -> int:
 
     try:
         with Sandbox(
-            function=not options.no_function,
-            scheduler=not options.no_scheduler,
-            webhooks=not options.no_webhooks,
-            port=options.port,
-            ready_file=options.ready_file,
-            page=True,
-            write=options.write,
-            results=True,
-        ) as sandbox:
+            function=not options.no_function, scheduler=not options.no_scheduler, webhooks=not options.no_webhooks,
+            port=options.port, ready_file=options.ready_file, page=True, write=options.write, results=True,
+        ) as sandbox:  # fmt: skip
             print(describe(sandbox), flush=True)
             while not stop.wait(PARENT_POLL_S) and os.getppid() == parent:
                 pass

@@ -95,9 +95,8 @@ def show(sandbox: Sandbox, database: Database) -> None:
     client = create_client(sandbox.ready.supabase_url, sandbox.ready.supabase_anon_key)
     print(f"1. Ada signs up by phone for a demo ({ADA}). She answers, once with a key that is not offered.")
     sandbox.twilio.behave(to=ADA, digits=["2", "7", "1", "2"])
-    follow(
-        sandbox, database, client, ADA, {"first_name": "Ada", "signup_mode": "demo", "company": "Analytical Engines"}
-    )
+    ada = {"first_name": "Ada", "signup_mode": "demo", "company": "Analytical Engines"}
+    follow(sandbox, database, client, ADA, ada)
     print(f"\n2. Bob tries it for free, in Spanish ({BOB}). His line is busy the first time; then he says nothing.")
     sandbox.twilio.behave(to=BOB, outcome="busy", times=1)
     follow(sandbox, database, client, BOB, {"first_name": "Bob", "signup_mode": "prueba"})

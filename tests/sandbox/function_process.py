@@ -32,22 +32,14 @@ class FunctionProcess:
         self, port: int, settings: Mapping[str, str], log: Path, on_start: Callable[[int], None], root: Path = ROOT
     ) -> None:
         self.url = f"http://127.0.0.1:{port}"
-        self._command = [
-            str(Path(sys.executable).with_name("functions-framework")),
-            "--target=dispatch",
-            f"--port={port}",
-            "--host=127.0.0.1",
-        ]
-        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "THREADS") if name in os.environ}
+        framework = str(Path(sys.executable).with_name("functions-framework"))
+        self._command = [framework, "--target=dispatch", f"--port={port}", "--host=127.0.0.1"]
         self._env = {
-            **kept,
-            "PYTHONPATH": str(root),
-            "PYTHONUTF8": "1",
-            "FUNCTION_SOURCE": "function/main.py",
+            **{name: os.environ[name] for name in ("PATH", "HOME", "LANG", "THREADS") if name in os.environ},
+            "PYTHONPATH": str(root), "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", "FUNCTION_SOURCE": "function/main.py",
             "XDG_RUNTIME_DIR": str(log.parent),  # gunicorn's control socket
-            "PYTHONUNBUFFERED": "1",
             **settings,
-        }
+        }  # fmt: skip
         self._log, self._root = log, root
         self._on_start = on_start
         self._process: subprocess.Popen[bytes] | None = None

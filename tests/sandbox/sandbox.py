@@ -19,7 +19,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import urlsplit
 
 import psycopg
@@ -35,16 +34,8 @@ from tests.sandbox.postgres import Postgres
 from tests.sandbox.receiver import Receiver
 from tests.sandbox.scheduler import Scheduler
 from tests.sandbox.serve import Server, free_port
+from tests.sandbox.supabase import database
 from tests.sandbox.supabase.auth import Auth
-from tests.sandbox.supabase.database import (
-    bootstrap,
-    drain_webhooks,
-    empty,
-    install_clock,
-    lift_rule_of_keys,
-    migrate,
-    set_clock,
-)
 from tests.sandbox.supabase.gateway import Gateway, anon_key, service_key, tell_steps
 from tests.sandbox.supabase.pg_net import PgNetWorker
 from tests.sandbox.twilio.server import Twilio
@@ -61,10 +52,8 @@ EASY_SETTINGS: Mapping[str, str] = {
 SWEEP_EVERY_S = 1.0
 # With the page, people pick up, listen and press keys.
 PEOPLE_SETTINGS: Mapping[str, str] = {
-    "CALL_RING_SECONDS": "25",
-    "CALL_TIME_LIMIT_SECONDS": "600",
-    "CALL_MACHINES": "reached",
-}
+    "CALL_RING_SECONDS": "25", "CALL_TIME_LIMIT_SECONDS": "600", "CALL_MACHINES": "reached",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,12 +78,6 @@ class PortTaken(Exception):
     """The function cannot listen on the port that was asked for."""
 
 
-class Part(Protocol):
-    """A part that was started and must be stopped."""
-
-    def stop(self) -> None: ...
-
-
 class Sandbox:
     """Started and stopped as a whole; a context manager. `honoured`: the settings of `environ`, which replace EASY_SETTINGS.
 
@@ -105,31 +88,20 @@ class Sandbox:
     """
 
     def __init__(
-        self,
-        *,
-        function: bool = True,
-        scheduler: bool = True,
-        webhooks: bool = True,
-        port: int = 0,
-        ready_file: Path | None = None,
-        environ: Mapping[str, str] | None = None,
-        twilio_calls_per_second: float = 100.0,
-        words_per_second: float = 2000.0,
-        tls: bool = False,
-        prepares: bool = False,
-        page: bool = False,
-        write: bool = False,
-        scripts: Path | None = None,
-        results: bool = False,
-    ) -> None:
+        self, *, function: bool = True, scheduler: bool = True, webhooks: bool = True, port: int = 0,
+        ready_file: Path | None = None, environ: Mapping[str, str] | None = None, tls: bool = False,
+        twilio_calls_per_second: float = 100.0, words_per_second: float = 2000.0, prepares: bool = False,
+        page: bool = False, write: bool = False, scripts: Path | None = None, results: bool = False,
+    ) -> None:  # fmt: skip
         self._with_function, self._with_scheduler, self._with_webhooks = function, scheduler, webhooks
         self._ready_file = ready_file
         self.honoured = honoured(os.environ if environ is None else environ)
-        if not _is_loopback(self.honoured.get("API_BASE_URL", "")):
+        # Only a service on this machine may take the place of the function's /voice and /status.
+        if urlsplit(self.honoured.get("API_BASE_URL", "")).hostname not in ("127.0.0.1", "localhost", "::1"):
             self.honoured.pop("API_BASE_URL", None)
         self._port = port
         self._folder = Path(tempfile.gettempdir(), f"sandbox-{secrets.token_hex(8)}")  # made by start()
-        self._parts: list[Part] = []
+        self._parts = contextlib.ExitStack()
         self.jwt_secret = secrets.token_hex(32)
         self._account_sid = "AC" + secrets.token_hex(16)
         self._auth_token = secrets.token_hex(16)
@@ -177,8 +149,7 @@ class Sandbox:
 
     def stop(self) -> None:
         """In the reverse order of starting. Nothing is left behind."""
-        while self._parts:
-            self._parts.pop().stop()
+        self._parts.close()
         shutil.rmtree(self._folder, ignore_errors=True)
         if self._ready_file:
             self._ready_file.unlink(missing_ok=True)
@@ -191,9 +162,9 @@ class Sandbox:
         self.twilio.rules.clear()  # so that no call under way is delayed
         self.gateway.reset()
         with self.scheduler.held if self.scheduler else contextlib.nullcontext():
-            drain_webhooks(self.ready.database_url)
+            database.drain_webhooks(self.ready.database_url)
             self.twilio.reset()
-            empty(self.ready.database_url)
+            database.empty(self.ready.database_url)
             self._fill_vault()
             self.gateway.reset()
             if self.receiver:
@@ -209,11 +180,11 @@ class Sandbox:
         if self._port:
             _check_free(self._port)
         self.postgres.start()
-        self._parts.append(self.postgres)
-        bootstrap(self.postgres)
-        migrate(self.postgres)
-        install_clock(self.postgres)
-        lift_rule_of_keys(self.postgres)
+        self._parts.callback(self.postgres.stop)
+        database.bootstrap(self.postgres)
+        database.migrate(self.postgres)
+        database.install_clock(self.postgres)
+        database.lift_rule_of_keys(self.postgres)
 
         pool_size = 10 if self._prepares else 20  # PostgREST's default, and room for a test's burst
         url = self.postgres.url("authenticator")
@@ -237,16 +208,16 @@ class Sandbox:
         if self._with_function:
             root = ROOT if self._scripts is None else self._code_with(self._scripts)
             self.function = FunctionProcess(port, self.settings, self.function_log, self._on_function_start, root)
-            self._parts.append(self.function)
+            self._parts.callback(self.function.stop)
             self.function.start()
         if self._with_webhooks:
             self.webhooks = PgNetWorker(self.postgres.url(), self.events)
             self.webhooks.start()
-            self._parts.append(self.webhooks)
+            self._parts.callback(self.webhooks.stop)
         if self._with_scheduler:
             self.scheduler = Scheduler(function_url, self.dispatch_secret, SWEEP_EVERY_S)
             self.scheduler.start()
-            self._parts.append(self.scheduler)
+            self._parts.callback(self.scheduler.stop)
         if self._with_page:
             self._page = Page(self, write=self._write)
             server = self._serve(self._page.app)
@@ -256,7 +227,7 @@ class Sandbox:
 
     def _serve(self, app: Callable[[], web.Application], tls: ssl.SSLContext | None = None) -> Server:
         server = Server(app, tls=tls).start()
-        self._parts.append(server)
+        self._parts.callback(server.stop)
         return server
 
     def _twilio_certificate(self) -> ssl.SSLContext:
@@ -275,21 +246,19 @@ class Sandbox:
 
     def _settings(self) -> dict[str, str]:
         """The function's environment: the easy settings, those honoured, and the sandbox's own."""
+        results = {}
+        if self.receiver_server:
+            results = {"RESULT_URL": f"{self.receiver_server.url}/results", "RESULT_SECRET": self._result_secret}
         # httpx and ssl read the first of the two, requests the second.
         trusted = dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"), str(self._authority_file)) if self._tls else {}
         return {
             **EASY_SETTINGS, **(PEOPLE_SETTINGS if self._with_page else {}), **trusted,
             "TWILIO_PHONE_NUMBER": self._phone_number, "API_BASE_URL": self.ready.function_url,
-            "DISPATCH_SECRET": self._dispatch_secrets, **self._result_settings(), **self.honoured,
-            "SUPABASE_URL": self.ready.supabase_url,
-            "SUPABASE_SERVICE_KEY": self.ready.supabase_service_key, "TWILIO_ACCOUNT_SID": self._account_sid,
-            "TWILIO_AUTH_TOKEN": self._auth_token, "TWILIO_API_BASE_URL": self.ready.twilio_url,
+            "DISPATCH_SECRET": self._dispatch_secrets, **results, **self.honoured,
+            "SUPABASE_URL": self.ready.supabase_url, "SUPABASE_SERVICE_KEY": self.ready.supabase_service_key,
+            "TWILIO_ACCOUNT_SID": self._account_sid, "TWILIO_AUTH_TOKEN": self._auth_token,
+            "TWILIO_API_BASE_URL": self.ready.twilio_url,
         }  # fmt: skip
-
-    def _result_settings(self) -> dict[str, str]:
-        if not self.receiver_server:
-            return {}
-        return {"RESULT_URL": f"{self.receiver_server.url}/results", "RESULT_SECRET": self._result_secret}
 
     def _fill_vault(self) -> None:
         with psycopg.connect(self.postgres.url(), autocommit=True) as connection:
@@ -307,7 +276,7 @@ class Sandbox:
 
     def _on_function_start(self, pid: int) -> None:
         self.ready = replace(self.ready, function_pid=pid)
-        if self._parts and self._ready_file and self._ready_file.exists():
+        if self._ready_file and self._ready_file.exists():
             self._write_ready_file()
 
     def _write_ready_file(self) -> None:
@@ -318,16 +287,11 @@ class Sandbox:
             half.replace(self._ready_file)
 
     async def _set_clock(self, offset_s: float) -> None:
-        await asyncio.to_thread(set_clock, self.postgres.url(), offset_s)
+        await asyncio.to_thread(database.set_clock, self.postgres.url(), offset_s)
 
 
 def _new_secret() -> str:
     return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
-
-
-def _is_loopback(url: str) -> bool:
-    """Only a service on this machine may take the place of the function's /voice and /status."""
-    return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
 
 
 def _check_free(port: int) -> None:

@@ -1,7 +1,6 @@
-"""Serves an aiohttp application from a thread of its own.
+"""Serves an aiohttp application from a thread of its own, with an event loop of its own.
 
-The sandbox's stand-ins (Supabase's HTTP face, Twilio) are asynchronous; the tests and the product that talk to them are
-not. Each server therefore gets its own event loop in its own thread, and nothing but its port is shared.
+The sandbox's stand-ins are asynchronous; the tests and the product that talk to them are not.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
+from concurrent.futures import Future
 
 from aiohttp import web
 
@@ -24,8 +24,7 @@ END_SECONDS = 20.0  # then a thread is left to end with its process, and its sta
 
 
 def join(thread: threading.Thread, loop: asyncio.AbstractEventLoop | None = None) -> None:
-    """Wait for a thread of a stand-in to end. One that does not is a fault of the stand-in: it is told in a warning, and must
-    not keep for ever who wants to stop."""
+    """Wait for a thread of a stand-in to end. One that does not end in time is told in a warning: it must not block its owner."""
     thread.join(END_SECONDS)
     if not thread.is_alive():
         return
@@ -51,21 +50,14 @@ class Server:
     """
 
     def __init__(
-        self,
-        app: web.Application | Callable[[], web.Application],
-        host: str = "127.0.0.1",
-        port: int = 0,
+        self, app: web.Application | Callable[[], web.Application], host: str = "127.0.0.1", port: int = 0,
         tls: ssl.SSLContext | None = None,
-    ) -> None:
-        self._app = app
-        self._tls = tls
-        self._host = host
-        self._port = port
+    ) -> None:  # fmt: skip
+        self._app, self._host, self._port, self._tls = app, host, port, tls
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
         self._thread: threading.Thread | None = None
-        self._started = threading.Event()
-        self._failure: BaseException | None = None
+        self._started: Future[None]
 
     @property
     def port(self) -> int:
@@ -81,15 +73,15 @@ class Server:
         """Returns when the port answers. Raises what kept it from doing so (OSError: the port is taken)."""
         if self._thread is not None:
             raise RuntimeError("this server is running already")
-        self._started.clear()
-        self._failure = None
+        self._started = Future()
         self._thread = threading.Thread(target=self._run, name=f"server:{self._port}", daemon=True)
         self._thread.start()
-        self._started.wait()
-        if self._failure is not None:
+        try:
+            self._started.result()
+        except BaseException:
             self._thread.join()
             self._thread = None
-            raise self._failure
+            raise
         return self
 
     def stop(self) -> None:
@@ -111,11 +103,9 @@ class Server:
         try:
             asyncio.run(self._serve())
         except BaseException as error:
-            if self._started.is_set():
+            if self._started.done():
                 raise
-            self._failure = error
-        finally:
-            self._started.set()
+            self._started.set_exception(error)
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -124,12 +114,11 @@ class Server:
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_SECONDS)
         await runner.setup()
         try:
-            site = web.TCPSite(
+            await web.TCPSite(
                 runner, self._host, self._port, ssl_context=self._tls, backlog=BACKLOG, reuse_address=True
-            )
-            await site.start()
+            ).start()
             self._port = runner.addresses[0][1]
-            self._started.set()
+            self._started.set_result(None)
             await self._stopping.wait()
         finally:
             await runner.cleanup()

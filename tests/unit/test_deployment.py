@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,25 @@ def flags(command: list[str]) -> dict[str, str]:
     return dict(word.split("=", 1) for word in command if word.startswith("--") and "=" in word)
 
 
-def seconds(text: str) -> float:
-    return float(text.removesuffix("s"))
+@dataclass(frozen=True)
+class Deployment:
+    """Of a whole deployment: the service's settings, and the flags of the commands that deploy and schedule."""
+
+    environ: dict[str, str]
+    run: list[str]
+    service: dict[str, str]
+    sweep: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+    folder = tmp_path_factory.mktemp("deployment")
+    run = deploy("deploy", folder).of("gcloud", "run", "deploy")
+    sweep = deploy("schedule", folder).of("gcloud", "scheduler", "jobs", "update")
+    lines = [line for line in (folder / "settings.env").read_text().splitlines() if line]
+    environ = dict(line.split("=", 1) for line in lines)
+    assert len(environ) == len(lines)
+    return Deployment(environ, run, flags(run), flags(sweep))
 
 
 def test_cloudbuild_yaml_follows_the_schema_of_cloud_build() -> None:
@@ -76,14 +94,9 @@ def test_steps_push_nothing_that_is_not_tested() -> None:
     assert not any("waitFor" in step for step in steps[4:])  # without it, a step waits for all before it
 
 
-def test_deployed_settings_are_valid_and_complete(tmp_path: Path) -> None:
-    deploy("try", tmp_path)
-    lines = [line for line in (tmp_path / "settings.env").read_text().splitlines() if line]
-    environ = dict(line.split("=", 1) for line in lines)
-    assert len(environ) == len(lines)
-    assert {*ENVIRON} - SECRETS <= {*environ} <= (SETTINGS - SECRETS) | {"THREADS"}
-    secrets = {name: ENVIRON[name] for name in SECRETS}
-    loaded = load_settings(environ={**environ, **secrets})
+def test_deployed_settings_are_valid_and_complete(deployment: Deployment) -> None:
+    assert {*ENVIRON} - SECRETS <= {*deployment.environ} <= (SETTINGS - SECRETS) | {"THREADS"}
+    loaded = load_settings(environ=deployment.environ | {name: ENVIRON[name] for name in SECRETS})
     assert loaded.call_only_to == ("+14155550123", "+14155550124")
     assert (loaded.call_ring_seconds, loaded.call_max_attempts) == (30, 2)
     assert loaded.api_base_url == "https://call-dispatcher-123456789012.europe-west1.run.app"
@@ -96,34 +109,26 @@ def test_defaults_in_cloudbuild_equal_those_of_the_code() -> None:
         assert getattr(settings(**{name: values[f"_{name}"]}), name.lower()) == getattr(defaults, name.lower())
 
 
-def test_secrets_are_pinned_and_read_by_the_service_alone(tmp_path: Path) -> None:
-    command = deploy("deploy", tmp_path).of("gcloud", "run", "deploy")
-    secrets = dict(pair.split("=") for pair in flags(command)["--set-secrets"].split(","))
-    assert secrets == {
-        "SUPABASE_SERVICE_KEY": "supabase-service-key:1",
-        "TWILIO_AUTH_TOKEN": "twilio-auth-token:1",
-        "DISPATCH_SECRET": "dispatch-secret:1",
-    }
+def test_secrets_are_pinned_and_read_by_the_service_alone(deployment: Deployment, tmp_path: Path) -> None:
+    pinned = "SUPABASE_SERVICE_KEY=supabase-service-key:1,TWILIO_AUTH_TOKEN=twilio-auth-token:1,DISPATCH_SECRET=dispatch-secret:1"
+    assert deployment.service["--set-secrets"] == pinned
     (tmp_path / "settings.env").write_text("")
     told = act(scripts()["deploy"], tmp_path, substitutions(**OURS, _RESULT_SECRET_VERSION="3"), THERE)
-    assert flags(told.of("gcloud", "run", "deploy"))["--set-secrets"].endswith(",RESULT_SECRET=result-secret:3")
+    secrets = flags(told.of("gcloud", "run", "deploy"))["--set-secrets"]
+    assert secrets == f"{pinned},RESULT_SECRET=result-secret:3"
     assert "availableSecrets" not in cloudbuild()
 
 
-def test_concurrency_equals_the_number_of_threads_of_the_image(tmp_path: Path) -> None:
-    threads = re.search(r"THREADS=(\d+)", DOCKERFILE)
-    assert threads is not None
-    assert substitutions()["_CONCURRENCY"] == threads[1]
-    assert flags(deploy("deploy", tmp_path).of("gcloud", "run", "deploy"))["--concurrency"] == threads[1]
-    deploy("try", tmp_path)
-    assert f"\nTHREADS={threads[1]}\n" in (tmp_path / "settings.env").read_text()
+def test_concurrency_equals_the_number_of_threads_of_the_image(deployment: Deployment) -> None:
+    (threads,) = re.findall(r"THREADS=(\d+)", DOCKERFILE)
+    told = (substitutions()["_CONCURRENCY"], deployment.service["--concurrency"], deployment.environ["THREADS"])
+    assert {*told} == {threads}
 
 
-def test_sweep_ends_before_its_request_and_request_before_lease(tmp_path: Path) -> None:
+def test_sweep_ends_before_its_request_and_request_before_lease(deployment: Deployment) -> None:
     values = substitutions()
-    request = seconds(flags(deploy("deploy", tmp_path).of("gcloud", "run", "deploy"))["--timeout"])
-    schedule = deploy("schedule", tmp_path).of("gcloud", "scheduler", "jobs", "update")
-    deadline = seconds(flags(schedule)["--attempt-deadline"])
+    told = (deployment.service["--timeout"], deployment.sweep["--attempt-deadline"])
+    request, deadline = (float(text.removesuffix("s")) for text in told)
     deployed = settings(REQUEST_TIMEOUT_SECONDS=values["_REQUEST_TIMEOUT_SECONDS"])
     assert deployed.sweep_timeout_seconds < request < deployed.call_lease_seconds
     assert request <= deadline <= 60  # a minute, the scheduler's pace
@@ -140,21 +145,20 @@ def test_sweep_and_instances_have_room_for_a_batch() -> None:
     assert 0.8 * claims_for_s * deployed.calls_per_second < int(values["_CALL_DISPATCHER_LIMIT"]) <= claims_for_s
 
 
-def test_scheduler_sends_the_token_that_the_function_expects(tmp_path: Path) -> None:
-    deploy("try", tmp_path)
-    environ = dict(line.split("=", 1) for line in (tmp_path / "settings.env").read_text().splitlines() if line)
-    job = flags(deploy("schedule", tmp_path).of("gcloud", "scheduler", "jobs", "update"))
-    assert job["--oidc-service-account-email"] == environ["SWEEP_SERVICE_ACCOUNT"]
-    assert job["--oidc-token-audience"] == environ["API_BASE_URL"]
-    assert job["--uri"] == f"{environ['API_BASE_URL']}/sweep"
-    assert job["--http-method"] == "post"
-    assert job["--message-body"] == "{}"  # a POST without a Content-Length is refused with 413
-    assert job["--max-retry-attempts"] == "0"
+def test_scheduler_sends_the_token_that_the_function_expects(deployment: Deployment) -> None:
+    expected = {
+        "--oidc-service-account-email": deployment.environ["SWEEP_SERVICE_ACCOUNT"],
+        "--oidc-token-audience": deployment.environ["API_BASE_URL"],
+        "--uri": f"{deployment.environ['API_BASE_URL']}/sweep",
+        "--http-method": "post",
+        "--message-body": "{}",  # a POST without a Content-Length is refused with 413
+        "--max-retry-attempts": "0",
+    }
+    assert {name: deployment.sweep.get(name) for name in expected} == expected
 
 
-def test_release_gets_no_traffic_unless_it_is_the_first(tmp_path: Path) -> None:
-    command = deploy("deploy", tmp_path).of("gcloud", "run", "deploy")
-    assert {"--no-traffic", "--no-invoker-iam-check"} <= {*command}
+def test_release_gets_no_traffic_unless_it_is_the_first(deployment: Deployment, tmp_path: Path) -> None:
+    assert {"--no-traffic", "--no-invoker-iam-check"} <= {*deployment.run}
     # Cloud Run refuses --no-traffic for a service that does not exist.
     assert "--no-traffic" not in deploy("deploy", tmp_path, {}).of("gcloud", "run", "deploy")
     assert deploy("schedule", tmp_path, {}).of("gcloud", "scheduler", "jobs", "create")
@@ -178,17 +182,16 @@ def test_smoke_test_passes_one_health_and_three_refusals(tmp_path: Path) -> None
 
 
 def test_traffic_goes_to_the_candidate_and_keeps_previous(tmp_path: Path) -> None:
-    command = deploy("traffic", tmp_path).of("gcloud", "run", "services", "update-traffic")
-    assert flags(command)["--to-tags"] == "candidate=100"
-    assert flags(command)["--update-tags"] == "previous=call-dispatcher-00007-abc"
+    traffic = flags(deploy("traffic", tmp_path).of("gcloud", "run", "services", "update-traffic"))
+    tags = (traffic["--to-tags"], traffic["--update-tags"])
+    assert tags == ("candidate=100", "previous=call-dispatcher-00007-abc")
 
 
 def test_unreadable_list_of_services_stops_the_deployment(tmp_path: Path) -> None:
     deploy("try", tmp_path)
     failing = scripts()["deploy"].replace("#!/usr/bin/env bash\n", "gcloud() { return 1; }\n", 1)
     acted = act(failing, tmp_path, substitutions(**OURS))
-    assert acted.code != 0
-    assert acted.commands == []
+    assert (acted.code != 0, acted.commands) == (True, [])
 
 
 @pytest.fixture(scope="module")
@@ -207,18 +210,13 @@ def gcloud(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """An environment without credentials and network, in which gcloud reads the command line and stops."""
     if shutil.which("gcloud") is None:
         pytest.skip("gcloud is not installed: nothing else knows its flags")
+    yes = ("CORE_DISABLE_PROMPTS", "CORE_DISABLE_USAGE_REPORTING", "COMPONENT_MANAGER_DISABLE_UPDATE_CHECK")
     return {
-        "PATH": os.environ["PATH"],
-        "HOME": str(tmp_path_factory.mktemp("home")),
-        "CLOUDSDK_CONFIG": str(tmp_path_factory.mktemp("gcloud")),
-        "CLOUDSDK_CORE_PROJECT": "a-project",
-        "CLOUDSDK_CORE_CHECK_GCE_METADATA": "false",
-        "CLOUDSDK_CORE_DISABLE_PROMPTS": "true",
-        "CLOUDSDK_CORE_DISABLE_USAGE_REPORTING": "true",
-        "CLOUDSDK_COMPONENT_MANAGER_DISABLE_UPDATE_CHECK": "true",
-        # A request that it makes after all reaches nothing.
-        "HTTPS_PROXY": "http://127.0.0.1:9",
-    }
+        "PATH": os.environ["PATH"], "HOME": str(tmp_path_factory.mktemp("home")),
+        "CLOUDSDK_CONFIG": str(tmp_path_factory.mktemp("gcloud")), "CLOUDSDK_CORE_PROJECT": "a-project",
+        "CLOUDSDK_CORE_CHECK_GCE_METADATA": "false", **{f"CLOUDSDK_{name}": "true" for name in yes},
+        "HTTPS_PROXY": "http://127.0.0.1:9",  # a request that it makes after all reaches nothing
+    }  # fmt: skip
 
 
 def quoted(word: str) -> str:
@@ -229,11 +227,8 @@ def quoted(word: str) -> str:
 
 def refusals(commands: list[list[str]], environ: dict[str, str], folder: Path) -> dict[str, str]:
     """The command lines that gcloud refuses, with its reasons. One process reads all of them and runs none."""
-    asked = [
-        {"command_string": " ".join(map(quoted, words))}
-        for words in dict.fromkeys(map(tuple, commands))
-        if words[0] == "gcloud"
-    ]
+    lines = dict.fromkeys(" ".join(map(quoted, words)) for words in commands if words[0] == "gcloud")
+    asked = [{"command_string": line} for line in lines]
     (folder / "commands.json").write_text(json.dumps(asked))
     done = subprocess.run(
         ["gcloud", "meta", "lint-gcloud-commands", "--commands-file=commands.json"],
@@ -286,33 +281,31 @@ def test_guide_rolls_back_as_cloudbuild_says(guide_commands: list[list[str]]) ->
     assert any(back in " ".join(command) for command in guide_commands)
 
 
+@pytest.fixture(scope="module")
 def render() -> dict[str, Any]:
     (block,) = code_blocks(page("render.md"), "yaml")
     blueprint: dict[str, Any] = YAML(typ="safe").load(block)
     return blueprint
 
 
-def test_render_runs_the_image_in_its_three_ways() -> None:
-    services = {service["type"]: service for service in render()["services"]}
-    assert set(services) == {"web", "worker", "cron"}
-    assert all(service["runtime"] == "docker" for service in services.values())
-    assert "dockerCommand" not in services["web"]  # the image as it stands
+def test_render_runs_the_image_in_its_three_ways(render: dict[str, Any]) -> None:
+    services = {service["type"]: service for service in render["services"]}
+    worker = services["worker"]["dockerCommand"]
+    assert {service["runtime"] for service in services.values()} == {"docker"}
+    assert {kind: service.get("dockerCommand") for kind, service in services.items()} == {
+        "web": None, "worker": worker, "cron": "python -m function.sweep",
+    }  # fmt: skip
+    assert re.fullmatch(r"python -m function\.sweep --every [1-9]\d*", worker)
     assert services["web"]["healthCheckPath"] == "/health"
     assert services["cron"]["schedule"] == substitutions()["_SCHEDULE"]
-    for kind in ("worker", "cron"):
-        python, *rest = shlex.split(services[kind]["dockerCommand"])
-        assert (python, rest[:2]) == ("python", ["-m", "function.sweep"])
-        assert (rest[2:] == []) == (kind == "cron")
-    assert re.fullmatch(r"python -m function\.sweep --every [1-9]\d*", services["worker"]["dockerCommand"])
 
 
-def test_render_gets_each_required_setting_and_no_unknown_one() -> None:
-    (group,) = render()["envVarGroups"]
+def test_render_gets_each_required_setting_and_no_unknown_one(render: dict[str, Any]) -> None:
+    (group,) = render["envVarGroups"]
     names = [variable["key"] for variable in group["envVars"]]
     assert {*ENVIRON} <= {*names} <= SETTINGS
     assert len(names) == len({*names})
     told = {variable["key"]: variable["value"] for variable in group["envVars"] if "value" in variable}
     assert settings(**told).call_dispatcher_limit == int(substitutions()["_CALL_DISPATCHER_LIMIT"])
     assert not {*told} & SECRETS
-    for service in render()["services"]:
-        assert service["envVars"] == [{"fromGroup": group["name"]}]
+    assert [service["envVars"] for service in render["services"]] == [[{"fromGroup": group["name"]}]] * 3

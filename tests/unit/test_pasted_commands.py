@@ -20,13 +20,10 @@ from pathlib import Path
 import pytest
 
 from tests.unit.deployment import ROOT, code_blocks, make_stand_ins, recorded
-from tests.unit.test_docs import PAGES
+from tests.unit.test_docs import PAGES, TEXT
 
-STAND_INS = (
-    *("apt-get", "curl", "docker", "functions-framework", "gcloud", "git", "make", "npm"),
-    *("openssl", "psql", "python", "sudo", "supabase"),
-)
-REAL = ("awk", "basename", "cat", "cp", "cut", "grep", "sed", "xargs")
+STAND_INS = "apt-get curl docker functions-framework gcloud git make npm openssl psql python sudo supabase".split()
+REAL = "awk basename cat cp cut grep sed xargs".split()
 ANSWERS = {
     "gcloud projects describe": "123456789012\n",
     "gcloud secrets versions access": "whsec_new whsec_old\n",
@@ -137,31 +134,25 @@ def problems(shell: str, blocks: list[str], folder: Path, seconds: float) -> lis
 def test_pasted_blocks_run_in_an_interactive_shell(shell: str, tmp_path: Path) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
-    pages = {page: code_blocks(page.read_text(), "sh") for page in PAGES}
-    wrong = {
-        str(page.relative_to(ROOT)): problems(shell, blocks, tmp_path / str(number), 30)
-        for number, (page, blocks) in enumerate(pages.items())
-        if blocks
-    }
+    pages = {page: blocks for page in PAGES if (blocks := code_blocks(page.read_text(), "sh"))}
+    wrong = {page: problems(shell, blocks, tmp_path / f"{page.parent.name}-{page.stem}", 30) for page, blocks in pages.items()}
     assert {page: list_ for page, list_ in wrong.items() if list_} == {}
     assert sum(map(len, pages.values())) > 40
 
 
+STORE = 'printf %s "$KEY" | gcloud secrets create x --data-file=-'
 BAD = {
     "a comment behind a command": ("make demo   # the demo", ["zsh"]),
     "a comment with a semicolon": ("make demo   # the demo; then (yours)", ["zsh"]),
     "a comment line": ("# the demo\nmake demo", ["zsh"]),
-    "read -p": ("read -rs -p 'Key: ' KEY; printf %s \"$KEY\" | gcloud secrets create x --data-file=-", ["zsh", "bash"]),
+    "read -p": (f"read -rs -p 'Key: ' KEY; {STORE}", ["zsh", "bash"]),
     "an unset variable": ('gcloud run services list --region="$REGOIN"', ["zsh", "bash"]),
     "a parse error": ("for secret in a b; do gcloud secrets delete $secret; done; done", ["zsh", "bash"]),
     "an open quote": ("echo 'it works", ["zsh", "bash"]),
     "a pattern": ("gcloud projects describe x --format=value(projectNumber)", ["zsh", "bash"]),
     "a placeholder": ("supabase link --project-ref <reference> --workdir shared", ["zsh", "bash"]),
     "an unknown program": ("gclod projects list", ["zsh", "bash"]),
-    "a prompt before the last line": (
-        "printf 'Key: '; read -rs KEY\nprintf %s \"$KEY\" | gcloud secrets create x --data-file=-",
-        ["zsh", "bash"],
-    ),
+    "a prompt before the last line": (f"printf 'Key: '; read -rs KEY\n{STORE}", ["zsh", "bash"]),
 }
 
 
@@ -169,12 +160,8 @@ BAD = {
 def test_pasted_mistakes_are_all_noticed(shell: str, tmp_path: Path) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
-    missed = [
-        name
-        for number, (name, (block, shells)) in enumerate(BAD.items())
-        if shell in shells and not problems(shell, [block], tmp_path / str(number), 1)
-    ]
-    assert missed == []
+    bad = {name: block for name, (block, shells) in BAD.items() if shell in shells}
+    assert [name for name in bad if not problems(shell, [bad[name]], tmp_path / name.replace(" ", "-"), 1)] == []
 
 
 def test_shell_blocks_hold_no_comment() -> None:
@@ -190,11 +177,8 @@ def test_code_blocks_all_name_their_language() -> None:
 
 def test_commands_of_the_guide_exist() -> None:
     targets = {*re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)}
-    text = "\n".join(
-        code
-        for page in PAGES
-        for code in [*re.findall(r"`([^`\n]+)`", page.read_text()), *code_blocks(page.read_text(), "sh")]
-    )
+    blocks = [block for page in PAGES for block in code_blocks(page.read_text(), "sh")]
+    text = "\n".join([*re.findall(r"`([^`\n]+)`", TEXT), *blocks])
     named = {*re.findall(r"^\W*make ([a-z-]+)", text, flags=re.MULTILINE)}
     assert named <= targets
     assert targets - {"help", "setup"} <= named

@@ -58,10 +58,10 @@ def bootstrap(server: Postgres, database: str = "postgres", *, old_default_grant
     `old_default_grants`: new tables and functions in `public` are open to the API's roles, as in projects until 2026.
     """
     with psycopg.connect(server.url(database=database)) as connection:
-        connection.execute(
-            "select set_config('sandbox.password', %s, true), set_config('sandbox.old_default_grants', %s, true)",
-            (server.password, str(old_default_grants)),
+        configure = (
+            "select set_config('sandbox.password', %s, true), set_config('sandbox.old_default_grants', %s, true)"
         )
+        connection.execute(configure, (server.password, str(old_default_grants)))
         connection.execute(BOOTSTRAP.read_bytes())
 
 
@@ -128,16 +128,12 @@ def drain_webhooks(url: str) -> None:
 def create_database(server: Postgres, name: str, template: str = "template1") -> None:
     """A copy of `template`, with its owner. Nobody may be connected to the template meanwhile."""
     with psycopg.connect(server.url(), autocommit=True, row_factory=scalar_row) as connection:
-        owner = connection.execute(
-            "select datdba::regrole::text from pg_database where datname = %s", (template,)
-        ).fetchone()
+        query = "select datdba::regrole::text from pg_database where datname = %s"
+        owner = connection.execute(query, (template,)).fetchone()
         if owner is None:
             raise ValueError(f"there is no database {template} to copy")
-        connection.execute(
-            sql.SQL("create database {} template {} owner {}").format(
-                sql.Identifier(name), sql.Identifier(template), sql.Identifier(owner)
-            )
-        )
+        create = sql.SQL("create database {} template {} owner {}")
+        connection.execute(create.format(*map(sql.Identifier, (name, template, owner))))
 
 
 def drop_database(server: Postgres, name: str) -> None:
@@ -159,10 +155,8 @@ def _apply(connection: psycopg.Connection[object], version: str, file: Path) -> 
         with connection.transaction():
             connection.execute(text.encode())
             # The CLI splits the file into statements for this column; it compares versions only.
-            connection.execute(
-                "insert into supabase_migrations.schema_migrations (version, statements, name) values (%s, %s, %s)",
-                (version, [text], file.stem.removeprefix(f"{version}_")),
-            )
+            record = "insert into supabase_migrations.schema_migrations (version, statements, name) values (%s, %s, %s)"
+            connection.execute(record, (version, [text], file.stem.removeprefix(f"{version}_")))
     except psycopg.Error as error:
         at = error.diag.statement_position
         line = f", line {text.count(chr(10), 0, int(at)) + 1}" if at else ""
