@@ -103,14 +103,10 @@ def alert(file: Path) -> AlertPolicy:
     return AlertPolicy.model_validate_json(file.read_bytes())
 
 
-def conditions(policy: AlertPolicy) -> list[MetricAbsence]:
-    return [c for c in (c.conditionAbsent or c.conditionThreshold for c in policy.conditions) if c is not None]
-
-
-def threshold(name: str) -> float:
-    (condition,) = conditions(alert(MONITORING / "alerts" / f"{name}.json"))
-    assert isinstance(condition, MetricThreshold)
-    return condition.thresholdValue
+def conditions(file: Path) -> list[MetricAbsence]:
+    return [
+        c for each in alert(file).conditions for c in (each.conditionAbsent, each.conditionThreshold) if c is not None
+    ]
 
 
 def counted(condition: MetricAbsence) -> str:
@@ -118,7 +114,7 @@ def counted(condition: MetricAbsence) -> str:
     return str(type_)
 
 
-ALL_CONDITIONS = [condition for file in ALERTS for condition in conditions(alert(file))]
+ALL_CONDITIONS = [condition for file in ALERTS for condition in conditions(file)]
 
 
 def test_metrics_count_lines_or_are_complete_distributions() -> None:
@@ -135,38 +131,40 @@ def test_metrics_count_lines_or_are_complete_distributions() -> None:
     assert fields <= set(Stats.model_fields)
 
 
-def test_alerts_aggregate_existing_metrics_as_their_type_allows() -> None:
+def test_alerts_aggregate_every_metric_as_its_type_allows() -> None:
+    watched = {counted(condition).rpartition("/")[2] for condition in ALL_CONDITIONS}
+    assert {file.stem for file in METRICS} == watched - {"request_count"}
     for condition in ALL_CONDITIONS:
         (aggregation,) = condition.aggregations
         type_ = counted(condition)
         assert condition.filter.count("resource.type=") == 1
-        if type_.startswith("logging.googleapis.com/user/"):
-            watched = metric(MONITORING / "metrics" / f"{type_.rpartition('/')[2]}.json")
-            distribution = watched.metricDescriptor.valueType == "DISTRIBUTION"
-            assert (aggregation.perSeriesAligner == "ALIGN_PERCENTILE_99") == distribution
-            assert (aggregation.crossSeriesReducer == "REDUCE_MAX") == distribution
-            if distribution and watched.bucketOptions and isinstance(condition, MetricThreshold):
-                # Otherwise a value just below the threshold could count as one above it, or the reverse.
-                assert condition.thresholdValue in watched.bucketOptions["explicitBuckets"]["bounds"]
-        else:
+        duration, period = (int(text[:-1]) for text in (condition.duration, aggregation.alignmentPeriod))
+        assert (duration % 60, period % 60, period >= 60) == (0, 0, True)
+        assert isinstance(condition, MetricThreshold) or duration >= 120
+        if not type_.startswith("logging.googleapis.com/user/"):
             assert type_ == "run.googleapis.com/request_count"
-
-
-def test_alerts_watch_every_metric_for_durations_of_the_api() -> None:
-    watched = {counted(condition).rpartition("/")[2] for condition in ALL_CONDITIONS}
-    assert {file.stem for file in METRICS} == watched - {"request_count"}
-    for condition in ALL_CONDITIONS:
-        for period in (condition.duration, *(a.alignmentPeriod for a in condition.aggregations)):
-            assert int(period[:-1]) % 60 == 0
-        assert int(condition.aggregations[0].alignmentPeriod[:-1]) >= 60
-        assert isinstance(condition, MetricThreshold) or int(condition.duration[:-1]) >= 120
+            continue
+        described = metric(MONITORING / "metrics" / f"{type_.rpartition('/')[2]}.json")
+        distribution = described.metricDescriptor.valueType == "DISTRIBUTION"
+        assert (aggregation.perSeriesAligner == "ALIGN_PERCENTILE_99") == distribution
+        assert (aggregation.crossSeriesReducer == "REDUCE_MAX") == distribution
+        if distribution and described.bucketOptions and isinstance(condition, MetricThreshold):
+            # Otherwise a value just below the threshold could count as one above it, or the reverse.
+            assert condition.thresholdValue in described.bucketOptions["explicitBuckets"]["bounds"]
 
 
 def test_alerts_and_sweep_severity_have_the_same_thresholds() -> None:
-    assert threshold("job_late") == sweep.LATE_SECONDS == 300
-    assert threshold("long_in_doubt") == sweep.DOUBT_SECONDS == 900
-    assert threshold("ceiling_near") == sweep.NEAR_THE_CEILING == 0.8
-    absent, none_in_them = conditions(alert(MONITORING / "alerts" / "no_sweep.json"))
+    ours = {
+        "job_late": sweep.LATE_SECONDS,
+        "long_in_doubt": sweep.DOUBT_SECONDS,
+        "ceiling_near": sweep.NEAR_THE_CEILING,
+    }
+    assert ours == {"job_late": 300, "long_in_doubt": 900, "ceiling_near": 0.8}
+    for name, value in ours.items():
+        (condition,) = conditions(MONITORING / "alerts" / f"{name}.json")
+        assert isinstance(condition, MetricThreshold)
+        assert condition.thresholdValue == value
+    absent, none_in_them = conditions(MONITORING / "alerts" / "no_sweep.json")
     assert (absent.duration, none_in_them.aggregations[0].alignmentPeriod) == ("300s", "300s")
 
 
@@ -175,9 +173,7 @@ def test_alerts_contain_the_entries_of_the_runbook() -> None:
     entries = {f"call dispatcher: {title}".lower(): text.strip() for title, text in RUNBOOK.items()}
     policies = [alert(file) for file in ALERTS]
     assert {policy.displayName.lower(): policy.documentation.content for policy in policies} == entries
-    assert not [
-        policy.displayName for policy in policies if "${" in policy.documentation.content
-    ]  # it would be replaced
+    assert "${" not in "".join(entries.values())  # it would be replaced
     referred = set(re.findall(r'see "([^"]+)"', README))
     assert set() != referred <= set(RUNBOOK)
     numbers = f"shows {len(METRICS)} names that begin with `call_dispatcher_`, and the second shows {len(ALERTS)}:"
@@ -267,12 +263,9 @@ print("read", len(sys.argv) - 2)
 
 
 def test_message_classes_of_gcloud_read_each_file_whole() -> None:
-    gcloud = shutil.which("gcloud")
-    if gcloud is None:
-        pytest.skip("gcloud is not installed here")
-    sdk = Path(gcloud).resolve().parents[1]
+    sdk = Path(shutil.which("gcloud") or "/").resolve().parent.parent
     if not (sdk / "lib" / "googlecloudsdk" / "generated_clients").is_dir():
-        pytest.skip("this gcloud does not show its message classes")
+        pytest.skip("gcloud is not installed here, or does not show its message classes")
     files = [str(file) for file in (*METRICS, *ALERTS)]
     command = [sys.executable, "-I", "-c", GCLOUD_READS_THEM, str(sdk), *files]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)

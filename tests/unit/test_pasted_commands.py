@@ -135,7 +135,8 @@ def test_pasted_blocks_run_in_an_interactive_shell(shell: str, tmp_path: Path) -
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
     pages = {page: blocks for page in PAGES if (blocks := code_blocks(page.read_text(), "sh"))}
-    wrong = {page: problems(shell, blocks, tmp_path / f"{page.parent.name}-{page.stem}", 30) for page, blocks in pages.items()}
+    folders = {page: tmp_path / f"{page.parent.name}-{page.stem}" for page in pages}
+    wrong = {page: problems(shell, blocks, folders[page], 30) for page, blocks in pages.items()}
     assert {page: list_ for page, list_ in wrong.items() if list_} == {}
     assert sum(map(len, pages.values())) > 40
 
