@@ -10,15 +10,11 @@ from typing import Any
 import pytest
 
 from shared.models import Redial
-from tests.database.sql_api import ASK_S, DELAYS_S, GIVE_UP_S, OPEN, Steps, a_number, a_sid
+from tests.database.sql_api import ASK_S, DELAYS_S, GIVE_UP_S, Row, Steps, a_number, a_sid
 
 STATES = ("started", "in_doubt", "accepted", "ended", "refused", "absent", "duplicate", "released")
 UNDECIDED = ("started", "in_doubt")
 FINAL_WORDS = ("completed", "busy", "no-answer", "failed", "canceled")
-
-
-def others(*states: str) -> list[str]:
-    return [state for state in STATES if state not in states]
 
 
 def due_in_s(steps: Steps, job: int) -> float:
@@ -26,50 +22,95 @@ def due_in_s(steps: Steps, job: int) -> float:
     return seconds
 
 
-# --- refuse, release, doubt: only while nobody knows better -----------------------------------------------------------
-def test_refusal_ends_the_job_from_undecided_states(steps: Steps) -> None:
-    for state in UNDECIDED:
+# --- the table of states ----------------------------------------------------------------------------------------------
+Step = Callable[[Steps, uuid.UUID], Row | bool]
+
+
+def listed(steps: Steps, attempt: uuid.UUID) -> Row:
+    return steps.settle(attempt, (a_sid(), "ringing"))
+
+
+def accept(steps: Steps, attempt: uuid.UUID) -> Row:
+    return steps.accept(attempt, a_sid())
+
+
+def hears(word: str) -> Step:
+    return lambda steps, attempt: steps.says(attempt, word)
+
+
+STEPS: dict[str, Step] = {
+    "refuse": Steps.refuse, "release": lambda steps, attempt: steps.release(attempt, halt_s=60), "doubt": Steps.doubt,
+    "accept": accept, "listed": listed, "not listed": Steps.settle,
+    **{word: hears(word) for word in ("ringing", *FINAL_WORDS)},
+}  # fmt: skip
+CALLING, TOO_MANY, CANCELED = "accepted: calling 1 None", "duplicate: failed 1 number_invalid", "canceled 1 canceled"
+BINDS = ("started", "in_doubt", "accepted", "absent")
+"""States in which a call's word is about the job's one call."""
+
+
+def final(job: str) -> dict[str, str]:
+    return dict.fromkeys(BINDS, f"ended: {job}") | dict.fromkeys(("refused", "duplicate"), TOO_MANY)
+
+
+# step -> the attempt's state before -> its state and its job's status, attempts and reason; `end` if the call is not wanted.
+# Nothing else changes anything.
+MOVES: dict[str, dict[str, str]] = {
+    "refuse": dict.fromkeys(UNDECIDED, "refused: failed 1 number_invalid"),
+    "release": dict.fromkeys(UNDECIDED, ": queued 0 hours"),
+    "doubt": {"started": "in_doubt: in_doubt 1 read_timeout"},
+    "accept": dict.fromkeys(("started", "in_doubt", "absent"), CALLING) | {
+        "accepted": "accepted duplicate: calling 1 None end", "ended": "ended duplicate: queued 1 busy end",
+        "refused": f"{TOO_MANY} end", "duplicate": f"duplicate {TOO_MANY} end",
+    },
+    "listed": {"in_doubt": CALLING},
+    "not listed": {"in_doubt": "absent: queued 1 absent"},
+    "ringing": dict.fromkeys(BINDS, CALLING) | dict.fromkeys(("refused", "duplicate"), f"{TOO_MANY} end"),
+    "completed": final("completed 1 None"),
+    **{word: final(f"queued 1 {word}") for word in ("busy", "no-answer", "failed")},
+    "canceled": final("canceled 1 call_canceled"),
+}  # fmt: skip
+MOVES_CANCELED: dict[str, dict[str, str]] = {
+    "refuse": dict.fromkeys(UNDECIDED, f"refused: {CANCELED}"),
+    "release": dict.fromkeys(UNDECIDED, ": canceled 0 canceled"),
+    "doubt": MOVES["doubt"],
+    "accept": dict.fromkeys(UNDECIDED, f"{CALLING} end") | {
+        "accepted": "accepted duplicate: calling 1 None end", "absent": f"duplicate: {CANCELED} end",
+    },
+    "listed": {"in_doubt": f"{CALLING} end"},
+    "not listed": {"in_doubt": f"absent: {CANCELED}"},
+    "ringing": dict.fromkeys((*UNDECIDED, "accepted"), f"{CALLING} end") | {"absent": f"duplicate: {CANCELED} end"},
+    **{word: dict.fromkeys((*UNDECIDED, "accepted"), f"ended: {CANCELED}") | {"absent": f"duplicate: {CANCELED}"}
+       for word in FINAL_WORDS},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("canceled", [False, True])
+def test_each_step_moves_what_the_table_says(steps: Steps, canceled: bool) -> None:
+    found: dict[str, dict[str, str]] = {}
+    for name, state in itertools.product(STEPS, BINDS if canceled else STATES):
         job, attempt = steps.attempt_in(state)
-        assert steps.refuse(attempt)
-        assert (steps.attempt(attempt)["state"], steps.brief(job)) == ("refused", ("failed", 1, "number_invalid"))
+        if canceled:
+            steps.call("cancel_call_job", job_id=job)
+        before = steps.everything()
+        answer = STEPS[name](steps, attempt)
+        if steps.everything() != before:
+            steps.call("resume_calls")  # a release was a halt
+            became = " ".join(row["state"] for row in steps.attempts(job))
+            end = " end" if isinstance(answer, dict) and answer.get("then") == "end" else ""
+            found.setdefault(name, {})[state] = f"{became}: {' '.join(map(str, steps.brief(job)))}{end}"
+    assert found == (MOVES_CANCELED if canceled else MOVES)
 
 
-def test_released_job_waits_with_its_attempt_unspent(steps: Steps) -> None:
+def test_released_job_waits_for_its_delay(steps: Steps) -> None:
     for state in UNDECIDED:
         job, attempt = steps.attempt_in(state)
         assert steps.release(attempt, delay_s=300)
-        assert (steps.brief(job), steps.attempts(job)) == (("queued", 0, "hours"), [])
         assert 290 < due_in_s(steps, job) <= 300
 
 
-def test_doubt_holds_the_job_until_it_is_settled(steps: Steps) -> None:
-    job, attempt = steps.attempt_in("started")
-    assert steps.doubt(attempt)
-    assert steps.attempt(attempt)["state"] == "in_doubt"
-    answer = steps.claim(job)
-    assert (answer["outcome"], answer["status"], steps.job(job)["status"]) == ("none", "in_doubt", "in_doubt")
-
-
-def test_refusals_releases_and_doubts_that_come_late_change_nothing(steps: Steps) -> None:
-    late: list[tuple[Callable[[uuid.UUID], bool], list[str]]] = [
-        (steps.refuse, others(*UNDECIDED)),
-        (lambda attempt: steps.release(attempt, halt_s=60), others(*UNDECIDED)),
-        (steps.doubt, others("started")),
-    ]
-    wrong = []
-    for n, (step, states) in enumerate(late):
-        for state in states:
-            _, attempt = steps.attempt_in(state)
-            before = steps.everything()
-            if step(attempt) or steps.everything() != before:
-                wrong.append((n, state))
-    assert wrong == []
-
-
 # --- accept: a SID is truth -------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("state", ["started", "in_doubt", "absent"])
-def test_sid_makes_it_the_jobs_call_once(steps: Steps, state: str) -> None:
-    job, attempt = steps.attempt_in(state)
+def test_sid_makes_it_the_jobs_call_once(steps: Steps) -> None:
+    job, attempt = steps.attempt_in("absent")
     answer = steps.accept(attempt, sid := a_sid())
     assert (answer["then"], answer["state"], answer["call_status"]) == ("keep", "accepted", "queued")
     assert (answer["job"]["id"], answer["job"]["status"], steps.attempt(attempt)["call_sid"]) == (job, "calling", sid)
@@ -77,13 +118,6 @@ def test_sid_makes_it_the_jobs_call_once(steps: Steps, state: str) -> None:
     before = steps.everything()
     assert steps.accept(attempt, sid) == answer
     assert steps.everything() == before
-
-
-def test_call_that_was_refused_is_one_too_many(steps: Steps) -> None:
-    job, attempt = steps.attempt_in("refused")
-    assert steps.accept(attempt, a_sid())["then"] == "end"
-    assert (steps.attempt(attempt)["state"], steps.job(job)["status"]) == ("duplicate", "failed")
-    assert steps.accept(attempt, a_sid())["then"] == "end"  # and so is another
 
 
 @pytest.mark.parametrize("state", ["accepted", "ended"])
@@ -118,13 +152,6 @@ def test_late_truth_revives_jobs_that_wait_or_failed(steps: Steps) -> None:
         assert steps.accept(attempt, a_sid())["then"] == "keep"
         assert steps.brief(job) == ("calling", 1, None)
         assert (steps.job(job)["finished_at"], steps.attempt(attempt)["closed_at"]) == (None, None)
-
-
-def test_late_truth_revives_no_canceled_job(steps: Steps) -> None:
-    job, attempt = steps.attempt_in("absent")
-    steps.call("cancel_call_job", job_id=job)
-    assert steps.accept(attempt, a_sid())["then"] == "end"
-    assert (steps.job(job)["status"], steps.attempt(attempt)["state"]) == ("canceled", "duplicate")
 
 
 def test_late_truth_about_a_redialed_number_is_a_duplicate(steps: Steps) -> None:
@@ -183,14 +210,6 @@ def test_words_that_are_no_news_change_nothing(steps: Steps) -> None:
     for word in ("ringing", "teleported"):  # Twilio has no such word
         answer = steps.says(attempt, word)
         assert (answer["then"], answer["moved"], steps.everything()) == ("keep", False, before)
-
-
-def test_callback_alone_tells_the_whole_story(steps: Steps) -> None:
-    for state, word in itertools.product(("started", "in_doubt", "absent"), FINAL_WORDS):
-        job, attempt = steps.attempt_in(state)
-        assert steps.says(attempt, word)["moved"], (state, word)
-        expected = {"completed": "completed", "canceled": "canceled"}.get(word, "queued")
-        assert (steps.job(job)["status"], steps.attempt(attempt)["state"]) == (expected, "ended"), (state, word)
 
 
 def test_facts_of_a_call_are_kept_with_its_attempt(steps: Steps) -> None:
@@ -262,28 +281,11 @@ def test_call_is_not_given_up_too_early(steps: Steps) -> None:
 
 
 # --- what cancel means for an attempt under way -----------------------------------------------------------------------
-@pytest.mark.parametrize("state", OPEN)
-def test_canceled_call_is_ended_by_each_answer(steps: Steps, state: str) -> None:
-    job, attempt = steps.attempt_in(state)
+def test_canceled_call_is_looked_after_at_once(steps: Steps) -> None:
+    job, attempt = steps.attempt_in("accepted")
     steps.call("cancel_call_job", job_id=job)
-    assert steps.accept(attempt, steps.attempt(attempt)["call_sid"] or a_sid())["then"] == "end"
     assert steps.says(attempt, "ringing")["then"] == "end"
     assert steps.job(job)["due_at"] <= steps.now()
-
-
-def test_canceled_job_stays_canceled_however_its_call_ends(steps: Steps) -> None:
-    for word in FINAL_WORDS:
-        job, attempt = steps.attempt_in("accepted")
-        steps.call("cancel_call_job", job_id=job)
-        steps.says(attempt, word)
-        assert steps.brief(job) == ("canceled", 1, "canceled"), word
-
-
-def test_canceled_job_is_canceled_when_nothing_came(steps: Steps) -> None:
-    for state, outcome in itertools.product(UNDECIDED, (steps.refuse, steps.release)):
-        job, attempt = steps.attempt_in(state)
-        steps.call("cancel_call_job", job_id=job)
-        assert (outcome(attempt), steps.job(job)["status"]) == (True, "canceled")
 
 
 # --- a redial ---------------------------------------------------------------------------------------------------------
