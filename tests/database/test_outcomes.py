@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from shared.models import Redial
-from tests.database.sql_api import ASK_S, DELAYS_S, GIVE_UP_S, Row, Steps, a_number, a_sid
+from tests.database.sql_api import ASK_S, DELAYS_S, GIVE_UP_S, OPEN, Row, Steps, a_number, a_sid
 
 STATES = ("started", "in_doubt", "accepted", "ended", "refused", "absent", "duplicate", "released")
 UNDECIDED = ("started", "in_doubt")
@@ -282,10 +282,12 @@ def test_call_is_not_given_up_too_early(steps: Steps) -> None:
 
 # --- what cancel means for an attempt under way -----------------------------------------------------------------------
 def test_canceled_call_is_looked_after_at_once(steps: Steps) -> None:
-    job, attempt = steps.attempt_in("accepted")
-    steps.call("cancel_call_job", job_id=job)
-    assert steps.says(attempt, "ringing")["then"] == "end"
-    assert steps.job(job)["due_at"] <= steps.now()
+    for state in OPEN:
+        job, attempt = steps.attempt_in(state)
+        steps.call("cancel_call_job", job_id=job)
+        assert steps.accept(attempt, steps.attempt(attempt)["call_sid"] or a_sid())["then"] == "end"
+        assert steps.says(attempt, "ringing")["then"] == "end"
+        assert steps.job(job)["due_at"] <= steps.now()
 
 
 # --- a redial ---------------------------------------------------------------------------------------------------------

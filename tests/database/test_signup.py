@@ -254,19 +254,18 @@ def test_confirmation_calls_nobody_a_second_time(steps: Steps) -> None:
     assert confirm(steps, since) == 1
 
 
-def test_confirmation_is_waited_for_where_it_is_required(verified: Steps) -> None:
+def test_phone_is_called_once_it_is_confirmed(verified: Steps) -> None:
     user = verified.sign_up(number := a_number(), {"signup_mode": "demo", "phone": a_number()})
-    assert verified.jobs_of(user) == []
-    confirm(verified, user)
-    job = verified.job_of(user)
-    assert (job["phone_e164"], job["signup_mode"]) == (number, "demo")
-    assert confirm(verified, verified.sign_up(None, {"phone": a_number()})) == 0
-
-
-def test_phone_confirmed_from_the_start_is_called_at_once(verified: Steps) -> None:
-    query = "insert into auth.users (id, phone, phone_confirmed_at) values (gen_random_uuid(), %s, now())"
-    verified.rows(query, a_number()[1:])
-    assert len(users_with_jobs(verified)) == 1
+    typed, without, added = verified.sign_up(None, {"phone": a_number()}), verified.sign_up(), a_number()
+    assert users_with_jobs(verified) == []
+    assert [confirm(verified, each) for each in (user, typed)] == [1, 0]
+    confirmed = "update auth.users set phone = %s, phone_confirmed_at = now() where id = %s"
+    verified.rows(confirmed, added[1:], without)
+    jobs = [verified.job_of(each) for each in (user, without)]
+    assert [(job["phone_e164"], job["signup_mode"]) for job in jobs] == [(number, "demo"), (added, "default")]
+    from_the_start = "insert into auth.users (id, phone, phone_confirmed_at) values (gen_random_uuid(), %s, now())"
+    verified.rows(from_the_start, a_number()[1:])
+    assert len(users_with_jobs(verified)) == 3
 
 
 def test_phone_confirmed_again_or_changed_is_called_once(verified: Steps) -> None:
@@ -280,12 +279,6 @@ def test_phone_confirmed_again_or_changed_is_called_once(verified: Steps) -> Non
     assert len(verified.jobs_of(user)) == 1
     verified.rows("delete from public.outbound_call_jobs where user_id = %s", user)  # as the retention does
     assert confirm(verified, user) == 0
-
-
-def test_phone_added_after_the_sign_up_is_called(verified: Steps) -> None:
-    user, number = verified.sign_up(), a_number()
-    verified.rows("update auth.users set phone = %s, phone_confirmed_at = now() where id = %s", number[1:], user)
-    assert verified.job_of(user)["phone_e164"] == number
 
 
 def test_typed_phones_count_again_when_none_are_required(verified: Steps) -> None:

@@ -73,11 +73,8 @@ def test_long_queue_is_counted_to_a_limit_and_estimated(steps: Steps) -> None:
     assert (told(steps)["queued"], told(steps)["due"]) == (1200, 1000)
 
 
-def test_idle_day_has_all_counts_zero(steps: Steps) -> None:
-    assert stats(steps) == IDLE
-
-
 def test_every_state_is_counted_once(steps: Steps) -> None:
+    assert stats(steps) == IDLE
     began = steps.now()
     for state in STATES:
         steps.attempt_in(state)
@@ -176,13 +173,14 @@ def test_doubt_that_is_settled_is_none(steps: Steps) -> None:
     assert "oldest_doubt_s" not in told(steps)
 
 
-def test_opt_outs_of_the_day(steps: Steps) -> None:
+def test_opt_outs_and_missed_sign_ups_are_counted(steps: Steps) -> None:
     steps.call("opt_out", phone_number=a_number())
     steps.pass_time(23 * HOUR_S)
     steps.call("opt_out", phone_number=a_number())
     assert told(steps) == {"opt_outs_24h": 2}
     steps.pass_time(2 * HOUR_S)
-    assert told(steps) == {"opt_outs_24h": 1}
+    steps.rows("insert into private.missed_signups values (gen_random_uuid(), 'a lock', private.clock())")
+    assert told(steps) == {"opt_outs_24h": 1, "missed_signups": 1}
 
 
 def test_pause_by_hand_tells_reason_and_end(steps: Steps) -> None:
@@ -209,22 +207,15 @@ def test_days_ceiling_pauses_in_its_own_name(steps: Steps) -> None:
     assert told(steps)["paused_by"] == "calls_per_day"
 
 
-def test_sign_up_that_was_missed_is_seen(steps: Steps) -> None:
-    steps.rows("insert into private.missed_signups values (gen_random_uuid(), 'a lock', private.clock())")
-    assert told(steps) == {"missed_signups": 1}
-
-
-def test_view_is_the_same_as_one_row(steps: Steps) -> None:
-    for state in ("started", "in_doubt", "accepted", "refused", "duplicate"):
+def test_function_view_and_service_tell_the_same(steps: Steps) -> None:
+    for state in STATES:
         steps.attempt_in(state)
     steps.call("pause_calls", reason="lunch")  # any client can read its end
-    (row,) = steps.rows("select to_jsonb(s) as row, s.paused_until from public.call_stats s")
-    assert (row["row"], row["paused_until"]) == (stats(steps), "infinity")
-
-
-def test_service_understands_all_of_it(steps: Steps) -> None:
-    assert set(Stats.model_fields) == set(stats(steps))
-    assert Stats.model_validate(stats(steps)).model_dump(mode="json") == stats(steps)
+    query = "select public.call_job_stats() as told, to_jsonb(s) as view, s.paused_until from public.call_stats s"
+    ((told, view, paused_until),) = [tuple(row.values()) for row in steps.rows(query)]
+    assert (view, paused_until) == (told, "infinity")
+    assert set(Stats.model_fields) == set(told)
+    assert Stats.model_validate(told).model_dump(mode="json") == told
 
 
 # --- by the hour ------------------------------------------------------------------------------------------------------
@@ -258,10 +249,6 @@ def test_hours_go_back_and_include_empty_ones(steps: Steps) -> None:
     ]  # fmt: skip
     assert {earlier["hour"] - later["hour"] for later, earlier in pairwise(rows)} == {timedelta(hours=-1)}
     assert rows[0]["hour"] <= steps.now() < rows[0]["hour"] + timedelta(hours=1)
-
-
-def test_view_of_hours_is_the_last_two_days(steps: Steps) -> None:
-    call(steps, "completed")
     assert steps.rows("select * from public.call_stats_per_hour") == hours(steps, 48)
 
 
