@@ -12,7 +12,7 @@ from function.worker import TWILIO_WAITERS
 from shared.conversation.library import Scripts
 from shared.conversation.turns import voicemail_turn
 from shared.conversation.twiml import render_twiml
-from shared.models import FINAL_CALL_STATUSES, CallEvent, LiveCall
+from shared.models import FINAL_CALL_STATUSES, CallEvent
 
 if TYPE_CHECKING:
     from shared.dispatcher import Dispatcher
@@ -35,13 +35,9 @@ def handle(attempt: UUID | None, event: CallEvent, dispatcher: "Dispatcher", scr
         log.warning("enough threads wait for Twilio; the sweep ends unwanted calls", call_sid=event.call_sid)
         return
     try:
-        _act_on(call, event, dispatcher, scripts)
+        if call.machine_now and call.is_wanted and call.job is not None:
+            script = scripts.for_person(call.job)
+            dispatcher.play_twiml(event.call_sid, render_twiml(voicemail_turn(script), script, call.job))
+        dispatcher.end_if_unwanted(call, event.call_sid)
     finally:
         TWILIO_WAITERS.release()
-
-
-def _act_on(call: LiveCall, event: CallEvent, dispatcher: "Dispatcher", scripts: Scripts) -> None:
-    if call.machine_now and call.is_wanted and call.job is not None:
-        script = scripts.for_person(call.job)
-        dispatcher.play_twiml(event.call_sid, render_twiml(voicemail_turn(script), script, call.job))
-    dispatcher.end_if_unwanted(call, event.call_sid)

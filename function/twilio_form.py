@@ -30,7 +30,7 @@ class VoiceRequest:
     `place` is None when the person picks up. `action` is the URL, without a place, that Twilio requests next. `picked_up_at`:
     Unix seconds. `first_leg`: on a colleague's leg, the SID of the person's call; else "". `second_leg`: how that leg ended.
     `pressed`: `digits` were pressed just now, not spoken and not before a wait. `waits`: how often the person was asked to wait
-    for this answer, `waiting_since` then (Unix seconds; 0: no wait).
+    for this answer. `waiting_since`: the first time, in Unix seconds; 0 before it.
     """
 
     attempt: UUID | None

@@ -28,7 +28,15 @@ class Transfer:
 def dial_problem(answer: Answer, settings: Settings | None) -> str | None:
     """The fault of an answer's `dial`, in words; None: it can be used. Without settings every country is allowed."""
     assert answer.dial is not None
-    settings = settings or _settings_for_any_country()
+    if settings is None:
+        import phonenumbers
+
+        settings = Settings.model_construct(
+            twilio_phone_number="+15005550006",
+            twilio_api_base_url=None,
+            call_countries=tuple(phonenumbers.SUPPORTED_REGIONS),
+            call_time_limit_seconds=Settings.model_fields["call_time_limit_seconds"].default,
+        )
     if settings.call_time_limit_seconds < answer.ring_s + LEAST_TALK_SECONDS + GOODBYE_SECONDS:
         return "cannot be used: CALL_TIME_LIMIT_SECONDS leaves no time to ring and to talk"
     # A staging service has the scripts of production and must start. It rings only the numbers of CALL_ONLY_TO.
@@ -62,14 +70,3 @@ def _refusal(number: str, settings: Settings) -> str | None:
     parsed = parse_number(number, settings)
     refusal = parsed if isinstance(parsed, Refusal) else check_number(parsed, settings)
     return refusal.reason if refusal else None
-
-
-def _settings_for_any_country() -> Settings:
-    import phonenumbers
-
-    return Settings.model_construct(
-        twilio_phone_number="+15005550006",
-        twilio_api_base_url=None,
-        call_countries=tuple(phonenumbers.SUPPORTED_REGIONS),
-        call_time_limit_seconds=Settings.model_fields["call_time_limit_seconds"].default,
-    )

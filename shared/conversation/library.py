@@ -46,7 +46,7 @@ class Scripts:
         if not (folder / f"{DEFAULT}.toml").exists():
             problems.append(f"{DEFAULT}.toml is missing: it speaks for every signup_mode without a file of its own")
         self._by_mode = {name: script for name, script in self._by_name.items() if name == script.mode}
-        problems += [*self._add_aliases(), *self._check_modes(folder), *self._screen_colleagues(settings)]
+        problems += [*self._add_aliases(), *self._check_together(folder, settings)]
         if problems:
             raise ScriptError("scripts are wrong:\n  " + "\n  ".join(problems))
         self.default = self._by_name[DEFAULT]
@@ -83,13 +83,11 @@ class Scripts:
                 elif other is not script:
                     yield f"{script.mode}.toml: aliases: {alias!r} belongs to {other.mode}.toml: each mode has one script"
 
-    def _check_modes(self, folder: Path) -> Iterator[str]:
+    def _check_together(self, folder: Path, settings: Settings | None) -> Iterator[str]:
+        """A script of a language needs the mode's own, and a number of a colleague the settings."""
         for script in self:
             if script.name != script.mode and not (folder / f"{script.mode}.toml").exists():
                 yield f"{script.name}.toml: {script.mode}.toml is missing: it speaks for every other language"
-
-    def _screen_colleagues(self, settings: Settings | None) -> Iterator[str]:
-        for script in self:
             for place, answer in script.answers():
                 if answer.dial and (problem := dial_problem(answer, settings)):
                     yield f"{script.name}.toml: {place}.dial: {problem}"

@@ -93,8 +93,10 @@ def next_turn(script: Script, place: Place, key: str, heard: str = "") -> Turn:
     if question is None:
         return _turn_without_question(script, place, at)
     answer = question.answers.get(key)
+    if answer is None and place.tries <= question.repeat:
+        return _turn_to(script, question, spoken(script.again), place.tries + 1)
     if answer is None:
-        return _ask_again(script, question, place.tries)
+        return _turn_to(script, None, spoken(question.no_answer))
     says, learned = spoken(answer.say), Learned(question.id, answer.means, key)
     if answer.later:
         return Turn(says=says, learned=learned, later=answer.later)
@@ -157,12 +159,6 @@ def _turn_after_agent(script: Script, connect: Connect, *, ended: bool) -> Turn:
     if ended:
         return _turn_to(script, question)
     return _turn_to(script, question, spoken(connect.sorry or (None if question else script.apology)))
-
-
-def _ask_again(script: Script, question: Question, tries: int) -> Turn:
-    if tries <= question.repeat:
-        return _turn_to(script, question, spoken(script.again), tries + 1)
-    return _turn_to(script, None, spoken(question.no_answer))
 
 
 def agreed_turn(turn: Turn, time: str) -> Turn:

@@ -128,11 +128,8 @@ def read_number(value: object) -> str | None:
     return text if text is not None and _NUMBER.fullmatch(text) else None
 
 
-READERS: Final[dict[Kind, Callable[[object], str | None]]] = {
-    "name": read_name,
-    "words": read_words,
-    "number": read_number,
-}
+Reader = Callable[[object], str | None]
+READERS: Final[dict[Kind, Reader]] = {"name": read_name, "words": read_words, "number": read_number}
 
 
 def _clean(value: object) -> str | None:

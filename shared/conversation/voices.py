@@ -48,8 +48,7 @@ _POLLY: Final = {
 }
 _ALL: Final = " ".join(_POLLY.values()).split()
 _SPEAKS: Final = {
-    name.rstrip("*+"): frozenset(language for language, names in _POLLY.items() if name in names.split())
-    for name in _ALL
+    name.rstrip("*+"): {language for language, names in _POLLY.items() if name in names.split()} for name in _ALL
 }
 _SAME: Final = {"arb": "ar", "cmn": "zh", "no": "nb"}
 
