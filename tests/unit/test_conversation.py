@@ -23,7 +23,7 @@ from shared.conversation.library import Scripts
 from shared.conversation.script import Connect, Script
 from shared.conversation.texts import LONGEST_INLINE_TWIML, Recording
 from shared.conversation.turns import AGENT_ENDED, AGENT_FAILED, CONNECT, Learned, Place, Turn, first_turn, next_turn
-from shared.conversation.twiml import hang_up, render_handover, render_transfer, render_twiml, render_whisper
+from shared.conversation.twiml import render_handover, render_transfer, render_twiml, render_whisper
 from shared.models import LiveJob, Person
 from tests.sandbox.twilio import twiml
 
@@ -253,10 +253,6 @@ def test_every_document_of_shipped_scripts_is_valid_twiml() -> None:
         for turn, person in product(found, (None, NOBODY, known)):
             read(turn, script, person)
         assert len(render_twiml(turns.voicemail_turn(script), script, known)) <= LONGEST_INLINE_TWIML
-
-
-def test_hang_up_is_a_single_verb() -> None:
-    assert parse(hang_up()) == [twiml.Hangup()]
 
 
 characters = st.characters(exclude_categories=())  # lone surrogates and controls, too

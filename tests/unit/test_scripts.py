@@ -167,12 +167,10 @@ def test_a_language_has_a_script_of_its_own(folder: Path) -> None:
         "deutsch": [("deutsch", {"language": "de"}), ("deutsch", {"language": "de-AT"}), ("deutsch", {"language": "fr"})],
         "deutsch.en": [("deutsch", {"language": "en-GB"})],
     }  # fmt: skip
-    cases = [
-        (name, Person(first_name=None, signup_mode=mode, metadata=about))
-        for name in table
-        for mode, about in table[name]
-    ]
-    assert [(name, who) for name, who in cases if scripts.for_person(who).name != name] == []
+    asked = [(name, mode, about) for name, cases in table.items() for mode, about in cases]
+    people = [Person(first_name=None, signup_mode=mode, metadata=about) for _, mode, about in asked]
+    found = [(scripts.for_person(each).name, each.signup_mode, each.metadata) for each in people]
+    assert found == asked
     named = {"demo.es": "demo.es", "gone.es": "default", "": "default", "Demo": "default"}
     assert {name: scripts.named(name).name for name in named} == named
 
@@ -306,7 +304,6 @@ ERRORS = [
     ('"Polly.Joanna"', '"Google.de-DE-Wavenet-A"', "voice: Google.de-DE-Wavenet-A does not speak en-US"),
     ('key = "9"', 'key = "1"', "questions.size.answers.1: 1 is the opt-out key"),
     ('key = "9"', 'key = "#"', "opt_out.key: is not a key that can be asked for; allowed: one of 0 1 2"),
-    ('key = "9"', 'key = "12"', "opt_out.key: is not a key"),
     ('key = "9"', "key = 9", "opt_out.key: must be text, in quotes"),
     ('first_name = "there"', "first_name = 3", 'placeholders.first_name: must be text, in quotes, or { kind = "name"'),
     ('first_name = "there"', 'first_name = { kind = "name" }', "placeholders.first_name.fallback: is missing; it must be text"),
@@ -425,16 +422,14 @@ def test_a_circle_without_an_end_is_refused(folder: Path) -> None:
 def test_all_problems_of_all_files_are_reported(folder: Path) -> None:
     several = GOOD.replace("{first_name}", "{x}").replace('means = "one"', "").replace('next = "start"', 'next = "y"')
     found = problems(folder, several, other=GOOD.replace('"en-US"', '"English"'))
-    assert {line.rsplit(": ", 1)[0].split(": ")[1] for line in found if line.startswith("odd")} == {
-        "greeting", "placeholders.first_name", "questions.size.answers.1.means", "questions.size.next",
+    assert {": ".join(line.split(": ")[:2]) for line in found} == {
+        "odd.toml: greeting", "odd.toml: placeholders.first_name", "odd.toml: questions.size.answers.1.means",
+        "odd.toml: questions.size.next", "other.toml: language",
     }  # fmt: skip
-    assert [line.split(": ")[:2] for line in found if line.startswith("other")] == [["other.toml", "language"]]
 
 
 def test_a_file_is_named_after_its_mode(folder: Path) -> None:
-    rule = (
-        "a file is named <signup_mode>.toml or <signup_mode>.<language>.toml; allowed: small letters, digits, _ and -"
-    )
+    rule = "a file is named <signup_mode>.toml or <signup_mode>.<language>.toml; allowed: small letters, digits, _"
     names = ["Demo", "my mode", "_x", "x" * 65, "é", "demo.", "demo.ES", "demo.es.mx", "demo.spanish"]
     (folder / "demo.TOML").write_text(GOOD)
     found = problems(folder, **dict.fromkeys(names, GOOD))
