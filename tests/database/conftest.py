@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import psycopg
 import pytest
@@ -12,7 +13,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from tests.conftest import Connect, Connection
-from tests.database.sql_api import Row, Steps, in_background
+from tests.database.sql_api import Steps, in_background
 from tests.sandbox.postgres import Postgres
 from tests.sandbox.supabase import database
 
@@ -98,15 +99,15 @@ def another(connect: Connect, connection: Connection) -> Another:
     return lambda: Steps(connect(), connection)
 
 
-StepResult = Callable[[Steps], Row | bool | None]
-Queue = Callable[..., list[Row | bool | None]]
+StepResult = Callable[[Steps], Any]
+Queue = Callable[..., list[Any]]
 
 
 @pytest.fixture
 def one_after_the_other(connection: Connection, another: Another) -> Queue:
     """The first step holds its locks while the others, in this order, come and wait for them; then it commits."""
 
-    def run(*crowd: StepResult) -> list[Row | bool | None]:
+    def run(*crowd: StepResult) -> list[Any]:
         first, *rest = (another() for _ in crowd)
         first.service.autocommit = False
         answer = crowd[0](first)

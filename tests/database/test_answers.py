@@ -8,8 +8,8 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
-from tests.database.conftest import Another
-from tests.database.sql_api import ASK_S, DELAYS_S, GIVE_UP_S, Call, Row, Steps, a_number, a_sid, behind, in_background
+from tests.database.conftest import Another, Queue, StepResult
+from tests.database.sql_api import ASK_S, DELAYS_S, GIVE_UP_S, Call, Row, Steps, a_number, a_sid, in_background
 
 MACHINES = ("machine_start", "machine_end_beep", "machine_end_silence", "machine_end_other", "fax")
 PEOPLE = ("human", "unknown", None)
@@ -80,19 +80,13 @@ def test_answers_in_foreign_calls_are_not_kept(steps: Steps) -> None:
     assert steps.rows("select * from public.outbound_call_answers") == []
 
 
-@pytest.mark.parametrize("how", ["canceled", "opted out", "deleted"])
+@pytest.mark.parametrize("how", ["cancel_call_job", "opt_out"])
 def test_person_who_must_not_be_called_hears_no_question(steps: Steps, how: str) -> None:
     job, attempt, sid = picked_up(steps, number := a_number())
     steps.press(attempt, sid, "size", "one")
-    match how:
-        case "canceled":
-            steps.call("cancel_call_job", job_id=job)
-        case "opted out":
-            steps.call("opt_out", phone_number=number)
-        case "deleted":
-            steps.rows("select private.forget_user(user_id) from public.outbound_call_jobs where id = %s", job)
+    steps.call(how, **({"phone_number": number} if how == "opt_out" else {"job_id": job}))
     assert steps.press(attempt, sid, "start", "now")["then"] == "end"
-    assert answers(steps, job) == ({} if how == "deleted" else {"size": "one"})
+    assert answers(steps, job) == {"size": "one"}
 
 
 def test_impossible_answers_are_refused_by_name(steps: Steps) -> None:
@@ -232,46 +226,44 @@ def test_opt_out_may_be_first_news_of_its_call(steps: Steps) -> None:
     assert summary(steps, job) == ("completed", learned(opted_out=True))
 
 
+def by_hand(number: str) -> StepResult:
+    return lambda mine: mine.call("opt_out", phone_number=number)
+
+
+def as_owner(query: str, *values: object) -> StepResult:
+    """As the superuser, and not as service_role."""
+    return lambda mine: mine.service.execute("reset role").connection.execute(query.encode(), values)
+
+
 def test_key_waits_for_an_opt_out_by_hand(steps: Steps, another: Another) -> None:
     """By hand it has written the number's row, and goes for the job of this call; the key must not hold that meanwhile."""
     job, attempt, sid = picked_up(steps, number := a_number())
-    by_hand, by_key = another(), another()
+    hand, by_key = another(), another()
     with in_background(steps._eyes) as start:
-        with by_hand.service.transaction():
-            by_hand.service.execute("reset role")
-            by_hand.service.execute("insert into public.call_opt_outs values (%s, now(), 'by hand')", (number,))
+        with hand.service.transaction():
+            as_owner("insert into public.call_opt_outs values (%s, now(), 'by hand')", number)(hand)
             key = start(by_key, lambda: opt_out(by_key, attempt, sid))
-            by_hand.call("opt_out", phone_number=number)
+            by_hand(number)(hand)
         assert key.result(10)["then"] == "end"
     assert steps.job(job)["cancel_requested"]
 
 
-def test_opt_out_by_hand_waits_for_the_key(steps: Steps, another: Another) -> None:
+def test_opt_out_by_hand_waits_for_the_key(steps: Steps, one_after_the_other: Queue) -> None:
     job, attempt, sid = picked_up(steps, number := a_number())
     waiting = steps.queue(number)
-    by_hand, by_key = another(), another()
-    key, hand = behind(
-        by_key, lambda: opt_out(by_key, attempt, sid), by_hand, lambda: by_hand.call("opt_out", phone_number=number)
-    )
+    key, hand = one_after_the_other(lambda mine: opt_out(mine, attempt, sid), by_hand(number))
     assert (key["then"], hand["ending"]) == ("keep", 1)
     assert [steps.job(each)["status"] for each in (job, waiting)] == ["calling", "canceled"]
 
 
-def test_repeated_opt_outs_never_deadlock(steps: Steps, another: Another) -> None:
+def test_repeated_opt_outs_never_deadlock(steps: Steps, one_after_the_other: Queue) -> None:
     """The number's row is there already, so it holds nobody back; only the order of the jobs does."""
     job, attempt, sid = picked_up(steps, number := a_number())
     steps.call("opt_out", phone_number=number)
     later = steps.queue(number)  # signed up since
-    first, by_hand, by_key = another(), another(), another()
-    first.service.autocommit = False
-    first.service.execute("reset role")
-    first.service.execute("select from public.outbound_call_jobs where id = %s for update", (job,))
-    with in_background(steps._eyes) as start:
-        hand = start(by_hand, lambda: by_hand.call("opt_out", phone_number=number))
-        key = start(by_key, lambda: opt_out(by_key, attempt, sid))
-        first.service.commit()
-        assert (hand.result(10)["ending"], key.result(10)["then"]) == (1, "end")
-    assert steps.job(later)["status"] == "canceled"
+    lock = as_owner("select from public.outbound_call_jobs where id = %s for update", job)
+    _, hand, key = one_after_the_other(lock, by_hand(number), lambda mine: opt_out(mine, attempt, sid))
+    assert (hand["ending"], key["then"], steps.job(later)["status"]) == (1, "end", "canceled")
 
 
 def test_claim_beside_the_key_dials_nobody(steps: Steps, another: Another) -> None:
@@ -357,20 +349,16 @@ def test_deleted_person_leaves_no_answers_and_no_summary(steps: Steps, talking: 
     over = ("canceled" if talking else "completed", None)
     assert (answers(steps, job), summary(steps, job)) == ({}, ("calling", None) if talking else over)
     if talking:
+        assert steps.press(attempt, sid, "start", "now")["then"] == "end"
         steps.status(attempt, sid, "completed")
     steps.press(attempt, sid, "start", "now")
     assert (answers(steps, job), summary(steps, job)) == ({}, over)
 
 
-def test_answer_being_written_goes_with_its_person(steps: Steps, another: Another) -> None:
+def test_answer_being_written_goes_with_its_person(steps: Steps, one_after_the_other: Queue) -> None:
     job, attempt, sid = picked_up(steps)
-    talking, deleting = another(), another()
-    deleting.service.execute("reset role")
-    forget, user = "select private.forget_user(%s)", steps.fields(job, "user_id")
-    behind(
-        talking, lambda: talking.press(attempt, sid, "size", "one"),
-        deleting, lambda: deleting.service.execute(forget, user),
-    )  # fmt: skip
+    forget = as_owner("select private.forget_user(%s)", *steps.fields(job, "user_id"))
+    one_after_the_other(lambda mine: mine.press(attempt, sid, "size", "one"), forget)
     assert answers(steps, job) == {}
 
 

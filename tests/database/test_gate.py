@@ -46,15 +46,6 @@ def test_nothing_due_is_told_as_such_during_a_pause(steps: Steps) -> None:
     assert steps.claim()["outcome"] == "unparsed"
 
 
-def test_claims_at_once_take_one_slot_only_once(steps: Steps, another: Another) -> None:
-    for _ in range(60):
-        steps.queue()
-    callers = [another() for _ in range(50)]
-    answers = all_at_once(lambda caller: caller.claim(pace=0.1), callers)
-    assert Counter(answer["outcome"] for answer in answers) == {"claimed": 1, "wait": 49}
-    assert {round(answer["wait_s"]) for answer in answers if answer["outcome"] == "wait"} <= {9, 10}
-
-
 def test_claim_beside_another_at_the_last_slot_writes_nothing(steps: Steps, another: Another) -> None:
     first, second, claimer = steps.queue(), steps.queue(), another()
     with claimer.service.transaction():

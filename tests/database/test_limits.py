@@ -162,14 +162,6 @@ def test_claim_without_caps_has_those_of_the_settings(steps: Steps) -> None:
 
 
 # --- per prefix -------------------------------------------------------------------------------------------------------
-def test_claims_at_once_never_pass_a_prefixs_cap(steps: Steps, another: Another) -> None:
-    jobs = [steps.queue(number) for number in numbers_of_one_prefix(AT_ONCE)]
-    claims = claim_all([another() for _ in jobs], per_prefix=7)
-    assert outcomes(claims)["claimed"] == 7
-    found = Counter(steps.brief(job) for job in jobs)
-    assert found == {("dialing", 1, None): 7, ("queued", 0, "calls_per_prefix_per_hour"): AT_ONCE - 7}
-
-
 def test_cap_of_a_prefix_counts_its_numbers_once(steps: Steps) -> None:
     numbers = numbers_of_one_prefix(3)
     for number in [*numbers[:2] * 3, numbers[2], numbers[0]]:
