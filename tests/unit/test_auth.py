@@ -1,7 +1,6 @@
 """Callers: who proves what, and that nothing a stranger sends is anything but unproved."""
 
 import base64
-import hashlib
 import hmac
 import json
 import time
@@ -21,15 +20,7 @@ from twilio.request_validator import RequestValidator
 from werkzeug.datastructures import Headers, MultiDict
 
 from function import auth
-from function.auth import (
-    AuthenticationError,
-    KeysUnavailable,
-    SigningKeys,
-    authenticate_sweep,
-    authenticate_twilio,
-    authenticate_webhook,
-    own_path,
-)
+from function.auth import AuthenticationError, authenticate_sweep, authenticate_twilio, authenticate_webhook
 from shared.settings import Settings
 from tests.unit.examples import SECRET, settings
 
@@ -48,12 +39,9 @@ header_text = st.text(st.characters(max_codepoint=0xFF)) | st.text()
 def signed(secret: str = SECRET, body: bytes = BODY, age_s: float = 0) -> dict[str, str]:
     at = int(time.time() - age_s)
     key = base64.b64decode(secret.removeprefix("whsec_"))
-    signature = base64.b64encode(_hmac_sha256(key, f"msg_1.{at}.".encode() + body)).decode()
-    return {"Webhook-Id": "msg_1", "Webhook-Timestamp": str(at), "Webhook-Signature": f"v1,{signature}"}
-
-
-def _hmac_sha256(key: bytes, data: bytes) -> bytes:
-    return hmac.new(key, data, hashlib.sha256).digest()
+    signature = hmac.digest(key, f"msg_1.{at}.".encode() + body, "sha256")
+    encoded = base64.b64encode(signature).decode()
+    return {"Webhook-Id": "msg_1", "Webhook-Timestamp": str(at), "Webhook-Signature": f"v1,{encoded}"}
 
 
 def bearer(secret: str) -> dict[str, str]:
@@ -109,16 +97,16 @@ def test_webhooks_of_strangers_are_unproved() -> None:
 def test_webhook_changed_by_one_character_is_unproved() -> None:
     headers = signed()
     bodies = [BODY[:at] + bytes([byte ^ 1]) + BODY[at + 1 :] for at, byte in enumerate(BODY)]
-    assert [body for body in bodies if not unproved(authenticate_webhook, BY_SECRET, headers, body)] == []
-    signature = headers["Webhook-Signature"].removeprefix("v1,")
     # The last character before the padding bears two bits that base64 does not use.
-    changed = {signature[:at] + new + signature[at + 1 :] for at in range(42) for new in "ABCDxyz019+/"} - {signature}
-    proved = [
-        text
-        for text in changed
-        if not unproved(authenticate_webhook, BY_SECRET, headers | {"Webhook-Signature": f"v1,{text}"}, BODY)
+    signatures = changed_by_one(headers["Webhook-Signature"], range(3, 45))
+    table = [(headers, body) for body in bodies] + [
+        (headers | {"Webhook-Signature": text}, BODY) for text in signatures
     ]
-    assert proved == []
+    assert [row for row in table if not unproved(authenticate_webhook, BY_SECRET, *row)] == []
+
+
+def changed_by_one(text: str, places: range) -> list[str]:
+    return [text[:at] + new + text[at + 1 :] for at in places for new in "ABCDxyz019+/" if new != text[at]]
 
 
 @given(
@@ -144,48 +132,28 @@ def test_service_without_a_secret_proves_nobody() -> None:
     bare = BY_SECRET.model_copy(update={"dispatch_secret": None})
     for headers in ({}, bearer(""), bearer("None"), signed()):
         assert unproved(authenticate_webhook, bare, headers, BODY)
-        assert unproved(authenticate_sweep, bare, headers, NoKeys())
+        assert unproved(authenticate_sweep, bare, headers, Keys(UNASKED))
 
 
-def _key() -> rsa.RSAPrivateKey:
-    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
-
-
-KEY, STRANGERS_KEY = _key(), _key()
+KEY, STRANGERS_KEY = (rsa.generate_private_key(public_exponent=65537, key_size=2048) for _ in range(2))
 PUBLIC_PEM = KEY.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
-class LocalKeys:
-    """A stand-in for Google's keys: one key, and a count of how often it was asked for one."""
+PUBLIC_JWK = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(KEY.public_key())) | {"kid": "a", "alg": "RS256"}
+UNASKED = AssertionError("Google was asked for a key")
 
-    def __init__(self) -> None:
-        self.asked = 0
-        self._key = jwt.PyJWK(
-            {**json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(KEY.public_key())), "kid": "a", "alg": "RS256"}
-        )
+
+class Keys:
+    """A stand-in for Google's keys: one key, or an error when it is asked; and a count of how often that was."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.asked, self._error = 0, error
 
     def get_signing_key(self, kid: str) -> jwt.PyJWK:
         self.asked += 1
-        if kid != "a":
-            raise jwt.PyJWKClientError("no such key")
-        return self._key
-
-
-class NoKeys:
-    """A stand-in for Google's keys that must not be asked."""
-
-    def get_signing_key(self, kid: str) -> jwt.PyJWK:
-        pytest.fail(f"Google was asked for the key {kid!r}")
-
-
-class BrokenKeys:
-    """A stand-in for Google's keys while Google cannot be reached."""
-
-    def __init__(self, error: Exception) -> None:
-        self._error = error
-
-    def get_signing_key(self, kid: str) -> jwt.PyJWK:
-        raise self._error
+        if self._error or kid != "a":
+            raise self._error or jwt.PyJWKClientError("no such key")
+        return jwt.PyJWK(PUBLIC_JWK)
 
 
 def claims(**changed: Any) -> dict[str, Any]:
@@ -201,29 +169,22 @@ def token(key: Any = KEY, alg: str = "RS256", kid: str | None = "a", **changed: 
     return bearer(jwt.encode(claims(**changed), key, alg, headers={"kid": kid} if kid else {}))
 
 
-def forged(
-    payload: bytes, head: bytes = b'{"alg":"RS256","kid":"a","typ":"JWT"}', signature: bytes = b"x"
-) -> dict[str, str]:
+def forged(payload: bytes, head: bytes = b'{"alg":"RS256","kid":"a"}', signature: bytes = b"x") -> dict[str, str]:
     parts = (base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in (head, payload, signature))
     return bearer(".".join(parts))
 
 
 def test_tokens_of_the_configured_account_may_sweep() -> None:
     now = int(time.time())  # a clock may be some seconds off
-    for changed in (
-        {"iss": "https://accounts.google.com"},
-        {"iss": "accounts.google.com"},
-        {"exp": now - 5},
-        {"iat": now + 5},
-    ):
-        assert not unproved(authenticate_sweep, BY_GOOGLE, token(**changed), LocalKeys()), changed
+    for changed in ({}, {"iss": "accounts.google.com"}, {"exp": now - 5}, {"iat": now + 5}):
+        assert not unproved(authenticate_sweep, BY_GOOGLE, token(**changed), Keys()), changed
 
 
 def test_bearer_secrets_may_sweep_without_asking_google() -> None:
     both = ROTATING.model_copy(update=BY_GOOGLE.model_dump(include={"sweep_service_account"}))
     for secret in (SECRET, OTHER):
         for given_settings in (ROTATING, both):
-            authenticate_sweep(given_settings, bearer(secret), NoKeys())
+            authenticate_sweep(given_settings, bearer(secret), Keys(UNASKED))
 
 
 def test_tokens_that_cannot_pass_are_not_looked_up() -> None:
@@ -238,25 +199,22 @@ def test_tokens_that_cannot_pass_are_not_looked_up() -> None:
     texts = ("", "one.two", "a.b.c", "a.b.c.d", OTHER, "a" * 9000 + ".b.c")
     basic = {"Authorization": token()["Authorization"].replace("Bearer", "Basic")}
     table: list[dict[str, str]] = [{}, basic, signed(), *map(bearer, texts), *(token(**changed) for changed in wrong)]
-    assert [headers for headers in table if not unproved(authenticate_sweep, BY_GOOGLE, headers, NoKeys())] == []
-    assert unproved(authenticate_sweep, BY_SECRET, token(), NoKeys())  # where no account may sweep
+    assert [headers for headers in table if not unproved(authenticate_sweep, BY_GOOGLE, headers, Keys(UNASKED))] == []
+    assert unproved(authenticate_sweep, BY_SECRET, token(), Keys(UNASKED))  # where no account may sweep
 
 
 def test_tokens_that_google_did_not_sign_are_unproved() -> None:
     for headers in (token(STRANGERS_KEY), token(kid="b"), forged(json.dumps(claims()).encode())):
-        keys = LocalKeys()
+        keys = Keys()
         assert unproved(authenticate_sweep, BY_GOOGLE, headers, keys)
         assert keys.asked == 1
 
 
 def test_googles_public_key_is_no_shared_secret() -> None:
-    head, payload = (
-        base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=")
-        for part in ({"alg": "HS256", "kid": "a"}, claims())
-    )
-    signature = base64.urlsafe_b64encode(_hmac_sha256(PUBLIC_PEM, head + b"." + payload)).rstrip(b"=")
-    signed_by_it = bearer(b".".join((head, payload, signature)).decode())
-    assert unproved(authenticate_sweep, BY_GOOGLE, signed_by_it, LocalKeys())
+    head, payload = b'{"alg":"HS256","kid":"a"}', json.dumps(claims()).encode()
+    text, _, _ = forged(payload, head)["Authorization"].removeprefix("Bearer ").rpartition(".")
+    signature = hmac.digest(PUBLIC_PEM, text.encode(), "sha256")
+    assert unproved(authenticate_sweep, BY_GOOGLE, forged(payload, head, signature), Keys())
 
 
 @given(st.data())
@@ -265,22 +223,17 @@ def test_token_changed_by_one_character_is_unproved(data: st.DataObject) -> None
     # The last character of each part bears bits that base64 does not use.
     at = data.draw(st.sampled_from([at for at, (here, after) in enumerate(pairwise(text)) if "." not in (here, after)]))
     other = "B" if text[at] == "A" else "A"
-    assert unproved(authenticate_sweep, BY_GOOGLE, bearer(text[:at] + other + text[at + 1 :]), LocalKeys())
+    assert unproved(authenticate_sweep, BY_GOOGLE, bearer(text[:at] + other + text[at + 1 :]), Keys())
 
 
 def test_keys_that_cannot_be_asked_for_are_unavailable() -> None:
-    errors: list[Exception] = [
-        jwt.PyJWKClientConnectionError("timed out"), ConnectionResetError(), TimeoutError(),
-        json.JSONDecodeError("a captive portal", "<html>", 0),
-    ]  # fmt: skip
-    no_answer: list[SigningKeys] = [*map(BrokenKeys, errors), jwt.PyJWKClient("http://127.0.0.1:9/certs", timeout=1)]
+    portal = json.JSONDecodeError("a captive portal", "<html>", 0)
+    errors = (jwt.PyJWKClientConnectionError("timed out"), ConnectionResetError(), TimeoutError(), portal)
+    no_answer: list[auth.SigningKeys] = [*map(Keys, errors), jwt.PyJWKClient("http://127.0.0.1:9/certs", timeout=1)]
     for keys in no_answer:
-        with pytest.raises(KeysUnavailable):
+        with pytest.raises(auth.KeysUnavailable):
             authenticate_sweep(BY_GOOGLE, token(), keys)
-
-
-def test_googles_keys_are_kept_for_the_process() -> None:
-    assert auth.google_keys() is auth.google_keys()
+    assert auth.google_keys() is auth.google_keys()  # kept for the process
 
 
 json_values = st.recursive(
@@ -300,28 +253,20 @@ def test_forged_token_is_unproved_for_any_claims(
     odd: dict[str, Any], base: dict[str, Any], head: dict[str, Any]
 ) -> None:
     headers = forged(json.dumps(base | odd).encode(), json.dumps(head).encode())
-    assert unproved(authenticate_sweep, BY_GOOGLE, headers, LocalKeys())
+    assert unproved(authenticate_sweep, BY_GOOGLE, headers, Keys())
 
 
-@given(st.binary(), st.binary(), st.binary())
-def test_token_of_junk_is_unproved(head: bytes, payload: bytes, signature: bytes) -> None:
-    assert unproved(authenticate_sweep, BY_GOOGLE, forged(payload, head, signature), NoKeys())
-
-
-@given(header_text, st.integers(0, 3))
-def test_authorization_of_junk_starts_no_sweep(text: str, dots: int) -> None:
-    for authorization in (text, f"Bearer {text}", "Bearer " + ".".join([text] * dots)):
-        assert unproved(authenticate_sweep, BY_GOOGLE, {"Authorization": authorization}, NoKeys())
+@given(header_text, st.integers(0, 3), st.tuples(st.binary(), st.binary(), st.binary()))
+def test_authorization_of_junk_starts_no_sweep(text: str, dots: int, parts: tuple[bytes, bytes, bytes]) -> None:
+    for headers in ({"Authorization": text}, bearer(text), bearer(".".join([text] * dots)), forged(*parts)):
+        assert unproved(authenticate_sweep, BY_GOOGLE, headers, Keys(UNASKED))
 
 
 def test_tokens_with_impossible_times_are_unproved() -> None:
     impossible: list[object] = [float("inf"), float("nan"), 10**400, [1], {}, "soon", None, True]
-    for name in ("exp", "iat", "nbf"):
-        for odd in impossible:
-            headers = forged(json.dumps(claims() | {name: odd}).encode())
-            assert unproved(authenticate_sweep, BY_GOOGLE, headers, LocalKeys())
-    nested_without_end = forged(b'{"a":' + b"[" * 5000)
-    assert unproved(authenticate_sweep, BY_GOOGLE, nested_without_end, NoKeys())
+    payloads = [json.dumps(claims() | {name: odd}).encode() for name in ("exp", "iat", "nbf") for odd in impossible]
+    payloads.append(b'{"a":' + b"[" * 5000)  # nested without an end
+    assert [text for text in payloads if not unproved(authenticate_sweep, BY_GOOGLE, forged(text), Keys())] == []
 
 
 QUERY = "attempt=d9428888-122b-11e1-b85c-61cd3cbb3210"
@@ -334,15 +279,11 @@ def by_twilio(
     return {"X-Twilio-Signature": RequestValidator(auth_token).compute_signature(url, form)}
 
 
-def twilio_signed(url: str) -> dict[str, str]:
-    return by_twilio(f"https://calls.example.com{url}")
-
-
 def test_requests_that_twilio_signed_are_proved() -> None:
     twice = MultiDict([*FORM.items(), ("CallStatus", "busy")])
     behind = settings(API_BASE_URL="https://x.example/calls")  # a proxy may keep this path, or take it away
     own = settings(API_BASE_URL="https://x.example/calls", VOICE_PATH="/twilio/say/")
-    voice, status = twilio_signed("/voice"), twilio_signed(f"/status?{QUERY}")
+    voice, status = by_twilio(f"{AUDIENCE}/voice"), by_twilio(f"{AUDIENCE}/status?{QUERY}")
     table: list[tuple[Any, ...]] = [
         (BY_SECRET, status, "/status", QUERY, FORM),
         (BY_SECRET, status, "/status", QUERY.encode(), FORM),
@@ -364,13 +305,13 @@ def test_own_path_leaves_out_that_of_the_base_url() -> None:
         ("https://x.example/voice", "/voice", "/voice"), ("https://x.example/voice", "/voice/voice", "/voice"),
         ("https://x.example/calls", "/calls/", "/"),
     ]  # fmt: skip
-    assert [(base, path, own_path(settings(API_BASE_URL=base), path)) for base, path, _ in table] == table
+    assert [(base, path, auth.own_path(settings(API_BASE_URL=base), path)) for base, path, _ in table] == table
 
 
 def test_requests_that_twilio_did_not_sign_are_unproved() -> None:
     twice = MultiDict([*FORM.items(), ("CallStatus", "busy")])
     behind = settings(API_BASE_URL="https://x.example/calls")
-    status, voice = twilio_signed(f"/status?{QUERY}"), twilio_signed("/voice")
+    status, voice = by_twilio(f"{AUDIENCE}/status?{QUERY}"), by_twilio(f"{AUDIENCE}/voice")
     shared_key = {"X-Twilio-Webhooks-Signature-Settings": "key=webhooks_sharedkey_1,algorithm=HMAC_SHA1"}
     json_hash = "bodySHA256=" + "0" * 64
     table: list[tuple[Any, ...]] = [
@@ -388,24 +329,18 @@ def test_requests_that_twilio_did_not_sign_are_unproved() -> None:
         (BY_SECRET, voice | shared_key, "/voice", b"", FORM),
         (BY_SECRET, by_twilio(f"{AUDIENCE}/status?{json_hash}", {}), "/status", json_hash, FORM),
     ]  # fmt: skip
-    signature = voice["X-Twilio-Signature"]
-    changed = {signature[:at] + new + signature[at + 1 :] for at in range(26) for new in "ABCDxyz019+/"} - {signature}
+    changed = changed_by_one(voice["X-Twilio-Signature"], range(26))
     table += [(BY_SECRET, {"X-Twilio-Signature": text}, "/voice", b"", FORM) for text in changed]
     assert [row for row in table if not unproved(authenticate_twilio, *row[:4], MultiDict(row[4]))] == []
 
 
-@given(
-    header_text,
-    st.text().map(lambda text: f"/{text}"),
-    st.binary() | st.text(),
-    st.dictionaries(st.text(), st.text(), max_size=3),
-)
+@given(header_text, st.text(), st.binary() | st.text(), st.dictionaries(st.text(), st.text(), max_size=3))
 def test_junk_is_unproved_as_twilios_without_a_crash(
     signature: str, path: str, query: bytes | str, form: dict[str, str]
 ) -> None:
+    headers = {"X-Twilio-Signature": signature}
     for fields in (form, {"\ud800": "\udfff"}):  # and a lone surrogate
-        headers = {"X-Twilio-Signature": signature}
-        assert unproved(authenticate_twilio, BY_SECRET, headers, path, query, MultiDict(fields))
+        assert unproved(authenticate_twilio, BY_SECRET, headers, f"/{path}", query, MultiDict(fields))
 
 
 def test_reason_does_not_repeat_what_a_stranger_sent() -> None:
@@ -413,7 +348,7 @@ def test_reason_does_not_repeat_what_a_stranger_sent() -> None:
     with pytest.raises(AuthenticationError) as webhook:
         authenticate_webhook(BY_SECRET, {**bearer(sent), "webhook-signature": sent}, sent.encode())
     with pytest.raises(AuthenticationError) as sweep:
-        authenticate_sweep(BY_GOOGLE, token(email=sent, kid=sent, aud=[AUDIENCE, sent]), NoKeys())
+        authenticate_sweep(BY_GOOGLE, token(email=sent, kid=sent, aud=[AUDIENCE, sent]), Keys(UNASKED))
     with pytest.raises(AuthenticationError) as twilio:
         authenticate_twilio(BY_SECRET, {"X-Twilio-Signature": sent}, f"/{sent}", sent, MultiDict({sent: sent}))
     assert all(str(refused.value) and "hunter2" not in str(refused.value) for refused in (webhook, sweep, twilio))
