@@ -22,7 +22,7 @@ from shared.jobs import Jobs, JobsUnavailable
 from shared.models import CallEvent, LiveCall
 from shared.telephony import CLOCK_SKEW, CallNotPlaced, Telephony, TwilioUnavailable
 from tests.unit.examples import settings
-from tests.unit.servers import HEAD, Reply, answer, certified, closing, dripping, endless, server, silent
+from tests.unit.servers import DRIP_S, HEAD, Reply, answer, certified, closing, dripping, endless, server, silent
 
 SID = "CA" + "0" * 32
 DEADLINE_SECONDS = 0.3
@@ -50,7 +50,7 @@ def test_every_slow_answer_ends_at_the_deadline() -> None:
             began = time.monotonic()
             with pytest.raises(TooLate):
                 ask(url)
-            if not DEADLINE_SECONDS * 0.9 <= time.monotonic() - began < DEADLINE_SECONDS + 1:
+            if not DEADLINE_SECONDS * 0.9 <= time.monotonic() - began < DRIP_S / 2:
                 late.append((name, time.monotonic() - began))
     assert late == []
 
@@ -103,11 +103,9 @@ def test_answer_beyond_the_size_limit_is_refused(reply: Reply) -> None:
 def test_answer_that_drips_leaves_the_call_in_doubt() -> None:
     with server(dripping(b"HTTP/1.1 201 Created\r\n\r\n", b" ")) as url:
         ours = settings(TWILIO_API_BASE_URL=url, TWILIO_TIMEOUT_SECONDS="0.3")
-        began = time.monotonic()
         with pytest.raises(CallNotPlaced) as failure:
             Telephony(ours).place(uuid4(), 7, "+14155550100", lambda: True)
-    assert verdict(failure.value) == ("in_doubt", "read_timeout")
-    assert time.monotonic() - began < 2
+    assert verdict(failure.value) == ("in_doubt", "read_timeout")  # at its end it would be one without a SID
 
 
 def test_endless_answer_of_twilio_is_given_up() -> None:
@@ -164,7 +162,7 @@ def test_handshake_that_drips_ends_at_the_deadline() -> None:
         began = time.monotonic()
         with pytest.raises(NotConnected):
             ask(url.replace("http:", "https:"))
-    assert time.monotonic() - began < DEADLINE_SECONDS + 1
+    assert time.monotonic() - began < DRIP_S / 2
 
 
 def test_calls_share_one_tls_context(authority: tuple[ssl.SSLContext, Path], monkeypatch: pytest.MonkeyPatch) -> None:
