@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.conftest import Connection
 from tests.database_check.conftest import MakeProject, Project
 from tests.sandbox.supabase import database
+
+BLOCKED = """set local lock_timeout = '300ms';
+create table public.before_the_lock ();
+alter table public.outbound_call_jobs add column later text;
+"""
 
 
 def history(project: Project) -> list[str]:
@@ -85,25 +89,13 @@ def test_plpgsql_check_finds_a_missing_column(extensions: None, supabase_cli: Pa
 def test_push_that_waits_for_a_lock_changes_nothing(supabase_cli: Path, new_project: MakeProject) -> None:
     """`set local lock_timeout` at the head of a migration holds with the CLI, which opens the transaction, too."""
     project = new_project()
-    project.migrations.joinpath("20991231000000_blocked.sql").write_text(
-        "set local lock_timeout = '300ms';\n\n"
-        "create table public.before_the_lock ();\n"
-        "alter table public.outbound_call_jobs add column later text;\n"
-    )
-    database.migrate(project.server, project.database, folder=database.MIGRATIONS)
+    project.migrations.joinpath("20991231000000_blocked.sql").write_text(BLOCKED)
+    database.migrate(project.server, project.database)
     before = history(project)
     with project.connect() as other, other.transaction():
         other.execute("lock table public.outbound_call_jobs in row exclusive mode")  # as any write does
         said = project.push()
-        assert said.returncode != 0
-        assert "lock timeout" in said.stderr
-        assert history(project) == before
-        assert value(other, "select to_regclass('public.before_the_lock')") is None
+        assert (said.returncode != 0, "lock timeout" in said.stderr, history(project)) == (True, True, before)
+        assert other.execute("select to_regclass('public.before_the_lock')").fetchone() == (None,)
     assert project.push().returncode == 0
     assert history(project) == [*before, "20991231000000"]
-
-
-def value(connection: Connection, query: str) -> object:
-    row = connection.execute(query.encode()).fetchone()
-    assert row is not None
-    return row[0]

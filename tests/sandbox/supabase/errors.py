@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -14,11 +13,9 @@ JSON = "application/json"
 ANON = "anon"
 
 
-def json_response(
-    body: str, status: int, headers: Mapping[str, str], *, reason: str | None = None, media_type: str = JSON
-) -> web.Response:
-    headers = {"Content-Type": f"{media_type}; charset=utf-8", **headers}
-    return web.Response(body=body.encode(), status=status, headers=headers, reason=reason)
+def json_response(body: str, status: int, headers: Mapping[str, str]) -> web.Response:
+    headers = {"Content-Type": f"{JSON}; charset=utf-8", **headers}
+    return web.Response(body=body.encode(), status=status, headers=headers)
 
 
 @dataclass
@@ -30,7 +27,6 @@ class ApiError(Exception):
     message: str
     details: str | None = None
     hint: str | None = None
-    reason: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
 
     def response(self) -> web.Response:
@@ -40,9 +36,7 @@ class ApiError(Exception):
         if self.status == 503:
             headers.setdefault("Retry-After", "0")
         body = {"code": self.code, "details": self.details, "hint": self.hint, "message": self.message}
-        # PostgREST lets a newline through into the status line; aiohttp would refuse to answer at all.
-        reason = re.sub(r"[\r\n]+", " ", self.reason) if self.reason else None
-        return json_response(json.dumps(body, ensure_ascii=False), self.status, headers, reason=reason)
+        return json_response(json.dumps(body, ensure_ascii=False), self.status, headers)
 
 
 def not_done(what: str) -> ApiError:
@@ -82,16 +76,10 @@ def database_error(error: psycopg.Error, role: str) -> ApiError:
     if sqlstate is None:
         return not_done(f"this request: {error}")
     message = said.message_primary or str(error)
-    reason = None
-    if sqlstate == "PGRST":
-        return not_done("raise sqlstate 'PGRST'")
-    if sqlstate.startswith("PT"):
-        status = int(sqlstate[2:]) if sqlstate[2:].isdigit() else 500
-        if status < 200 or status in (204, 304):
-            return not_done(f"raise sqlstate '{sqlstate}'")
-        reason = message
-    elif (sqlstate, role) == ("42501", ANON) or (sqlstate, message) == ("22023", f'role "{role}" does not exist'):
+    if sqlstate.startswith("PT") or sqlstate == "PGRST":
+        return not_done(f"raise sqlstate '{sqlstate}'")
+    if (sqlstate, role) == ("42501", ANON) or (sqlstate, message) == ("22023", f'role "{role}" does not exist'):
         status = 401
     else:
         status = _status_of(sqlstate)
-    return ApiError(status, sqlstate, message, said.message_detail, said.message_hint, reason)
+    return ApiError(status, sqlstate, message, said.message_detail, said.message_hint)

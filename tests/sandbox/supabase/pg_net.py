@@ -10,7 +10,6 @@ import contextlib
 import json
 import threading
 import time
-from typing import NamedTuple
 
 import aiohttp
 import psycopg
@@ -33,14 +32,6 @@ _KEEP = """
 insert into net._http_response (id, status_code, content_type, headers, content, timed_out, error_msg)
 values (%s, %s, %s, %s, %s, %s, %s)
 """
-
-
-class Request(NamedTuple):
-    number: int
-    url: str
-    headers: dict[str, str]
-    body: bytes
-    timeout_ms: int
 
 
 class PgNetWorker:
@@ -86,32 +77,35 @@ class PgNetWorker:
     ) -> int:
         async with connection.transaction():
             rows = await (await connection.execute(_TAKE, (BATCH,))).fetchall()
-            for answer in await asyncio.gather(*(self._post(session, Request(*row)) for row in rows)):
+            for answer in await asyncio.gather(*(self._post(session, *row) for row in rows)):
                 await connection.execute(_KEEP, answer)
             return len(rows)
 
-    async def _post(self, session: aiohttp.ClientSession, request: Request) -> tuple[object, ...]:
+    async def _post(
+        self,
+        session: aiohttp.ClientSession,
+        number: int,
+        url: str,
+        headers: dict[str, str],
+        body: bytes,
+        timeout_ms: int,
+    ) -> tuple[object, ...]:
+        """-> the row of net._http_response"""
         began = time.monotonic()
-        if self.loses:
-            answer: tuple[object, ...] = (request.number, None, None, None, None, False, "lost")
-        else:
-            answer = await self._send(session, request)
-        ms = round((time.monotonic() - began) * 1000)
-        self._events.tell("webhook", job=_job_of(request.body), answer=answer[1], error=answer[6], ms=ms)
-        return answer
-
-    async def _send(self, session: aiohttp.ClientSession, request: Request) -> tuple[object, ...]:
-        number, url, headers, body, timeout_ms = request
-        timeout = aiohttp.ClientTimeout(total=timeout_ms / 1000)
+        said: tuple[object, ...] = (None, None, None, None)  # status, content type, headers, content
+        timed_out, problem = False, "lost" if self.loses else None
         try:
-            async with session.post(url, data=bytes(body), headers=headers, timeout=timeout) as answer:
-                text = await answer.text()
-                kept = json.dumps(dict(answer.headers))
-                return (number, answer.status, answer.content_type, kept, text, False, None)
+            if not self.loses:
+                timeout = aiohttp.ClientTimeout(total=timeout_ms / 1000)
+                async with session.post(url, data=bytes(body), headers=headers, timeout=timeout) as answer:
+                    said = (answer.status, answer.content_type, json.dumps(dict(answer.headers)), await answer.text())
         except TimeoutError:
-            return (number, None, None, None, None, True, f"Timeout of {timeout_ms} ms reached.")
+            timed_out, problem = True, f"Timeout of {timeout_ms} ms reached."
         except aiohttp.ClientError as error:
-            return (number, None, None, None, None, False, str(error) or type(error).__name__)
+            problem = str(error) or type(error).__name__
+        ms = round((time.monotonic() - began) * 1000)
+        self._events.tell("webhook", job=_job_of(body), answer=said[0], error=problem, ms=ms)
+        return (number, *said, timed_out, problem)
 
 
 def _job_of(body: bytes) -> int | None:
