@@ -104,10 +104,11 @@ def test_python_3_13_of_the_image_compiles_nothing(start: Start) -> None:
         loaded = re.findall(r"# code object from '?(/[^'\n]+?)'?\n", verbose.output)
         assert re.search(r"^3\.13\.", verbose.output, re.MULTILINE)
     of_the_image = [path for path in loaded if path.startswith(("/app/", "/opt/venv/"))]
-    assert len(of_the_image) > 500
+    assert len(of_the_image) > 200
     assert [path for path in of_the_image if not path.endswith(".pyc")] == []
 
 
+@pytest.mark.timeout(STARTS * (START_SECONDS + STOP_SECONDS))  # its own limits, on a busy machine
 def test_image_starts_as_it_stands_without_errors(world: World, image: Image, start: Start, figures: list[str]) -> None:
     took: list[float] = []
     stops: list[float] = []
