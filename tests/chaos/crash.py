@@ -19,9 +19,7 @@ The judge is Twilio's own record, not what the product believes. Last line, and 
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import logging
 import os
 import random
 import signal
@@ -29,27 +27,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 from urllib.parse import parse_qsl, urlsplit
 
-import httpx
 import psutil
-import psycopg
-from psycopg.rows import dict_row
 
 from shared.settings import REQUEST_PARTS
-from tests.sandbox.numbers import numbers
+from tests.chaos.scene import ROOT, Row, Say, Scene, begin, parser, positive, say
 from tests.sandbox.sandbox import Sandbox
 
-Row = dict[str, Any]
-
-ROOT = Path(__file__).parents[2]
 KINDS = ("frozen", "function", "sweep", "postgres")
 MAX_ATTEMPTS = 3
 
@@ -169,66 +160,37 @@ class GroupSurvived(Exception):
     """Processes of a killed group are still there, and may dial."""
 
 
-def run(jobs: int, what: Sequence[str], seed: int, size: Size = FULL, say: Callable[[str], None] = print) -> Count:
+def run(jobs: int, what: Sequence[str], seed: int, size: Size = FULL, say: Say = say) -> Count:
     """`jobs` histories in waves, each struck by the next of `what`; returns when all is quiet, or patience ends."""
     with (
         patch.dict(os.environ, THREADS=str(size.wave)),
         Sandbox(environ=size.settings(), twilio_calls_per_second=TWILIO_CALLS_PER_SECOND) as sandbox,
         tempfile.TemporaryDirectory() as folder,
     ):
-        scene = Scene(sandbox, size, random.Random(seed), Path(folder) / "workers.log", say)
+        scene = Crashes(sandbox, size, random.Random(seed), Path(folder) / "workers.log", say)
         began = time.monotonic()
-        left = jobs
-        for kind in itertools.cycle(what):
+        for left, kind in zip(range(jobs, 0, -size.wave), itertools.cycle(what), strict=False):
             scene.wave(kind, min(left, size.wave))
-            left -= size.wave
-            if left <= 0:
-                break
         scene.await_quiet()
         return scene.count(time.monotonic() - began)
 
 
-class Scene:
-    """One sandbox, what is done to it, and what is seen of it from outside."""
+class Crashes(Scene):
+    """What is done to the sandbox, and what is seen of it."""
 
-    def __init__(
-        self, sandbox: Sandbox, size: Size, chance: random.Random, workers_log: Path, say: Callable[[str], None]
-    ) -> None:
-        self._sandbox = sandbox
-        self._size = size
-        self._chance = chance
-        self._workers_log = workers_log
-        self._say = say
-        self._numbers = numbers()
+    def __init__(self, sandbox: Sandbox, size: Size, chance: random.Random, workers_log: Path, say: Say) -> None:
+        super().__init__(sandbox, say)
+        self._size, self._chance, self._workers_log = size, chance, workers_log
         self._faults: dict[str, Row] = {}
-        self._http = httpx.Client(base_url=sandbox.ready.twilio_url, timeout=30)
 
-    # --- to look ------------------------------------------------------------------------------------------------------
-    def rows(self, query: str, *values: object) -> list[Row]:
-        """On a connection of its own: Postgres is killed in between."""
-        with psycopg.connect(self._sandbox.ready.database_url, autocommit=True, row_factory=dict_row) as database:
-            return database.execute(query.encode(), values).fetchall()
-
-    def calls(self) -> list[Row]:
-        calls: list[Row] = self._http.get("/_sandbox/calls").raise_for_status().json()
-        return calls
-
-    def under_way(self) -> list[Row]:
-        return self.rows("select id from public.outbound_call_attempts where state = 'started'")
-
-    def until(self, look: Callable[[], object], within_s: float) -> bool:
-        """Whether it came true."""
-        end = time.monotonic() + within_s
-        while not look():
-            if time.monotonic() > end:
-                return False
-            time.sleep(0.05)
-        return True
+    def under_way(self) -> list[str]:
+        rows = self.rows("select id::text from public.outbound_call_attempts where state = 'started'")
+        return [row["id"] for row in rows]
 
     # --- a wave, and its strike ---------------------------------------------------------------------------------------
     def wave(self, kind: str, count: int) -> None:
         latency_ms = round(self._chance.uniform(*self._size.latency) * 1000)
-        self._behave(latency_ms=latency_ms)
+        self.behave(latency_ms=latency_ms)
         match kind:
             case "function":
                 self._insert(count)
@@ -248,27 +210,27 @@ class Scene:
             case "postgres":
                 self._insert(count)
                 self._await_requests(kind, count)
-                self._sandbox.postgres.kill()
+                self.sandbox.postgres.kill()
                 time.sleep(self._chance.uniform(0, 2))  # how long it is away is part of what is drawn
-                self._sandbox.postgres.restart()
+                self.sandbox.postgres.restart()
             case "frozen":
                 # `accept_late` waits until the client has gone, and a frozen one has not: Twilio would take the call longer
                 # after the request than it ever keeps one. So none is drawn, and none may be left over.
-                self._http.delete("/_sandbox/behaviour").raise_for_status()
-                self._behave(latency_ms=latency_ms)
+                self.twilio.delete("/_sandbox/behaviour").raise_for_status()
+                self.behave(latency_ms=latency_ms)
                 self.until(lambda: not self.under_way(), 2 * self._size.lease)
                 self._insert(count, unless="accept_late")
                 self._await_requests(kind, round(count / 2))  # early: many are on their way from claim to request
                 self._freeze_function()
 
     def _insert(self, count: int, due_in_s: float = 0.0, unless: str = "") -> None:
-        called = list(itertools.islice(self._numbers, count))
+        called = list(itertools.islice(self.phones, count))
         faults = [(weight, fault) for weight, fault in FAULTS if fault.get("create") != unless]
         nothing: tuple[int, Row] = (100 - sum(weight for weight, _ in faults), {})
         weights, drawn = zip(*faults, nothing, strict=True)
         for number, fault in zip(called, self._chance.choices(drawn, weights, k=count), strict=True):
             if fault:
-                self._behave(to=number, **fault)
+                self.behave(to=number, **fault)
                 self._faults[number] = fault
         self.rows(
             "insert into public.outbound_call_jobs (user_id, phone_number, due_at)"
@@ -277,43 +239,42 @@ class Scene:
             due_in_s, due_in_s, called,
         )  # fmt: skip
 
-    def _behave(self, **rule: object) -> None:
-        self._http.put("/_sandbox/behaviour", json=rule).raise_for_status()
-
     def _await_requests(self, kind: str, possible: int) -> None:
         """Until most of what is possible at once is under way: then some have been answered, some not even sent."""
         wanted = round(possible * self._chance.uniform(0.5, 0.9))
         self.until(lambda: len(self.under_way()) >= wanted, STRIKE_WITHIN_S)
-        under_way = {str(attempt["id"]) for attempt in self.under_way()}
+        under_way = self.under_way()
         taken = sum(attempt_of(call) in under_way for call in self.calls())
-        self._say(f"{kind}: strikes with {len(under_way)} requests under way; Twilio has taken {taken} of them")
+        self.say(f"{kind}: strikes with {len(under_way)} requests under way; Twilio has taken {taken} of them")
 
     def _kill_function(self) -> None:
-        old = self._sandbox.ready.function_pid
+        old = self.sandbox.ready.function_pid
         assert old is not None
         kill_group(old)
-        assert self.until(lambda: self._sandbox.ready.function_pid != old, 60), "the sandbox did not start it again"
+        assert self.until(lambda: self.sandbox.ready.function_pid != old, 60), "the sandbox did not start it again"
 
     def _freeze_function(self) -> None:
         """Thawed when the lease and the settling time are over and others have dealt with all that it held."""
-        pid = self._sandbox.ready.function_pid
+        pid = self.sandbox.ready.function_pid
         assert pid is not None
-        held = [attempt["id"] for attempt in self.under_way()]
+        held = self.under_way()
         os.killpg(pid, signal.SIGSTOP)
         began = time.monotonic()
         least = self._size.lease + SETTLING_S
-        open_still = "select from public.outbound_call_attempts where id = any(%s) and state in ('started', 'in_doubt')"
+        open_still = (
+            "select from public.outbound_call_attempts where id = any(%s::uuid[]) and state in ('started', 'in_doubt')"
+        )
         try:
             with self._workers(2):
                 self.until(lambda: time.monotonic() - began > least and not self.rows(open_still, held), 3 * least)
         finally:
             os.killpg(pid, signal.SIGCONT)
-        self._say(f"frozen: thawed after {time.monotonic() - began:.0f} s")
+        self.say(f"frozen: thawed after {time.monotonic() - began:.0f} s")
 
     @contextmanager
     def _workers(self, count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
         """Sweep workers, as an operator would run them: without DISPATCH_SECRET, for they serve no HTTP."""
-        settings = {name: value for name, value in self._sandbox.settings.items() if name != "DISPATCH_SECRET"}
+        settings = {name: value for name, value in self.sandbox.settings.items() if name != "DISPATCH_SECRET"}
         with self._workers_log.open("ab") as log:
             workers = [
                 subprocess.Popen(
@@ -337,7 +298,7 @@ class Scene:
         quiet_since, seen = time.monotonic(), -1
         while time.monotonic() - quiet_since < QUIET_S and time.monotonic() < end:
             time.sleep(0.2)
-            asked = self._sandbox.twilio.requests["create"]
+            asked = self.sandbox.twilio.requests["create"]
             if asked != seen or self._is_busy():
                 quiet_since, seen = time.monotonic(), asked
 
@@ -354,13 +315,15 @@ class Scene:
         for call in self.calls():
             calls[call["to"]].append(call)
         attempts: dict[int, list[Row]] = defaultdict(list)
-        for attempt in self.rows("select * from public.outbound_call_attempts order by started_at"):
+        for attempt in self.attempts():
             attempts[attempt["job_id"]].append(attempt)
-        histories = [
-            History(job, attempts[job["id"]], calls[job["phone_e164"]])
-            for job in self.rows("select * from public.outbound_call_jobs order by id")
-        ]
-        self._summarize([history.job for history in histories], [row for own in attempts.values() for row in own])
+        histories = [History(job, attempts[job["id"]], calls[job["phone_e164"]]) for job in self.jobs()]
+        for table, rows, column in (
+            ("jobs", self.jobs(), "status"), ("attempts", self.attempts(), "state"), ("attempts", self.attempts(), "error_code"),
+        ):  # fmt: skip
+            each = Counter(str(row[column]) for row in rows if row[column])
+            told = ", ".join(f"{name} {count}" for name, count in sorted(each.items()))
+            self.say(f"{table} by {column}: {told}")
         for history in histories:
             if history.is_twice or history.is_lost:
                 self._tell(history)
@@ -373,23 +336,17 @@ class Scene:
             seconds=seconds,
         )
 
-    def _summarize(self, jobs: list[Row], attempts: list[Row]) -> None:
-        for rows, column in ((jobs, "status"), (attempts, "state"), (attempts, "error_code")):
-            each = sorted(str(row[column]) for row in rows if row[column])
-            told = ", ".join(f"{name} {len(list(group))}" for name, group in itertools.groupby(each))
-            self._say(f"{'jobs' if rows is jobs else 'attempts'} by {column}: {told}")
-
     def _tell(self, history: History) -> None:
-        self._say(f"{'DIALED TWICE' if history.is_twice else 'LOST'}: job {shown(history.job)}")
-        self._say(f"  drawn {shown(self._faults.get(history.job['phone_e164'], {}))}")
+        self.say(f"{'DIALED TWICE' if history.is_twice else 'LOST'}: job {shown(history.job)}")
+        self.say(f"  drawn {shown(self._faults.get(history.job['phone_e164'], {}))}")
         for kind, rows in (("attempt", history.attempts), ("call", history.calls)):
             for row in rows:
-                self._say(f"  {kind} {shown(row)}")
+                self.say(f"  {kind} {shown(row)}")
         ids = {str(attempt["id"]) for attempt in history.attempts} | {attempt_of(call) for call in history.calls}
-        for log in (self._sandbox.function_log, self._workers_log):
+        for log in (self.sandbox.function_log, self._workers_log):
             for line in log.read_text(errors="replace").splitlines() if log.exists() else ():
                 if any(known in line for known in ids):
-                    self._say(f"  {log.stem}: {line}")
+                    self.say(f"  {log.stem}: {line}")
 
 
 def kill_group(pgid: int) -> None:
@@ -419,22 +376,16 @@ def shown(row: Row) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos.crash", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--jobs", type=int, default=400)
-    parser.add_argument("--what", choices=(*KINDS, "all"), default="all")
-    parser.add_argument("--seed", type=int, default=random.randrange(2**32))
-    options = parser.parse_args()
-    if options.jobs < 1:
-        parser.error("argument --jobs: must be at least 1")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
-    # What a stand-in could not answer because its client was killed is no news here.
-    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
-    print(f"seed {options.seed}", flush=True)
-    what = KINDS if options.what == "all" else (options.what,)
-    count = run(options.jobs, what, options.seed, say=lambda line: print(line, flush=True))
-    print(f"{count.apologies} were picked up while nobody could say what to say, and heard Twilio's apology")
-    print(f"all was settled after {count.seconds:.0f} s")
-    print(count)
+    arguments = parser("crash", __doc__)
+    arguments.add_argument("--jobs", type=positive, default=400)
+    arguments.add_argument("--what", choices=(*KINDS, "all"), default="all")
+    arguments.add_argument("--seed", type=int, default=random.randrange(2**32))
+    options = begin(arguments)
+    say(f"seed {options.seed}")
+    count = run(options.jobs, KINDS if options.what == "all" else (options.what,), options.seed)
+    say(f"{count.apologies} were picked up while nobody could say what to say, and heard Twilio's apology")
+    say(f"all was settled after {count.seconds:.0f} s")
+    say(count)
     return 0 if count.is_clean else 1
 
 

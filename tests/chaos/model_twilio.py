@@ -59,6 +59,10 @@ class Call:
     def status(self) -> str:
         return self.words[-1]
 
+    def is_told(self, word: str) -> None:
+        if self.told is None or rank(word) > rank(self.told):
+            self.told = word
+
     @property
     def is_live(self) -> bool:
         return self.status not in FINAL_WORDS

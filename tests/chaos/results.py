@@ -13,36 +13,28 @@ Last line, and exit code 1 unless nothing is missing, changed, unsigned or out o
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
-import logging
 import os
 import random
 import signal
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-import psycopg
-from psycopg.rows import dict_row
-
-from tests.sandbox.numbers import numbers
-from tests.sandbox.receiver import Receiver
+from tests.chaos.scene import Row, Say, Scene, begin, parser, positive, say
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.serve import Server
-
-Row = dict[str, Any]
-Say = Callable[[str], None]
 
 KINDS = ("down", "slow", "answers 500", "dies", "function killed", "well")
 COMPARED = ("without", "without, again", "with")
 PATIENCE_S = 120.0
 MODE = "demo"  # its script has a question, and an opt-out key
+BUSY: Row = {"outcome": "busy", "times": 1}
+OPTS_OUT: Row = {"digits": ["9"]}
+ANSWERS: Row = {"digits": ["1", "1"]}
 SETTINGS = {"CALL_MAX_ATTEMPTS": "1", "RESULT_RETRY_SECONDS": "0.5,1,2", "CALL_DISPATCHER_LIMIT": "400"}
 
 
@@ -94,119 +86,82 @@ def judge(rows: Sequence[Row], ends: int, posts: Sequence[Row]) -> Count:
     )
 
 
-class Scene:
+class Deliveries(Scene):
     def __init__(self, sandbox: Sandbox, seed: int, say: Say) -> None:
-        self.sandbox, self._receiver, self._server = sandbox, sandbox.receiver, sandbox.receiver_server
-        self.random, self.say = random.Random(seed), say
-        self._numbers = numbers()
+        super().__init__(sandbox, say)
+        self.random = random.Random(seed)
         self.ends = 0
 
-    @property
-    def receiver(self) -> Receiver:
-        assert self._receiver is not None
-        return self._receiver
+    def await_none(self, query: str, what: str) -> None:
+        if not self.until(lambda: not self.rows(query), PATIENCE_S):
+            self.say(f"given up after {PATIENCE_S:.0f} s: {what}")
 
-    @property
-    def server(self) -> Server:
-        assert self._server is not None
-        return self._server
-
-    def rows(self, query: str, *values: object) -> list[Row]:
-        while True:
-            with (
-                contextlib.suppress(psycopg.OperationalError),
-                psycopg.connect(self.sandbox.ready.database_url, autocommit=True, row_factory=dict_row) as database,
-            ):
-                cursor = database.execute(query.encode(), values)
-                return cursor.fetchall() if cursor.description is not None else []
-
-    def until(self, query: str, what: str) -> None:
-        end = time.monotonic() + PATIENCE_S
-        while self.rows(query):
-            if time.monotonic() > end:
-                return self.say(f"given up after {PATIENCE_S:.0f} s: {what}")
-            time.sleep(0.1)
-        return None
-
-    def sign_up(self, count: int) -> list[str]:
-        """A fifth does not answer, a tenth opts out."""
-        phones = list(itertools.islice(self._numbers, count))
-        for number in phones:
-            fate = self.random.random()
-            if fate < 0.2:
-                self.sandbox.twilio.behave(to=number, outcome="busy", times=1)
-            elif fate < 0.3:
-                self.sandbox.twilio.behave(to=number, digits=["9"])
-                self.ends += 1
-            else:
-                self.sandbox.twilio.behave(to=number, digits=["1", "1"])
+    def sign_up(self, *fates: Row) -> list[str]:
+        """A person for each: their conduct at the phone."""
+        phones = list(itertools.islice(self.phones, len(fates)))
+        for number, fate in zip(phones, fates, strict=True):
+            self.sandbox.twilio.behave(to=number, **fate)
         self.rows(
             "insert into public.outbound_call_jobs (user_id, phone_number, signup_mode)"
             " select gen_random_uuid(), n, %s from unnest(%s::text[]) n", MODE, phones,
         )  # fmt: skip
-        self.ends += count
         return phones
 
     def wave(self, kind: str, count: int) -> None:
-        self.sign_up(count)
+        receiver, server = self.sandbox.receiver, self.sandbox.receiver_server
+        assert receiver is not None
+        assert server is not None
+        drawn = [self.random.random() for _ in range(count)]
+        fates = [BUSY if fate < 0.2 else OPTS_OUT if fate < 0.3 else ANSWERS for fate in drawn]
+        self.sign_up(*fates)
+        self.ends += count + fates.count(OPTS_OUT)
         match kind:
             case "down":
-                self.server.stop()
+                server.stop()
             case "slow":
-                self.receiver.behave(do="hang", seconds=self.random.uniform(0.2, 1.2))
+                receiver.behave(do="hang", seconds=self.random.uniform(0.2, 1.2))
             case "answers 500":
-                self.receiver.behave(do="refuse", status=self.random.choice((500, 502, 429, 404)))
+                receiver.behave(do="refuse", status=self.random.choice((500, 502, 429, 404)))
             case "dies":
-                self.receiver.behave(do="close")
+                receiver.behave(do="close")
             case "function killed":
-                self.receiver.behave(do="hang", seconds=1.0)
+                receiver.behave(do="hang", seconds=1.0)
         for _ in range(3):
             time.sleep(self.random.uniform(0.5, 1.2))
             if kind == "function killed":
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self.sandbox.ready.function_pid or 0, signal.SIGKILL)
-        self.until("select 1 from public.outbound_call_jobs where finished_at is null", "jobs that end")
+        self.await_none("select 1 from public.outbound_call_jobs where finished_at is null", "jobs that end")
         again = [row["id"] for row in self.rows("select id from public.outbound_call_jobs where status = 'failed'")]
         for job in again:  # while its first event may still be due
             self.rows("select public.retry_call_job(%s)", job)
         self.ends += len(again)
-        self.until("select 1 from public.outbound_call_jobs where finished_at is null", "jobs that end again")
+        self.await_none("select 1 from public.outbound_call_jobs where finished_at is null", "jobs that end again")
         due = len(self.rows("select 1 from private.call_results where state = 'due'"))
         if kind == "down":
-            self.server.start()
-        self.receiver.behave()
+            server.start()
+        receiver.behave()
         self.say(f"{kind}: {count} jobs, {len(again)} of them twice; {due} events were due when all was well again")
 
     def judge(self) -> Count:
-        self.until("select 1 from private.call_results where state = 'due'", "events that are told")
-        return judge(self.rows("select * from private.call_results order by seq"), self.ends, list(self.receiver.posts))
-
-    def sign_up_one(self) -> str:
-        number = next(self._numbers)
-        self.sandbox.twilio.behave(to=number, digits=["1", "1"])
-        self.rows(
-            "insert into public.outbound_call_jobs (user_id, phone_number, signup_mode) values (gen_random_uuid(), %s, %s)",
-            number, MODE,
-        )  # fmt: skip
-        return number
+        self.await_none("select 1 from private.call_results where state = 'due'", "events that are told")
+        assert self.sandbox.receiver is not None
+        told = list(self.sandbox.receiver.posts)
+        return judge(self.rows("select * from private.call_results order by seq"), self.ends, told)
 
     def delays(self, phones: Sequence[str]) -> list[float]:
         """Seconds from the sign-up to Twilio, of these jobs, in order of length."""
-        self.until("select 1 from public.outbound_call_jobs where finished_at is null", "jobs that end")
+        self.await_none("select 1 from public.outbound_call_jobs where finished_at is null", "jobs that end")
         query = "select phone_e164, created_at from public.outbound_call_jobs where phone_e164 = any (%s)"
         began = {row["phone_e164"]: row["created_at"] for row in self.rows(query, list(phones))}
-        calls = [call.report() for call in self.sandbox.twilio.calls]
-        return sorted(
-            (datetime.fromisoformat(str(call["accepted_at"])) - began[call["to"]]).total_seconds()
-            for call in calls
-            if call["to"] in began
-        )
+        at_twilio = [(call["to"], datetime.fromisoformat(call["accepted_at"])) for call in self.calls()]
+        return sorted((taken - began[number]).total_seconds() for number, taken in at_twilio if number in began)
 
 
-def run(jobs: int, seed: int, kinds: Sequence[str] = KINDS, say: Say = print) -> Count:
+def run(jobs: int, seed: int, kinds: Sequence[str] = KINDS, say: Say = say) -> Count:
     """All waves, in one sandbox, in the seed's order."""
     with Sandbox(environ=SETTINGS, results=True) as sandbox:
-        scene = Scene(sandbox, seed, say)
+        scene = Deliveries(sandbox, seed, say)
         order = list(kinds)
         scene.random.shuffle(order)
         for number, kind in enumerate(order):
@@ -214,7 +169,7 @@ def run(jobs: int, seed: int, kinds: Sequence[str] = KINDS, say: Say = print) ->
         return scene.judge()
 
 
-def compare(count: int, say: Say = print) -> None:
+def compare(count: int, say: Say = say) -> None:
     """Say how long the way to Twilio takes without results, twice, and with results and a receiver that hangs.
 
     Three sandboxes at once, a sign-up in each by turns: so what else the machine does falls on all, and the first two show how
@@ -225,37 +180,30 @@ def compare(count: int, say: Say = print) -> None:
         Sandbox(environ=SETTINGS) as control,
         Sandbox(environ=SETTINGS, results=True) as beside,
     ):
-        scenes = {
-            name: Scene(sandbox, 1, say) for name, sandbox in zip(COMPARED, (without, control, beside), strict=True)
-        }
-        scenes["with"].receiver.behave(do="hang", seconds=60)
-        phones: dict[str, list[str]] = {name: [] for name in COMPARED}
+        scenes = [Deliveries(sandbox, 1, say) for sandbox in (without, control, beside)]
+        assert beside.receiver is not None
+        beside.receiver.behave(do="hang", seconds=60)
+        phones: dict[Deliveries, list[str]] = {scene: [] for scene in scenes}
         for _ in range(count + 20):
-            for name in random.sample(COMPARED, len(COMPARED)):
-                phones[name].append(scenes[name].sign_up_one())
+            for scene in random.sample(scenes, len(scenes)):
+                phones[scene] += scene.sign_up(ANSWERS)
                 time.sleep(0.1)
-        for name, scene in scenes.items():
-            ms = [1000 * delay for delay in scene.delays(phones[name][20:])]  # the first calls of a process take longer
+        for name, scene in zip(COMPARED, scenes, strict=True):
+            ms = [
+                1000 * delay for delay in scene.delays(phones[scene][20:])
+            ]  # the first calls of a process take longer
             say(f"{name}: p50 {ms[len(ms) // 2]:.0f} ms, p99 {ms[len(ms) * 99 // 100]:.0f} ms of {len(ms)} calls")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.chaos.results", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("--jobs", type=int, default=400)
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
-    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
-
-    def say(line: str) -> None:
-        print(line, flush=True)
-
-    count = run(options.jobs, options.seed, say=say)
+    arguments = parser("results", __doc__)
+    arguments.add_argument("--jobs", type=positive, default=400)
+    arguments.add_argument("--seed", type=int, default=1)
+    options = begin(arguments)
+    count = run(options.jobs, options.seed)
     if options.jobs >= 100:
-        compare(options.jobs, say)
-    print(count)
+        compare(options.jobs)
+    say(count)
     return 0 if count.is_clean else 1
 
 

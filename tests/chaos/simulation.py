@@ -10,7 +10,6 @@ README does not promise, a call that Twilio lists only after the settling time a
 
 from __future__ import annotations
 
-import argparse
 import heapq
 import itertools
 import math
@@ -18,6 +17,7 @@ import random
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
@@ -42,6 +42,7 @@ from shared.jobs import Jobs, JobsUnavailable
 from shared.models import FINAL_CALL_STATUSES, Answer, CallEvent, CallStatus, Placed, TwilioCall, Verdict, finished
 from shared.settings import DIAL_WITHIN_SECONDS, Settings, load_settings
 from shared.telephony import CallNotPlaced, Telephony, TwilioUnavailable
+from tests.chaos.scene import begin, parser, positive, say
 from tests.sandbox.postgres import Postgres
 from tests.sandbox.supabase import database as sandbox_database
 
@@ -63,15 +64,10 @@ SOON_DAY, SOON_NIGHT = BEGAN.replace(hour=8, minute=50), BEGAN.replace(hour=19, 
 ALLOWED_REASONS = {"absent", "busy", "no-answer", "failed", "canceled", "call_canceled", "twilio_21211"}
 
 SETTINGS = {
-    "SUPABASE_URL": "http://127.0.0.1:1",
-    "SUPABASE_SERVICE_KEY": "unused",
-    "TWILIO_ACCOUNT_SID": "AC" + "0" * 32,
-    "TWILIO_AUTH_TOKEN": "unused",
-    "TWILIO_PHONE_NUMBER": "+15005550006",
-    "API_BASE_URL": "https://calls.example.com",
-    "CALLS_PER_SECOND": "100",
-    "CALLS_PER_NUMBER_PER_DAY": "3",
-}
+    "SUPABASE_URL": "http://127.0.0.1:1", "SUPABASE_SERVICE_KEY": "unused", "TWILIO_ACCOUNT_SID": "AC" + "0" * 32,
+    "TWILIO_AUTH_TOKEN": "unused", "TWILIO_PHONE_NUMBER": "+15005550006", "API_BASE_URL": "https://calls.example.com",
+    "CALLS_PER_SECOND": "100", "CALLS_PER_NUMBER_PER_DAY": "3",
+}  # fmt: skip
 
 
 class Killed(BaseException):
@@ -119,11 +115,11 @@ class Transport:
         values = {name: Jsonb(value) if name == "p_calls" else value for name, value in arguments.items()}
         named = sql.SQL(", ").join(sql.SQL("{} => {}").format(sql.Identifier(n), sql.Placeholder(n)) for n in values)
         query = sql.SQL("select to_jsonb(public.{}({}))").format(sql.Identifier(function), named)
-        row = history.connection.execute(query, values).fetchone()
+        answer = history.one(query, values)
         if history.chance(0.02):
             raise HttpError("the answer was lost after the commit")
         history.maybe_die(f"after {function}")
-        return row and row[0]
+        return answer
 
 
 class VirtualTwilio:
@@ -161,17 +157,12 @@ class VirtualTwilio:
 
     def take(self, attempt: UUID, to: str) -> Call:
         history = self.history
-        outcome = history.draw(completed=6, busy=1, **{"no-answer": 1, "failed": 1})
-        call = Call(
-            sid=f"CA{len(self.calls):032x}",
-            attempt=attempt,
-            to=to,
-            created_at=history.now,
-            listed_at=history.now + history.random.choice([0.0, 0.0, 5.0, history.random.uniform(0, LISTED_WITHIN_S)]),
-            callbacks=history.draw(ok=6, none=2, twice=1, shuffled=1, late=1),
-            outcome=cast(CallStatus, outcome),
-            queue_s=history.random.uniform(60, 3600) if history.chance(0.1) else history.random.uniform(0.1, 5),
-        )
+        outcome = cast(CallStatus, history.draw(completed=6, busy=1, **{"no-answer": 1, "failed": 1}))
+        listed_at = history.now + history.random.choice([0.0, 0.0, 5.0, history.random.uniform(0, LISTED_WITHIN_S)])
+        callbacks = history.draw(ok=6, none=2, twice=1, shuffled=1, late=1)
+        queue_s = history.random.uniform(*((60, 3600) if history.chance(0.1) else (0.1, 5)))
+        sid = f"CA{len(self.calls):032x}"
+        call = Call(sid, attempt, to, history.now, listed_at, callbacks, outcome, queue_s)
         self.calls.append(call)
         history.after(call.queue_s, lambda: self._ring(call))
         return call
@@ -185,11 +176,8 @@ class VirtualTwilio:
         self.history.after(self.history.random.uniform(1, 20), lambda: self._answer(call))
 
     def _answer(self, call: Call) -> None:
-        if call.is_over:
-            return
-        if call.outcome != "completed":
-            self._finish(call, call.outcome)
-            return
+        if call.is_over or call.outcome != "completed":
+            return self._finish(call, call.outcome)
         call.status = "in-progress"
         self._tell(call, "in-progress")
         call.reached = self.history.voice(call)
@@ -197,7 +185,7 @@ class VirtualTwilio:
         if call.reached and self.history.chance(0.3):
             call.asked = True
             self.history.after(talk_s * self.history.random.uniform(0.5, 1.1), lambda: self.history.ask_for_later(call))
-        self.history.after(talk_s, lambda: self._finish(call, "completed"))
+        return self.history.after(talk_s, lambda: self._finish(call, "completed"))
 
     def _finish(self, call: Call, status: CallStatus) -> None:
         if not call.is_over:
@@ -226,28 +214,23 @@ class VirtualTwilio:
 
     def find(self, to: str, since: datetime, _our_number: str | None = None) -> list[TwilioCall]:
         self._ask()
-        began = since.timestamp() - 5
-        return [
-            self._as_listed(call)
-            for call in reversed(self.calls)
-            if call.to == to
-            and call.listed_at <= self.history.now
-            and self.history.wall(call.created_at).timestamp() >= began
-        ]
+        began, now = since - timedelta(seconds=5), self.history.now
+        listed = [call for call in reversed(self.calls) if call.to == to and call.listed_at <= now]
+        return [self._as_listed(call) for call in listed if self.history.wall(call.created_at) >= began]
+
+    def _call(self, sid: str) -> Call:
+        self._ask()
+        return next(call for call in self.calls if call.sid == sid)
 
     def fetch(self, call_sid: str) -> TwilioCall | None:
-        self._ask()
-        return next(self._as_listed(call) for call in self.calls if call.sid == call_sid)
+        return self._as_listed(self._call(call_sid))
 
     def end(self, call_sid: str) -> None:
-        self._ask()
-        call = next(call for call in self.calls if call.sid == call_sid)
+        call = self._call(call_sid)
         self._finish(call, "completed" if call.status == "in-progress" else "canceled")
 
     def cancel(self, call_sid: str) -> None:
-        self._ask()
-        call = next(call for call in self.calls if call.sid == call_sid)
-        if call.status != "in-progress":
+        if (call := self._call(call_sid)).status != "in-progress":
             self._finish(call, "canceled")
 
     def _as_listed(self, call: Call) -> TwilioCall:
@@ -258,11 +241,7 @@ class History:
     """One seed's history. Everything happens in one thread; a frozen worker is one in whose middle the others go on."""
 
     def __init__(self, seed: int, connection: psycopg.Connection[Any], settings: Settings) -> None:
-        self.seed = seed
-        self.random = random.Random(seed)
-        self.connection = connection
-        self.settings = settings
-        self.now = 0.0
+        self.random, self.connection, self.settings, self.now = random.Random(seed), connection, settings, 0.0
         self.twilio = VirtualTwilio(self)
         self.log: list[str] = []
         self._events: list[tuple[float, int, Callable[[], object]]] = []
@@ -309,6 +288,11 @@ class History:
 
     def note(self, what: str) -> None:
         self.log.append(f"{self.now:9.1f}  {what}")
+
+    def one(self, query: Any, values: Any = ()) -> Any:
+        """The first column of the first row, if there is one."""
+        row = self.connection.execute(query, values).fetchone()
+        return row and row[0]
 
     # --- time ---------------------------------------------------------------------------------------------------------
     def wall(self, at: float) -> datetime:
@@ -371,24 +355,18 @@ class History:
 
     def _idle_s(self) -> float:
         """How long nothing will happen and nothing is due: the sweeps in between would find nothing to do."""
-        row = self.connection.execute(
+        due_s = self.one(
             "select extract(epoch from least((select min(due_at) from public.outbound_call_jobs),"
             " (select min(end_due_at) from public.outbound_call_attempts where closed_at is null)) - private.clock())::float8"
-        ).fetchone()
-        due_s = row[0] if row and row[0] is not None else GIVE_UP_S
+        )
         next_event = min((at for at, _, event in self._events if event != self.sweep), default=GIVE_UP_S)
-        return min(due_s, next_event - self.now)
+        return min(GIVE_UP_S if due_s is None else due_s, next_event - self.now)
 
     def voice(self, call: Call) -> bool:
         """What /voice does. -> whether the person hears our words; when the database is away, the apology is words, too."""
-        if self._elsewhere:
-            return True
+        worker = self.worker(lambda _point: None)
         try:
-            return (
-                self.worker(lambda _point: None)
-                .record_status(call.attempt, CallEvent(call.sid, "in-progress"))
-                .is_wanted
-            )
+            return self._elsewhere or worker.record_status(call.attempt, CallEvent(call.sid, "in-progress")).is_wanted
         except JobsUnavailable:
             return True
 
@@ -422,12 +400,8 @@ class History:
                 self.after(1.0, lambda: self.callback(call, status, tries - 1))
 
     def cancel(self, job_id: int) -> None:
-        with self.connection.transaction(force_rollback=False):
-            open_ = self.connection.execute(
-                "select id from public.outbound_call_jobs where id = %s and finished_at is null for update", (job_id,)
-            ).fetchone()
-            if open_:
-                self.connection.execute("select public.cancel_call_job(%s)", (job_id,))
+        open_ = "select public.cancel_call_job(id) from public.outbound_call_jobs where id = %s and finished_at is null"
+        self.connection.execute(open_, (job_id,))
 
     def opt_out(self, number: str) -> None:
         self.note(f"{number[-4:]} opts out")
@@ -462,15 +436,12 @@ class History:
         """From a few jobs until all is quiet."""
         numbers = [f"+1415555{100 + n:04d}" for n in range(3)]
         for number in self.random.choices(numbers, k=self.random.randint(1, 5)):
-            row = self.connection.execute(
-                "insert into public.outbound_call_jobs (user_id, phone_number) values (%s, %s) returning id",
-                (uuid.UUID(int=self.random.getrandbits(128)), number),
-            ).fetchone()
-            assert row is not None
+            insert = "insert into public.outbound_call_jobs (user_id, phone_number) values (%s, %s) returning id"
+            job_id = self.one(insert, (uuid.UUID(int=self.random.getrandbits(128)), number))
             for _ in range(self.random.choice([0, 1, 1, 2])):  # lost, delivered, repeated
-                self.after(self.random.choice([0.05, 0.05, 30.0, 200.0]), partial(self.webhook, row[0]))
+                self.after(self.random.choice([0.05, 0.05, 30.0, 200.0]), partial(self.webhook, job_id))
             if self.random.random() < 0.1:
-                self.after(self.random.uniform(0, 300), partial(self.cancel, row[0]))
+                self.after(self.random.uniform(0, 300), partial(self.cancel, job_id))
             if self.random.random() < 0.1:
                 self.after(self.random.choice([1.0, 20.0, 300.0, 50_000.0]), partial(self.opt_out, number))
         if self.random.random() < 0.2:
@@ -485,34 +456,30 @@ class History:
 
     def _is_quiet(self) -> bool:
         waiting = [event for _, _, event in self._events if event != self.sweep]
-        row = self.connection.execute(
+        return not waiting and not self.one(
             "select exists (select from public.outbound_call_jobs where finished_at is null)"
             " or exists (select from public.outbound_call_attempts where state = 'duplicate' and closed_at is null)"
-        ).fetchone()
-        return not waiting and not (row and row[0])
+        )
 
     def _judge(self) -> Verdicts:
-        jobs = self.connection.execute(
-            "select id, status, reason_code from public.outbound_call_jobs order by id"
-        ).fetchall()
+        query = "select id, status, reason_code from public.outbound_call_jobs order by id"
+        jobs = self.connection.execute(query).fetchall()
         owners = dict(self.connection.execute("select id, job_id from public.outbound_call_attempts").fetchall())
-        reached: dict[int, int] = {}
-        last: dict[int, Call] = {}
-        for call in self.twilio.calls:
-            if call.reached and call.attempt in owners:
-                job_id = owners[call.attempt]
-                last[job_id] = call
-                reached[job_id] = reached.get(job_id, 0) + (not call.asked)
-        strangers = sum(call.reached for call in self.twilio.calls if call.attempt not in owners)
-        twice = sum(count - 1 for count in reached.values() if count > 1) + strangers
-        lost = sum(
-            status not in ("completed", "failed", "canceled")
-            or (status == "completed" and (job_id not in last or last[job_id].agreed))
-            or (status == "failed" and reason not in ALLOWED_REASONS)
-            for job_id, status, reason in jobs
+        reached = [(owners.get(call.attempt), call) for call in self.twilio.calls if call.reached]
+        last = dict(reached)
+        calls = Counter(job_id for job_id, call in reached if job_id is None or not call.asked)
+        strangers = calls.pop(None, 0)
+        return Verdicts(
+            twice=sum(count - 1 for count in calls.values()) + strangers,
+            lost=sum(
+                status not in ("completed", "failed", "canceled")
+                or (status == "completed" and (job_id not in last or last[job_id].agreed))
+                or (status == "failed" and reason not in ALLOWED_REASONS)
+                for job_id, status, reason in jobs
+            ),
+            in_doubt=sum(status == "in_doubt" for _, status, _ in jobs),
+            against_the_rules=self.against_the_rules,
         )
-        in_doubt = sum(status == "in_doubt" for _, status, _ in jobs)
-        return Verdicts(twice=twice, lost=lost, in_doubt=in_doubt, against_the_rules=self.against_the_rules)
 
 
 @dataclass
@@ -560,23 +527,22 @@ def run_history(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos.simulation")
-    parser.add_argument("--runs", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=None, help="of the first history; not given, of the clock")
-    options = parser.parse_args()
-    first = options.seed if options.seed is not None else int(time.time())
+    arguments = parser("simulation", __doc__)
+    arguments.add_argument("--runs", type=positive, default=1000)
+    arguments.add_argument("--seed", type=int, default=int(time.time()), help="of the first history")
+    options = begin(arguments)
     total = Verdicts()
     with Postgres() as server, prepared(server) as connection:
-        for n in range(options.runs):
-            history, verdicts = run_history(first + n, connection)
+        for n, seed in enumerate(range(options.seed, options.seed + options.runs), 1):
+            history, verdicts = run_history(seed, connection)
             total = Verdicts(*map(sum, zip(astuple(total), astuple(verdicts), strict=True)))
             if not verdicts.is_clean:
-                print(f"seed {first + n}: {verdicts}", *history.log, sep="\n  ", flush=True)
-                print(f"  again: make chaos RUNS=1 SEED={first + n}", flush=True)
-            elif (n + 1) % 100 == 0:
-                print(f"{n + 1} histories ...", flush=True)
-    print(f"dialed at night, after an opt-out or in a pause: {total.against_the_rules}")
-    print(
+                say("\n  ".join([f"seed {seed}: {verdicts}", *history.log]))
+                say(f"  again: make chaos RUNS=1 SEED={seed}")
+            elif n % 100 == 0:
+                say(f"{n} histories ...")
+    say(f"dialed at night, after an opt-out or in a pause: {total.against_the_rules}")
+    say(
         f"histories {options.runs}, dialed twice {total.twice}, lost {total.lost}, in doubt at the end {total.in_doubt}"
     )
     return 0 if total.is_clean else 1

@@ -6,7 +6,8 @@ import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from tests.chaos.crash import KINDS, SMALL, Count, History, Row, kill_group, run
+from tests.chaos.crash import KINDS, SMALL, Count, History, kill_group, run
+from tests.chaos.scene import Row
 
 NUMBER, NOW = "+12015550100", datetime.now(UTC)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Literal, Protocol, TypeVar, cast, get_args
 from unittest.mock import patch
 from uuid import UUID
@@ -25,7 +26,7 @@ from hypothesis.internal.conjecture.providers import HypothesisProvider
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from shared.models import JobStatus
-from tests.chaos.model_twilio import FINAL_WORDS, LATE_S, LISTED_WITHIN_S, NEXT, WORDS, Call, Request, Twilio, rank
+from tests.chaos.model_twilio import FINAL_WORDS, LATE_S, LISTED_WITHIN_S, NEXT, WORDS, Call, Request, Twilio
 from tests.database.sql_api import DELAYS_S, FINAL, OPEN, SETTLING_S, Steps
 from tests.database.test_explain import faults, story
 from tests.sandbox.postgres import Postgres
@@ -205,12 +206,9 @@ class Dispatching(RuleBasedStateMachine):
         self._enqueue(one_of(USERS), one_of(NUMBERS))
 
     def _enqueue(self, user: UUID, number: str) -> None:
-        ended_after = self.steps.now() - timedelta(hours=1)
-        recent = [
-            job
-            for job, row in self.jobs.items()
-            if row["user_id"] == user and (row["finished_at"] is None or row["finished_at"] > ended_after)
-        ]
+        an_hour_ago = self.steps.now() - timedelta(hours=1)
+        ends = {job: row["finished_at"] for job, row in self.jobs.items() if row["user_id"] == user}
+        recent = [job for job, end in ends.items() if end is None or end > an_hour_ago]
         answer = self.do(lambda: self.steps.call("enqueue_call_job", user_id=user, phone_number=number))
         self.require(answer["created"] is not bool(recent), "one job an hour and user", (answer, recent))
         self.require(answer["job_id"] in (recent or self.jobs), "a second sign-up is told of the first", answer)
@@ -218,52 +216,45 @@ class Dispatching(RuleBasedStateMachine):
     def somebody_interferes(self, one_of: OneOf) -> None:
         what = one_of(sorted(self.also & INTERFERENCES.keys()))
         jobs = [job for job, row in self.jobs.items() if row["status"] in INTERFERENCES[what]]
-        if what == "retries":  # the others are refused
-            jobs = [
-                j
-                for j in jobs
-                if self.jobs[j]["phone_e164"] not in self.out
-                and self.jobs[j]["phone_number"] != "erased"
-                and not self._would_call_twice(j)
-            ]
-        if what == "pauses" and not self.paused:
-            self.paused = self.ever_paused = True
-            self.do(lambda: self.steps.call("pause_calls", reason="by hand"))
-        elif what == "pauses":
-            self._resume()
-        elif what == "opts out":
-            self._opt_out(one_of(NUMBERS))
-        elif what == "is deleted":
-            user = one_of(USERS)
-            self.cancels |= {job for job, row in self.jobs.items() if row["user_id"] == user}
-            self.steps.rows("insert into auth.users (id) values (%s)", user)
-            self.do(lambda: self.steps.rows("delete from auth.users where id = %s", user))
-        elif what == "puts off":
-            if waiting := [a["id"] for a in self.attempts.values() if a["state"] == "accepted"]:
-                put_off = {"attempt": one_of(waiting), "code": "outside_calling_hours", "reason": "night there"}
-                at = self.steps.now() + timedelta(hours=9)
-                self.do(lambda: self.steps.call("put_off_call", not_before=at, **put_off))
-        elif jobs:
-            job = one_of(jobs)
-            if what == "retries":
-                self.cancels.discard(job)
-                self.rounds[job] += 1
-                self.do(lambda: self.steps.call("retry_call_job", job_id=job))
-            else:
+        match what:
+            case "pauses" if self.paused:
+                self._resume()
+            case "pauses":
+                self.paused = self.ever_paused = True
+                self.do(lambda: self.steps.call("pause_calls", reason="by hand"))
+            case "opts out":
+                self._opt_out(one_of(NUMBERS))
+            case "is deleted":
+                user = one_of(USERS)
+                self.cancels |= {job for job, row in self.jobs.items() if row["user_id"] == user}
+                self.steps.rows("insert into auth.users (id) values (%s)", user)
+                self.do(lambda: self.steps.rows("delete from auth.users where id = %s", user))
+            case "puts off":
+                if waiting := [a["id"] for a in self.attempts.values() if a["state"] == "accepted"]:
+                    put_off = {"attempt": one_of(waiting), "code": "outside_calling_hours", "reason": "night there"}
+                    at = self.steps.now() + timedelta(hours=9)
+                    self.do(lambda: self.steps.call("put_off_call", not_before=at, **put_off))
+            case "retries":
+                if possible := [job for job in jobs if self._may_be_retried(job)]:
+                    job = one_of(possible)
+                    self.cancels.discard(job)
+                    self.rounds[job] += 1
+                    self.do(lambda: self.steps.call("retry_call_job", job_id=job))
+            case "cancels" | "deletes" if jobs:
+                job = one_of(jobs)
                 self.cancels.add(job)
-                if what == "cancels":
-                    self.do(lambda: self.steps.call("cancel_call_job", job_id=job))
-                else:
-                    self.do(lambda: self.steps.rows("delete from public.outbound_call_jobs where id = %s", job))
+                delete = "delete from public.outbound_call_jobs where id = %s"
+                cancels = what == "cancels"
+                call = self.steps.call
+                self.do(lambda: call("cancel_call_job", job_id=job) if cancels else self.steps.rows(delete, job))
 
-    def _would_call_twice(self, job: int) -> bool:
-        """A retry is refused then: its number has a call that is not over, or its user a newer job that is not."""
+    def _may_be_retried(self, job: int) -> bool:
+        """Else it is refused: opted out, erased, its number has a call that is not over, or its user a newer job."""
         row = self.jobs[job]
-        in_use = any(a["phone_e164"] == row["phone_e164"] and a["closed_at"] is None for a in self.attempts.values())
-        newer = any(
-            j > job and r["user_id"] == row["user_id"] and r["status"] not in FINAL for j, r in self.jobs.items()
-        )
-        return in_use or newer
+        number, user = row["phone_e164"], row["user_id"]
+        in_use = any(a["phone_e164"] == number and a["closed_at"] is None for a in self.attempts.values())
+        newer = any(j > job and r["user_id"] == user and r["status"] not in FINAL for j, r in self.jobs.items())
+        return number not in self.out and row["phone_number"] != "erased" and not in_use and not newer
 
     def _opt_out(self, number: str) -> None:
         self.cancels |= {job for job, row in self.jobs.items() if row["phone_e164"] == number}
@@ -378,15 +369,9 @@ class Dispatching(RuleBasedStateMachine):
         if not answers:
             return True
         if found["call_sid"] is None:
-            look = Look(
-                attempt,
-                datetime.fromisoformat(found["asked_at"]),
-                tuple(self.twilio.listed(found["phone_e164"], self.started_at[attempt])),
-            )
-            if settles:
-                self._settle(look)
-            else:
-                self.looks.append(look)
+            listed = self.twilio.listed(found["phone_e164"], self.started_at[attempt])
+            look = Look(attempt, datetime.fromisoformat(found["asked_at"]), tuple(listed))
+            self._settle(look) if settles else self.looks.append(look)
             return True
         call = self._call(found["call_sid"])
         if found["end"] or (found["put_off"] and call.status == "queued"):
@@ -396,9 +381,8 @@ class Dispatching(RuleBasedStateMachine):
 
     def _settle(self, look: Look) -> None:
         listed = [(call.sid, call.status) for call in look.listed]
-        answer = self.do(
-            lambda: self.steps.settle(look.attempt, *listed, asked_at=look.asked_at, settling_s=SETTLING_S)
-        )
+        settle = partial(self.steps.settle, asked_at=look.asked_at, settling_s=SETTLING_S)
+        answer = self.do(lambda: settle(look.attempt, *listed))
         self.require(answer["outcome"] != "ambiguous", "a listed call can be of one attempt only", (answer, look))
         if answer["outcome"] == "found":
             call = self._call(answer["call_sid"])
@@ -427,7 +411,7 @@ class Dispatching(RuleBasedStateMachine):
     def somebody_asks_for_later(self, one_of: OneOf) -> None:
         """The answer may come after the end of its call, and more than once."""
         call = one_of(self.reached)
-        row = next((a for a in self.attempts.values() if a["call_sid"] == call.sid), None)
+        row = self._row_of(call)
         job = self.jobs[row["job_id"]] if row else None
         ended_its_job = (
             row is not None
@@ -435,51 +419,52 @@ class Dispatching(RuleBasedStateMachine):
             and (row["state"], row["call_status"], row["later_at"]) == ("ended", "completed", None)
             and (job["status"], job["attempts"]) == ("completed", row["number"])
         )
-        if call.told is None or rank(call.told) < rank("in-progress"):
-            call.told = "in-progress"
+        call.is_told("in-progress")
         at = self.steps.now() + timedelta(hours=one_of([0, 2, 20]))
         answer = self.do(lambda: self.steps.ask_for_later(call.request.attempt, call.sid, at))
-        after = next((a for a in self.attempts.values() if a["call_sid"] == call.sid), None)
+        after = self._row_of(call)
         call.asked_for_later |= answer["later_at"] is not None
         if after and (ended_its_job or (after["state"] == "accepted" and answer["then"] == "keep")):
             self.require(after["later_at"] == at, "a wish for a later call is stored", (call, after))
         if after and ended_its_job and job is not None:
-            status = self.jobs[job["id"]]["status"]
-            erased = job["phone_number"] == "erased"
-            self.require(status == "queued" or erased, "a late wish takes its job up again", (call, after))
+            goes_on = self.jobs[job["id"]]["status"] == "queued" or job["phone_number"] == "erased"
+            self.require(goes_on, "a late wish takes its job up again", (call, after))
 
     def _tell(self, call: Call, word: str | None, attempt: UUID, *, ending_works: bool = True) -> None:
         """A SID comes in: by the answer to the request (no word), a callback, or our own asking."""
-        before = self.attempts.get(attempt)
-        late_truth = (
-            before is not None
-            and before["state"] == "absent"
-            and call.told is None
-            and (
-                self.jobs[before["job_id"]]["status"] == "queued"
-                or self.jobs[before["job_id"]]["reason_code"] in ("absent", "gave_up")
-            )
-            and not any(a["phone_e164"] == before["phone_e164"] and a["state"] in OPEN for a in self.attempts.values())
-        )
-        if call.told is None or (word is not None and rank(word) > rank(call.told)):
-            call.told = word or "queued"
+        late_truth = call.told is None and self._came_to_nothing(attempt)
+        call.is_told(word or "queued")
         if word is None:
             answer = self.do(lambda: self.steps.accept(attempt, call.sid))
         else:
             answer = self.do(lambda: self.steps.status(attempt, call.sid, word))
-        row = next((a for a in self.attempts.values() if a["call_sid"] == call.sid), None)
+        row = self._row_of(call)
         if row is None:
             then = "unknown"
-        elif word in FINAL_WORDS:
-            then = "keep"
         else:
-            then = "end" if row["state"] == "duplicate" or self.jobs[row["job_id"]]["cancel_requested"] else "keep"
+            unwanted = row["state"] == "duplicate" or self.jobs[row["job_id"]]["cancel_requested"]
+            then = "end" if unwanted and word not in FINAL_WORDS else "keep"
         self.require(answer["then"] == then, "a live call is kept when it is wanted, and ended when it is not", answer)
         if late_truth:
             revived = row is not None and row["state"] in ("accepted", "ended")
             self.require(revived, "late truth revives a job that came to nothing", (call, row))
         if then != "keep" and ending_works:
             self.twilio.end(call)
+
+    def _came_to_nothing(self, attempt: UUID) -> bool:
+        """Its call was absent, its job waits or failed by that, and its number is free."""
+        row = self.attempts.get(attempt)
+        if row is None or row["state"] != "absent":
+            return False
+        job, others = self.jobs[row["job_id"]], [a for a in self.attempts.values() if a["state"] in OPEN]
+        in_vain = job["status"] == "queued" or job["reason_code"] in ("absent", "gave_up")
+        return in_vain and all(other["phone_e164"] != row["phone_e164"] for other in others)
+
+    def _row_of(self, call: Call) -> Brief | None:
+        return next((a for a in self.attempts.values() if a["call_sid"] == call.sid), None)
+
+    def _of(self, job: int) -> list[Brief]:
+        return [a for a in self.attempts.values() if a["job_id"] == job]
 
     # --- what must hold -----------------------------------------------------------------------------------------------
     def do(self, step: Callable[[], T]) -> T:
@@ -499,16 +484,17 @@ class Dispatching(RuleBasedStateMachine):
         return answer
 
     def _ways_are_known(self, jobs: dict[int, Brief], attempts: dict[UUID, Brief]) -> None:
-        for job in self.jobs.keys() | jobs.keys():
-            old, new = self.jobs.get(job), jobs.get(job)
-            way = (old["status"] if old else "new", new["status"] if new else "gone")
-            known = way[0] == way[1] or way[1] in JOB_MAY_BECOME[way[0]]
-            self.require(known, "a job goes only the ways of the design", (job, way, old, new))
-        for attempt in self.attempts.keys() | attempts.keys():
-            old, new = self.attempts.get(attempt), attempts.get(attempt)
-            way = (old["state"] if old else "new", new["state"] if new else "gone")
-            known = way[0] == way[1] or way[1] in ATTEMPT_MAY_BECOME[way[0]]
-            self.require(known, "an attempt goes only the ways of the design", (attempt, way, old, new))
+        self._are_known("a job goes only the ways of the design", "status", JOB_MAY_BECOME, self.jobs, jobs)
+        ways = ATTEMPT_MAY_BECOME
+        self._are_known("an attempt goes only the ways of the design", "state", ways, self.attempts, attempts)
+
+    def _are_known(
+        self, invariant: str, column: str, known: dict[str, set[str]], before: dict[T, Brief], after: dict[T, Brief]
+    ) -> None:
+        for row in before.keys() | after.keys():
+            old, new = before.get(row), after.get(row)
+            way = (old[column] if old else "new", new[column] if new else "gone")
+            self.require(way[0] == way[1] or way[1] in known[way[0]], invariant, (row, way, old, new))
 
     def _rows_agree(self) -> None:
         opened = [a for a in self.attempts.values() if a["state"] in OPEN]
@@ -516,13 +502,17 @@ class Dispatching(RuleBasedStateMachine):
             most = Counter(a[column] for a in opened).most_common(1)
             self.require(not most or most[0][1] == 1, f"one open attempt per {column}", opened)
         for job in self.jobs.values():
-            mine = [a for a in self.attempts.values() if a["job_id"] == job["id"]]
+            mine = self._of(job["id"])
             is_final = job["status"] in FINAL
             self.require((job["due_at"] is None) == is_final, "every open job is due at some time", job)
             self.require((job["finished_at"] is not None) == is_final, "every final job is finished", job)
             states = [a["state"] for a in mine if a["state"] in OPEN]
-            wanted = [STATE_OF_THE_OPEN_ATTEMPT[job["status"]]] if job["status"] in STATE_OF_THE_OPEN_ATTEMPT else []
-            self.require(states == wanted, "a job's open attempt is in the state that the job says", (job, states))
+            wanted = STATE_OF_THE_OPEN_ATTEMPT.get(job["status"])
+            self.require(
+                states == ([wanted] if wanted else []),
+                "a job's open attempt is in the state that the job says",
+                (job, states),
+            )
             given_back = [a for a in mine if a["put_off_until"] and a["call_status"] == "canceled"]
             given_back += [a for a in mine if a["later_at"] and a["state"] == "ended"]
             spent = [a for a in mine if a not in given_back]
@@ -531,11 +521,10 @@ class Dispatching(RuleBasedStateMachine):
             self.require(job["attempts"] <= limit, "no more attempts than allowed", job)
 
     def _calls_are_bound(self) -> None:
-        by_sid = {a["call_sid"]: a for a in self.attempts.values() if a["call_sid"]}
         for call in self.twilio.calls:
             if call.told is None or call.request.job not in self.jobs:
                 continue
-            row = by_sid.get(call.sid)
+            row = self._row_of(call)
             self.require(row, "a call that we were told of is bound", call)
             if row is None:
                 continue
@@ -543,23 +532,20 @@ class Dispatching(RuleBasedStateMachine):
             self.require(right, "a call is bound to the attempt that asked for it", (call, row))
             forward = row["call_status"] == call.told
             self.require(forward, "a call moves only forward, and the first final word wins", (call, call.told, row))
-        wanted = [
-            call.request.to
-            for call in self.twilio.live
-            if call.sid in by_sid
-            and by_sid[call.sid]["state"] == "accepted"
-            and not self.jobs[by_sid[call.sid]["job_id"]]["cancel_requested"]
-        ]
-        self.require(len(wanted) == len(set(wanted)), "at most one live and wanted call per number", wanted)
+        rows = [(call.request.to, row) for call in self.twilio.live if (row := self._row_of(call))]
+        wanted = Counter(
+            to for to, row in rows
+            if row["state"] == "accepted" and not self.jobs[row["job_id"]]["cancel_requested"]
+        )  # fmt: skip
+        self.require(max(wanted.values(), default=1) == 1, "at most one live and wanted call per number", wanted)
 
     @invariant()
     def nobody_is_called_twice(self) -> None:
         late = {(c.request.job, c.request.round) for c in self.twilio.calls if c.listed_late}
         reached = Counter((c.request.job, c.request.round) for c in self.twilio.made if c.wants_no_more)
         twice = [job for job, calls in reached.items() if calls > 1 and job not in late]
-        self.require(
-            not twice, "nobody is called twice", [c for c in self.twilio.calls if c.request.job in dict(twice)]
-        )
+        calls = [c for c in self.twilio.calls if c.request.job in dict(twice)]
+        self.require(not twice, "nobody is called twice", calls)
 
     @invariant()
     def no_phone_rings_for_two_calls_at_once(self) -> None:
@@ -612,7 +598,7 @@ class Dispatching(RuleBasedStateMachine):
             blocks = attempt["state"] in OPEN or attempt["closed_at"] is None
             self.require(not blocks, "no number stays blocked", attempt)
         for job in self.jobs.values():
-            mine = [a for a in self.attempts.values() if a["job_id"] == job["id"]]
+            mine = self._of(job["id"])
             words = {a["call_status"] for a in mine if a["state"] == "ended" and not a["later_at"]}
             match job["status"], job["reason_code"]:
                 case "completed", None:

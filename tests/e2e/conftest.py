@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 import psycopg
 import pytest
 from psycopg.rows import dict_row
+from twilio.request_validator import RequestValidator
 
 from tests.sandbox.numbers import numbers
 from tests.sandbox.sandbox import Sandbox
+from tests.sandbox.supabase.gateway import Fault
 
 T = TypeVar("T")
 Row = dict[str, Any]
+
+ROOT = Path(__file__).parents[2]
+EVENT: Row = {"type": "INSERT", "table": "outbound_call_jobs", "schema": "public", "old_record": None}
 
 _numbers = numbers()
 
@@ -46,6 +58,15 @@ class World:
         query = f"insert into public.outbound_call_jobs ({names}) values ({marks}) returning id"
         return int(self.rows(query, *columns.values())[0]["id"])
 
+    def insert_many(self, count: int) -> list[str]:
+        """Jobs, in one statement. -> their numbers"""
+        phones = [self.number() for _ in range(count)]
+        query = (
+            "insert into public.outbound_call_jobs (user_id, phone_number) select gen_random_uuid(), unnest(%s::text[])"
+        )
+        self.database.execute(query, (phones,))
+        return phones
+
     def job(self, job_id: int) -> Row:
         return self.rows("select * from public.outbound_call_jobs where id = %s", job_id)[0]
 
@@ -63,6 +84,27 @@ class World:
 
     def behave(self, **rule: object) -> None:
         self.sandbox.twilio.behave(**rule)
+
+    @contextmanager
+    def fault(self, kind: Fault, *functions: str, times: int | None = None) -> Iterator[None]:
+        """The database's gateway fails like this meanwhile, for these functions or for all."""
+        gateway = self.sandbox.gateway
+        gateway.fault, gateway.fault_on, gateway.fault_times = kind, {*functions} or None, times
+        yield
+        gateway.fault = gateway.fault_on = gateway.fault_times = None
+
+    def kill_function(self) -> Callable[[], bool]:
+        """-> whether the next instance is there"""
+        pid = self.sandbox.ready.function_pid
+        assert pid is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        return lambda: self.sandbox.ready.function_pid != pid
+
+    def log_lines(self, text: str = "") -> list[Row]:
+        """What the function has logged with this text in its message."""
+        lines = [line for line in self.sandbox.function_log.read_text().splitlines() if line.startswith("{")]
+        return [line for line in map(json.loads, lines) if text in line["message"]]
 
     def set_clock(self, offset_s: float) -> None:
         asyncio.run(self.sandbox.twilio.set_clock(offset_s))
@@ -88,6 +130,34 @@ class World:
     def webhook(self, body: object, secret: str | None = None) -> httpx.Response:
         """As Supabase's dashboard sends it: the bearer secret."""
         return self.post("/", json=body, headers={"Authorization": f"Bearer {secret or self.sandbox.dispatch_secret}"})
+
+    def dial(self, job_id: int, secret: str | None = None) -> Row:
+        """The webhook of this job's insert. -> what was done"""
+        answer = self.webhook({**EVENT, "record": {"id": job_id}}, secret)
+        assert answer.status_code == 200, answer.text
+        done: Row = answer.json()
+        return done
+
+    def sweep(self) -> None:
+        answer = self.post("/sweep", headers={"Authorization": f"Bearer {self.sandbox.dispatch_secret}"}, json={})
+        assert answer.status_code == 200, answer.text
+
+    def sweep_command(self, **settings: str) -> subprocess.CompletedProcess[str]:
+        """A cron job's sweep, with settings of its own."""
+        env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **self.sandbox.settings, **settings}
+        command = [sys.executable, "-m", "function.sweep"]
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=90)
+
+    def signature(self, path: str, form: dict[str, str]) -> dict[str, str]:
+        """The header of a request that Twilio signed."""
+        ready = self.sandbox.ready
+        validator = RequestValidator(ready.twilio_auth_token)
+        return {"X-Twilio-Signature": validator.compute_signature(f"{ready.function_url}{path}", form)}
+
+    def twilio_posts(self, path: str, form: dict[str, str]) -> httpx.Response:
+        """`path` may be a whole URL of the function."""
+        path = path.removeprefix(self.sandbox.ready.function_url)
+        return self.post(path, data=form, headers=self.signature(path, form))
 
 
 @contextmanager

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import json
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -57,62 +59,66 @@ class Proxy:
         passing = Passing(request.path, request.query_string, headers, await request.read())
         self.spoil(passing)
         url = f"{self.target}{passing.path}" + (f"?{passing.query}" if passing.query else "")
-        async with (
-            aiohttp.ClientSession() as session,
-            session.request(
-                request.method, url, headers=passing.headers, data=passing.body, allow_redirects=False
-            ) as answer,
-        ):
+        about: Any = {"headers": passing.headers, "data": passing.body, "allow_redirects": False}
+        async with aiohttp.ClientSession() as session, session.request(request.method, url, **about) as answer:
             kind = {"Content-Type": answer.headers.get("Content-Type", "")}
             return web.Response(status=answer.status, body=await answer.read(), headers=kind)
 
 
-def says(status: int, body: str, kind: str = "text/html", **headers: str) -> Answer:
+def says(status: int, body: str, kind: str = "text/html", location: str = "") -> Answer:
+    headers = {"Location": location} if location else {}
+
     async def answer(_: web.Request) -> web.StreamResponse:
         return web.Response(status=status, text=body, content_type=kind, headers=headers)
 
     return answer
 
 
-@dataclass
+@dataclass(frozen=True)
 class Visit:
-    """One report. `trouble`: the lines that are neither ok nor skipped, by check."""
+    """One report."""
 
     exit_code: int
     findings: list[dict[str, str]]
-    trouble: dict[str, dict[str, str]] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.trouble = {found["check"]: found for found in self.findings if found["state"] in ("warning", "wrong")}
+    def checks(self, *states: str) -> set[str]:
+        return {found["check"] for found in self.findings if found["state"] in states}
 
-    def state(self, check: str) -> str:
-        return next(found["state"] for found in self.findings if found["check"] == check)
+    @property
+    def trouble(self) -> set[str]:
+        """The checks that are not ok; a warning's has a question mark."""
+        return self.checks("wrong") | {f"{check}?" for check in self.checks("warning")}
+
+    @property
+    def told(self) -> str:
+        """All that is said of them."""
+        bad = [found for found in self.findings if found["state"] in ("warning", "wrong")]
+        return "\n".join(f"{found['found']} {found['advice']}" for found in bad)
 
 
-@dataclass
 class Clinic:
-    sandbox: Sandbox
-    proxy: Proxy
-    database: psycopg.Connection[Any]
-    capsys: pytest.CaptureFixture[str]
+    """Runs the doctor in the environment of a sandbox that is reached through a proxy."""
+
+    def __init__(self, sandbox: Sandbox, proxy: Proxy, database: psycopg.Connection[Any]) -> None:
+        self.sandbox, self.proxy, self.database = sandbox, proxy, database
 
     def visit(self, **changed: str) -> Visit:
-        """Run the doctor in the sandbox's environment with these changes. No secret may appear in the report."""
+        """With these settings changed. No secret may appear in the report."""
         environ = {**self.sandbox.settings, **changed}
-        self.capsys.readouterr()
-        code = main(["--json"], environ)
-        said = self.capsys.readouterr().out
-        settings = load_settings(http=False, environ=environ)
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            code = main(["--json"], environ)
+        said, settings = output.getvalue(), load_settings(http=False, environ=environ)
         for secret in (*settings.secrets, settings.twilio_phone_number, self.sandbox.dispatch_secret):
             assert secret.removeprefix("whsec_") not in said
         assert "+14155550100" not in said  # the number of the tests' jobs
         visit = Visit(code, json.loads(said))
         assert all(bool(found["advice"]) == (found["state"] in ("warning", "wrong")) for found in visit.findings)
-        assert code == any(found["state"] == "wrong" for found in visit.findings)
+        assert code == bool(visit.checks("wrong"))
         return visit
 
     def reset(self) -> None:
         """Take back all changes but those of the schema. Vault holds the proxy's address."""
+        self.proxy.polite()
         self.sandbox.reset()
         url = self.sandbox.settings["API_BASE_URL"]
         self.sql(f"update vault.secrets set secret = '{url}/' where name = 'call_dispatcher_url'")
@@ -120,9 +126,21 @@ class Clinic:
     def sql(self, statements: str) -> None:
         self.database.execute(statements.encode())
 
+    def deviations(
+        self, cases: Iterable[tuple[Any, ...]], visit: Callable[[Any], Visit] | None = None
+    ) -> dict[str, object]:
+        """Of cases (fault, checks that are not ok, words of what is told): where the report is another."""
+        odd: dict[str, object] = {}
+        for fault, checks, *words in cases:
+            seen = visit(fault) if visit else self.visit(**fault)
+            self.reset()
+            if seen.trouble != set(checks.split(", ")) or any(word not in seen.told for word in words):
+                odd[str(fault)] = (seen.trouble, seen.told)
+        return odd
+
 
 @contextmanager
-def open_clinic() -> Iterator[tuple[Sandbox, Proxy, psycopg.Connection[Any]]]:
+def open_clinic() -> Iterator[Clinic]:
     proxy = Proxy()
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -135,4 +153,4 @@ def open_clinic() -> Iterator[tuple[Sandbox, Proxy, psycopg.Connection[Any]]]:
         # To load the authorities' certificates takes most of a visit's time; here nobody shows one.
         patch.setattr(ssl, "create_default_context", functools.cache(ssl.create_default_context))
         proxy.target = sandbox.ready.function_url
-        yield sandbox, proxy, database
+        yield Clinic(sandbox, proxy, database)

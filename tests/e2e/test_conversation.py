@@ -11,14 +11,12 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from shared.conversation.library import Scripts
-from shared.conversation.script import Script
 from shared.conversation.texts import Recording
 from shared.conversation.twiml import PLEASE_WAIT
-from tests.e2e.conftest import World, fresh_world
-from tests.e2e.test_failures import hook
-from tests.e2e.test_requests import signed
+from tests.e2e.conftest import Row, World, fresh_world
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.serve import free_port
+from tests.sandbox.supabase.gateway import Fault
 
 SCRIPTS = Scripts()
 SPANISH_DEMO = SCRIPTS.named("demo.es")
@@ -26,19 +24,13 @@ DEMO, DEFAULT, PRUEBA, WAITLIST = (SCRIPTS.for_mode(mode) for mode in ("demo", "
 
 
 def ring(
-    world: World,
-    mode: str,
-    *,
-    number: str | None = None,
-    name: str | None = "Ada",
-    language: str = "",
-    **behaviour: object,
+    world: World, mode: str, *, number: str | None = None, name: str = "Ada", language: str = "", **behaviour: object
 ) -> tuple[int, str]:
     """Call a person with this behaviour. -> the job and their number"""
     number = number or world.number()
     world.behave(to=number, **behaviour)
     job = world.insert_job(number, mode, first_name=name, metadata=Jsonb({"company": "Acme", "language": language}))
-    assert world.webhook(hook(job)).json()["did"] == "called"
+    assert world.dial(job)["did"] == "called"
     return job, number
 
 
@@ -50,23 +42,19 @@ def talk(world: World, mode: str, *digits: str, **behaviour: Any) -> tuple[int, 
 
 
 def transcript(world: World, number: str) -> list[str]:
-    lines = [line for call in world.calls(number) for line in call["transcript"]]
-    assert [call["errors"] for call in world.calls(number)] == [[] for _ in world.calls(number)]
-    return [line.get("text") or f"[{line.get('digits') or line['said']}]" for line in lines]
+    assert [error for call in world.calls(number) for error in call["errors"]] == []
+    return lines(world, number)
 
 
-def plain(text: str | Recording | None) -> str:
-    assert isinstance(text, str)
-    return text
+def lines(world: World, number: str) -> list[str]:
+    """Of a call that may have errors in Twilio's debugger."""
+    said = [line for call in world.calls(number) for line in call["transcript"]]
+    return [line.get("text") or f"[{line.get('digits') or line['said']}]" for line in said]
 
 
-def words(script: Script, *texts: str | Recording | None, first_name: str = "Ada", company: str = "Acme") -> list[str]:
-    said = [plain(text) for text in texts if text]
-    return [text.replace("{first_name}", first_name).replace("{company}", company) for text in said]
-
-
-def opening(script: Script, **known: str) -> list[str]:
-    return words(script, script.greeting, script.opt_out.say, script.questions[0].say, **known)
+def words(*texts: str | Recording | None, **known: str) -> list[str]:
+    known = {"first_name": "Ada", "company": "Acme", "product": "our little product", **known}
+    return [str(text).format_map(known) for text in texts if text]
 
 
 def answers(world: World, job: int) -> dict[str, str]:
@@ -74,351 +62,223 @@ def answers(world: World, job: int) -> dict[str, str]:
     return {row["question"]: row["meaning"] for row in rows}
 
 
-def log_lines(world: World, text: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in world.sandbox.function_log.read_text().splitlines() if text in line]
-    return [line for line in lines if text in line["message"]]
+def heard(world: World, job: int) -> list[Row]:
+    return world.rows("select meaning, digits, heard from public.outbound_call_answers where job_id = %s", job)
+
+
+def opt_outs(world: World, number: str) -> list[str]:
+    rows = world.rows("select how from public.call_opt_outs where phone_e164 = %s", number)
+    return [row["how"] for row in rows]
 
 
 # --- people -------------------------------------------------------------------------------------------------------------
-def test_answers_lead_on_and_are_stored(quiet: World) -> None:
-    job, said = talk(quiet, "demo", "2", "1", "3")
-    _, sso, timeline = DEMO.questions
-    looking = timeline.answers["3"].say
-    assert said == [
-        *opening(DEMO), "[2]", sso.say, "[1]", timeline.say, "[3]", *words(DEMO, looking, DEMO.goodbye),
-    ]  # fmt: skip
-    expected = {"team_size": "2_to_10", "single_sign_on": "yes", "timeline": "only_looking"}
-    assert answers(quiet, job) == expected
-    done = quiet.job(job)
-    assert (done["status"], done["qualification"]) == (
-        "completed",
-        {"answers": expected, "opted_out": False, "answered_by": None},
-    )
-    (row,) = quiet.rows("select * from public.outbound_call_overview where id = %s", job)
-    assert (row["answers"], row["outcome"]) == (expected, "completed")
+SIZE, SSO, TIMELINE = DEMO.questions
+IN_SPANISH = SPANISH_DEMO.questions[2]
+USE, HELP = PRUEBA.questions
+(PATIENCE,) = WAITLIST.questions
+AGAIN = (DEMO.again, SIZE.say)
+TALKS: dict[str, tuple[str, dict[str, Any], list[str], dict[str, str]]] = {
+    # the mode, the person's conduct, all after the first question, and what is stored
+    "leads on": (
+        "demo", {"digits": ["2", "1", "3"]},
+        words("[2]", SSO.say, "[1]", TIMELINE.say, "[3]", TIMELINE.answers["3"].say, DEMO.goodbye),
+        {"team_size": "2_to_10", "single_sign_on": "yes", "timeline": "only_looking"}),
+    "in the language of the mode": (
+        "prueba", {"digits": ["1", "2"], "name": "José"},
+        words("[1]", USE.answers["1"].say, HELP.say, "[2]", HELP.answers["2"].say, PRUEBA.goodbye),
+        {"uso": "negocio", "ayuda": "no"}),
+    "in the language of the person": (
+        "Demo", {"digits": ["1", "3"], "language": "es_AR"},
+        words("[1]", IN_SPANISH.say, "[3]", IN_SPANISH.answers["3"].say, SPANISH_DEMO.goodbye),
+        {"team_size": "just_me", "timeline": "only_looking"}),
+    "silence": ("demo", {}, words(*AGAIN * SIZE.repeat, SIZE.no_answer, DEMO.goodbye), {}),
+    "silence, an unknown key, an answer": (
+        "demo", {"digits": ["", "#", "1", "1"]},
+        words(*AGAIN, "[#]", *AGAIN, "[1]", TIMELINE.say, "[1]", TIMELINE.answers["1"].say, DEMO.goodbye),
+        {"team_size": "just_me", "timeline": "this_month"}),
+    "wants to hear it again": (
+        "waitlist", {"digits": ["3", "1"]},
+        words("[3]", PATIENCE.say, "[1]", PATIENCE.answers["1"].say, WAITLIST.goodbye), {"patience": "now"}),
+    "hangs up": ("demo", {"digits": ["3"], "hangup_after": 1}, ["[3]"], {"team_size": "more_than_10"}),
+}  # fmt: skip
 
 
-def test_answer_may_skip_a_question(quiet: World) -> None:
-    job, said = talk(quiet, "demo", "1", "1")
-    assert said[len(opening(DEMO)) : -2] == ["[1]", DEMO.questions[2].say, "[1]"]
-    assert answers(quiet, job) == {"team_size": "just_me", "timeline": "this_month"}
+def test_conversations_are_heard_and_stored_as_scripted(quiet: World) -> None:
+    found = {}
+    for name, (mode, conduct, _, _) in TALKS.items():
+        job, number = ring(quiet, mode, **conduct)
+        done, said = quiet.until_status(job, "completed", "failed"), transcript(quiet, number)
+        script = SPANISH_DEMO if "language" in conduct else SCRIPTS.for_mode(mode)
+        opening = (script.greeting, script.opt_out.say, script.questions[0].say)
+        assert said[:3] == words(*opening, first_name=conduct.get("name", "Ada")), name
+        found[name] = (mode, conduct, said[3:], answers(quiet, job))
+        summary = {"answers": found[name][3], "opted_out": False, "answered_by": None}
+        assert (done["status"], done["qualification"]) == ("completed", summary), name
+        (row,) = quiet.rows("select answers, outcome from public.outbound_call_overview where id = %s", job)
+        assert row == {"answers": found[name][3] or None, "outcome": "completed"}, name
+    assert found == TALKS
 
 
-def test_call_speaks_the_language_of_its_mode(quiet: World) -> None:
-    job, said = talk(quiet, "prueba", "1", "2", name="José")
-    assert said[:3] == opening(PRUEBA, first_name="José")
-    assert answers(quiet, job) == {"uso": "negocio", "ayuda": "no"}
-
-
-def test_call_speaks_the_language_of_the_person(quiet: World) -> None:
-    job, said = talk(quiet, "Demo", "1", "3", language="es_AR", name="José")
-    timeline = SPANISH_DEMO.questions[2]
-    expected = words(SPANISH_DEMO, timeline.answers["3"].say, SPANISH_DEMO.goodbye)
-    assert said == [*opening(SPANISH_DEMO, first_name="José"), "[1]", plain(timeline.say), "[3]", *expected]
-    assert answers(quiet, job) == {"team_size": "just_me", "timeline": "only_looking"}
-
-
-def test_silence_is_asked_again_as_the_script_says(quiet: World) -> None:
-    job, said = talk(quiet, "demo")
-    question = DEMO.questions[0]
-    assert said == [*opening(DEMO), *[DEMO.again, question.say] * question.repeat, question.no_answer, DEMO.goodbye]
-    assert quiet.job(job)["qualification"]["answers"] == {}
-
-
-def test_answer_after_silence_is_stored(quiet: World) -> None:
-    job, said = talk(quiet, "demo", "", "", "1", "1")
-    assert said.count(plain(DEMO.questions[0].say)) == 3
-    assert answers(quiet, job)["team_size"] == "just_me"
-
-
-@pytest.mark.parametrize("nonsense", ["7", "0", "*", "#", "A"])
-def test_unknown_key_repeats_the_question(quiet: World, nonsense: str) -> None:
-    job, said = talk(quiet, "demo", nonsense, "1", "1")
-    assert said.count(plain(DEMO.questions[0].say)) == 2
-    assert answers(quiet, job) == {"team_size": "just_me", "timeline": "this_month"}
-
-
-def test_repeated_question_keeps_the_last_answer(quiet: World) -> None:
-    job, said = talk(quiet, "waitlist", "3", "3", "1")
-    assert said.count(plain(WAITLIST.questions[0].say)) == 3
-    assert answers(quiet, job) == {"patience": "now"}
-
-
-def test_answers_before_a_hang_up_are_kept(quiet: World) -> None:
-    job, said = talk(quiet, "demo", "3", hangup_after=1)
-    assert said[-1] == "[3]"
-    assert answers(quiet, job) == {"team_size": "more_than_10"}
-    assert quiet.job(job)["qualification"]["answers"] == {"team_size": "more_than_10"}
-
-
-def test_unfit_values_are_replaced_by_their_fallbacks(quiet: World) -> None:
-    number = quiet.number()
-    quiet.behave(to=number, hangup_after=1)
-    metadata = {"company": "</Say><Dial>+14155550100</Dial>", "name": "Your account is locked, call one nine hundred"}
-    job = quiet.insert_job(number, " DEMO", first_name="{0.__class__}", metadata=Jsonb(metadata))
-    quiet.webhook(hook(job))
-    quiet.until_status(job, "completed")
-    greeting = transcript(quiet, number)[0]
-    assert greeting == words(DEMO, DEMO.greeting, first_name="there", company="your team")[0]
-
-
-def test_each_turn_costs_one_rpc(quiet: World) -> None:
-    job, _ = ring(quiet, "demo", digits=["2", "1", "3"], callbacks="none", talk_s=30)
-    quiet.until(lambda: len(answers(quiet, job)) == 3)
+def test_each_turn_costs_one_rpc(quiet: World, talking: Row) -> None:
     rpcs = quiet.sandbox.gateway.requests
     rpcs.clear()
-    (attempt,) = quiet.attempts(job)
-    press(quiet, attempt, "demo", "team_size", "1")
+    press(quiet, talking, "team_size", "1")
     assert dict(rpcs) == {"record_call_answer": 1}
-    quiet.rows("select public.cancel_call_job(%s)", job)
 
 
-# --- speech -------------------------------------------------------------------------------------------------------------
-def test_spoken_answer_is_stored_with_its_words(quiet: World) -> None:
-    patience = WAITLIST.questions[0]
+def test_speech_is_stored_with_its_words_only_when_sure(quiet: World) -> None:
     job, said = talk(quiet, "waitlist", speech=["Next month, zanzibar!"])
-    assert said[-3:] == ["[Next month, zanzibar!]", *words(WAITLIST, patience.answers["2"].say, WAITLIST.goodbye)]
-    rows = quiet.rows("select meaning, digits, heard from public.outbound_call_answers where job_id = %s", job)
-    assert rows == [{"meaning": "next_month", "digits": "2", "heard": "Next month, zanzibar!"}]
+    assert said[-3:] == words("[Next month, zanzibar!]", PATIENCE.answers["2"].say, WAITLIST.goodbye)
+    assert heard(quiet, job) == [{"meaning": "next_month", "digits": "2", "heard": "Next month, zanzibar!"}]
     assert "zanzibar" not in quiet.sandbox.function_log.read_text()
+    job, said = talk(quiet, "waitlist", "", "1", speech=[{"text": "next month", "confidence": 0.3}])
+    assert said[3:6] == words("[next month]", WAITLIST.again, PATIENCE.say)
+    assert heard(quiet, job) == [{"meaning": "now", "digits": "1", "heard": None}]
 
 
-def test_unsure_speech_is_asked_again_and_keys_still_work(quiet: World) -> None:
-    unsure = {"text": "next month", "confidence": 0.3}
-    job, said = talk(quiet, "waitlist", "", "1", speech=[unsure])
-    assert said[len(opening(WAITLIST)) :][:3] == [
-        "[next month]",
-        *words(WAITLIST, WAITLIST.again, WAITLIST.questions[0].say),
-    ]
-    rows = quiet.rows("select meaning, digits, heard from public.outbound_call_answers where job_id = %s", job)
-    assert rows == [{"meaning": "now", "digits": "1", "heard": None}]
+# --- opting out ---------------------------------------------------------------------------------------------------------
+def test_opt_out_key_is_confirmed_and_stops_all_calls(quiet: World) -> None:
+    for before in ([], ["", "7"], ["2", "1"]):
+        number = quiet.number()
+        waiting = quiet.insert_job(number)
+        job, said = talk(quiet, "demo", *before, DEMO.opt_out.key, number=number)
+        assert said[-2:] == [f"[{DEMO.opt_out.key}]", DEMO.opt_out.confirm]
+        assert opt_outs(quiet, number) == ["key press"]
+        assert (quiet.job(waiting)["status"], quiet.job(waiting)["reason_code"]) == ("canceled", "opted_out")
+        assert (quiet.job(job)["status"], quiet.job(job)["qualification"]["opted_out"]) == ("completed", True)
+        another = quiet.insert_job(number)
+        assert quiet.dial(another).get("did") != "called"
+        assert (quiet.job(another)["status"], len(quiet.calls(number))) == ("canceled", 1)
 
 
 def test_spoken_opt_out_holds_after_its_confirmation(quiet: World) -> None:
-    number = quiet.number()
+    number, another = quiet.number(), quiet.number()
     _, said = talk(quiet, "waitlist", number=number, speech=["please stop calling me", "yes"])
-    out = words(WAITLIST, WAITLIST.opt_out.ask, WAITLIST.opt_out.confirm)
-    assert said[-4:] == ["[please stop calling me]", out[0], "[yes]", out[1]]
-    assert quiet.rows("select how from public.call_opt_outs where phone_e164 = %s", number) == [{"how": "spoken"}]
-    another = quiet.number()
-    job, said = talk(quiet, "waitlist", number=another, speech=["stop calling", "no", "now"])
+    asked, confirmed = words(WAITLIST.opt_out.ask, WAITLIST.opt_out.confirm)
+    assert said[-4:] == ["[please stop calling me]", asked, "[yes]", confirmed]
+    job, _ = talk(quiet, "waitlist", number=another, speech=["stop calling", "no", "now"])
     assert answers(quiet, job) == {"patience": "now"}
-    assert quiet.rows("select how from public.call_opt_outs where phone_e164 = %s", another) == []
-
-
-# --- the way out --------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("before", [[], ["", "7"], ["2"], ["2", "1"]])
-def test_opt_out_key_is_confirmed_and_stops_all_calls(quiet: World, before: list[str]) -> None:
-    number = quiet.number()
-    waiting = quiet.insert_job(number)
-    job, said = talk(quiet, "demo", *before, DEMO.opt_out.key, number=number)
-    assert said[-2:] == [f"[{DEMO.opt_out.key}]", DEMO.opt_out.confirm]
-    (row,) = quiet.rows("select how from public.call_opt_outs where phone_e164 = %s", number)
-    assert row["how"] == "key press"
-    assert (quiet.job(waiting)["status"], quiet.job(waiting)["reason_code"]) == ("canceled", "opted_out")
-    assert (quiet.job(job)["status"], quiet.job(job)["qualification"]["opted_out"]) == ("completed", True)
-    another = quiet.insert_job(number)
-    assert quiet.webhook(hook(another)).json().get("did") != "called"
-    assert quiet.job(another)["status"] == "canceled"
-    assert len(quiet.calls(number)) == 1
+    assert (opt_outs(quiet, number), opt_outs(quiet, another)) == (["spoken"], [])
 
 
 # --- unwanted calls -----------------------------------------------------------------------------------------------------
-def press(world: World, attempt: Any, script: str, at: str, digits: str, tries: object = 1) -> str:
+def press(world: World, attempt: Row, at: str, digits: str, script: str = "demo", tries: object = 1) -> str:
     """The document for this key at this place."""
     query = urlencode({"attempt": attempt["id"], "script": script, "at": at, "try": tries})
     form = {"CallSid": attempt["call_sid"], "CallStatus": "in-progress", "Digits": digits}
-    answer = world.post(f"/voice?{query}", data=form, headers=signed(world, f"/voice?{query}", form))
+    answer = world.twilio_posts(f"/voice?{query}", form)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/xml; charset=utf-8")
     return answer.text
 
 
 @pytest.fixture
-def talking(quiet: World) -> Iterator[tuple[int, Any]]:
-    """A call that stays open after its conversation, without callbacks. -> the job, the attempt"""
+def talking(quiet: World) -> Row:
+    """The attempt of a call that stays open after its conversation, without callbacks."""
     job, number = ring(quiet, "demo", callbacks="none", talk_s=30)
     quiet.until(lambda: DEMO.goodbye in transcript(quiet, number))
     (attempt,) = quiet.attempts(job)
-    yield job, attempt
-    if quiet.job(job)["finished_at"] is None and not quiet.job(job)["cancel_requested"]:
-        quiet.rows("select public.cancel_call_job(%s)", job)
+    return attempt
 
 
-def test_job_canceled_between_questions_is_hung_up(quiet: World, talking: tuple[int, Any]) -> None:
-    job, attempt = talking
-    assert "<Gather" in press(quiet, attempt, "demo", "team_size", "2")
-    quiet.rows("select public.cancel_call_job(%s)", job)
-    for key in ("1", "", "7"):
-        said = press(quiet, attempt, "demo", "single_sign_on", key)
-        assert ("<Say" in said, said.count("<Hangup")) == (False, 1)
-    assert answers(quiet, job) == {"team_size": "2_to_10"}
+@pytest.mark.parametrize("how", ["cancel_call_job(job_id)", "opt_out(phone_e164)"])
+def test_call_unwanted_between_questions_is_hung_up(quiet: World, talking: Row, how: str) -> None:
+    assert "<Gather" in press(quiet, talking, "team_size", "2")
+    assert press(quiet, talking, "team_size", "2") == press(quiet, talking, "team_size", "2")  # Twilio repeats
+    quiet.rows(f"select public.{how} from public.outbound_call_attempts")
+    said = [press(quiet, talking, "single_sign_on", key) for key in ("1", "", "7")]
+    assert [("<Say" in text, text.count("<Hangup")) for text in said] == [(False, 1)] * 3
+    assert answers(quiet, talking["job_id"]) == {"team_size": "2_to_10"}
 
 
-def test_number_that_opted_out_elsewhere_is_hung_up(quiet: World, talking: tuple[int, Any]) -> None:
-    _, attempt = talking
-    quiet.rows("select public.opt_out(%s)", attempt["phone_e164"])
-    assert "<Say" not in press(quiet, attempt, "demo", "team_size", "2")
-
-
-def test_repeated_request_is_answered_alike_and_stored_once(quiet: World, talking: tuple[int, Any]) -> None:
-    job, attempt = talking
-    assert press(quiet, attempt, "demo", "team_size", "2") == press(quiet, attempt, "demo", "team_size", "2")
-    assert answers(quiet, job) == {"team_size": "2_to_10"}
-
-
-@pytest.mark.parametrize(
-    ("script", "at", "tries"),
-    [
-        ("demo", "gone", 1),
-        ("gone", "team_size", 1),
-        ("demo", "", 1),
-        ("demo", "team_size", "x"),
+def test_missing_place_is_a_goodbye_and_machines_hear_theirs(quiet: World, talking: Row) -> None:
+    missing: list[tuple[str, str, object]] = [
+        ("demo", "gone", 1), ("gone", "team_size", 1), ("demo", "", 1), ("demo", "team_size", "x"),
         ("../demo", "x", "1" * 40),
-    ],
-)
-def test_place_missing_from_scripts_is_a_goodbye(
-    quiet: World, talking: tuple[int, Any], script: str, at: str, tries: object
-) -> None:
-    job, attempt = talking
-    said = press(quiet, attempt, script, at, "1", tries)
-    assert (plain(SCRIPTS.for_mode(script).goodbye) in said, said.count("<Say"), said.count("<Hangup")) == (True, 1, 1)
-    assert answers(quiet, job) == {}
-
-
-def test_machine_hears_its_message_in_place_of_questions(quiet: World, talking: tuple[int, Any]) -> None:
-    job, attempt = talking
-    path = f"/status?attempt={attempt['id']}"
-    form = {"CallSid": attempt["call_sid"], "AccountSid": "AC0", "AnsweredBy": "machine_end_beep"}
-    assert quiet.post(path, data=form, headers=signed(quiet, path, form)).status_code == 204
-    said = press(quiet, attempt, "demo", "team_size", "2")
-    assert (words(DEMO, DEMO.machine)[0] in said, said.count("<Say"), said.count("<Hangup")) == (True, 1, 1)
-    assert answers(quiet, job) == {}
+    ]  # fmt: skip
+    said = {place: press(quiet, talking, place[1], "1", place[0], place[2]) for place in missing}
+    wrong = {
+        place: text for place, text in said.items()
+        if str(SCRIPTS.for_mode(place[0]).goodbye) not in text or (text.count("<Say"), text.count("<Hangup")) != (1, 1)
+    }  # fmt: skip
+    assert wrong == {}
+    form = {"CallSid": talking["call_sid"], "AccountSid": "AC0", "AnsweredBy": "machine_end_beep"}
+    assert quiet.twilio_posts(f"/status?attempt={talking['id']}", form).status_code == 204
+    text = press(quiet, talking, "team_size", "2")
+    assert (words(DEMO.machine)[0] in text, text.count("<Say"), text.count("<Hangup")) == (True, 1, 1)
+    assert answers(quiet, talking["job_id"]) == {}
 
 
 # --- when the database is down ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("fault", ["503", "html"])
-def test_unstored_answer_is_logged_and_gets_an_apology(quiet: World, fault: str) -> None:
-    gateway = quiet.sandbox.gateway
-    gateway.fault, gateway.fault_on = fault, {"record_call_answer"}  # type: ignore[assignment]
-    try:
+def test_unstored_answer_is_logged_and_gets_an_apology(quiet: World, fault: Fault) -> None:
+    with quiet.fault(fault, "record_call_answer"):
         job, said = talk(quiet, "prueba", "2")
-    finally:
-        gateway.fault = gateway.fault_on = None
     assert said[-5:] == ["[2]", *[PLEASE_WAIT["es"]] * 2, PRUEBA.apology, PRUEBA.goodbye]
     (attempt,) = quiet.attempts(job)
-    line, *_ = [line for line in log_lines(quiet, "an answer was not stored") if line["attempt"] == str(attempt["id"])]
-    told = {key: line[key] for key in ("severity", "call_sid", "question", "meaning", "digits")}
+    line = quiet.log_lines("an answer was not stored")[0]
+    told = {key: line[key] for key in ("severity", "attempt", "call_sid", "question", "meaning", "digits")}
     assert told == {
-        "severity": "ERROR",
-        "call_sid": attempt["call_sid"],
-        "question": "uso",
-        "meaning": "escuela",
-        "digits": "2",
-    }
+        "severity": "ERROR", "attempt": str(attempt["id"]), "call_sid": attempt["call_sid"],
+        "question": "uso", "meaning": "escuela", "digits": "2",
+    }  # fmt: skip
     assert attempt["phone_e164"] not in json.dumps(line)
     # By hand, from that line:
-    quiet.rows(
-        "select public.record_call_answer(%s, %s, 60, %s, %s, %s)",
-        line["attempt"], line["call_sid"], line["question"], line["meaning"], line["digits"],
-    )  # fmt: skip
+    by_hand = [told[key] for key in ("attempt", "call_sid", "question", "meaning", "digits")]
+    quiet.rows("select public.record_call_answer(%s, %s, 60, %s, %s, %s)", *by_hand)
     assert quiet.job(job)["qualification"]["answers"] == {"uso": "escuela"}
 
 
 def test_short_fault_of_the_database_costs_a_moment(quiet: World) -> None:
-    gateway = quiet.sandbox.gateway
-    gateway.fault, gateway.fault_on, gateway.fault_times = "503", {"record_call_answer"}, 1
-    try:
+    with quiet.fault("503", "record_call_answer", times=1):
         job, said = talk(quiet, "prueba", "2")
-    finally:
-        gateway.fault = gateway.fault_on = gateway.fault_times = None
-    moment = said.index(PLEASE_WAIT["es"])
-    assert said[moment - 1] == "[2]"
-    assert PRUEBA.goodbye in said[moment:]
+    assert said[3:] == words("[2]", PLEASE_WAIT["es"], USE.answers["2"].say, PRUEBA.goodbye)
     assert answers(quiet, job) == {"uso": "escuela"}
-
-
-def test_spoken_answer_survives_a_short_fault_as_its_key(quiet: World) -> None:
-    gateway = quiet.sandbox.gateway
-    gateway.fault, gateway.fault_on, gateway.fault_times = "503", {"record_call_answer"}, 1
-    try:
+    with quiet.fault("503", "record_call_answer", times=1):  # words travel in no URL: the key that they stand for does
         job, _ = talk(quiet, "waitlist", speech=["no hurry, quagga"])
-    finally:
-        gateway.fault = gateway.fault_on = gateway.fault_times = None
-    rows = quiet.rows("select meaning, digits, heard from public.outbound_call_answers where job_id = %s", job)
-    assert rows == [{"meaning": "next_month", "digits": "2", "heard": None}]
+    assert heard(quiet, job) == [{"meaning": "next_month", "digits": "2", "heard": None}]
     assert "quagga" not in quiet.sandbox.function_log.read_text()
 
 
 def test_unstored_opt_out_is_critical_and_not_confirmed(quiet: World) -> None:
-    gateway = quiet.sandbox.gateway
-    gateway.fault, gateway.fault_on = "503", {"record_call_answer"}
-    try:
-        job, said = talk(quiet, "demo", DEMO.opt_out.key)
-    finally:
-        gateway.fault = gateway.fault_on = None
+    with quiet.fault("503", "record_call_answer"):
+        _, said = talk(quiet, "demo", DEMO.opt_out.key)
     assert said[-2:] == [DEMO.apology, DEMO.goodbye]
-    (attempt,) = quiet.attempts(job)
-    line, *_ = [line for line in log_lines(quiet, "an opt-out was not stored") if line["attempt"] == str(attempt["id"])]
-    assert line["severity"] == "CRITICAL"
+    assert quiet.log_lines("an opt-out was not stored")[0]["severity"] == "CRITICAL"
 
 
 # --- machines -------------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def detecting_sandbox() -> Iterator[Sandbox]:
-    port = free_port()  # under a path of its own, too: the place in the conversation must come back signed all the same
-    paths = {
-        "API_BASE_URL": f"http://127.0.0.1:{port}/calls",
-        "VOICE_PATH": "/voice/of_twilio/",
-        "STATUS_PATH": "/voice",
-    }
-    environ = {"CALL_MACHINES": "missed", **paths}
+    """Under a path of its own, too: the place in the conversation must come back signed all the same."""
+    port = free_port()
+    environ = {"API_BASE_URL": f"http://127.0.0.1:{port}/calls", "VOICE_PATH": "/voice/of_twilio/"}
+    environ |= {"STATUS_PATH": "/voice", "CALL_MACHINES": "missed"}
     with Sandbox(webhooks=False, scheduler=False, environ=environ, words_per_second=40, port=port) as sandbox:
         yield sandbox
 
 
-@pytest.fixture
-def detecting(detecting_sandbox: Sandbox) -> Iterator[World]:
-    """Detection runs while the greeting is spoken, at sixteen times the usual speed."""
+def test_machine_hears_its_message_and_is_called_again(detecting_sandbox: Sandbox) -> None:
+    """Detection runs while the greeting is spoken, at sixteen times the usual speed. It does not disturb a person."""
+    ends = words(DEFAULT.machine, DEFAULT.goodbye, WAITLIST.goodbye)
+    machine: tuple[object, ...] = ("queued", "machine", 1, "machine_end_beep", {}, {"create": 1, "update": 1})
+    table: dict[tuple[str, str], tuple[object, ...]] = {
+        ("default", "machine"): (*machine, words(DEFAULT.machine)),
+        ("waitlist", "machine"): (*machine, []),  # without a message it is hung up
+        ("waitlist", "answered"):
+            ("completed", None, 1, "human", {"patience": "next_month"}, {"create": 1}, words(WAITLIST.goodbye)),
+    }  # fmt: skip
+    found = {}
     with fresh_world(detecting_sandbox) as world:
-        yield world
-
-
-def test_machine_hears_its_message_and_is_called_again(detecting: World) -> None:
-    job, number = ring(detecting, "default", outcome="machine")
-    detecting.until_status(job, "queued", "completed")
-    said = transcript(detecting, number)
-    assert said[-1] == words(DEFAULT, DEFAULT.machine)[0]
-    assert DEFAULT.goodbye not in said
-    assert answers(detecting, job) == {}
-    (attempt,) = detecting.attempts(job)
-    assert (attempt["answered_by"], attempt["state"]) == ("machine_end_beep", "ended")
-    waiting = detecting.job(job)
-    assert (waiting["status"], waiting["reason_code"], waiting["attempts"]) == ("queued", "machine", 1)
-
-
-def test_machine_without_a_message_is_hung_up(detecting: World) -> None:
-    job, number = ring(detecting, "waitlist", outcome="machine")
-    detecting.until_status(job, "queued", "completed")
-    assert WAITLIST.goodbye not in transcript(detecting, number)
-    assert detecting.job(job)["reason_code"] == "machine"
-
-
-def test_detection_does_not_disturb_a_person(detecting: World) -> None:
-    job, number = ring(detecting, "waitlist", digits=["2"])
-    detecting.until_status(job, "queued", "completed")
-    assert transcript(detecting, number)[-1] == WAITLIST.goodbye
-    done = detecting.job(job)
-    assert (done["status"], done["qualification"]) == (
-        "completed",
-        {"answers": {"patience": "next_month"}, "opted_out": False, "answered_by": "human"},
-    )
-
-
-def test_detected_machine_costs_one_rpc_and_one_request(detecting: World) -> None:
-    rpcs, requests = detecting.sandbox.gateway.requests, detecting.sandbox.twilio.requests
-    rpcs.clear()
-    requests.clear()
-    job, _ = ring(detecting, "waitlist", outcome="machine")
-    detecting.until_status(job, "queued", "completed")
-    assert dict(requests) == {"create": 1, "update": 1}
-    assert rpcs["record_call_status"] == 6  # /voice, four callbacks, and what detection found
+        for mode, outcome in table:
+            rpcs, requests = world.sandbox.gateway.requests, world.sandbox.twilio.requests
+            rpcs.clear()
+            requests.clear()
+            job, said = talk(world, mode, "2", outcome=outcome)
+            (done, (attempt,)) = world.job(job), world.attempts(job)
+            found[mode, outcome] = (
+                *(done["status"], done["reason_code"], done["attempts"], attempt["answered_by"], answers(world, job)),
+                *(dict(requests), [line for line in said if line in ends]),
+            )
+            if outcome == "machine":
+                assert rpcs["record_call_status"] == 6  # /voice, four callbacks, and what detection found
+    assert found == table

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from datetime import timedelta
 
 from tests.e2e.conftest import World
-from tests.e2e.test_conversation import SCRIPTS, answers, opening, plain, ring, transcript
-from tests.e2e.test_failures import hook
+from tests.e2e.test_conversation import SCRIPTS, answers, ring, transcript, words
 
 CALLBACK = SCRIPTS.for_mode("callback")
 GOOD_TIME, TOPIC = CALLBACK.questions
@@ -21,17 +18,17 @@ def test_person_may_ask_twice_and_is_then_not_asked(quiet: World) -> None:
     assert (waits["reason_code"], waits["attempts"]) == ("asked_for_later", 0)
     (wish,) = quiet.rows("select due_at - private.clock() as after from public.outbound_call_jobs where id = %s", job)
     assert timedelta(hours=1, minutes=55) < wish["after"] < timedelta(hours=2, minutes=6)
-    said = transcript(quiet, number)
-    assert said[:4] == [*opening(CALLBACK), "[2]"]
+    opening, said = words(CALLBACK.greeting, CALLBACK.opt_out.say), transcript(quiet, number)
+    assert said[:4] == [*opening, *words(GOOD_TIME.say), "[2]"]
     assert said[4].startswith("Of course. We will call you again to")  # today or tomorrow
-    assert "did" not in quiet.webhook(hook(job)).json()
+    assert "did" not in quiet.dial(job)
     for digits in (["3"], ["1"]):
         quiet.behave(to=number, digits=digits)
         quiet.rows("update public.outbound_call_jobs set due_at = private.clock() where id = %s returning id", job)
-        assert quiet.webhook(hook(job)).json()["did"] == "called"
+        assert quiet.dial(job)["did"] == "called"
         quiet.until_status(job, "queued", "completed")
     assert "We will call you again tomorrow at 10:00 AM" in transcript(quiet, number)[9]
-    assert transcript(quiet, number)[10:] == [*opening(CALLBACK)[:2], plain(TOPIC.say), "[1]", CALLBACK.goodbye]
+    assert transcript(quiet, number)[10:] == [*opening, *words(TOPIC.say), "[1]", CALLBACK.goodbye]
     assert answers(quiet, job) == {"good_time": "tomorrow", "topic": "start"}
     assert (quiet.job(job)["status"], quiet.job(job)["attempts"]) == ("completed", 1)
 
@@ -42,9 +39,7 @@ def test_wish_survives_a_kill_before_the_call_ends(world: World) -> None:
     job = world.insert_job(number, "callback")
     agreed = world.until(lambda: [row["later_at"] for row in world.attempts(job) if row["later_at"]])
     assert world.job(job)["status"] == "calling"
-    leader = world.sandbox.ready.function_pid
-    assert leader is not None
-    os.killpg(leader, signal.SIGKILL)
+    world.kill_function()
     waits = world.until_status(job, "queued", timeout_s=60)
     assert (waits["reason_code"], waits["due_at"], waits["attempts"]) == ("asked_for_later", agreed[0], 0)
     assert len(world.calls(number)) == 1

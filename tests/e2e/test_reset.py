@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from tests.e2e.conftest import World
-from tests.e2e.test_failures import hook
 
 TABLES = """
 select c.oid::regclass::text as name from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -35,7 +34,7 @@ def test_reset_sandbox_is_like_a_fresh_one(quiet: World) -> None:
     number = quiet.number()
     quiet.behave(talk_s=60, to=number)
     talking = quiet.insert_job(number)
-    quiet.webhook(hook(talking))
+    quiet.dial(talking)
     quiet.until(lambda: quiet.calls(number)[0]["status"] == "in-progress")
     quiet.rows("select opt_out(%s)", quiet.number())
     quiet.rows("select pause_calls('lunch')")

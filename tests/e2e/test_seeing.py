@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from tests.e2e.conftest import World
-from tests.e2e.test_failures import hook
-from tests.e2e.test_requests import signed
+from tests.e2e.conftest import ROOT, World
 from tests.sandbox.cloud_logging import Entry, entry_of, extract, matches
 
-ROOT = Path(__file__).parents[2]
 METRICS: dict[str, dict[str, Any]] = {
     file.stem.removeprefix("call_dispatcher_"): json.loads(file.read_text())
     for file in (ROOT / "shared" / "monitoring" / "metrics").iterdir()
@@ -44,75 +37,57 @@ def values(entries: list[Entry], name: str) -> list[object]:
     return [extract(entry, field) for entry in entries if matches(entry, METRICS[name]["filter"])]
 
 
-def sweep(world: World) -> bool:
-    headers = {"Authorization": f"Bearer {world.sandbox.dispatch_secret}"}
-    return world.post("/sweep", headers=headers, json={}).status_code == 200
-
-
-def swept_alone(world: World, **settings: str) -> list[Entry]:
-    """A sweep of a cron job, with settings of its own."""
-    command = [sys.executable, "-m", "function.sweep"]
-    environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **world.sandbox.settings, **settings}
-    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=90)
-    return [entry_of(line) for line in done.stdout.splitlines()]
-
-
 def test_sweep_is_counted_with_its_oldest_wait(quiet: World) -> None:
-    entries = said(quiet, lambda: sweep(quiet))
+    entries = said(quiet, quiet.sweep)
     assert counted(entries) == {"sweeps": 1, "oldest_due_s": 1, "oldest_doubt_s": 1}
     assert values(entries, "oldest_due_s") == values(entries, "oldest_doubt_s") == [0]
     (line,) = [entry["jsonPayload"] for entry in entries]
     assert line["message"] == line["kind"] == "sweep"
 
 
-def test_while_calls_are_paused_no_job_is_late(quiet: World) -> None:
+def test_paused_calls_are_never_late_and_restores_are_counted(quiet: World) -> None:
     quiet.rows("select pause_calls('lunch')")
-    entries = said(quiet, lambda: sweep(quiet))
+    entries = said(quiet, quiet.sweep)
     assert counted(entries) == {"sweeps": 1, "oldest_doubt_s": 1}
     assert (entries[-1]["severity"], entries[-1]["jsonPayload"]["stats"]["pause_reason"]) == ("WARNING", "lunch")
-
-
-def test_restored_database_is_counted_at_each_sweep(quiet: World) -> None:
-    paused = "paused_until = 'infinity', paused_by = 'restore', pause_reason = 'a copy'"
-    quiet.database.execute(f"update private.call_settings set {paused}".encode())
-    entries = said(quiet, lambda: sweep(quiet))
+    quiet.database.execute("update private.call_settings set paused_until = 'infinity', paused_by = 'restore'")
+    entries = said(quiet, quiet.sweep)
     assert counted(entries) == {"sweeps": 1, "oldest_doubt_s": 1, "restores": 1}
     assert entries[-1]["severity"] == "ERROR"
 
 
+def oldest(world: World, metric: str) -> int:
+    """What a sweep says of the oldest wait of this kind, which is an error. -> hundreds of seconds"""
+    entries = said(world, world.sweep)
+    (value,) = values(entries, metric)
+    assert isinstance(value, float)
+    assert entries[-1]["severity"] == "ERROR"
+    return int(value // 100)
+
+
 def test_job_that_is_due_too_long_is_seen(quiet: World) -> None:
     """Calls wait for the probe of a halt, which never comes back."""
-    job = quiet.insert_job(quiet.number())
+    quiet.insert_job(quiet.number())
     quiet.database.execute("update private.call_settings set halts = 1, probe_until = 'infinity'")
     late = "set created_at = created_at - interval '400 s', due_at = due_at - interval '400 s'"
-    quiet.database.execute(f"update public.outbound_call_jobs {late} where id = %s".encode(), (job,))
-    entries = said(quiet, lambda: sweep(quiet))
-    (value,) = values(entries, "oldest_due_s")
-    assert isinstance(value, float)
-    assert 400 <= value < 500
-    assert entries[-1]["severity"] == "ERROR"
+    quiet.database.execute(f"update public.outbound_call_jobs {late}".encode())
+    assert oldest(quiet, "oldest_due_s") == 4
 
 
 def test_call_in_doubt_too_long_is_seen(quiet: World) -> None:
     number = quiet.number()
     quiet.behave(to=number, create="drop")
     job = quiet.insert_job(number)
-    (entry,) = said(quiet, lambda: quiet.webhook(hook(job)))
+    (entry,) = said(quiet, lambda: quiet.dial(job))
     assert entry["jsonPayload"]["kind"] == "call_in_doubt"
-    earlier = "update public.outbound_call_attempts set doubted_at = doubted_at - interval '1000 s' where job_id = %s"
-    quiet.database.execute(earlier, (job,))
-    unsettled = "update public.outbound_call_jobs set due_at = 'infinity' where id = %s"
-    quiet.database.execute(unsettled, (job,))
-    entries = said(quiet, lambda: sweep(quiet))
-    (value,) = values(entries, "oldest_doubt_s")
-    assert isinstance(value, float)
-    assert 1000 <= value < 1100
-    assert entries[-1]["severity"] == "ERROR"
+    quiet.database.execute("update public.outbound_call_attempts set doubted_at = doubted_at - interval '1000 s'")
+    quiet.database.execute("update public.outbound_call_jobs set due_at = 'infinity'")  # nobody settles it
+    assert oldest(quiet, "oldest_doubt_s") == 10
 
 
 def test_part_of_the_days_ceiling_is_logged(quiet: World) -> None:
-    quiet.webhook(hook(quiet.insert_job(quiet.number())))
-    entries = swept_alone(quiet, CALLS_PER_DAY="8")
+    quiet.dial(quiet.insert_job(quiet.number()))
+    entries = [entry_of(line) for line in quiet.sweep_command(CALLS_PER_DAY="8").stdout.splitlines()]
     assert counted(entries) == {"sweeps": 1, "oldest_due_s": 1, "oldest_doubt_s": 1, "day_used": 1}
     assert values(entries, "day_used") == [1 / 8]
 
@@ -128,20 +103,20 @@ def test_halt_at_twilio_is_counted(quiet: World) -> None:
     number = quiet.number()
     quiet.behave(to=number, create="error:20003", times=1)
     job = quiet.insert_job(number)
-    entries = said(quiet, lambda: quiet.webhook(hook(job)))
+    entries = said(quiet, lambda: quiet.dial(job))
     assert counted(entries) == {"halts": 1}
     assert entries[0]["severity"] == "CRITICAL"
-    assert counted(said(quiet, lambda: sweep(quiet)))["sweeps"] == 1
+    assert counted(said(quiet, quiet.sweep))["sweeps"] == 1
 
 
 def twilio_says(world: World, path: str, attempt: object, sid: str, status: str) -> list[Entry]:
     path, form = f"{path}?attempt={attempt}", {"CallSid": sid, "CallStatus": status}
-    return said(world, lambda: world.post(path, data=form, headers=signed(world, path, form)))
+    return said(world, lambda: world.twilio_posts(path, form))
 
 
 def test_calls_too_many_and_unwanted_are_told_apart(quiet: World) -> None:
     job, sid = quiet.insert_job(quiet.number()), "CA" + uuid.uuid4().hex
-    quiet.webhook(hook(job))
+    quiet.dial(job)
     (attempt,) = quiet.attempts(job)
     assert attempt["from_e164"] == quiet.sandbox.ready.twilio_phone_number
     for _ in range(2):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
@@ -17,8 +15,7 @@ from shared.conversation.library import FOLDER
 from shared.dispatcher import wire
 from shared.settings import load_settings
 from tests.e2e.conftest import Row, World, fresh_world
-from tests.e2e.test_conversation import answers, log_lines, ring, transcript
-from tests.e2e.test_requests import signed
+from tests.e2e.test_conversation import answers, lines, ring, transcript
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.twilio.behaviour import Act
 from tests.sandbox.twilio.call_simulator import APOLOGY, Call
@@ -78,9 +75,8 @@ def transfer_sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandb
     scripts = tmp_path_factory.mktemp("transfer") / "scripts"
     shutil.copytree(FOLDER, scripts)
     (scripts / "transfer.toml").write_text(SCRIPT)
-    with Sandbox(
-        webhooks=False, scheduler=False, environ={"CALL_TIME_LIMIT_SECONDS": "600"}, scripts=scripts
-    ) as sandbox:
+    environ = {"CALL_TIME_LIMIT_SECONDS": "600"}
+    with Sandbox(webhooks=False, scheduler=False, environ=environ, scripts=scripts) as sandbox:
         yield sandbox
 
 
@@ -101,18 +97,6 @@ def the_leg(world: World, status: str) -> Call:
 
 def heard_there(leg: Call) -> list[str]:
     return [line.get("text") or f"[{line['digits']}]" for line in leg.transcript]
-
-
-def transcript_of(world: World, number: str) -> list[str]:
-    """Also of a call with errors."""
-    return [line["text"] for call in world.calls(number) for line in call["transcript"] if "text" in line]
-
-
-def is_over_after_a_sweep(world: World, job: int) -> bool:
-    """The end of a call that nobody could report is known when a sweep has asked Twilio."""
-    sweep = world.post("/sweep", headers={"Authorization": f"Bearer {world.sandbox.dispatch_secret}"})
-    assert sweep.status_code == 200
-    return bool(world.job(job)["status"] == "completed")
 
 
 def do(world: World, number: str, act: str, keys: str = "") -> None:
@@ -172,32 +156,20 @@ def test_every_end_of_a_transfer_leaves_the_job_right(office: World) -> None:
         office.behave(to=COLLEAGUE, **conduct)
         rpcs.clear()
         job, number = ring(office, "transfer", digits=keys)
-        done = ended_well(office, job)
-        leg = next(iter(legs(office)), None)
-        there = heard_there(leg) if leg else []
-        said = transcript(office, number)
+        done, said, leg = ended_well(office, job), transcript(office, number), next(iter(legs(office)), None)
+        ended = (leg.status, leg.bridged) if leg else None
         assert said[: len(OPENING)] == OPENING
-        found[name] = (conduct, keys, said[len(OPENING) :], there, (leg.status, leg.bridged) if leg else None)
-        assert (done["status"], done["reason_code"]) == ("completed", None)
+        found[name] = (conduct, keys, said[len(OPENING) :], heard_there(leg) if leg else [], ended)
         stored = {"talk": "in_hours" if keys[0] == "3" else "now"} | ({"mail": "yes"} if keys[1:] == ["1"] else {})
-        assert answers(office, job) == done["qualification"]["answers"] == stored
-        assert done["qualification"]["opted_out"] == (keys[1:] == ["9"])
-        told = [
-            (line["status"], line["talked"])
-            for line in log_lines(office, "a colleague's leg ended")
-            if leg and leg.parent and line["call_sid"] == leg.parent.sid
-        ]
-        assert told == ([(leg.status, leg.bridged)] if leg else [])
-        assert leg is None or (leg.from_, leg.to, leg.errors) == (
-            office.sandbox.ready.twilio_phone_number,
-            COLLEAGUE,
-            [],
-        )
+        summary = {"answers": stored, "opted_out": keys[1:] == ["9"], "answered_by": None}
+        assert (done["status"], done["reason_code"], done["qualification"]) == ("completed", None, summary), name
+        assert answers(office, job) == stored
+        told = [(line["status"], line["talked"]) for line in office.log_lines("a colleague's leg ended")]
+        assert told == ([ended] if leg else [])
+        ours = office.sandbox.ready.twilio_phone_number
+        assert leg is None or (leg.from_, leg.to, leg.errors) == (ours, COLLEAGUE, [])
         # A claim, an acceptance, and at most one for each request of Twilio's.
-        ours = {call.sid for call in office.sandbox.twilio.calls}
-        asked = [
-            event for event in office.sandbox.events.kept() if event["kind"] == "callback" and event["sid"] in ours
-        ]
+        asked = [event for event in office.sandbox.events.kept() if event["kind"] == "callback"]
         assert sum(rpcs.values()) <= 2 + len(asked)
     assert found == ENDS
 
@@ -244,31 +216,34 @@ def test_transfer_outlives_hang_ups_on_either_side(office: World) -> None:
 
 
 def has_passed(leg: Call, stage: str) -> bool:
-    if leg.ended_at is not None:
-        return True
-    return {"ringing": WHISPER in heard_there(leg), "whisper": leg.bridged, "talk": False}[stage]
+    now = {"ringing": WHISPER in heard_there(leg), "whisper": leg.bridged, "talk": False}
+    return leg.ended_at is not None or now[stage]
 
 
 def after_kill(office: World, stage: str, is_back: bool) -> tuple[bool, str]:
     """Kill the function at this stage of the second leg. -> whether the two talked, and the person's last words."""
     office.sandbox.reset()
     job, number, leg = by_hand(office)
-    pid = office.sandbox.ready.function_pid
-    assert pid is not None
     for at, act, keys in (("ringing", "answer", ""), ("whisper", "press", "1"), ("talk", "hang-up", "")):
         if at == stage:
-            os.killpg(pid, signal.SIGKILL)
+            back = office.kill_function()
             if is_back:
-                office.until(lambda: office.sandbox.ready.function_pid != pid)
+                office.until(back)
         if leg.ended_at is None:
             do(office, COLLEAGUE, act, keys)
         office.until(partial(has_passed, leg, at))
-    office.until(lambda: transcript_of(office, number)[-1] in ("Goodbye.", APOLOGY))
-    office.until(lambda: office.sandbox.ready.function_pid != pid)
-    office.until(lambda: is_over_after_a_sweep(office, job))
-    done = ended_well(office, job)
-    assert (done["status"], answers(office, job)) == ("completed", {"talk": "now"})
-    return leg.bridged, transcript_of(office, number)[-1]
+    office.until(lambda: lines(office, number)[-1] in ("Goodbye.", APOLOGY))
+    office.until(back)
+
+    def is_over_after_a_sweep() -> bool:
+        """The end of a call that nobody could report is known when a sweep has asked Twilio."""
+        office.sweep()
+        return bool(office.job(job)["status"] == "completed")
+
+    office.until(is_over_after_a_sweep)
+    ended_well(office, job)
+    assert answers(office, job) == {"talk": "now"}
+    return leg.bridged, lines(office, number)[-1]
 
 
 def test_transfer_outlives_a_killed_function(office: World) -> None:
@@ -286,16 +261,15 @@ def test_transfer_outlives_a_killed_function(office: World) -> None:
 
 def test_transfer_outlives_a_database_that_is_away(office: World) -> None:
     """At the whisper the colleague hears no name. After the leg the person is asked to wait, and the talk is not forgotten."""
-    gateway = office.sandbox.gateway
     job, number, leg = by_hand(office)
-    gateway.fault, gateway.fault_on = "503", {"record_call_status"}
-    do(office, COLLEAGUE, "answer")
-    office.until(lambda: heard_there(leg) == ["A lead, somebody: press any key."])
-    do(office, COLLEAGUE, "press", "1")
-    office.until(lambda: leg.bridged)
-    gateway.fault_on, gateway.fault_times = {"record_call_answer"}, 1
-    do(office, COLLEAGUE, "hang-up")
-    done = ended_well(office, job)
+    with office.fault("503", "record_call_status"):
+        do(office, COLLEAGUE, "answer")
+        office.until(lambda: heard_there(leg) == ["A lead, somebody: press any key."])
+        do(office, COLLEAGUE, "press", "1")
+        office.until(lambda: leg.bridged)
+    with office.fault("503", "record_call_answer", times=1):
+        do(office, COLLEAGUE, "hang-up")
+        done = ended_well(office, job)
     assert transcript(office, number)[len(OPENING) :] == ["[1]", "One moment.", "Please wait.", "Goodbye."]
     assert (done["status"], answers(office, job)) == ("completed", {"talk": "now"})
 
@@ -316,32 +290,25 @@ def test_repeated_and_forged_callbacks_of_a_leg_change_nothing(office: World) ->
     office.behave(to=COLLEAGUE, digits=["1"])
     job, _ = ring(office, "transfer", digits=["1"])
     done = ended_well(office, job)
-    (leg,) = legs(office)
-    first = leg.parent
-    assert first is not None
+    first, leg = office.sandbox.twilio.calls
     before = office.attempts(job)
     action, whisper = [
-        next(event["request"] for event in call.events if f"at={place}." in str(event["request"]["url"]))  # type: ignore[index]
+        next(url for event in call.events if f"at={place}." in (url := str(event["request"]["url"])))  # type: ignore[index]
         for call, place in ((first, "dial"), (leg, "whisper"))
     ]
     of_leg = {"CallSid": leg.sid, "ParentCallSid": first.sid, "CallStatus": "completed", "CallDuration": "1"}
-    of_call = {"CallSid": first.sid, "CallStatus": "completed"}
-    status = f"/status?attempt={before[0]['id']}"
+    of_call = {"CallSid": first.sid, "CallStatus": "completed", "DialCallSid": leg.sid}
+    attempt = f"?attempt={before[0]['id']}"
     ends = [{"DialCallStatus": s, "DialBridged": b} for s in ("completed", "busy", "x") for b in ("true", "false", "")]
-    posts = [(action["url"], of_call | end | {"DialCallSid": leg.sid}) for end in ends]  # type: ignore[index]
-    posts += [(action["url"], of_leg | ends[0]), (whisper["url"], of_leg), (whisper["url"], of_leg | {"Digits": "1"})]  # type: ignore[index]
-    posts += [(status, of_leg | {"CallStatus": s}) for s in ("ringing", "in-progress", "completed")]
-    posts += [(f"/voice?attempt={before[0]['id']}", of_leg)]
+    posts = [*((action, of_call | end) for end in ends), (action, of_leg | ends[0]), (f"/voice{attempt}", of_leg)]
+    posts += [(whisper, of_leg), (whisper, of_leg | {"Digits": "1"})]
+    posts += [(f"/status{attempt}", of_leg | {"CallStatus": s}) for s in ("ringing", "in-progress", "completed")]
     for url, form in posts:
-        path = url.removeprefix(office.sandbox.ready.function_url)
-        answer = office.post(path, data=form, headers=signed(office, path, form))
-        assert answer.status_code == (204 if urlsplit(path).path == "/status" else 200), (path, form)
-        assert "<Dial" not in answer.text
-    assert office.attempts(job) == before
-    assert office.job(job) == done
-    assert len(office.all_calls()) == 2
-    assert log_lines(office, "duplicate") == []
+        answer = office.twilio_posts(url, form)
+        expected = (204 if urlsplit(url).path == "/status" else 200, False)
+        assert (answer.status_code, "<Dial" in answer.text) == expected, (url, form)
+    assert (office.attempts(job), office.job(job), len(office.all_calls())) == (before, done, 2)
+    assert office.log_lines("duplicate") == []
     _, dispatcher = wire(load_settings(environ=office.sandbox.settings))
-    assert (
-        dispatcher._telephony.find(COLLEAGUE, before[0]["started_at"]) == []
-    )  # it settles no doubt of that number's job
+    found = dispatcher._telephony.find(COLLEAGUE, before[0]["started_at"])
+    assert found == []  # the leg settles no doubt of a job with the colleague's number
