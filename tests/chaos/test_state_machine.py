@@ -240,13 +240,12 @@ class Dispatching(RuleBasedStateMachine):
                     self.cancels.discard(job)
                     self.rounds[job] += 1
                     self.do(lambda: self.steps.call("retry_call_job", job_id=job))
-            case "cancels" | "deletes" if jobs:
-                job = one_of(jobs)
-                self.cancels.add(job)
-                delete = "delete from public.outbound_call_jobs where id = %s"
-                cancels = what == "cancels"
-                call = self.steps.call
-                self.do(lambda: call("cancel_call_job", job_id=job) if cancels else self.steps.rows(delete, job))
+            case "cancels" if jobs:
+                self.cancels.add(job := one_of(jobs))
+                self.do(lambda: self.steps.call("cancel_call_job", job_id=job))
+            case "deletes" if jobs:
+                self.cancels.add(job := one_of(jobs))
+                self.do(lambda: self.steps.rows("delete from public.outbound_call_jobs where id = %s", job))
 
     def _may_be_retried(self, job: int) -> bool:
         """Else it is refused: opted out, erased, its number has a call that is not over, or its user a newer job."""
@@ -371,7 +370,10 @@ class Dispatching(RuleBasedStateMachine):
         if found["call_sid"] is None:
             listed = self.twilio.listed(found["phone_e164"], self.started_at[attempt])
             look = Look(attempt, datetime.fromisoformat(found["asked_at"]), tuple(listed))
-            self._settle(look) if settles else self.looks.append(look)
+            if settles:
+                self._settle(look)
+            else:
+                self.looks.append(look)
             return True
         call = self._call(found["call_sid"])
         if found["end"] or (found["put_off"] and call.status == "queued"):

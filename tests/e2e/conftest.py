@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import pytest
 from psycopg.rows import dict_row
 from twilio.request_validator import RequestValidator
 
+from shared.conversation.library import FOLDER
 from tests.sandbox.numbers import numbers
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.supabase.gateway import Fault
@@ -158,6 +160,14 @@ class World:
         """`path` may be a whole URL of the function."""
         path = path.removeprefix(self.sandbox.ready.function_url)
         return self.post(path, data=form, headers=self.signature(path, form))
+
+
+def scripts_and(folder: Path, **scripts: str) -> Path:
+    """A folder with the scripts that ship, and these."""
+    shutil.copytree(FOLDER, folder / "scripts")
+    for name, text in scripts.items():
+        (folder / "scripts" / f"{name}.toml").write_text(text)
+    return folder / "scripts"
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import json
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
@@ -26,7 +26,7 @@ Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 HOP_BY_HOP = {"host", "content-length", "transfer-encoding", "connection"}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Passing:
     """A request on its way through the proxy, for a test to spoil."""
 
@@ -34,6 +34,10 @@ class Passing:
     query: str
     headers: dict[str, str]
     body: bytes
+
+    def without(self, header: str) -> Passing:
+        kept = {name: value for name, value in self.headers.items() if name.lower() != header}
+        return replace(self, headers=kept)
 
 
 class Proxy:
@@ -44,7 +48,7 @@ class Proxy:
         self.polite()
 
     def polite(self) -> None:
-        self.spoil: Callable[[Passing], None] = lambda _: None
+        self.spoil: Callable[[Passing], Passing] = lambda passing: passing
         self.answer: Answer | None = None
 
     def app(self) -> web.Application:
@@ -56,8 +60,7 @@ class Proxy:
         if self.answer is not None:
             return await self.answer(request)
         headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP}
-        passing = Passing(request.path, request.query_string, headers, await request.read())
-        self.spoil(passing)
+        passing = self.spoil(Passing(request.path, request.query_string, headers, await request.read()))
         url = f"{self.target}{passing.path}" + (f"?{passing.query}" if passing.query else "")
         about: Any = {"headers": passing.headers, "data": passing.body, "allow_redirects": False}
         async with aiohttp.ClientSession() as session, session.request(request.method, url, **about) as answer:

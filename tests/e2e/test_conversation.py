@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlencode
@@ -182,8 +183,9 @@ def talking(quiet: World) -> Row:
 
 @pytest.mark.parametrize("how", ["cancel_call_job(job_id)", "opt_out(phone_e164)"])
 def test_call_unwanted_between_questions_is_hung_up(quiet: World, talking: Row, how: str) -> None:
-    assert "<Gather" in press(quiet, talking, "team_size", "2")
-    assert press(quiet, talking, "team_size", "2") == press(quiet, talking, "team_size", "2")  # Twilio repeats
+    repeated = [press(quiet, talking, "team_size", "2") for _ in range(2)]
+    assert len({re.sub(r"since=\d+", "", text) for text in repeated}) == 1  # `since`: the second of the request
+    assert "<Gather" in repeated[0]
     quiet.rows(f"select public.{how} from public.outbound_call_attempts")
     said = [press(quiet, talking, "single_sign_on", key) for key in ("1", "", "7")]
     assert [("<Say" in text, text.count("<Hangup")) for text in said] == [(False, 1)] * 3

@@ -8,6 +8,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,8 +24,7 @@ from shared.doctor import url as doctor_url
 from shared.doctor.findings import wrong
 from tests.e2e.doctor_cases import Clinic, Passing, Proxy, Visit, open_clinic, says
 from tests.sandbox.serve import Server, free_port
-from tests.sandbox.supabase.gateway import user_key
-from tests.sandbox.supabase.keys import mint, publishable_key, secret_key
+from tests.sandbox.supabase.keys import mint, secret_key
 from tests.unit.examples import settings
 
 
@@ -110,18 +110,12 @@ def test_new_keys_and_rotating_secrets_are_healthy(clinic: Clinic) -> None:
 
 def wrong_settings(clinic: Clinic) -> list[tuple[dict[str, str], str, str]]:
     sandbox = clinic.sandbox
-    secret, user = sandbox.jwt_secret, "00000000-0000-0000-0000-000000000000"
     return [
         ({"SUPABASE_URL": f"http://127.0.0.1:{free_port()}"}, "database", "copy the project's URL"),
         ({"SUPABASE_URL": "http://project.invalid"}, "database", "has no name any more"),
         ({"SUPABASE_URL": f"{sandbox.ready.supabase_url}/rest/v1"}, "database", "nothing behind it"),
         ({"SUPABASE_SERVICE_KEY": sandbox.ready.supabase_anon_key}, "database", "service_role key"),
-        ({"SUPABASE_SERVICE_KEY": publishable_key(secret)}, "database", "service_role key"),
-        ({"SUPABASE_SERVICE_KEY": user_key(secret, user, "ada@example.com")}, "database", "service_role key"),
         ({"SUPABASE_SERVICE_KEY": mint("x" * 64, {"role": "service_role"})}, "database", "service_role key"),
-        ({"SUPABASE_SERVICE_KEY": mint(secret, {"role": "service_role", "exp": 1700000001})},
-         "database", "service_role key"),
-        ({"SUPABASE_SERVICE_KEY": secret_key("x" * 64)}, "database", "service_role key"),
         ({"TWILIO_AUTH_TOKEN": "0" * 32}, "Twilio account, Twilio's callbacks", "primary auth token"),
         ({"TWILIO_ACCOUNT_SID": "AC" + "0" * 32}, "Twilio account", "Account SID"),
         ({"TWILIO_PHONE_NUMBER": "+14155550199"}, "Twilio number", "Active numbers, of this very account"),
@@ -175,8 +169,6 @@ BREAKS: list[tuple[str, ...]] = [
      "webhook answers?", "net._http_response"),
     (f"update vault.secrets set name = 'gone' {OF_SECRET}", "Vault's secret", "vault.create_secret"),
     (f"update vault.secrets set secret = substr(secret, 7) {OF_SECRET}", "Vault's secret", "vault.update_secret"),
-    (f"update vault.secrets set secret = 'whsec_' || 'AAAA' || substr(secret, 7) {OF_SECRET}",
-     "Vault's secret", "vault.update_secret"),
     (f"update vault.secrets set secret = secret || '!' {OF_SECRET}", "Vault's secret", "vault.update_secret"),
     ("alter view vault.decrypted_secrets rename to gone", "Vault's secret", "supabase_vault"),
     (f"update vault.secrets set name = 'gone' {OF_URL}", "Vault's URL", "vault.create_secret"),
@@ -333,45 +325,24 @@ def test_other_answers_at_the_public_address_are_told_apart(clinic: Clinic) -> N
     assert clinic.deviations(cases, visit) == {}
 
 
-def drop(header: str) -> Any:
-    def spoil(passing: Passing) -> None:
-        passing.headers = {name: value for name, value in passing.headers.items() if name.lower() != header}
-
-    return spoil
-
-
-def drop_query(passing: Passing) -> None:
-    passing.query = ""
-
-
-def drop_blank_fields(passing: Passing) -> None:
-    passing.body = passing.body.replace(b"&AnsweredBy=", b"")
-
-
-def rewrite_json(passing: Passing) -> None:
-    passing.body = passing.body.replace(b'", "', b'","')
-
-
-def close_voice(passing: Passing) -> None:
-    passing.path = passing.path.replace("/voice", "/nowhere")
-
-
-SPOILERS = [
-    (drop("webhook-signature"), "Vault's URL"),
-    (rewrite_json, "Vault's URL"),
-    (drop("x-twilio-signature"), "Twilio's callbacks"),
-    (drop_query, "Twilio's callbacks"),
-    (drop_blank_fields, "Twilio's callbacks"),
-    (close_voice, "unproved requests"),
-]
+SPOILERS: dict[str, tuple[Callable[[Passing], Passing], str]] = {
+    "no webhook signature": (lambda passing: passing.without("webhook-signature"), "Vault's URL"),
+    "JSON rewritten": (lambda passing: replace(passing, body=passing.body.replace(b'", "', b'","')), "Vault's URL"),
+    "no Twilio signature": (lambda passing: passing.without("x-twilio-signature"), "Twilio's callbacks"),
+    "no query": (lambda passing: replace(passing, query=""), "Twilio's callbacks"),
+    "no blank fields": (
+        lambda passing: replace(passing, body=passing.body.replace(b"&AnsweredBy=", b"")), "Twilio's callbacks"),
+    "no /voice": (
+        lambda passing: replace(passing, path=passing.path.replace("/voice", "/nowhere")), "unproved requests"),
+}  # fmt: skip
 
 
 def test_proxies_that_change_requests_are_named_by_one_line(clinic: Clinic) -> None:
-    def visit(spoil: Callable[[Passing], None]) -> Visit:
-        clinic.proxy.spoil = spoil
+    def visit(name: str) -> Visit:
+        clinic.proxy.spoil = SPOILERS[name][0]
         return clinic.visit()
 
-    assert clinic.deviations(((spoil, check, "proxy") for spoil, check in SPOILERS), visit) == {}
+    assert clinic.deviations(((name, check, "proxy") for name, (_, check) in SPOILERS.items()), visit) == {}
 
 
 def test_door_that_stands_open_is_wrong(clinic: Clinic) -> None:

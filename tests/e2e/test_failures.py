@@ -1,4 +1,4 @@
-"""Each failure that Twilio can produce leaves the job in the state that the design names, and nothing dials meanwhile."""
+"""What goes wrong on the way of a call: at Twilio, at the database, with the account or with a backup."""
 
 from __future__ import annotations
 
@@ -15,32 +15,6 @@ from tests.e2e.conftest import EVENT, World, open_world
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.serve import Server
 from tests.sandbox.supabase.gateway import Fault
-
-TAKEN = ({"in_doubt", "calling", "completed"}, {"in_doubt", "accepted", "ended"})
-UNKNOWN = ({"in_doubt"}, {"in_doubt"})
-FAILURES: dict[str, tuple[str, list[str], tuple[set[str], set[str]]]] = {
-    # what was done; what Twilio does; how the job and its one attempt may stand afterwards
-    "taken": ("in_doubt", ["accept_then_drop", "accept_then_500", "garbled"], TAKEN),
-    "unknown": ("in_doubt", ["hang", "drop", *map("error:{}".format, (500, 20500, 20503, "html502"))], UNKNOWN),
-    "refused": ("refused", ["error:21211", "error:21215"], ({"failed"}, {"refused"})),
-    "too many": ("put_off", ["error:20429", "error:429"], ({"queued"}, set())),
-    "our fault": ("halted", ["error:20003", "error:21210"], ({"queued"}, set())),
-}
-
-
-def test_each_failure_leaves_the_job_as_designed(quiet: World) -> None:
-    odd = {}
-    for did, creates, (statuses, states) in FAILURES.values():
-        for create in creates:
-            number = quiet.number()
-            quiet.behave(to=number, create=create)
-            answer = quiet.dial(job_id := quiet.insert_job(number))
-            job, attempts = quiet.job(job_id), [row["state"] for row in quiet.attempts(job_id)]
-            right = answer == {"did": did, "job": job_id} and job["status"] in statuses and {*attempts} <= states
-            if not right or not len(attempts) == job["attempts"] == bool(states):
-                odd[create] = (answer, job["status"], job["attempts"], attempts)
-            quiet.rows("select resume_calls()")
-    assert odd == {}
 
 
 def test_halt_pauses_everything_and_spends_nothing(quiet: World) -> None:

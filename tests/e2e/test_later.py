@@ -31,15 +31,3 @@ def test_person_may_ask_twice_and_is_then_not_asked(quiet: World) -> None:
     assert transcript(quiet, number)[10:] == [*opening, *words(TOPIC.say), "[1]", CALLBACK.goodbye]
     assert answers(quiet, job) == {"good_time": "tomorrow", "topic": "start"}
     assert (quiet.job(job)["status"], quiet.job(job)["attempts"]) == ("completed", 1)
-
-
-def test_wish_survives_a_kill_before_the_call_ends(world: World) -> None:
-    number = world.number()
-    world.behave(to=number, digits=["2"], callbacks="none", talk_s=3)
-    job = world.insert_job(number, "callback")
-    agreed = world.until(lambda: [row["later_at"] for row in world.attempts(job) if row["later_at"]])
-    assert world.job(job)["status"] == "calling"
-    world.kill_function()
-    waits = world.until_status(job, "queued", timeout_s=60)
-    assert (waits["reason_code"], waits["due_at"], waits["attempts"]) == ("asked_for_later", agreed[0], 0)
-    assert len(world.calls(number)) == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import uuid
-from typing import Any
 from urllib.parse import urlencode
 
 from tests.e2e.conftest import EVENT, World
@@ -103,20 +102,6 @@ def test_each_refusal_leaves_one_line_that_says_why(quiet: World) -> None:
     assert [status for status, _ in said] == [404, 405, 401, 413, 400, None]
     assert all(reason for _, reason in said)
     assert said[-1][1] == "invalid HTTP (InvalidHeader)"
-
-
-def test_signature_off_by_one_character_is_401(quiet: World) -> None:
-    form = {**FORM, "Digits": ""}
-    for path in (f"/voice?attempt={uuid.uuid4()}", f"/status?attempt={uuid.uuid4()}"):
-        good = quiet.signature(path, form)
-        text = good["X-Twilio-Signature"]
-        bad = ("", text[:-2] + ("A" if text[-2] != "A" else "B") + "=", text.lower(), "é", text + text)
-        forged: list[tuple[str, dict[str, str], dict[str, Any]]] = [
-            *((path, form, {"X-Twilio-Signature": wrong.encode()}) for wrong in bad),
-            (path.replace("attempt=", "attempt=0"), form, good), (path, {**form, "x": "1"}, good), (path, form, {}),
-        ]  # fmt: skip
-        assert quiet.post(path, data=form, headers=good).status_code in (200, 204)
-        assert {quiet.post(to, data=data, headers=headers).status_code for to, data, headers in forged} == {401}
 
 
 def test_signed_request_for_an_unknown_attempt_changes_nothing(quiet: World) -> None:

@@ -83,42 +83,6 @@ def test_a_hanging_receiver_holds_up_neither_twilio_nor_a_sweep(world: World, re
     assert max(waits_ms) < 1000
 
 
-def test_a_result_is_told_again_with_its_id_after_each_failure(world: World, receiver: Receiver) -> None:
-    receiver.behave(do="refuse", status=503, headers={"Retry-After": "3"}, times=1)
-    call(world)
-    world.until(lambda: outbox(world) and outbox(world)[0]["note"])
-    world.sweep()
-    assert [post["answer"] for post in receiver.posts] == [503]  # the receiver asked for three seconds
-    receiver.behave(do="close", times=1)
-    for clock_s in (3.1, 9):
-        world.set_clock(clock_s)
-        world.sweep()
-    assert [post["answer"] for post in receiver.posts] == [503, "close", 200]
-    assert len({(post["id"], post["body"]) for post in receiver.posts}) == 1
-
-
-def test_a_function_killed_in_mid_delivery_tells_it_later(world: World, receiver: Receiver) -> None:
-    receiver.behave(do="hang", seconds=60)
-    call(world)
-    world.until(lambda: receiver.posts)
-    world.until(world.kill_function())
-    receiver.behave()
-    world.sweep()
-    assert receiver.told == []  # its lease holds
-    world.set_clock(60)
-    world.sweep()
-    assert [post["id"] for post in receiver.told] == [receiver.posts[0]["id"]]
-
-
-def test_a_receiver_that_is_gone_is_asked_no_more(world: World, receiver: Receiver) -> None:
-    receiver.behave(do="refuse", status=410)
-    call(world)
-    world.until(lambda: outbox(world) and outbox(world)[0]["state"] == "gone")
-    world.set_clock(86_400)
-    world.sweep()
-    assert len(receiver.posts) == 1
-
-
 def test_results_that_were_due_are_kept_while_no_url_is_set(world: World, receiver: Receiver) -> None:
     receiver.behave(do="refuse")
     call(world)

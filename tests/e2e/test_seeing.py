@@ -37,15 +37,13 @@ def values(entries: list[Entry], name: str) -> list[object]:
     return [extract(entry, field) for entry in entries if matches(entry, METRICS[name]["filter"])]
 
 
-def test_sweep_is_counted_with_its_oldest_wait(quiet: World) -> None:
+def test_each_sweep_is_counted_with_its_oldest_wait(quiet: World) -> None:
+    """While calls are paused no job is late, and a restored database is counted each time."""
     entries = said(quiet, quiet.sweep)
     assert counted(entries) == {"sweeps": 1, "oldest_due_s": 1, "oldest_doubt_s": 1}
     assert values(entries, "oldest_due_s") == values(entries, "oldest_doubt_s") == [0]
     (line,) = [entry["jsonPayload"] for entry in entries]
     assert line["message"] == line["kind"] == "sweep"
-
-
-def test_paused_calls_are_never_late_and_restores_are_counted(quiet: World) -> None:
     quiet.rows("select pause_calls('lunch')")
     entries = said(quiet, quiet.sweep)
     assert counted(entries) == {"sweeps": 1, "oldest_doubt_s": 1}
@@ -109,22 +107,22 @@ def test_halt_at_twilio_is_counted(quiet: World) -> None:
     assert counted(said(quiet, quiet.sweep))["sweeps"] == 1
 
 
-def twilio_says(world: World, path: str, attempt: object, sid: str, status: str) -> list[Entry]:
-    path, form = f"{path}?attempt={attempt}", {"CallSid": sid, "CallStatus": status}
-    return said(world, lambda: world.twilio_posts(path, form))
-
-
 def test_calls_too_many_and_unwanted_are_told_apart(quiet: World) -> None:
-    job, sid = quiet.insert_job(quiet.number()), "CA" + uuid.uuid4().hex
+    job = quiet.insert_job(quiet.number())
+
+    def twilio_says(path: str, attempt: object, status: str, sid: str = "") -> list[Entry]:
+        form = {"CallSid": sid or "CA" + uuid.uuid4().hex, "CallStatus": status}
+        return said(quiet, lambda: quiet.twilio_posts(f"{path}?attempt={attempt}", form))
+
     quiet.dial(job)
     (attempt,) = quiet.attempts(job)
     assert attempt["from_e164"] == quiet.sandbox.ready.twilio_phone_number
+    another = "CA" + uuid.uuid4().hex
     for _ in range(2):
-        assert counted(twilio_says(quiet, "/status", attempt["id"], sid, "ringing")) == {"duplicates": 1}
+        assert counted(twilio_says("/status", attempt["id"], "ringing", another)) == {"duplicates": 1}
     for unknown in ("nonsense", uuid.UUID(int=4)):
-        entries = twilio_says(quiet, "/voice", unknown, "CA" + uuid.uuid4().hex, "in-progress")
-        assert counted(entries) == {"unknown_calls": 1}
+        assert counted(twilio_says("/voice", unknown, "in-progress")) == {"unknown_calls": 1}
     quiet.rows("select cancel_call_job(%s)", job)
-    entries = twilio_says(quiet, "/voice", attempt["id"], attempt["call_sid"], "in-progress")
+    entries = twilio_says("/voice", attempt["id"], "in-progress", attempt["call_sid"])
     assert counted(entries) == {}  # canceled and picked up: no second call
     assert "call_unwanted" in [entry["jsonPayload"].get("kind") for entry in entries]
