@@ -103,7 +103,7 @@ def do(world: World, number: str, act: str, keys: str = "") -> None:
 
 def by_hand(world: World) -> tuple[int, str, Call]:
     """A person and a colleague who hold their phones; the person has pressed 1. -> job, the person's number, the ringing leg"""
-    world.behave(to=COLLEAGUE, outcome="person", words_per_second=500)
+    world.behave(to=COLLEAGUE, outcome="person", words_per_second=50)  # a leg's time limit shrinks with them
     job, number = ring(world, "transfer", outcome="person", words_per_second=500)
     world.until(lambda: [call for call in world.calls(number) if call["status"] == "ringing"])
     do(world, number, "answer")
