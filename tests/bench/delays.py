@@ -95,9 +95,8 @@ def by_worker(sandbox: Sandbox, stop: threading.Event) -> None:
 def by_cron(sandbox: Sandbox, stop: threading.Event) -> None:
     begins = time.monotonic()
     while not stop.wait(max(0.0, begins - time.monotonic())):
-        subprocess.run(
-            [sys.executable, "-m", "function.sweep"], cwd=ROOT, env=environ(sandbox), stdout=subprocess.DEVNULL
-        )
+        command = [sys.executable, "-m", "function.sweep"]
+        subprocess.run(command, cwd=ROOT, env=environ(sandbox), stdout=subprocess.DEVNULL)
         begins += MINUTE_S
 
 
@@ -114,11 +113,9 @@ def environ(sandbox: Sandbox) -> dict[str, str]:
 
 def measure(way: Way, minutes: float, limit: int, pace: float) -> Measured:
     settings = {
-        "CALL_DISPATCHER_LIMIT": str(limit),
-        "CALLS_PER_SECOND": str(pace),
-        "TWILIO_TIMEOUT_SECONDS": str(TWILIO_S),
-        "REQUEST_TIMEOUT_SECONDS": str(REQUEST_S),
-    }
+        "CALL_DISPATCHER_LIMIT": str(limit), "CALLS_PER_SECOND": str(pace),
+        "TWILIO_TIMEOUT_SECONDS": str(TWILIO_S), "REQUEST_TIMEOUT_SECONDS": str(REQUEST_S),
+    }  # fmt: skip
     phones = (number.removeprefix("+") for number in numbers())  # as Supabase Auth stores them
     stop = threading.Event()
     with Sandbox(webhooks=way.webhooks, scheduler=False, environ=settings) as sandbox, ThreadPoolExecutor(1) as threads:
@@ -171,9 +168,8 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=10, help="CALL_DISPATCHER_LIMIT")
     parser.add_argument("--pace", type=float, default=1.0, help="CALLS_PER_SECOND")
     options = parser.parse_args()
-    print(
-        f"CALL_DISPATCHER_LIMIT={options.limit} CALLS_PER_SECOND={options.pace:g}, {options.minutes} min and {options.minutes} min"
-    )
+    minutes = f"{options.minutes} min"
+    print(f"CALL_DISPATCHER_LIMIT={options.limit} CALLS_PER_SECOND={options.pace:g}, {minutes} and {minutes}")
     with ThreadPoolExecutor(len(WAYS)) as threads:
         found = list(threads.map(lambda way: measure(way, options.minutes, options.limit, options.pace), WAYS))
     print("| way | delay p50 | p95 | longest | calls an hour, measured | expected |\n|---|---|---|---|---|---|")

@@ -56,14 +56,14 @@ def fill(postgres: Postgres, jobs: int) -> str:
     with psycopg.connect(postgres.url(database=name), autocommit=True) as connection:
         for statement in history.split(";\n"):
             connection.execute(statement.encode())
-        connection.execute("alter table public.outbound_call_jobs set logged")
-        connection.execute("alter table public.outbound_call_attempts set logged")
+        for table in ("jobs", "attempts"):
+            connection.execute(f"alter table public.outbound_call_{table} set logged".encode())
         connection.execute(
             "update public.outbound_call_jobs set phone_e164 = '+13' || lpad((id % 100000)::text, 5, '0') || '0100'"
             " where status = 'queued'"
         )
-        connection.execute("vacuum analyze public.outbound_call_jobs")
-        connection.execute("vacuum analyze public.outbound_call_attempts")
+        for table in ("jobs", "attempts"):
+            connection.execute(f"vacuum analyze public.outbound_call_{table}".encode())
     return name
 
 

@@ -37,14 +37,11 @@ LATENCY_MS = 100
 DIALERS = 8
 PATIENCE_S = 60.0
 SETTINGS = {
-    "CALL_DISPATCHER_LIMIT": "1000",
-    # Nobody asks after a call, and nobody is called again, while the first calls are measured.
-    "CALL_ASK_SECONDS": "600",
-    "CALL_REDIAL_SECONDS": "3600",
-    "CALLS_PER_SECOND": "1000",
-    "TWILIO_TIMEOUT_SECONDS": "10",
+    "CALL_DISPATCHER_LIMIT": "1000", "CALLS_PER_SECOND": "1000", "TWILIO_TIMEOUT_SECONDS": "10",
     "REQUEST_TIMEOUT_SECONDS": "55",
-}
+    # Nobody asks after a call, and nobody is called again, while the first calls are measured.
+    "CALL_ASK_SECONDS": "600", "CALL_REDIAL_SECONDS": "3600",
+}  # fmt: skip
 
 # The rounds with crashes. A dead worker's jobs come back after STALLED_S at every contender.
 WAVE = 100

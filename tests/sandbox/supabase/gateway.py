@@ -219,13 +219,10 @@ class Gateway:
         named = ", ".join(sorted(keys))
         signature = f"{SCHEMA}.{name}({named})" if keys else f"{SCHEMA}.{name} without parameters"
         searched = f"with parameter{'s' if len(keys) > 1 else ''} {named}" if keys else "without parameters"
-        raise ApiError(
-            404,
-            "PGRST202",
-            f"Could not find the function {signature} in the schema cache",
-            f"Searched for the function {SCHEMA}.{name} {searched} or with a single unnamed json/jsonb parameter, but no "
-            "matches were found in the schema cache.",
-        )
+        message = f"Could not find the function {signature} in the schema cache"
+        searched = f"Searched for the function {SCHEMA}.{name} {searched} or with a single unnamed json/jsonb parameter"
+        details = f"{searched}, but no matches were found in the schema cache."
+        raise ApiError(404, "PGRST202", message, details)
 
     async def _table(self, request: web.Request, caller: Caller, name: str) -> web.Response:
         if request.method not in ("GET", "POST"):
@@ -234,43 +231,35 @@ class Gateway:
         check_accept(request)
         if name not in self._catalogue.tables:
             await self._catalogue.load(self._connections)
-        columns = self._catalogue.tables.get(name)
-        if columns is None:
+        if name not in self._catalogue.tables:
             raise ApiError(404, "PGRST205", f"Could not find the table '{SCHEMA}.{name}' in the schema cache")
-        table = sql.Identifier(SCHEMA, name)
         if request.method == "POST":
-            return await self._insert(request, caller, table, columns, profile)
+            return await self._insert(request, caller, name)
         if request.query.get("select", "*") != "*" or "Range" in request.headers:
             raise not_done("a choice of columns or rows")
         _refuse_parameters(request, "select")
         read_preferences(request)
         async with self._as_caller(request, caller, read_only=True) as connection:
-            row = await (await connection.execute(list_statement(table))).fetchone()
+            row = await (await connection.execute(list_statement(name))).fetchone()
             assert row is not None  # an aggregate is always one row
         return json_response(row[0], 200, _content_range(row[1]) | profile)
 
-    async def _insert(
-        self,
-        request: web.Request,
-        caller: Caller,
-        table: sql.Identifier,
-        columns: dict[str, str],
-        profile: dict[str, str],
-    ) -> web.Response:
+    async def _insert(self, request: web.Request, caller: Caller, name: str) -> web.Response:
+        columns = self._catalogue.tables[name]
         _refuse_parameters(request)
         preferences = read_preferences(request, "return=minimal", "return=representation")
         text, keys = await read_payload(request)
         if not keys:
             raise not_done("inserts without a column")
         if unknown := sorted(keys - columns.keys()):
-            message = f"Could not find the '{unknown[0]}' column of '{request.match_info['path']}' in the schema cache"
+            message = f"Could not find the '{unknown[0]}' column of '{name}' in the schema cache"
             raise ApiError(400, "PGRST204", message)
         representation = "return=representation" in preferences
         taken = {key: columns[key] for key in sorted(keys)}
         async with self._as_caller(request, caller, read_only=False) as connection:
-            cursor = await connection.execute(insert_statement(table, taken, representation=representation), [text])
+            cursor = await connection.execute(insert_statement(name, taken, representation=representation), [text])
             row = await cursor.fetchone() if representation else None
-        headers = {"Content-Range": "*/*", **profile}
+        headers = {"Content-Range": "*/*", **check_profile(request)}
         if preferences:
             headers["Preference-Applied"] = ", ".join(sorted(preferences))
         return json_response(row[0], 201, headers) if row else web.Response(status=201, headers=headers)

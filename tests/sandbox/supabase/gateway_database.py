@@ -36,14 +36,11 @@ class Connections:
 
     async def running(self, _: object) -> AsyncIterator[None]:
         """Connected as long as the application that this belongs to. psycopg_pool.PoolTimeout when Postgres is not there."""
+        options = {"autocommit": True, "prepare_threshold": self._prepare_threshold, "connect_timeout": 5}
         self._pool = AsyncConnectionPool(
-            self._url,
-            kwargs={"autocommit": True, "prepare_threshold": self._prepare_threshold, "connect_timeout": 5},
-            min_size=self._size,
-            max_size=self._size,
+            self._url, kwargs=options, min_size=self._size, max_size=self._size, open=False,
             reconnect_timeout=0.0,  # no backing off: the next request tries again to connect
-            open=False,
-        )
+        )  # fmt: skip
         await self._pool.open(wait=True)
         yield
         await self._pool.close()

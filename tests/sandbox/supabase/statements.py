@@ -31,20 +31,21 @@ def call_statement(function: Function, keys: frozenset[str]) -> sql.Composed:
     )
 
 
-def list_statement(table: sql.Identifier) -> sql.Composed:
+def list_statement(table: str) -> sql.Composed:
     """Answers one row: the table's rows as JSON, and how many."""
     return sql.SQL(
         "select coalesce(json_agg(row_to_json(r)), '[]')::text, count(*) from (select * from {} limit {}) as r"
-    ).format(table, MAX_ROWS)
+    ).format(sql.Identifier(SCHEMA, table), MAX_ROWS)
 
 
-def insert_statement(table: sql.Identifier, columns: Mapping[str, str], *, representation: bool) -> sql.Composed:
+def insert_statement(table: str, columns: Mapping[str, str], *, representation: bool) -> sql.Composed:
     """Inserts the row of the one placeholder, a JSON object; with `representation` it answers the row as JSON.
 
     Only then is the right to read the table needed.
     """
     insert = sql.SQL("insert into {} ({}) select {} from json_to_record(%s::json) as a({})").format(
-        table, _comma(map(sql.Identifier, columns)), _comma(sql.Identifier("a", name) for name in columns), _typed(columns)
+        sql.Identifier(SCHEMA, table), _comma(map(sql.Identifier, columns)),
+        _comma(sql.Identifier("a", name) for name in columns), _typed(columns),
     )  # fmt: skip
     if not representation:
         return insert
