@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from twilio.base.exceptions import TwilioRestException
 
-from tests.integration.twilio.conftest import HELLO, OURS, SID, THEIRS, Application, World, a_world, described
+from tests.integration.twilio.conftest import HELLO, OURS, THEIRS, Application, World, a_world, described
 from tests.sandbox.twilio.create_call_validation import PARAMETERS, description
 from tests.sandbox.twilio.server import UPDATES
 
@@ -132,26 +131,6 @@ def test_new_call_may_be_missing_from_lists_only(world: World) -> None:
     world.until(lambda: [c.sid for c in world.client.calls.list(to=THEIRS)] == [call.sid])
 
 
-def test_account_and_its_numbers_can_be_read(world: World) -> None:
-    assert world.client.api.accounts(SID).fetch().status == "active"
-    assert [n.phone_number for n in world.client.incoming_phone_numbers.list(phone_number=OURS)] == [OURS]
-    assert world.client.incoming_phone_numbers.list(phone_number="+14155550199") == []
-    world.twilio.account.caller_ids = ["+14155550150"]
-    (verified,) = world.client.outgoing_caller_ids.list(phone_number="+14155550150")
-    assert verified.phone_number == "+14155550150"
-
-
-def test_callable_countries_can_be_read(world: World) -> None:
-    world.client.voice.base_url = world.client.api.base_url
-    countries = world.client.voice.v1.dialing_permissions.countries.list()
-    assert {country.iso_code: country.low_risk_numbers_enabled for country in countries} == {
-        "US": True,
-        "CA": True,
-        "GB": True,
-        "DE": False,
-    }
-
-
 def test_queued_call_is_canceled_and_never_dialed(slow_queue: World) -> None:
     slow_queue.call()
     call = slow_queue.call(to="+14155550124")
@@ -198,12 +177,3 @@ def test_queue_is_drained_at_its_pace(application: Application) -> None:
         assert first is not None
         assert last is not None
         assert last - first >= timedelta(seconds=0.2)
-
-
-def test_hundreds_of_calls_live_at_once(application: Application) -> None:
-    with a_world(application, calls_per_second=2000, ring_s=0.5) as world:
-        with ThreadPoolExecutor(8) as pool:
-            sids = {call.sid for call in pool.map(lambda _: world.call(), range(200))}
-        world.twilio.wait_quiet(30)
-        ends = [(call.status, call.errors) for call in world.twilio.calls]
-        assert (len(sids), len(application.told), ends) == (200, 800, [("completed", [])] * 200)

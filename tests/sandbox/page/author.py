@@ -4,6 +4,7 @@ unless the sandbox was started with --write."""
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,8 +29,7 @@ def check(name: str, text: str) -> tuple[Script | None, list[dict[str, str]]]:
     if not NAME.fullmatch(name):
         return None, [{"key": "", "message": f"{name!r} is not the name of a script"}]
     with tempfile.TemporaryDirectory() as made:
-        for file in FOLDER.glob("*.toml"):
-            (Path(made) / file.name).write_bytes(file.read_bytes())
+        shutil.copytree(FOLDER, made, dirs_exist_ok=True)
         (Path(made) / f"{name}.toml").write_text(text, encoding="utf-8")
         try:
             return Scripts(Path(made)).named(name), []
@@ -53,14 +53,12 @@ def walk(script: Script, keys: Sequence[str], first_name: str, metadata: dict[st
         turn = next_turn(script, turn.place, key)
         turns.append(_shown(script, turn, person))
     return {
-        "language": script.language,
-        "voice": script.voice,
-        "turns": turns,
+        "language": script.language, "voice": script.voice, "turns": turns,
         "machine": [_words(script, text, person) for text in voicemail_turn(script).says],
         "branches": [
             {"question": q.id, "key": key, "means": a.means} for q in script.questions for key, a in q.answers.items()
         ],
-    }
+    }  # fmt: skip
 
 
 def _shown(script: Script, turn: Turn, person: Person) -> dict[str, Any]:
@@ -69,15 +67,14 @@ def _shown(script: Script, turn: Turn, person: Person) -> dict[str, Any]:
     options = [{"key": key, "means": answer.means} for key, answer in question.answers.items()] if question else []
     if place:
         options += [{"key": script.opt_out.key, "means": "never call again"}, {"key": "", "means": "silence"}]
-    return {
-        "says": [_words(script, text, person) for text in (*turn.says, *turn.asks)]
-        + (["(your agent has the call; silence: it fails)"] if turn.connects else [])
-        + (["(a colleague is rung; silence: nobody takes the call)"] if turn.dials else []),
-        "at": place.at if place else None,
-        "options": options,
-        "learned": f"{turn.learned.question} = {turn.learned.meaning}" if turn.learned else None,
-        "opts_out": turn.opts_out,
-    }
+    says = [_words(script, text, person) for text in (*turn.says, *turn.asks)]
+    if turn.connects:
+        says.append("(your agent has the call; silence: it fails)")
+    if turn.dials:
+        says.append("(a colleague is rung; silence: nobody takes the call)")
+    learned = f"{turn.learned.question} = {turn.learned.meaning}" if turn.learned else None
+    at = place.at if place else None
+    return {"says": says, "at": at, "options": options, "learned": learned, "opts_out": turn.opts_out}
 
 
 def _words(script: Script, text: str | Recording, person: Person) -> str:

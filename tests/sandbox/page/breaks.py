@@ -7,10 +7,10 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 import aiohttp
@@ -33,60 +33,42 @@ NIGHT, MORNING = 3, 10
 HOURS = "08:00-21:00"
 
 
-@dataclass(frozen=True)
-class Switch:
-    """label: in the page. group: of several with one group only one is on. rule: for every call, while it is on."""
+class Switch(NamedTuple):
+    """label, help: on the page. group: of several with one group only one is on. rule: for every call, while it is on."""
 
+    group: str
     label: str
     help: str
-    group: str
     rule: dict[str, Any] | None = None
 
 
-SWITCHES: dict[str, Switch] = {
-    "answer_lost": Switch(
-        "Twilio takes the call, the answer is lost", "The job is in doubt until Twilio's list or a callback tells.",
-        "create", {"create": "accept_then_drop"},
-    ),
-    "answers_500": Switch(
-        "Twilio takes the call and answers 500", "An error that does not say whether the phone will ring.",
-        "create", {"create": "accept_then_500"},
-    ),
-    "takes_late": Switch(
-        "Twilio takes the call late", "The request times out; a second later the call exists.",
-        "create", {"create": "accept_late"},
-    ),
-    "hangs": Switch(
-        "Twilio does not answer", "No call is taken. After the settling time it is dialed again, three times at most.",
-        "create", {"create": "hang"},
-    ),
-    "too_many": Switch(
-        "Twilio answers 429", "Too many requests: the job waits, and no attempt is spent.",
-        "create", {"create": "error:20429"},
-    ),
-    "suspended": Switch(
-        "The Twilio account is suspended", "All calls halt. After you switch it off they go on by themselves.",
-        "create", {"create": "error:20003"},
-    ),
-    "callbacks_lost": Switch(
-        "Callbacks are lost", "The sweep asks Twilio how the call ended.", "callbacks", {"callbacks": "none"}
-    ),
-    "callbacks_twice": Switch(
-        "Callbacks come twice", "The second one changes nothing.", "callbacks", {"callbacks": "twice"}
-    ),
-    "callbacks_shuffled": Switch(
-        "Callbacks come in any order", "A call moves only forward.", "callbacks", {"callbacks": "shuffled"}
-    ),
-    "list_late": Switch(
-        "The list of calls lags 4 s", "A job in doubt waits for it.", "list", {"list_delay_s": LIST_DELAY_S}
-    ),
-    "webhooks_lost": Switch("Webhooks are lost", "The sweep finds the sign-up a second later.", "webhooks"),
-    "receiver_refuses": Switch(
-        "The receiver of results answers 500", "They are sent again, with the same id.", "receiver"
-    ),
-    "receiver_hangs": Switch("The receiver of results hangs", "No call and no callback waits for it.", "receiver"),
-    "paused": Switch("Calls are paused", "pause_calls(); off is resume_calls().", "paused"),
-    "night": Switch("It is 03:00 where the phone is", "Nobody is called. Off: it is 10:00 there.", "night"),
+SWITCHES = {
+    "answer_lost": Switch("create", "Twilio takes the call, the answer is lost",
+        "The job is in doubt until Twilio's list or a callback tells.", {"create": "accept_then_drop"}),
+    "answers_500": Switch("create", "Twilio takes the call and answers 500",
+        "An error that does not say whether the phone will ring.", {"create": "accept_then_500"}),
+    "takes_late": Switch("create", "Twilio takes the call late",
+        "The request times out; a second later the call exists.", {"create": "accept_late"}),
+    "hangs": Switch("create", "Twilio does not answer",
+        "No call is taken. After the settling time it is dialed again, three times at most.", {"create": "hang"}),
+    "too_many": Switch("create", "Twilio answers 429",
+        "Too many requests: the job waits, and no attempt is spent.", {"create": "error:20429"}),
+    "suspended": Switch("create", "The Twilio account is suspended",
+        "All calls halt. After you switch it off they go on by themselves.", {"create": "error:20003"}),
+    "callbacks_lost": Switch("callbacks", "Callbacks are lost",
+        "The sweep asks Twilio how the call ended.", {"callbacks": "none"}),
+    "callbacks_twice": Switch("callbacks", "Callbacks come twice",
+        "The second one changes nothing.", {"callbacks": "twice"}),
+    "callbacks_shuffled": Switch("callbacks", "Callbacks come in any order",
+        "A call moves only forward.", {"callbacks": "shuffled"}),
+    "list_late": Switch("list", "The list of calls lags 4 s",
+        "A job in doubt waits for it.", {"list_delay_s": LIST_DELAY_S}),
+    "webhooks_lost": Switch("webhooks", "Webhooks are lost", "The sweep finds the sign-up a second later."),
+    "receiver_refuses": Switch("receiver", "The receiver of results answers 500",
+        "They are sent again, with the same id."),
+    "receiver_hangs": Switch("receiver", "The receiver of results hangs", "No call and no callback waits for it."),
+    "paused": Switch("paused", "Calls are paused", "pause_calls(); off is resume_calls()."),
+    "night": Switch("night", "It is 03:00 where the phone is", "Nobody is called. Off: it is 10:00 there."),
 }  # fmt: skip
 ACTIONS: dict[str, tuple[str, str]] = {
     "kill": ("Kill the function (kill -9)", "Its whole process group; it starts again, as on Cloud Run."),
@@ -137,14 +119,12 @@ class Breaks:
 
     async def _turn(self, name: str, on: bool, number: str) -> None:
         rules, known = self._sandbox.twilio.rules, SWITCHES[name].rule
-        rule = Rule.model_validate(known) if known else None
-        if not on:
-            if old := self.on.pop(name):
-                rules.remove(old)
-        else:
-            self.on[name] = rule
+        if on:
+            rule = self.on[name] = Rule.model_validate(known) if known else None
             if rule:
                 rules.add(rule)
+        elif old := self.on.pop(name):
+            rules.remove(old)
         match name:
             case "webhooks_lost" if self._sandbox.webhooks:
                 self._sandbox.webhooks.loses = on
@@ -152,9 +132,7 @@ class Breaks:
                 do = {"receiver_refuses": "refuse", "receiver_hangs": "hang"}[name]
                 self._sandbox.receiver.behave(do=do if on else "take")
             case "paused":
-                await self._sql(
-                    "select public.pause_calls('paused on the page')" if on else "select public.resume_calls()"
-                )
+                await self._sql("select public." + ("pause_calls('paused on the page')" if on else "resume_calls()"))
             case "suspended" if not on:
                 await self._sql("select public.resume_calls()")
             case "night":
@@ -167,7 +145,7 @@ class Breaks:
         target = there.replace(hour=hour, minute=0, second=0, microsecond=0)
         if target <= there:
             target += timedelta(days=1)
-        ahead = (target - there).total_seconds() + (now - _machine_now(now)).total_seconds()
+        ahead = (target - there).total_seconds() + (now - datetime.now(now.tzinfo)).total_seconds()
         await twilio.set_clock(ahead)
         if self._sandbox.function:
             await asyncio.to_thread(self._sandbox.function.restart, {"CALL_HOURS": hours})
@@ -176,23 +154,18 @@ class Breaks:
 
     async def act(self, name: str, number: str = "") -> None:
         """Raises Wrong."""
-        actions: dict[str, Callable[[], Awaitable[None]]] = {
-            "kill": self._kill,
-            "freeze": self._freeze,
-            "postgres": self._restart_postgres,
-            "opt_out": lambda: self._opt_out(number),
-            "crowd": lambda: self.sign_up_crowd(CROWD),
-            "worst_hour": self._worst_hour,
-        }
+        actions: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+            "kill": self._kill, "freeze": self._freeze, "postgres": self._restart_postgres, "worst_hour": self._worst_hour,
+            "opt_out": partial(self._opt_out, number), "crowd": partial(self.sign_up_crowd, CROWD),
+        }  # fmt: skip
         if name not in actions:
             raise Wrong(f"there is no action {name!r}")
         if name in self._tasks and not self._tasks[name].done():
             raise Wrong("this is still under way")
         self._sandbox.events.tell("action", name=name, label=ACTIONS.get(name, ("The worst hour",))[0])
+        self._tasks[name] = asyncio.create_task(actions[name]())
         if name == "opt_out":
-            return await self._opt_out(number)
-        self._tasks[name] = asyncio.ensure_future(_awaited(actions[name]))
-        return None
+            await self._tasks[name]  # the person is told what is wrong with the number
 
     def _pid(self) -> int:
         pid = self._sandbox.ready.function_pid
@@ -235,10 +208,8 @@ class Breaks:
         """A person holds this phone from now on."""
         if old := self.people.pop(number, None):
             self._sandbox.twilio.rules.remove(old)
-        rule = {"to": number, "outcome": "person"} | (
-            {"words_per_second": words_per_second} if words_per_second else {}
-        )
-        self.people[number] = Rule.model_validate(rule)
+        pace = {"words_per_second": words_per_second} if words_per_second else {}
+        self.people[number] = Rule.model_validate({"to": number, "outcome": "person", **pace})
         self._sandbox.twilio.rules.add(self.people[number])
 
     async def sign_up(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -248,10 +219,8 @@ class Breaks:
         url = f"{ready.supabase_url}/auth/v1/signup"
         async with self._session().post(url, json=body, headers=headers) as answer:
             said = await answer.json()
-        user = (said.get("user") or {}).get("id")
-        self._sandbox.events.tell(
-            "signup", to=body.get("phone"), user=user, answer=answer.status, error=said.get("msg")
-        )
+        facts = {"to": body.get("phone"), "user": (said.get("user") or {}).get("id")}
+        self._sandbox.events.tell("signup", **facts, answer=answer.status, error=said.get("msg"))
         return answer.status, said
 
     async def sign_up_crowd(self, people: int) -> None:
@@ -262,9 +231,8 @@ class Breaks:
             number = next(self._crowd)
             rules = self._sandbox.twilio.rules
             rules.add(Rule.model_validate({"to": number, "digits": ("2", "1", "1")}))
-            if place % 5 == 4 or place % 7 == 6:
-                first = {"to": number, "outcome": "busy" if place % 5 == 4 else "no-answer", "times": 1}
-                rules.add(Rule.model_validate(first))
+            if first := "busy" if place % 5 == 4 else "no-answer" if place % 7 == 6 else None:
+                rules.add(Rule.model_validate({"to": number, "outcome": first, "times": 1}))
             data = {"first_name": NAMES[place % len(NAMES)], "signup_mode": MODES[place % len(MODES)]}
             async with free:
                 await self.sign_up({"phone": number, "password": "correct horse", "data": data})
@@ -282,25 +250,29 @@ class Breaks:
             self.worst = {**facts, "of": len(WORST_HOUR), "seconds": round(time.monotonic() - began)}
             self._sandbox.events.tell("worst", **self.worst)
 
+        async def wait(seconds: float, people: int = 0) -> None:
+            """Until at least so many have signed up and all are settled."""
+            until = time.monotonic() + seconds
+            while time.monotonic() < until:
+                if len(ours()) >= people and all(job["status"] in FINAL for job in ours()):
+                    return
+                await asyncio.sleep(0.2)
+
+        each = PEOPLE // len(WORST_HOUR)
         try:
             for step, name in enumerate(WORST_HOUR, 1):
-                label = SWITCHES[name].label if name in SWITCHES else ACTIONS[name][0]
-                tell(running=True, step=step, label=label)
-                if name in SWITCHES:
+                is_switch = name in SWITCHES
+                tell(running=True, step=step, label=SWITCHES[name].label if is_switch else ACTIONS[name][0])
+                if is_switch:
                     await self.switch(name, True)
-                each = PEOPLE // len(WORST_HOUR)
                 await self.sign_up_crowd(each)
-                if name in ACTIONS:
+                if not is_switch:
                     await self.act(name)
-                until = time.monotonic() + STEP_S
-                while time.monotonic() < until and not (len(ours()) >= step * each and _all_over(ours())):
-                    await asyncio.sleep(0.2)
-                if name in SWITCHES:
+                await wait(STEP_S, step * each)
+                if is_switch:
                     await self.switch(name, False)
             tell(running=True, step=len(WORST_HOUR), label="Everything works again: the rest is settled")
-            until = time.monotonic() + END_S
-            while time.monotonic() < until and not _all_over(ours()):
-                await asyncio.sleep(0.2)
+            await wait(END_S)
             await asyncio.sleep(1)  # for the counts
             open_ = sum(job["finished_at"] is None for job in ours())
             tell(running=False, done=True, people=len(ours()), open=open_, counts=dict(self._watch.counts))
@@ -311,18 +283,6 @@ class Breaks:
 
 NAMES = ("Ada", "Bob", "Cleo", "Dana", "Emil", "Fay", "Gus", "Hana", "Ivo", "June")
 MODES = ("demo", "waitlist", "prueba", "default")
-
-
-def _all_over(jobs: list[dict[str, Any]]) -> bool:
-    return all(job["status"] in FINAL for job in jobs)
-
-
-async def _awaited(action: Callable[[], Awaitable[None]]) -> None:
-    await action()
-
-
-def _machine_now(like: datetime) -> datetime:
-    return datetime.now(like.tzinfo)
 
 
 def _zone(number: str) -> ZoneInfo:

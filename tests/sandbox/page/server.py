@@ -42,7 +42,7 @@ HEADERS = {
 }
 PING_S = 15.0
 COLLEAGUES = {"outcome": "person", "second_leg": True}
-"""Whoever uses the page answers the phones that a transfer rings, too."""
+"""The person on the page answers the phones that a transfer rings, too."""
 
 
 class Page:
@@ -59,21 +59,13 @@ class Page:
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._guard])
-        app.add_routes(
-            [
-                web.get("/api/events", self._events),
-                web.get("/api/story/{job:[0-9]{1,18}}", self._story),
-                web.post("/api/switch", self._switch),
-                web.post("/api/act", self._act),
-                web.post("/api/phone", self._phone),
-                web.get("/api/scripts", self._scripts),
-                web.post("/api/scripts/check", self._check),
-                web.put("/api/scripts", self._save),
-                web.post("/auth/v1/signup", self._sign_up),
-                web.delete("/auth/v1/admin/users/{id}", self._delete_user),
-                web.get("/{file:[a-z.]*}", self._static),
-            ]
-        )
+        app.add_routes([
+            web.get("/api/events", self._events), web.get("/api/story/{job:[0-9]{1,18}}", self._story),
+            web.post("/api/switch", self._switch), web.post("/api/act", self._act), web.post("/api/phone", self._phone),
+            web.get("/api/scripts", self._scripts), web.post("/api/scripts/check", self._check),
+            web.put("/api/scripts", self._save), web.post("/auth/v1/signup", self._sign_up),
+            web.delete("/auth/v1/admin/users/{id}", self._delete_user), web.get("/{file:[a-z.]*}", self._static),
+        ])  # fmt: skip
         app.cleanup_ctx.append(self._running)
         app.on_shutdown.append(self._close)
         return app
@@ -92,7 +84,7 @@ class Page:
         await asyncio.to_thread(_install_triggers, sandbox.postgres.url())
         self._watch = Watch(sandbox.postgres.url(), sandbox.events, sandbox.twilio)
         self._breaks = Breaks(sandbox, self._watch, self._http)
-        self._sandbox.twilio.behave(**COLLEAGUES)
+        sandbox.twilio.behave(**COLLEAGUES)
         watching = asyncio.ensure_future(self._watch.run())
         await self._watch.ready.wait()
         yield
@@ -173,23 +165,21 @@ class Page:
         return response
 
     def _hello(self) -> dict[str, Any]:
+        switches, actions = SWITCHES.items(), ACTIONS.items()
         return {
             "jobs": list(self._watch.jobs.values()),
             "attempts": [{"id": row["id"], "job_id": row["job_id"]} for row in self._watch.attempts.values()],
-            "counts": self._watch.counts,
-            "phones": list(self._breaks.people),
+            "counts": self._watch.counts, "phones": list(self._breaks.people),
             "calls": [call.report() for call in self._sandbox.twilio.calls if call.in_hand],
-            "caller": self._sandbox.ready.twilio_phone_number,
-            "anon_key": self._sandbox.ready.supabase_anon_key,
+            "caller": self._sandbox.ready.twilio_phone_number, "anon_key": self._sandbox.ready.supabase_anon_key,
             "modes": [file["name"] for file in author.files() if "." not in file["name"]],
             "switches": [
-                {"name": name, "label": switch.label, "help": switch.help, "on": name in self._breaks.on}
-                for name, switch in SWITCHES.items()
+                {"name": name, "label": each.label, "help": each.help, "on": name in self._breaks.on}
+                for name, each in switches
             ],
-            "actions": [{"name": name, "label": label, "help": help_} for name, (label, help_) in ACTIONS.items()],
-            "worst": self._breaks.worst,
-            "write": self._write,
-        }
+            "actions": [{"name": name, "label": label, "help": help_} for name, (label, help_) in actions],
+            "worst": self._breaks.worst, "write": self._write,
+        }  # fmt: skip
 
     async def _story(self, request: web.Request) -> web.Response:
         """The sentences of explain_call_job."""
@@ -214,9 +204,8 @@ class Page:
 
     async def _delete_user(self, request: web.Request) -> web.Response:
         ready, user = self._sandbox.ready, request.match_info["id"]
-        key = ready.supabase_service_key
-        headers = {"apikey": key, "Authorization": f"Bearer {key}"}
-        async with self._http().delete(f"{ready.supabase_url}/auth/v1/admin/users/{user}", headers=headers) as answer:
+        url, key = f"{ready.supabase_url}/auth/v1/admin/users/{user}", ready.supabase_service_key
+        async with self._http().delete(url, headers={"apikey": key, "Authorization": f"Bearer {key}"}) as answer:
             said = await answer.json()
         self._sandbox.events.tell("user-deleted", user=user, answer=answer.status)
         return web.json_response(said, status=answer.status)

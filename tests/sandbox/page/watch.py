@@ -21,12 +21,9 @@ Row = dict[str, Any]
 
 TRIGGERS = Path(__file__).with_name("watch.sql")
 KINDS = {
-    "outbound_call_jobs": "job",
-    "outbound_call_attempts": "attempt",
-    "outbound_call_answers": "answer",
-    "call_opt_outs": "opt-out",
-    "call_settings": "pause",
-}
+    "outbound_call_jobs": "job", "outbound_call_attempts": "attempt", "outbound_call_answers": "answer",
+    "call_opt_outs": "opt-out", "call_settings": "pause",
+}  # fmt: skip
 FINAL = ("completed", "failed", "canceled")
 COUNT_S = 0.2
 RECONNECT_S = 0.2
@@ -110,8 +107,7 @@ class Watch:
             await asyncio.sleep(COUNT_S)
 
     def _judge(self) -> dict[str, int]:
-        """twice: see _repeats. lost: people whom nobody called, and whose
-        job is over although no rule allows that."""
+        """twice: see _repeats. lost: people whom nobody called, and whose job is over although no rule allows that."""
         calls: dict[int | None, list[Call]] = defaultdict(list)
         attempts: dict[int, list[Row]] = defaultdict(list)
         for attempt in self.attempts.values():
@@ -148,10 +144,6 @@ def is_lost(job: Row, attempts: list[Row], calls: list[Call]) -> bool:
     if not job["attempts"] or any(attempt["state"] == "refused" for attempt in attempts):
         return False  # screening or Twilio refused the number
     at_twilio = {attempt_of(call.url) for call in calls}
-    in_vain = [
-        attempt
-        for attempt in attempts
-        if (attempt["state"] == "absent" and attempt["id"] not in at_twilio)
-        or (attempt["state"] == "ended" and attempt["call_status"] in IN_VAIN)
-    ]
-    return len(in_vain) < MAX_ATTEMPTS
+    absent = [a for a in attempts if a["state"] == "absent" and a["id"] not in at_twilio]
+    in_vain = [a for a in attempts if a["state"] == "ended" and a["call_status"] in IN_VAIN]
+    return len(absent + in_vain) < MAX_ATTEMPTS

@@ -26,11 +26,9 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Model = TypeVar("Model", bound=BaseModel)
 
 
-_FOLDER = Path(__file__).parent
 PAGE = {
-    "": ("text/html", _FOLDER / "state.html"),
-    "state.js": ("text/javascript", _FOLDER / "state.js"),
-    "state.css": ("text/css", _FOLDER / "state.css"),
+    name.removeprefix("state.html"): (f"text/{kind}", Path(__file__).parent / name)
+    for name, kind in (("state.html", "html"), ("state.js", "javascript"), ("state.css", "css"))
 }
 
 

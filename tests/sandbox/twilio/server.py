@@ -135,16 +135,13 @@ class Twilio:
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._guard])
         account = f"/{API}/Accounts/{{account}}"
-        app.add_routes(
-            [
-                web.post(f"{account}/Calls.json", self._create, name="create"),
-                web.get(f"{account}/Calls.json", self._list),
-                web.get(f"{account}/Calls/{{sid}}.json", self._fetch),
-                web.post(f"{account}/Calls/{{sid}}.json", self._update),
-                *self.account.routes(),
-                *control(self),
-            ]
-        )
+        app.add_routes([
+            web.post(f"{account}/Calls.json", self._create, name="create"),
+            web.get(f"{account}/Calls.json", self._list, name="list"),
+            web.get(f"{account}/Calls/{{sid}}.json", self._fetch, name="fetch"),
+            web.post(f"{account}/Calls/{{sid}}.json", self._update, name="update"),
+            *self.account.routes(), *control(self),
+        ])  # fmt: skip
         app.cleanup_ctx.append(self._open)
         app.on_shutdown.append(self._release)
         return app
@@ -172,6 +169,7 @@ class Twilio:
         began, code = time.monotonic(), None
         try:
             self._authenticate(request)
+            self.requests[request.match_info.route.name or "other"] += 1
             response = await handler(request)
         except Refusal as refusal:
             response, code = _refused(refusal), refusal.code
@@ -214,7 +212,6 @@ class Twilio:
     # -- calls --------------------------------------------------------------------------------------------------------
 
     async def _create(self, request: web.Request) -> web.StreamResponse:
-        self.requests["create"] += 1
         form = await _form(request)
         conduct = self.rules.draw(form.get("To", [""])[-1])
         match conduct.create:
@@ -227,7 +224,7 @@ class Twilio:
                 return web.Response(status=502, text=BAD_GATEWAY, content_type="text/html")
             case refused if refused.startswith("error:"):
                 await asyncio.sleep(conduct.latency_ms / 1000)
-                raise Refusal(_code(refused))
+                raise Refusal(int(refused.removeprefix("error:")))
         order = read(form, self.phone_number, self.warnings)
         if conduct.create == "accept_late":
             await self._client_gone(request)
@@ -264,7 +261,6 @@ class Twilio:
             await asyncio.sleep(DISCONNECT_POLL_S)
 
     async def _list(self, request: web.Request) -> web.Response:
-        self.requests["list"] += 1
         query = request.query
         for name in sorted(set(query) - LIST_FILTERS):
             self.warnings.append({"code": 20001, "message": f"Unknown parameters: {name}"})
@@ -280,11 +276,9 @@ class Twilio:
         raise Refusal(20404, request.path)
 
     async def _fetch(self, request: web.Request) -> web.Response:
-        self.requests["fetch"] += 1
         return web.json_response(self._call(request).resource())
 
     async def _update(self, request: web.Request) -> web.Response:
-        self.requests["update"] += 1
         call = self._call(request)
         form = await _form(request)
         if unknown := sorted(form.keys() - UPDATES):
@@ -317,10 +311,6 @@ def _closed(request: web.Request) -> web.Response:
     if request.transport is not None:
         request.transport.close()
     return web.Response(status=500)
-
-
-def _code(refused: str) -> int:
-    return int(refused.removeprefix("error:"))
 
 
 async def _form(request: web.Request) -> dict[str, list[str]]:

@@ -27,8 +27,7 @@ class ApplicationError(Exception):
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
-        self.code = code
-        self.message = message
+        self.code, self.message = code, message
 
 
 @dataclass(frozen=True)
@@ -117,10 +116,7 @@ ATTRIBUTES = {
     "Play": {"loop"},
     "Pause": {"length"},
     "Gather": {
-        *(
-            "action", "method", "timeout", "numDigits", "finishOnKey", "actionOnEmptyResult", "input", "language",
-            "hints",
-        ),
+        *("action", "method", "timeout", "numDigits", "finishOnKey", "actionOnEmptyResult", "input", "language", "hints"),
         *("speechTimeout", "profanityFilter", "speechModel", "enhanced", "bargeIn", "debug", "partialResultCallback"),
         *("partialResultCallbackMethod", "maxSpeechTime"),
     },
@@ -169,8 +165,10 @@ def _verb(element: ET.Element, document: Document) -> Verb:
     match element.tag:
         case "Say":
             return _say(element, document)
-        case "Play":
-            return _play(element)
+        case "Play":  # a file at an absolute URL; `digits` is not done here
+            if not re.fullmatch(r"https?://\S+", url := _inner(element)) or len(url) > MAX_URL:
+                raise ApplicationError(11100, f"Invalid URL format: {url or 'no URL to play'}")
+            return Play(url, _integer(element, "loop", 1, 0, 13410) or 1000)
         case "Pause":
             return Pause(_integer(element, "length", 1, 0, 13910))
         case "Gather":
@@ -180,7 +178,7 @@ def _verb(element: ET.Element, document: Document) -> Verb:
         case "Dial":
             return _dial(element, document)
         case "Redirect":
-            return Redirect("".join(element.itertext()).strip(), _method(element, 13710))
+            return Redirect(_inner(element), _method(element, 13710))
         case "Hangup":
             return Hangup()
         case _:
@@ -202,31 +200,20 @@ def _say(element: ET.Element, document: Document) -> Say:
     return Say(text, times, language)
 
 
-def _play(element: ET.Element) -> Play:
-    """A file at an absolute URL. `digits` is not done here."""
-    url = "".join(element.itertext()).strip()
-    if not re.fullmatch(r"https?://\S+", url) or len(url) > MAX_URL:
-        raise ApplicationError(11100, f"Invalid URL format: {url or 'no URL to play'}")
-    return Play(url, _integer(element, "loop", 1, 0, 13410) or 1000)
-
-
 def _gather(element: ET.Element, document: Document) -> Gather:
     prompt: list[Say | Play | Pause] = []
     for inner in element:
         if inner.tag not in ("Say", "Play", "Pause"):
             raise ApplicationError(13320, f"Gather: Invalid nested verb {inner.tag}")
-        verb = _verb(inner, document)
-        assert isinstance(verb, Say | Play | Pause)
-        prompt.append(verb)
+        prompt.append(_verb(inner, document))  # type: ignore[arg-type]
     inputs = element.get("input", "dtmf").split()
     if "dtmf" not in inputs or not set(inputs) <= {"dtmf", "speech"}:
         raise ApplicationError(12200, "the stand-in gathers keys, or keys and speech (input dtmf, dtmf speech)")
     hints = element.get("hints", "").split(",")
     if len(hints) > 500 or max(map(len, hints)) > 101:
         document.warnings.append(ApplicationError(13330, "Gather: Invalid hints value"))
-    if not re.fullmatch(
-        r"[1-9][0-9]*", element.get("speechTimeout", "1")
-    ):  # "auto" needs a model, which is not done here
+    # "auto" needs a model, which is not done here.
+    if not re.fullmatch(r"[1-9][0-9]*", element.get("speechTimeout", "1")):
         document.warnings.append(ApplicationError(13327, "Gather: Invalid speechTimeout value"))
     if not LANGUAGE.fullmatch(language := element.get("language", "en-US")):
         document.warnings.append(ApplicationError(12200, f"Schema validation: Gather: {language!r} is no language"))
@@ -239,15 +226,11 @@ def _gather(element: ET.Element, document: Document) -> Gather:
     if empty not in ("true", "false"):
         raise ApplicationError(13338, f"Gather: Invalid actionOnEmptyResult value {empty!r}")
     return Gather(
-        prompt=tuple(prompt),
-        action=element.get("action") or None,
-        method=_method(element, 13312),
+        prompt=tuple(prompt), action=action or None, method=_method(element, 13312),
         timeout=_integer(element, "timeout", 5, 0, 13313),
         num_digits=_integer(element, "numDigits", None, 1, 13314) if "numDigits" in element.attrib else None,
-        finish_on_key=finish,
-        on_empty_result=empty == "true",
-        listens="speech" in inputs,
-    )
+        finish_on_key=finish, on_empty_result=empty == "true", listens="speech" in inputs,
+    )  # fmt: skip
 
 
 def _connect(element: ET.Element, document: Document) -> Connect:
@@ -279,22 +262,20 @@ def _dial(element: ET.Element, document: Document) -> Dial:
     if len(element) != 1 or (noun := element[0]).tag != "Number":
         raise ApplicationError(12200, "Schema validation: the stand-in dials one Number")
     _check(noun, document)
-    number = "".join(noun.itertext()).strip()
-    if not re.fullmatch(r"\+[1-9][0-9]{6,14}", number):
+    if not re.fullmatch(r"\+[1-9][0-9]{6,14}", number := _inner(noun)):
         raise ApplicationError(13223, f"Dial->Number: Invalid phone number format {number!r}")
     timeout = _integer(element, "timeout", 30, 5, 13212)
     if timeout > 600:
         document.warnings.append(ApplicationError(13212, "Dial: Invalid timeout value"))
     return Dial(
-        number,
-        action=element.get("action") or None,
-        method=_method(element, 13211),
-        timeout=timeout,
-        time_limit=_integer(element, "timeLimit", 14_400, 1, 13216),
-        caller_id=element.get("callerId"),
-        whisper=noun.get("url") or None,
-        whisper_method=_method(noun, 13221),
-    )
+        number, action=element.get("action") or None, method=_method(element, 13211), timeout=timeout,
+        time_limit=_integer(element, "timeLimit", 14_400, 1, 13216), caller_id=element.get("callerId"),
+        whisper=noun.get("url") or None, whisper_method=_method(noun, 13221),
+    )  # fmt: skip
+
+
+def _inner(element: ET.Element) -> str:
+    return "".join(element.itertext()).strip()
 
 
 def _check(element: ET.Element, document: Document) -> None:
@@ -303,13 +284,10 @@ def _check(element: ET.Element, document: Document) -> None:
 
 
 def _method(element: ET.Element, code: int) -> Method:
-    match element.get("method", "POST").upper():
-        case "POST":
-            return "POST"
-        case "GET":
-            return "GET"
-        case other:
-            raise ApplicationError(code, f"{element.tag}: Invalid method value {other!r}")
+    methods: dict[str, Method] = {"GET": "GET", "POST": "POST"}
+    if (given := element.get("method", "POST").upper()) in methods:
+        return methods[given]
+    raise ApplicationError(code, f"{element.tag}: Invalid method value {given!r}")
 
 
 def _integer(element: ET.Element, name: str, default: int | None, least: int, code: int) -> int:
