@@ -38,3 +38,25 @@ def chromium() -> Iterator[Any]:
             yield browser
         finally:
             browser.close()
+
+
+def sign_up(window: Any, name: str = "Ada", *, pace: str | None = "12", mode: str | None = None) -> Any:
+    """-> the phone of the person, which rings"""
+    window.get_by_label("First name").first.fill(name)
+    if pace and not window.get_by_label("Speed of the voice").is_visible():
+        window.get_by_text("More", exact=True).click()
+    if pace:
+        window.get_by_label("Speed of the voice").select_option(pace)
+    if mode:
+        window.get_by_label("Mode").select_option(mode)
+    press(window, "Sign up")
+    phone = window.get_by_role("article", name=f"of {name}")
+    phone.get_by_role("button", name="Answer").wait_for()
+    return phone
+
+
+def press(where: Any, button: str, *, hear: str | None = None, **options: Any) -> None:
+    """A button, or a key of one digit; and waits until these words stand there."""
+    where.get_by_role("button", name=button, exact=len(button) == 1).click(**options)
+    if hear:
+        where.get_by_text(hear).last.wait_for()

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.page_check.browser import chromium, missing
+from tests.page_check.browser import chromium, missing, press, sign_up
 from tests.sandbox.sandbox import Sandbox
 
 FOLDER = Path(__file__).parents[2] / "shared" / "docs" / "pictures"
@@ -39,33 +39,21 @@ def main() -> int:
 def act(window: Any) -> None:
     """Ada's call was in doubt, is found, answered and under way; Bob's phone rings."""
     window.get_by_role("switch", name="the answer is lost").check()
-    ada = sign_up(window, "Ada", "demo")
-    ada.get_by_role("button", name="Answer").click()
-    ada.get_by_text("thanks for asking for a demo").wait_for()
-    ada.get_by_role("button", name="2", exact=True).click()
-    ada.get_by_text("Do your people sign in").wait_for()
-    sign_up(window, "Bob", "waitlist")
+    ada = sign_up(window, "Ada", pace=None, mode="demo")
+    press(ada, "Answer", hear="thanks for asking for a demo")
+    press(ada, "2", hear="Do your people sign in")
+    sign_up(window, "Bob", pace=None, mode="waitlist")
     window.get_by_role("button", name="Timeline of job").last.click()
     ada.focus()
     window.mouse.move(0, 0)
     window.evaluate("scrollTo(0, 0)")
 
 
-def sign_up(window: Any, name: str, mode: str) -> Any:
-    window.get_by_label("First name").first.fill(name)
-    window.get_by_label("Mode").select_option(mode)
-    window.get_by_role("button", name="Sign up").click()
-    phone = window.get_by_role("article", name=f"of {name}")
-    phone.get_by_role("button", name="Answer").wait_for()
-    return phone
-
-
 def walk(window: Any) -> None:
     window.get_by_role("link", name="Script").click()
-    window.get_by_role("button", name="Start the call").click()
-    for key in ("2", "1"):
-        window.get_by_role("button", name=f"{key}: ").click()
-    window.get_by_text("And when would you like").last.wait_for()
+    press(window, "Start the call")
+    press(window, "2: ")
+    press(window, "1: ", hear="And when would you like")
 
 
 def take(window: Any, name: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.page_check.browser import AXE
+from tests.page_check.browser import AXE, press, sign_up
 from tests.sandbox.page import author
 from tests.sandbox.sandbox import Sandbox
 
@@ -16,18 +16,6 @@ ADA, BOB = "+14155550100", "+14155550101"
 THEMES = ("light", "dark")
 LARGE: list[dict[str, Any]] = [{"viewport": {"width": 1600, "height": 900}, "color_scheme": theme} for theme in THEMES]
 SIZES = [*LARGE, *({**size, "viewport": {"width": 380, "height": 800}} for size in LARGE)]
-
-
-def sign_up(window: Any, name: str = "Ada", pace: str = "12") -> Any:
-    """-> the phone of the person, which rings"""
-    window.get_by_label("First name").first.fill(name)
-    if not window.get_by_label("Speed of the voice").is_visible():
-        window.get_by_text("More", exact=True).click()
-    window.get_by_label("Speed of the voice").select_option(pace)
-    window.get_by_role("button", name="Sign up").click()
-    phone = window.get_by_role("article", name=f"of {name}")
-    phone.get_by_role("button", name="Answer").wait_for()
-    return phone
 
 
 def verdict(window: Any) -> str:
@@ -42,14 +30,11 @@ def rows(sandbox: Sandbox, query: str) -> list[tuple[Any, ...]]:
 def test_phone_is_answered_and_its_keys_are_stored(window: Any, sandbox: Sandbox) -> None:
     phone = sign_up(window)
     assert "Ringing" in phone.inner_text()
-    phone.get_by_role("button", name="Answer").click()
-    phone.get_by_text("Hi Ada, thanks for asking for a demo").wait_for()
+    press(phone, "Answer", hear="Hi Ada, thanks for asking for a demo")
     phone.get_by_text("How many people").wait_for()
-    phone.get_by_role("button", name="2", exact=True).click()
-    phone.get_by_text("Do your people sign in").wait_for()
+    press(phone, "2", hear="Do your people sign in")
     window.get_by_text("stored: team_size = 2_to_10").wait_for()
-    phone.get_by_role("button", name="9", exact=True).click()
-    phone.get_by_text("This number is off our list for good").wait_for()
+    press(phone, "9", hear="This number is off our list for good")
     window.get_by_text(f"stored: {ADA} is never called again").wait_for()
     window.get_by_text("job 1 is completed").or_(window.locator("#jobs .completed")).first.wait_for()
     assert rows(sandbox, "select phone_e164 from call_opt_outs") == [(ADA,)]
@@ -62,10 +47,10 @@ def test_three_faults_at_once_still_end_with_one_call(window: Any, sandbox: Sand
     for name in switches:
         window.get_by_role("switch", name=name).check()
     phone = sign_up(window)
-    phone.get_by_role("button", name="Answer").click()
+    press(phone, "Answer")
     window.get_by_text("webhook: lost").wait_for()
     window.get_by_text("POST Calls.json: no answer").wait_for()
-    phone.get_by_role("button", name="Hang up").click()
+    press(phone, "Hang up")
     window.locator("#jobs .completed").wait_for()
     for name in switches:
         window.get_by_role("switch", name=name).uncheck()
@@ -73,13 +58,12 @@ def test_three_faults_at_once_still_end_with_one_call(window: Any, sandbox: Sand
 
 
 def test_killed_function_calls_nobody_twice(window: Any, sandbox: Sandbox) -> None:
-    window.get_by_role("button", name="Kill the function").click()
+    press(window, "Kill the function")
     phone = sign_up(window)
-    phone.get_by_role("button", name="Decline").click()
+    press(phone, "Decline")
     window.get_by_text("attempt 1 is ended (busy)").wait_for()
-    phone.get_by_role("button", name="Answer").click(timeout=20_000)  # it rings again
-    phone.get_by_text("Hi Ada").wait_for()
-    phone.get_by_role("button", name="Hang up").click()
+    press(phone, "Answer", hear="Hi Ada", timeout=20_000)  # it rings again
+    press(phone, "Hang up")
     window.locator("#jobs .completed").wait_for()
     assert verdict(window) == "called twice: 0 · lost: 0"
 
@@ -87,7 +71,7 @@ def test_killed_function_calls_nobody_twice(window: Any, sandbox: Sandbox) -> No
 def test_two_phones_ring_and_talk_at_once(window: Any, sandbox: Sandbox) -> None:
     ada, bob = sign_up(window, "Ada"), sign_up(window, "Bob")
     for phone in (ada, bob):
-        phone.get_by_role("button", name="Answer").click()
+        press(phone, "Answer")
     for phone, key in ((ada, "1"), (bob, "3")):
         phone.get_by_text("How many people").wait_for()
         phone.focus()
@@ -95,7 +79,7 @@ def test_two_phones_ring_and_talk_at_once(window: Any, sandbox: Sandbox) -> None
         phone.get_by_text(f"pressed {key}").wait_for()
     window.get_by_text("stored: team_size").wait_for()
     for phone in (ada, bob):
-        phone.get_by_role("button", name="Hang up").click()
+        press(phone, "Hang up")
     window.locator("#jobs .completed").nth(1).wait_for()
     query = "select j.first_name, a.digits from outbound_call_answers a join outbound_call_jobs j on j.id = a.job_id order by 1"
     assert rows(sandbox, query) == [("Ada", "1"), ("Bob", "3")]
@@ -105,9 +89,8 @@ def test_keyboard_alone_signs_up_answers_presses_and_hangs_up(window: Any) -> No
     def tab_to(name: str) -> None:
         for _ in range(60):
             window.keyboard.press("Tab")
-            if window.evaluate("document.activeElement.textContent.trim() || document.activeElement.name").startswith(
-                name
-            ):
+            focused = window.evaluate("document.activeElement.textContent.trim() || document.activeElement.name")
+            if focused.startswith(name):
                 return
         raise AssertionError(f"no way by Tab to {name}")
 
@@ -131,22 +114,20 @@ def test_ringing_is_announced_and_survives_a_reload(window: Any) -> None:
     assert "Ada's phone is ringing" in window.locator("[aria-live=assertive]").inner_text()
     window.reload()
     phone = window.get_by_role("article", name="of Ada")
-    phone.get_by_role("button", name="Answer").click()
-    phone.get_by_text("Hi Ada").wait_for()
+    press(phone, "Answer", hear="Hi Ada")
     window.reload()
-    phone.get_by_role("button", name="Hang up").click()
+    press(phone, "Hang up")
     window.locator("#jobs .completed").wait_for()
 
 
 def test_deleted_user_is_not_called(window: Any) -> None:
     window.get_by_role("switch", name="Calls are paused").check()
-    window.get_by_role("button", name="Sign up").click()
+    press(window, "Sign up")
     window.locator("#jobs .queued").wait_for()
-    window.get_by_role("button", name="Delete this user").click()
-    window.get_by_text("the user was deleted: 200").wait_for()
+    press(window, "Delete this user", hear="the user was deleted: 200")
     window.get_by_role("switch", name="Calls are paused").uncheck()
     window.locator("#jobs .canceled").wait_for()
-    window.get_by_role("button", name="Tell the story of this job").click()
+    press(window, "Tell the story of this job")
     window.locator("#story").get_by_text("now: canceled: the user was deleted").wait_for()
 
 
@@ -157,11 +138,11 @@ def test_script_shows_problems_and_is_walked_by_keys(window: Any) -> None:
     text.fill(text.input_value().replace('key = "9"', 'key = "#"'))
     window.locator("#problems code", has_text="opt_out.key").wait_for()
     assert window.get_by_role("button", name="Start the call").is_disabled()
-    window.get_by_role("button", name="Undo my changes").click()
-    window.get_by_role("button", name="Start the call").click()
-    for key in ("2", "1", "1"):
-        window.get_by_role("button", name=f"{key}: ").click()
-    window.get_by_text("the call ends").wait_for()
+    press(window, "Undo my changes")
+    press(window, "Start the call")
+    press(window, "2: ")
+    press(window, "1: ")
+    press(window, "1: ", hear="the call ends")
     assert window.locator("#walked").inner_text() == "3 of 9"
     assert window.get_by_role("button", name="Save to disk").is_hidden()
     assert author.files() == before
@@ -180,22 +161,18 @@ def test_axe_finds_nothing_serious_on_the_page(window: Any) -> None:
     seen = {"empty": findings()}
     phone = sign_up(window)
     seen["ringing"] = findings()
-    phone.get_by_role("button", name="Answer").click()
-    phone.get_by_text("How many people").wait_for()
-    phone.get_by_role("button", name="2", exact=True).click()
-    phone.get_by_text("Do your people sign in").wait_for()
+    press(phone, "Answer", hear="How many people")
+    press(phone, "2", hear="Do your people sign in")
     seen["talking"] = findings()
     window.get_by_role("link", name="Script").click()
-    window.get_by_role("button", name="Start the call").click()
+    press(window, "Start the call")
     seen["script"] = findings()
     assert seen == {"empty": [], "ringing": [], "talking": [], "script": []}
 
 
 @pytest.mark.parametrize("window", SIZES, indirect=True)
 def test_nothing_is_cut_off_at_either_width(window: Any) -> None:
-    phone = sign_up(window)
-    phone.get_by_role("button", name="Answer").click()
-    phone.get_by_text("Hi Ada").wait_for()
+    press(sign_up(window), "Answer", hear="Hi Ada")
     for view in ("Telephone", "Script"):
         window.get_by_role("link", name=view).click()
         assert window.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -203,7 +180,7 @@ def test_nothing_is_cut_off_at_either_width(window: Any) -> None:
 
 @pytest.mark.timeout(400)
 def test_worst_hour_ends_with_nobody_called_twice_or_lost(window: Any, sandbox: Sandbox) -> None:
-    window.get_by_role("button", name="Replay the worst hour").click()
+    press(window, "Replay the worst hour")
     said = window.locator("#worst-said", has_text="60 people in")
     said.wait_for(timeout=300_000)
     assert "called twice: 0 · lost: 0 · still open: 0" in said.inner_text()
