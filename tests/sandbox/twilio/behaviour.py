@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from tests.sandbox.twilio.create_call_validation import Refusal
 
@@ -41,6 +41,9 @@ class Speech(_Strict):
 
     text: str
     confidence: Annotated[float, Field(ge=0, le=1)] = 0.9
+
+
+Words = Annotated[Speech, BeforeValidator(lambda given: {"text": given} if isinstance(given, str) else given)]
 
 
 class Conduct(_Strict):
@@ -76,7 +79,7 @@ class Conduct(_Strict):
     words_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     detection_s: Seconds | None = None
     digits: tuple[Annotated[str, Field(pattern=r"^[0-9*#A-D]*$")], ...] = ()
-    speech: tuple[str | Speech, ...] = ()
+    speech: tuple[Words, ...] = ()
     to_agent: tuple[str, ...] = ()
     agent_fault: Annotated[str, Field(pattern=r"^(refused|handshake|tls|break:[1-9]\d*)$")] | None = None
     hangup_after: Annotated[int, Field(ge=0)] | None = None

@@ -479,43 +479,43 @@ class Exchange:
 
     async def _gather(self, call: Call, gather: Gather) -> Step | None:
         """The request that its input leads to; None: go on with the next verb."""
-        if call.in_hand and call.picked_up_by == "human":
-            return await self._gather_keys(call, gather)
-        await self._prompt(call, gather)
-        presses = call.conduct.digits if call.picked_up_by == "human" else ()
-        pressed = presses[call.gathers] if call.gathers < len(presses) else ""
-        spoken = self._speech(call, gather)
-        call.gathers += 1
-        if pressed:
-            self._transcribe(call, "person", digits=pressed)
-        if spoken and not pressed:
-            self._transcribe(call, "person", said=spoken.text)
+        by_hand = call.in_hand and call.picked_up_by == "human"
+        digits, finish, spoken = await (self._by_hand(call, gather) if by_hand else self._by_rules(call, gather))
+        fields = {"Digits": digits, "FinishedOnKey": finish}
+        if spoken:
             fields = {"SpeechResult": spoken.text, "Confidence": str(spoken.confidence)}
-            return gather.method, gather.action or "", fields
-        digits, finish = "", ""
-        for key in pressed:
-            if key == gather.finish_on_key:
-                finish = key
-                break
-            digits += key
-            if len(digits) == gather.num_digits:
-                break
-        else:
-            await asyncio.sleep(gather.timeout * self.pace(call))
-        return self._gathered(gather, digits, finish)
-
-    @staticmethod
-    def _gathered(gather: Gather, digits: str, finish: str) -> Step | None:
-        if not digits and not gather.on_empty_result:
+        elif not digits and not gather.on_empty_result:
             return None
-        return gather.method, gather.action or "", {"Digits": digits, "FinishedOnKey": finish}
+        return gather.method, gather.action or "", fields
 
     async def _prompt(self, call: Call, gather: Gather) -> None:
         for verb in gather.prompt:
             await self._utter(call, verb)
 
-    async def _gather_keys(self, call: Call, gather: Gather) -> Step | None:
-        """From a person's hand. The first key or word cuts the prompt short. Silence lasts its real seconds."""
+    async def _by_rules(self, call: Call, gather: Gather) -> tuple[str, str, Speech | None]:
+        """Digits, the key that finished them, and words, as the rules give them; else silence. Keys come first."""
+        await self._prompt(call, gather)
+        turn, given = call.gathers, call.conduct if call.picked_up_by == "human" else Conduct()
+        call.gathers += 1
+        pressed = given.digits[turn] if turn < len(given.digits) else ""
+        spoken = given.speech[turn] if gather.listens and turn < len(given.speech) else None
+        if pressed:
+            self._transcribe(call, "person", digits=pressed)
+        elif spoken and spoken.text:
+            self._transcribe(call, "person", said=spoken.text)
+            return "", "", spoken
+        digits = ""
+        for key in pressed:
+            if key == gather.finish_on_key:
+                return digits, key, None
+            digits += key
+            if len(digits) == gather.num_digits:
+                return digits, "", None
+        await asyncio.sleep(gather.timeout * self.pace(call))
+        return digits, "", None
+
+    async def _by_hand(self, call: Call, gather: Gather) -> tuple[str, str, Speech | None]:
+        """The same, from a person. The first key or word cuts the prompt short. Silence lasts its real seconds."""
         call.inputs = asyncio.Queue()
         digits, finish, said = "", "", ""
         self._tell(call, "gather", listens=True, speech=gather.listens)
@@ -537,19 +537,9 @@ class Exchange:
             await asyncio.gather(prompt, return_exceptions=True)
         call.gathers += 1
         self._tell(call, "gather", listens=False, digits=digits, said=said)
-        if said:
-            self._transcribe(call, "person", said=said)
-            return gather.method, gather.action or "", {"SpeechResult": said, "Confidence": "0.9"}
-        if digits:
-            self._transcribe(call, "person", digits=digits)
-        return self._gathered(gather, digits, finish)
-
-    def _speech(self, call: Call, gather: Gather) -> Speech | None:
-        speech = call.conduct.speech if call.picked_up_by == "human" and gather.listens else ()
-        given = speech[call.gathers] if call.gathers < len(speech) else ""
-        if isinstance(given, Speech):
-            return given
-        return Speech(text=given) if given else None
+        if said or digits:
+            self._transcribe(call, "person", **({"said": said} if said else {"digits": digits}))
+        return digits, finish, Speech(text=said) if said else None
 
     async def _utter(self, call: Call, verb: Say | Play | Pause) -> None:
         """A file to play is not fetched: its URL stands in the transcript, and it lasts as long as one word."""
