@@ -6,6 +6,7 @@ import subprocess
 import sys
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -69,40 +70,29 @@ def test_notation_outside_the_subset_is_refused_at_start() -> None:
 
 def test_strict_rules_are_sourced_and_narrow_the_default() -> None:
     strict = calling_hours("strict")
-    assert len(strict.rules) == len({rule.place for rule in strict.rules}) == 27
-    assert all(rule.source and rule.name for rule in strict.rules)
+    ruled = {rule.place for rule in strict.rules if rule.source and rule.name}
+    assert len(strict.rules) == len(ruled) == 27
     assert strict.read
     assert strict.review_after
     assert strict.read < strict.review_after
-    places_known = {
-        state for states in places._states_by_area().values() for state in states
-    } | phonenumbers.SUPPORTED_REGIONS
-    assert {rule.place for rule in strict.rules} <= places_known
+    assert ruled <= {*phonenumbers.SUPPORTED_REGIONS, *chain(*places._states_by_area().values())}
 
 
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ('default = "08:00-21:00', "Unterminated|at line 1|Illegal"),
-        ('hours = "08:00-21:00"', "default"),
-        ('default = "8-21"', "part 1"),
-        (
-            'default = "08:00-21:00"\n[[rules]]\nplace = "Alabama"\nname = "A"\nhours = "Su off"\nsource = "s"',
-            "rules.0.place",
-        ),
-        ('default = "08:00-21:00"\n[[rules]]\nplace = "US-AL"\nname = "A"\nhours = "08:00-20:00"', "rules.0.source"),
-        ('default = "08:00-21:00"\nrule = []', "rule: Extra"),
-    ],
-)
-def test_wrong_files_of_hours_name_what_is_wrong(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, named: str
-) -> None:
-    (tmp_path / "mine.toml").write_text(text, "utf-8")
+def test_wrong_files_of_hours_name_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    default, rule = 'default = "08:00-21:00"', '[[rules]]\nname = "A"\nhours = "08:00-20:00"'
+    table = {
+        default[:-1]: "Unterminated|at line 1|Illegal",
+        default.replace("default", "hours"): "default",
+        'default = "8-21"': "part 1",
+        f'{default}\n{rule}\nplace = "Alabama"\nsource = "s"': "rules.0.place",
+        f'{default}\n{rule}\nplace = "US-AL"': "rules.0.source",
+        f"{default}\nrule = []": "rule: Extra",
+    }
     monkeypatch.setattr(opening_hours, "FOLDER", tmp_path)
-    calling_hours.cache_clear()
-    with pytest.raises(ValueError, match=named):
-        calling_hours("mine")
-    calling_hours.cache_clear()
+    for text, named in table.items():
+        (tmp_path / "mine.toml").write_text(text, "utf-8")
+        with pytest.raises(ValueError, match=named):
+            calling_hours("mine")  # a fault is not kept
 
 
 def test_hours_are_printed_with_source_and_now(capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,13 +122,9 @@ def test_states_by_area_code_agree_with_the_geocoder() -> None:
         if region not in ("US", "CA") or phonenumbers.number_type(number) not in (0, 1, 2):
             continue
         areas += 1
-        states = states_of_area(f"{area}")
-        described = geocoder.description_for_number(number, "en")
-        if (
-            not states
-            or any(state[:2] != region for state in states)
-            or (described[-4:-2] == ", " and f"{region}-{described[-2:]}" not in states)
-        ):
+        states, described = states_of_area(f"{area}"), geocoder.description_for_number(number, "en")
+        named = {f"{region}-{described[-2:]}"} if described[-4:-2] == ", " else set()
+        if {state[:2] for state in states} != {region} or not named.issubset(states):
             wrong.append((area, states, described))
     assert (wrong, areas > 400) == ([], True)
 

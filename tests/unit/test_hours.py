@@ -104,13 +104,12 @@ JUNK: list[object] = [
 
 
 def test_metadata_that_names_no_zone_is_ignored() -> None:
-    wrong = []
+    wrong: list[tuple[object, ...]] = []
+    keys = ("app_timezone", *KEYS)
     for junk in JUNK:
         for now in map(utc, ("2026-06-17 15:59", "2026-06-17 16:00", "2026-06-18 02:59", "2026-06-18 03:00")):
             nothing = first(SAN_FRANCISCO, now, {})
-            wrong += [
-                (junk, now, key) for key in ("app_timezone", *KEYS) if first(SAN_FRANCISCO, now, {key: junk}) != nothing
-            ]
+            wrong += [(junk, now, key) for key in keys if first(SAN_FRANCISCO, now, {key: junk}) != nothing]
         metadata = {"timezone": junk, "time_zone": "America/New_York", "tz": "America/Los_Angeles"}
         if first(SAN_FRANCISCO, utc("2026-06-17 15:30"), metadata) != utc("2026-06-17 16:00"):
             wrong.append((junk, utc("2026-06-17 15:30"), "timezone"))
@@ -182,45 +181,28 @@ def test_country_of_a_zone_is_that_of_zone_tab() -> None:
 
 
 MAY_BE_NORTH = ("America/Whitehorse", "America/Inuvik", "America/Rankin_Inlet", "America/Iqaluit", "America/Atikokan")
-MAY_BE: list[tuple[str, str]] = [
-    # One clock of each: the zones with that clock are written by the first of them.
-    ("+18672012345", "Whitehorse Dawson Inuvik Edmonton Cambridge_Bay Rankin_Inlet Resolute Iqaluit Atikokan"),
-    ("+18676692345", "Edmonton"),  # Yellowknife, an exchange that the library knows
-    ("+19075550100", "Anchorage Adak"),
-    ("+19075812345", "Anchorage Adak"),  # Unalaska
-    ("+19072122345", "Juneau"),
-    ("+18085550100", "Honolulu"),
-    ("+17295550100", "New_York Chicago"),
-    (BERLIN_FIXED, "Berlin Busingen"),
-    ("+6281234567890", "Jakarta Pontianak Makassar Jayapura"),
-    ("+56961234567", "Santiago Coyhaique Punta_Arenas Easter"),
-    ("+56221234567", "Santiago Coyhaique Punta_Arenas Easter"),
-    ("+299221234", "Nuuk Danmarkshavn Scoresbysund Thule"),
-    ("+97688123456", "Ulaanbaatar Hovd"),
-    ("+243812345678", "Kinshasa Lubumbashi"),
-    ("+593991234567", "Guayaquil Galapagos"),
-    ("+351912345678", "Lisbon Madeira Azores"),
-    ("+34612345678", "Madrid Ceuta Canary"),
-    ("+6913201234", "Pohnpei Kosrae"),
-    ("+68640123", "Tarawa Kanton Kiritimati"),
-    ("+68987123456", "Tahiti Marquesas Gambier"),
-    ("+67570123456", "Port_Moresby Bougainville"),
-    ("+35796123456", "Nicosia Famagusta"),
-    ("+8613123456789", "Shanghai Urumqi"),
-    ("+447400123456", "London"),
-    ("+5511961234567", "Sao_Paulo"),  # Brazil's mobiles have area codes
+# One clock of each: the zones with that clock are written by the first of them.
+MAY_BE: dict[str, str] = {
+    "+18672012345": "Whitehorse Dawson Inuvik Edmonton Cambridge_Bay Rankin_Inlet Resolute Iqaluit Atikokan",
+    "+18676692345": "Edmonton",  # Yellowknife, an exchange that the library knows
+    "+19075550100": "Anchorage Adak", "+19075812345": "Anchorage Adak",  # the latter in Unalaska
+    "+19072122345": "Juneau", "+18085550100": "Honolulu", "+17295550100": "New_York Chicago", BERLIN_FIXED: "Berlin Busingen",
+    "+6281234567890": "Jakarta Pontianak Makassar Jayapura", "+56961234567": "Santiago Coyhaique Punta_Arenas Easter",
+    "+56221234567": "Santiago Coyhaique Punta_Arenas Easter", "+299221234": "Nuuk Danmarkshavn Scoresbysund Thule",
+    "+97688123456": "Ulaanbaatar Hovd", "+243812345678": "Kinshasa Lubumbashi", "+593991234567": "Guayaquil Galapagos",
+    "+351912345678": "Lisbon Madeira Azores", "+34612345678": "Madrid Ceuta Canary", "+6913201234": "Pohnpei Kosrae",
+    "+68640123": "Tarawa Kanton Kiritimati", "+68987123456": "Tahiti Marquesas Gambier",
+    "+67570123456": "Port_Moresby Bougainville", "+35796123456": "Nicosia Famagusta", "+8613123456789": "Shanghai Urumqi",
+    "+447400123456": "London", "+5511961234567": "Sao_Paulo",  # Brazil's mobiles have area codes
     # The library names a foreign zone that had the same clock once.
-    ("+213551234567", "Algiers"),
-    ("+212650123456", "Casablanca"),
-    ("+50581234567", "Managua"),
-    ("+970599123456", "Gaza Hebron"),
-    ("+74012345678", "Kaliningrad"),
-]
+    "+213551234567": "Algiers", "+212650123456": "Casablanca", "+50581234567": "Managua", "+970599123456": "Gaza Hebron",
+    "+74012345678": "Kaliningrad",
+}  # fmt: skip
 
 
 def test_numbers_may_be_in_every_zone_of_their_country() -> None:
     wrong = []
-    for e164, right in MAY_BE:
+    for e164, right in MAY_BE.items():
         names = phone(e164).zones
         for month in range(1, 13):
             noon = datetime(2026, month, 15, 12, tzinfo=UTC)
@@ -234,29 +216,22 @@ def test_numbers_may_be_in_every_zone_of_their_country() -> None:
 def test_guessed_zone_has_from_nine_to_eight_everywhere() -> None:
     table = [
         # One zone, from nine to eight there.
-        (SAN_FRANCISCO, "2026-01-14", "17:00", "04:00"),
-        (SAN_FRANCISCO, "2026-06-17", "16:00", "03:00"),
+        (SAN_FRANCISCO, "2026-01-14", "17:00", "04:00"), (SAN_FRANCISCO, "2026-06-17", "16:00", "03:00"),
         # Split area codes. The library knows some exchanges and takes the rest for the larger part.
-        ("+18504320100", "2026-01-14", "15:00", "02:00"),
-        ("+18505550100", "2026-01-14", "14:00", "01:00"),
+        ("+18504320100", "2026-01-14", "15:00", "02:00"), ("+18505550100", "2026-01-14", "14:00", "01:00"),
         ("+12705550100", "2026-01-14", "14:00", "01:00"),
         ("+12085550100", "2026-01-14", "17:00", "03:00"),  # Los Angeles in the morning, Boise in the evening
         ("+19075550100", "2026-01-14", "19:00", "05:00"),  # Adak, Anchorage
         # Many zones.
         (US_TOLL_FREE, "2026-01-14", "23:00", "23:30"),  # Guam in the morning, Newfoundland in the evening
         (RUSSIAN_MOBILE, "2026-01-14", "07:00", "08:00"),  # Kaliningrad, Kamchatka
-        (RUSSIAN_MOBILE, "2026-06-17", "07:00", "08:00"),
         (AUSTRALIAN_MOBILE, "2026-01-14", "02:30", "09:00"),  # Cocos Islands, Lord Howe
         (AUSTRALIAN_MOBILE, "2026-06-17", "02:30", "09:30"),
         # Not the main regions of their codes: their own zones only.
-        (JAMAICAN_MOBILE, "2026-01-14", "14:00", "01:00"),
-        (JAMAICAN_MOBILE, "2026-06-17", "14:00", "01:00"),
-        (KAZAKH_MOBILE, "2026-01-14", "04:00", "15:00"),
-        (KAZAKH_MOBILE, "2026-06-17", "04:00", "15:00"),
+        (JAMAICAN_MOBILE, "2026-01-14", "14:00", "01:00"), (KAZAKH_MOBILE, "2026-01-14", "04:00", "15:00"),
         # Half hours.
-        (INDIAN_MOBILE, "2026-01-14", "03:30", "14:30"),
-        ("+97714567890", "2026-01-14", "03:15", "14:15"),
-    ]
+        (INDIAN_MOBILE, "2026-01-14", "03:30", "14:30"), ("+97714567890", "2026-01-14", "03:15", "14:15"),
+    ]  # fmt: skip
     wrong = []
     for number, day, start, end in table:
         opens, closes = utc(f"{day} {start}"), utc(f"{day} {end}")
@@ -312,16 +287,13 @@ def test_number_with_an_unknown_zone_is_not_called() -> None:
 
 def test_zones_of_the_library_all_have_clocks() -> None:
     names = {name for zones in TIMEZONE_DATA.values() for name in zones}
-    assert len(names) > 200
-    assert names <= ZONE_NAMES
+    assert (names - ZONE_NAMES, len(names) > 200) == (set(), True)
 
 
 def test_numbers_without_zones_are_called_always() -> None:
-    hours_of_a_day = [utc(f"2026-06-17 {hour:02}:00") for hour in range(24)]
-    for number in (SAN_FRANCISCO, US_TOLL_FREE, SATELLITE):
-        assert [when(number, now, zone, "always") for now in hours_of_a_day for zone in (None, "Asia/Tokyo")] == [
-            now for now in hours_of_a_day for _ in range(2)
-        ]
+    for now in (utc(f"2026-06-17 {hour:02}:00") for hour in range(24)):
+        for number in (SAN_FRANCISCO, US_TOLL_FREE, SATELLITE):
+            assert [when(number, now, zone, "always") for zone in (None, "Asia/Tokyo")] == [now, now]
 
 
 def test_clock_of_the_machine_is_not_read() -> None:
@@ -355,20 +327,12 @@ def test_wait_ends_to_the_second_when_clocks_change() -> None:
         ("America/New_York", "01:30-01:45", "2026-11-01 06:45", "2026-11-02 06:30"),
         ("America/New_York", "00:30-01:30", "2026-11-01 05:30", "2026-11-01 06:00"),  # the clock falls back into it
         # Berlin, 29 March and 25 October 2026: at 01:00 UTC.
-        ("Europe/Berlin", "08:00-21:00", "2026-03-28 20:00", "2026-03-29 06:00"),
         ("Europe/Berlin", "02:15-03:15", "2026-03-29 00:59:59.999999", "2026-03-29 01:00"),
-        ("Europe/Berlin", "08:00-21:00", "2026-10-24 19:00", "2026-10-25 07:00"),
         ("Europe/Berlin", "02:15-02:30", "2026-10-25 00:30", "2026-10-25 01:15"),
-        # Sydney, 5 April and 4 October 2026: at 16:00 UTC of the day before.
-        ("Australia/Sydney", "08:00-21:00", "2026-04-04 10:00", "2026-04-04 22:00"),
+        # Sydney, 5 April 2026: at 16:00 UTC of the day before.
         ("Australia/Sydney", "02:30-02:40", "2026-04-04 15:40", "2026-04-04 16:30"),
-        ("Australia/Sydney", "08:00-21:00", "2026-10-03 11:00", "2026-10-03 21:00"),
-        ("Australia/Sydney", "02:30-04:00", "2026-10-03 15:00", "2026-10-03 16:00"),
         # Lord Howe changes by half an hour: 02:00 to 01:30 at 15:00 UTC, 02:00 to 02:30 at 15:30 UTC.
-        ("Australia/Lord_Howe", "08:00-21:00", "2026-04-04 12:00", "2026-04-04 21:30"),
-        ("Australia/Lord_Howe", "01:45-01:50", "2026-04-04 14:00", "2026-04-04 14:45"),
         ("Australia/Lord_Howe", "01:45-01:50", "2026-04-04 14:50", "2026-04-04 15:15"),
-        ("Australia/Lord_Howe", "08:00-21:00", "2026-10-03 12:00", "2026-10-03 21:00"),
         ("Australia/Lord_Howe", "02:15-03:00", "2026-10-03 15:00", "2026-10-03 15:30"),
         # Havana goes back from 01:00 to midnight, Santiago from midnight to the day before.
         ("America/Havana", "00:15-00:20", "2025-11-02 04:20", "2025-11-02 05:15"),
@@ -492,11 +456,9 @@ def is_right_by_hand(place: tuple[str, tuple[str, ...]], zone: str | None, momen
     guessed = is_right(moment, zones, (9 * 60, 20 * 60))
     if zone is None:
         return guessed
-    stored = is_right(moment, [zone], (8 * 60, 21 * 60))
-    same_clock = any(
-        moment.astimezone(ZoneInfo(zone)).utcoffset() == moment.astimezone(ZoneInfo(name)).utcoffset() for name in zones
-    )
-    return stored and (guessed or (STORED[zone] == country and same_clock))
+    offsets = [moment.astimezone(ZoneInfo(name)).utcoffset() for name in (zone, *zones)]
+    decides = STORED[zone] == country and offsets[0] in offsets[1:]
+    return is_right(moment, [zone], (8 * 60, 21 * 60)) and (guessed or decides)
 
 
 def test_numbers_zones_and_moments_agree_by_hand() -> None:

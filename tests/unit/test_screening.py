@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import phonenumbers
 import pytest
@@ -56,8 +56,7 @@ def code(answer: PhoneNumber | Refusal | PutOff | None) -> str | None:
     if isinstance(answer, PhoneNumber | None):
         return None
     assert re.fullmatch(r"[a-z_]+", answer.code)
-    assert " " in answer.reason
-    assert isinstance(answer, PutOff) or not re.search(r"\d", answer.reason)
+    assert re.fullmatch(r".* .*" if isinstance(answer, PutOff) else r"\D* \D*", answer.reason)
     return answer.code
 
 
@@ -65,10 +64,7 @@ def outcome(typed: str, given: Settings) -> str:
     """The number that is dialed, or the code of the refusal."""
     number = parse_number(typed, given)
     refused = code(screen(number, {}, given, NOON_IN_DENVER))
-    if refused:
-        return refused
-    assert isinstance(number, PhoneNumber)
-    return number.e164
+    return refused or cast(PhoneNumber, number).e164
 
 
 def screened(e164: str, **changed: str) -> str | None:
@@ -178,7 +174,6 @@ TYPED: list[tuple[str, str, str]] = [
 
 
 def test_typed_texts_become_the_number_that_was_meant() -> None:
-
     seen = [(home, typed, right, outcome(typed, HOMES[home])) for home, typed, right in TYPED]
     assert [row for row in seen if row[2] != row[3]] == []
 
@@ -275,28 +270,21 @@ def test_doctor_warns_of_an_old_area_code_table(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(doctor, "AREA_CODES_AGE", datetime.now(UTC).date() - AREA_CODES_READ_ON - timedelta(days=1))
     (finding,) = doctor._old_tables(settings())
     assert (finding.state, "area_code_unknown" in finding.advice) == ("warning", True)
-    assert f"{AREA_CODES_READ_ON:%d %b %Y}" in finding.found
+    assert finding.found.endswith(f"{AREA_CODES_READ_ON:%d %b %Y}")
 
 
 def test_exchanges_without_subscribers_are_refused_in_every_area_code() -> None:
-    areas = [
-        f"{area}" for area in range(200, 990) if phonenumbers.is_valid_number(phonenumbers.parse(f"+1{area}2345678"))
-    ]
-    services = ["950", "958", "959", *(f"{digit}11" for digit in range(2, 10))]
+    known = [area for area in range(200, 990) if phonenumbers.is_valid_number(phonenumbers.parse(f"+1{area}2345678"))]
+    services = ["5551212", *(f"{exchange}0100" for exchange in (950, 958, 959, *range(211, 1000, 100)))]
+    lines = {"9760100": "premium_rate", **dict.fromkeys(services, "service_number")}
     wrong = []
-    for area in [*areas, *AREA_CODES]:
-        for line, right in [
-            ("9760100", "premium_rate"),
-            ("5551212", "service_number"),
-            *((f"{exchange}0100", "service_number") for exchange in services),
-        ]:
+    for area in [*known, *AREA_CODES]:
+        for line, right in lines.items():
             number = parse_number(f"+1{area}{line}", EVERYWHERE["CA"])
-            refusal = check_number(number, EVERYWHERE["CA"]) if isinstance(number, PhoneNumber) else number
-            if refusal is None or (
-                refusal.code != right and refusal.code not in (*REFUSED_TYPES.values(), "number_invalid")
-            ):
-                wrong.append((area, line, refusal))
-    assert (wrong, len(areas) > 380) == ([], True)
+            refused = code(check_number(number, EVERYWHERE["CA"]) if isinstance(number, PhoneNumber) else number)
+            if refused not in (right, "number_invalid", *REFUSED_TYPES.values()):
+                wrong.append((area, line, refused))
+    assert (wrong, len(known) > 380) == ([], True)
 
 
 def test_settings_decide_which_numbers_are_called() -> None:
@@ -388,17 +376,14 @@ def test_regions_that_share_plus_one_are_told_apart() -> None:
 
 
 def test_refusal_of_a_territory_says_how_to_allow() -> None:
-    for region in ("PR", "GU", "VI", "AS", "MP"):
-        number = parse_number(existing(region), settings())
-        refusal = screen(number, {}, settings(), NOON_IN_DENVER)
+    told = {}
+    for region in ("PR", "GU", "VI", "AS", "MP", "GB"):
+        refusal = screen(parse_number(existing(region), settings()), {}, settings(), NOON_IN_DENVER)
         assert isinstance(refusal, Refusal)
-        assert refusal.code == "country_not_allowed"
-        assert f"({region})" in refusal.reason
-        assert "Puerto Rico, Guam" in refusal.reason
+        assert (refusal.code, f"({region})" in refusal.reason) == ("country_not_allowed", True)
+        told[region] = "Puerto Rico, Guam" in refusal.reason
         assert screened(existing(region), CALL_COUNTRIES=f"US {region}") is None
-    abroad = screen(parse_number(existing("GB"), settings()), {}, settings(), NOON_IN_DENVER)
-    assert isinstance(abroad, Refusal)
-    assert "Puerto Rico" not in abroad.reason
+    assert told == {**dict.fromkeys(told, True), "GB": False}
 
 
 def test_hours_are_checked_after_the_number() -> None:
