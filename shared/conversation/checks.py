@@ -57,8 +57,7 @@ class _File:
         self.language = str(raw.get("language"))
         self.opt_out, self.connect = _table(raw, "opt_out"), _table(raw, "connect")
         self.opt_out_key = _text(self.opt_out, "key")
-        listed = raw.get("questions")
-        questions = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+        questions = [each for each in _list(raw, "questions") if isinstance(each, dict)]
         self.questions: list[tuple[str, Table]] = [
             (f"questions.{_text(each, 'id') or f'(number {number})'}", each) for number, each in enumerate(questions, 1)
         ]
@@ -90,6 +89,10 @@ def _table(table: Table, key: str) -> Table:
     return value if isinstance(value := table.get(key), dict) else {}
 
 
+def _list(table: Table, key: str) -> list[Any]:
+    return value if isinstance(value := table.get(key), list) else []
+
+
 def _text(table: Table, key: str) -> str | None:
     return value if isinstance(value := table.get(key), str) else None
 
@@ -99,9 +102,7 @@ def _answers(question: Table) -> dict[str, Table]:
 
 
 def _phrases(table: Table, key: str) -> list[Phrase]:
-    return (
-        [phrase(each) for each in value if isinstance(each, str)] if isinstance(value := table.get(key), list) else []
-    )
+    return [phrase(each) for each in _list(table, key) if isinstance(each, str)]
 
 
 def _check_file(file: _File, name: str) -> list[Problem]:
@@ -147,7 +148,7 @@ def _check_next(file: _File) -> Iterator[Problem]:
 
 def _check_connect(file: _File) -> Iterator[Problem]:
     """No value of the metadata replaces another parameter, and a stream has no keys of a relay."""
-    names: list[object] = given if isinstance(given := file.connect.get("metadata"), list) else []
+    names = _list(file.connect, "metadata")
     for name in names:
         if name in PARAMETERS or names.count(name) > 1:
             yield "connect.metadata", f"{name!r} is told already: take it out"
