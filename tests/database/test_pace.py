@@ -43,7 +43,8 @@ def test_pace_of_claims_holds_over_a_minute(steps: Steps) -> None:
     for _ in range(60):
         claimed += steps.claim(pace=0.5)["outcome"] == "claimed"
         steps.pass_time(1)
-    assert claimed == pytest.approx(0.5 * (steps.now() - began).total_seconds(), abs=1)  # on a slow machine it is more
+    # A slow machine takes longer than this minute, and may ask too late for a slot, never too early.
+    assert 29 <= claimed <= 0.5 * (steps.now() - began).total_seconds() + 1
 
 
 def test_quiet_hour_saves_up_no_burst(steps: Steps) -> None:

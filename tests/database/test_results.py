@@ -56,10 +56,7 @@ def record(steps: Steps, claimed: Row, state: str, delay_s: float = 5.0, note: s
 
 def answer(steps: Steps, attempt: uuid.UUID, meaning: str, **more: object) -> None:
     """The person answers the question about their team."""
-    steps.call(
-        "record_call_answer", attempt=attempt, call_sid=steps.attempt(attempt)["call_sid"], ask_s=ASK_S,
-        question="team", meaning=meaning, digits="2", **more,
-    )  # fmt: skip
+    steps.press(attempt, steps.attempt(attempt)["call_sid"], "team", meaning, "2", **more)
 
 
 def end(steps: Steps, how: str, **columns: object) -> int:
