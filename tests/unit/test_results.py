@@ -120,7 +120,7 @@ def test_each_answer_has_its_meaning() -> None:
     in_a_minute = email.utils.format_datetime(datetime.now(UTC) + timedelta(minutes=1), usegmt=True)
     cases: list[tuple[int, str | None, str, float]] = [
         (200, None, "told", 0), (204, "60", "told", 0), (299, None, "told", 0), (410, "60", "gone", 0),
-        (500, None, "due", 300), (404, None, "due", 300), (301, None, "due", 300), (100, None, "due", 300),
+        (500, None, "due", 300), (404, None, "due", 300), (300, None, "due", 300), (100, None, "due", 300),
         (429, "120", "due", 120), (503, "1", "due", 5), (503, "-1", "due", 300), (503, "soon", "due", 300),
         (429, "9" * 400, "due", 86_400), (429, in_a_minute, "due", 60), (503, "٣", "due", 300), (503, "", "due", 300),
         (429, "Mon, 01 Jan 1990 00:00:00 GMT", "due", 5), (503, "Mon, 99 Jan 9999999 00:00:00 GMT", "due", 300),
