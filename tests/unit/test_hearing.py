@@ -147,13 +147,14 @@ def test_spoken_opt_out_is_asked_about_without_a_database() -> None:
     made, dispatcher = script(), Mock()
     dispatcher.record_answer.side_effect = JobsUnavailable("down")
     library = Mock(named=Mock(return_value=made))
-    table = {("q", "stop calling me"): ("at=opt_out.q", "Gather"), ("opt_out.q", "yes"): ("keys=9", "Redirect"),
-             ("q", "sure"): ("keys=1", "Redirect")}  # fmt: skip
-    for (at, said), (kept, verb) in table.items():
+    table = {("q", "stop calling me"): ("at=opt_out.q", "Gather", None), ("opt_out.q", "yes"): ("keys=9", "Redirect", "yes"),
+             ("q", "sure"): ("keys=1", "Redirect", "sure")}  # fmt: skip
+    for (at, said), (kept, verb, heard) in table.items():
         query = {"attempt": str(uuid4()), "script": "spoken", "at": at, "try": "1"}
         form = {"CallSid": "CA" + "a" * 32, "SpeechResult": said}
         document = handle(read_voice_request(form, query, "https://x.example/voice"), dispatcher, library)
         assert (kept in document, verb in document) == (True, True), (at, said)
+        assert dispatcher.record_answer.call_args.args[2].heard == heard, (at, said)
 
 
 def test_a_spoken_opt_out_key_needs_its_question() -> None:

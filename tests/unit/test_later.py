@@ -54,9 +54,9 @@ def test_time_is_said_in_each_language() -> None:
         "en": "tomorrow at 10:00 AM", "es": "mañana a las 10:00", "de": "morgen um 10:00 Uhr", "fr": "demain à 10:00",
         "it": "domani alle 10:00", "pt": "amanhã às 10:00", "nl": "morgen om 10:00",
     }  # fmt: skip
-    next_week, monday = tomorrow + timedelta(days=7), datetime(2026, 6, 22, 9, tzinfo=BERLIN)
+    next_week, monday = tomorrow + timedelta(days=6), datetime(2026, 6, 22, 9, tzinfo=BERLIN)
     assert [time_in_words(*asked, THURSDAY) for asked in (("en-US", soon), ("de-DE", monday), ("en-GB", next_week))] == [
-        "today at 4:05 PM", "am Montag um 9:00 Uhr", "on Friday, 2026-06-26, at 10:00 AM",
+        "today at 4:05 PM", "am Montag um 9:00 Uhr", "on Thursday, 2026-06-25, at 10:00 AM",
     ]  # fmt: skip
     assert time_in_words("en-US", tomorrow, THURSDAY, "Perth") == "tomorrow at 10:00 AM, Perth time"
 

@@ -334,6 +334,7 @@ ERRORS = [
     ('goodbye = "Goodbye."', f'goodbye = {{ play = "{URL}", words = "Bye {{zip}}" }}', "goodbye: {zip} is not declared under"),
     ('"Goodbye."', f'{{ play = "{URL}", words = "Press 7." }}', "goodbye: says 'press 7', but key 7 does nothing there"),
     ('key = "9"', 'key = "9"\nhear = ["stop"]', "opt_out.hear: needs ask, the question that confirms it, and yes"),
+    ('key = "9"', 'key = "9"\nhear = ["stop"]\nask = "Out?"', "opt_out.hear: needs ask, the question that confirms it, and yes"),
     ('language = "en-US"', 'language = "en-US"\nlisten = "ears"', "listen: must be one of keys, speech, both"),
     ("[opt_out]", "[opt_in]", "opt_out: is missing"),
     ('say = "How many?"', "", "questions.size.say: is missing"),
