@@ -272,6 +272,19 @@ def test_stop_behind_a_claim_ends_its_call(steps: Steps, another: Another, by_ha
     assert steps.accept(attempt, a_sid())["then"] == "end"
 
 
+def test_opt_out_locks_jobs_in_their_order(steps: Steps, connection: Connection, another: Another) -> None:
+    """Two opt-outs at once cannot deadlock: one that waits for the older job holds no newer one yet."""
+    older, newer = steps.queue(number := a_number()), steps.queue(number)
+    steps.change_job(older, due_at=steps.now())  # an indexed column: now its index entries lie behind the newer one
+    holder, operator = another(), another()
+    holder.service.execute("reset role")
+    with in_background(connection) as start, holder.service.transaction():
+        holder.service.execute("select from public.outbound_call_jobs where id = %s for update", (older,))
+        stopped = start(operator, lambda: operator.call("opt_out", phone_number=number))
+        connection.execute("select from public.outbound_call_jobs where id = %s for update nowait", (newer,))
+    assert stopped.result(20)["canceled"] == 2
+
+
 def test_job_that_is_being_canceled_is_not_claimed(steps: Steps, another: Another) -> None:
     job, operator = steps.queue(), another()
     with operator.service.transaction():
