@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
+import threading
 
 import httpx
 import pytest
@@ -42,6 +44,32 @@ def test_application_that_cannot_start_is_an_error() -> None:
     app.on_startup.append(fail)
     with pytest.raises(RuntimeError, match="no database"):
         Server(app).start()
+
+
+@pytest.mark.parametrize("hangs_up", [True, False])
+def test_client_that_hangs_up_leaves_no_traceback(caplog: pytest.LogCaptureFixture, hangs_up: bool) -> None:
+    reads, ended = threading.Event(), threading.Event()
+
+    async def read(request: web.Request) -> web.Response:
+        reads.set()
+        try:
+            return web.Response(body=await request.read())
+        finally:
+            ended.set()
+            if not hangs_up:
+                raise ConnectionError("to another service")
+
+    app = web.Application()
+    app.router.add_post("/", read)
+    with Server(app) as server, socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 8\r\n\r\nhalf")
+        assert reads.wait(20)
+        client.close() if hangs_up else client.sendall(b"rest")
+        assert ended.wait(20)
+        assert hangs_up or client.recv(12) == b"HTTP/1.1 500"
+    assert (
+        [record.message for record in caplog.records] == [] if hangs_up else ["Error handling request from 127.0.0.1"]
+    )
 
 
 def test_tls_server_is_trusted_by_its_authority_alone() -> None:

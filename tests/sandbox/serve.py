@@ -17,6 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 BACKLOG = 1024  # a burst of a thousand clients waits in the kernel, it is not refused
 STOP_SECONDS = 5.0  # how long stop() lets requests under way finish
@@ -40,6 +41,17 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@web.middleware
+async def _forgive_a_hang_up(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A client that hangs up while its body is read is no error of the server: aiohttp would print a traceback."""
+    try:
+        return await handler(request)
+    except ConnectionError:
+        if request.transport is not None:
+            raise
+        return web.Response(status=499)  # nginx's number for it; nobody reads the answer
 
 
 class Server:
@@ -111,6 +123,7 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         app = self._app if isinstance(self._app, web.Application) else self._app()
+        app.middlewares.insert(0, _forgive_a_hang_up)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_SECONDS)
         await runner.setup()
         try:
