@@ -69,8 +69,9 @@ def parts() -> "tuple[Jobs, Dispatcher, Sender]":
             from shared.dispatcher import wire  # with all that dials: listening does not wait for it
 
             jobs, dispatcher = wire(settings)
-            _parts = jobs, dispatcher, Sender(settings, jobs)
-            _parts[2].wake()  # events are written from now on, before this process's first call can end
+            sender = Sender(settings, jobs)
+            _parts = jobs, dispatcher, sender
+            sender.wake()  # events are written from now on, before this process's first call can end
         return _parts
 
 

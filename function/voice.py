@@ -128,13 +128,13 @@ def _answered(event: CallEvent) -> CallEvent:
 def _wait(asked: VoiceRequest, script: Script, keys: str) -> str:
     """Ask the person to wait and Twilio to ask again, MAX_WAITS times within PATIENCE_SECONDS; then apologize."""
     now = time.time()
-    if asked.waits >= MAX_WAITS or now + PAUSE_SECONDS > (asked.waiting_since or int(now)) + PATIENCE_SECONDS:
+    since = asked.waiting_since or int(now)
+    if asked.waits >= MAX_WAITS or now + PAUSE_SECONDS > since + PATIENCE_SECONDS:
         return twiml.render_twiml(turns.apology_turn(script), script, None)
-    return twiml.render_wait(script, PAUSE_SECONDS, _url_after_wait(asked, asked.place, keys))
+    return twiml.render_wait(script, PAUSE_SECONDS, _url_after_wait(asked, asked.place, since, keys))
 
 
-def _url_after_wait(asked: VoiceRequest, place: Place | None, keys: str) -> str:
-    since = asked.waiting_since or int(time.time())
+def _url_after_wait(asked: VoiceRequest, place: Place | None, since: int, keys: str) -> str:
     return twiml.place_url(asked.action, place, waits=asked.waits + 1, since=since, keys=keys)
 
 
@@ -142,6 +142,7 @@ def _render(turn: Turn, script: Script, call: LiveCall, asked: VoiceRequest, dis
     if not call.is_wanted or call.job is None:
         _log_unwanted(asked.event.call_sid, call)
         return twiml.hang_up()
+    # A voicemail speaks, too. `by_machine` is false once it has said an answer, so only a key proves a person here.
     unproved = turn.dials and not asked.pressed
     if turn.opts_out or call.opted_out:
         turn = turns.opt_out_turn(script)
@@ -149,14 +150,14 @@ def _render(turn: Turn, script: Script, call: LiveCall, asked: VoiceRequest, dis
         turn = turns.voicemail_turn(script)
     elif (turn.connects or unproved) and dispatcher.awaits_detection(call) and asked.waits < DETECTION_WAITS:
         at = asked.place if turn.dials and asked.place else Place(script.name, turns.CONNECT)
-        action = _url_after_wait(asked, at, turn.learned.key if turn.learned else "")
+        since = asked.waiting_since or int(time.time())
+        action = _url_after_wait(asked, at, since, turn.learned.key if turn.learned else "")
         return twiml.render_wait(script, DETECTION_PAUSE_SECONDS, action, asked.waits == 0)
     elif turn.connects and asked.attempt is not None:
         return twiml.render_handover(script, call.job, asked.attempt, asked.action)
     dialed = turns.dialed_answer(script, turn.place) if turn.dials and turn.place else None
     if turn.place and dialed:
         transfer = dispatcher.plan_transfer(dialed.answer, call, asked.picked_up_at)
-        # A voicemail speaks, too. `by_machine` is false once it has said an answer, so only a key proves a person here.
         is_machine = (call.answered_by or "").startswith(("machine", "fax"))
         if transfer and (asked.pressed or not is_machine):
             log.info("a colleague is rung", call_sid=asked.event.call_sid, limit_s=transfer.limit_s)

@@ -51,10 +51,10 @@ def handle(body: bytes, dispatcher: "Dispatcher") -> dict[str, Any]:
         job_id = _Record.model_validate(event.record).id
     except ValidationError as error:
         raise BadPayload(_first(error)) from error
-    return answer(_dial(job_id, dispatcher))
+    return answer(_dial_or_leave_to_sweep(job_id, dispatcher))
 
 
-def _dial(job_id: int, dispatcher: "Dispatcher") -> StepResult:
+def _dial_or_leave_to_sweep(job_id: int, dispatcher: "Dispatcher") -> StepResult:
     until = time.monotonic() + MAX_WAIT_SECONDS
     if not TWILIO_WAITERS.acquire(blocking=False):
         return StepResult("waiting", job_id)

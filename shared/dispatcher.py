@@ -1,4 +1,4 @@
-"""Claim, screen, dial, record; and follow up open calls. The line that makes a phone ring is in `Dispatcher._dial`.
+"""Claim, screen, dial, record; and follow up open calls. `_screen_and_place` makes a phone ring.
 
     claim (writes the attempt) -> screen -> one request to Twilio -> record the outcome
 
@@ -94,12 +94,12 @@ class Dispatcher:
             case _:
                 assert_never(claim)
 
-    def _dial(self, claim: models.Claimed, since: ClaimClock) -> StepResult:
+    def _dial(self, claim: models.Claimed, claimed: ClaimClock) -> StepResult:
         with structlog.contextvars.bound_contextvars(job=claim.job.id, attempt=str(claim.attempt.id)):
             self._fault_point("claimed")
-            return self._screen_and_place(claim, since)
+            return self._screen_and_place(claim, claimed)
 
-    def _screen_and_place(self, claim: models.Claimed, since: ClaimClock) -> StepResult:
+    def _screen_and_place(self, claim: models.Claimed, claimed: ClaimClock) -> StepResult:
         """Dial a claimed job and record the outcome. No other line of the program places a call."""
         job, attempt = claim.job, claim.attempt.id
         number = parse_number(job.phone_number, self._settings)
@@ -108,6 +108,8 @@ class Dispatcher:
             self._jobs.release(attempt, code="number_corrected", reason=reason, slot_s=self._slot_s)
             return models.finished(self._parse_number(job.id, job.phone_number))
         match screen(number, job.metadata, self._settings, claim.now, redial=claim.redial):
+            case None:
+                pass  # nothing forbids the call
             case Refusal(code=code, reason=reason):
                 self._jobs.refuse(attempt, code=code, reason=reason, slot_s=self._slot_s)
                 log.warning("call refused", kind="call_refused", code=code, reason=reason)
@@ -117,9 +119,9 @@ class Dispatcher:
                 log.info("call put off", code=code, until=str(until))
                 return StepResult("put_off", job.id, code)
         self._fault_point("screened")
-        in_time = partial(since.is_fresh, DIAL_WITHIN_SECONDS)
+        may_still_send = partial(claimed.is_fresh, DIAL_WITHIN_SECONDS)
         try:
-            placed = self._telephony.place(attempt, job.id, job.phone_e164, in_time)
+            placed = self._telephony.place(attempt, job.id, job.phone_e164, may_still_send)
         except CallNotPlaced as failure:
             self._fault_point("failed")
             return self._record_failure(job.id, attempt, failure.verdict)
@@ -129,7 +131,7 @@ class Dispatcher:
         log.info("called", call_sid=placed.call_sid, number=claim.attempt.number)
         self.end_if_unwanted(call, placed.call_sid)
         if call.is_wanted:
-            rings_at = claim.now + timedelta(seconds=since.age_s() + placed.queue_s)
+            rings_at = claim.now + timedelta(seconds=claimed.age_s() + placed.queue_s)
             self._put_off_if_late(attempt, placed.call_sid, number, job.metadata, rings_at)
         return StepResult("called", job.id, placed.call_sid)
 

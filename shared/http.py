@@ -86,12 +86,12 @@ class DeadlinePassed(Exception):
 class DeadlineBody:
     """The body of a request under a claim. It checks the clocks after the connection is made and the headers are sent."""
 
-    def __init__(self, body: bytes, in_time: Callable[[], bool]) -> None:
-        self._body, self._in_time = body, in_time
+    def __init__(self, body: bytes, may_still_send: Callable[[], bool]) -> None:
+        self._body, self._may_still_send = body, may_still_send
         self.was_sent = False
 
     def __iter__(self) -> Iterator[bytes]:
-        if not self._in_time():
+        if not self._may_still_send():
             raise DeadlinePassed
         self.was_sent = True
         yield self._body

@@ -76,6 +76,7 @@ class Jobs:
         self._client = client
 
     def claim(self, attempt: UUID, job_id: int | None, policy: ClaimPolicy, *, busy_s: float) -> Claim:
+        """Take a due job and write its attempt; SQL checks pause, rate, caps and opt-outs. `busy_s`: a busy number's wait."""
         return self._call("claim_call_job", _CLAIM, attempt=attempt, job_id=job_id, busy_s=busy_s, **vars(policy))
 
     def set_number(

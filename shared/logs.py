@@ -218,7 +218,7 @@ def configure_logs(stream: TextIO | None = None, json: bool | None = None, *, se
 
 
 class Headers(Protocol):
-    """A dict or werkzeug's headers. Names are case-insensitive."""
+    """A dict or werkzeug's headers. Readers ignore the case of names."""
 
     def items(self) -> Iterable[tuple[str, str]]: ...
 

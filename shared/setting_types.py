@@ -64,11 +64,11 @@ def _base_url(value: str) -> str:
 def _public_url(value: str) -> str:
     if "_" in (urlsplit(value).hostname or ""):
         raise refusal("must be a URL without an underscore in its host (Twilio refuses one)")
-    return _secret_url(value)
+    return _https_url(value)
 
 
-def _secret_url(value: str) -> str:
-    """An address that is posted to as it stands. Its path and query may hold a secret."""
+def _https_url(value: str) -> str:
+    """An address that is used as it stands."""
     parts = _parts(value, query=True)
     if parts.scheme != "https" and not _is_loopback(parts.hostname or ""):
         raise refusal("must be an https URL, except on a loopback host")
@@ -141,7 +141,7 @@ RoutePath = Annotated[
     ),
 ]
 PublicUrl = Annotated[BaseUrl, AfterValidator(_public_url)]
-SecretUrl = Annotated[str, AfterValidator(_secret_url)]
+SecretUrl = Annotated[str, AfterValidator(_https_url)]
 LoopbackUrl = Annotated[BaseUrl, AfterValidator(_loopback_url)]
 E164 = Annotated[str, AfterValidator(_e164)]
 Numbers = Annotated[tuple[E164, ...], BeforeValidator(_words)]

@@ -97,11 +97,11 @@ class TwilioHttp:
     """A transport for twilio-python, with a deadline. `http` None: each request has a connection to its own host."""
 
     def __init__(
-        self, http: Http | None, *, connect_s: float, total_s: float, in_time: Callable[[], bool] | None = None
+        self, http: Http | None, *, connect_s: float, total_s: float, may_still_send: Callable[[], bool] | None = None
     ) -> None:
         self._http = http
         self._connect_s, self._total_s = connect_s, total_s
-        self._in_time = in_time
+        self._may_still_send = may_still_send
         self.body: DeadlineBody | None = None
 
     def request(
@@ -122,8 +122,8 @@ class TwilioHttp:
             given["Authorization"] = f"Basic {b64encode(':'.join(auth).encode()).decode()}"
         query = urlencode({name: value for name, value in (params or {}).items() if value is not None}, doseq=True)
         form = urlencode(data, doseq=True).encode() if data else None
-        if form is not None and self._in_time is not None:
-            self.body = DeadlineBody(form, self._in_time)
+        if form is not None and self._may_still_send is not None:
+            self.body = DeadlineBody(form, self._may_still_send)
             given["Content-Length"] = str(len(form))
         http, url = self._http or Http(url, kept=False), f"{url}?{query}" if query else url
         body = self.body or form
@@ -140,10 +140,10 @@ class Telephony:
         self._creates = Http(base_url, kept=False)
         self._client = self._connect(self._transport(Http(base_url, kept=True)))
 
-    def _transport(self, http: Http, in_time: Callable[[], bool] | None = None) -> TwilioHttp:
+    def _transport(self, http: Http, may_still_send: Callable[[], bool] | None = None) -> TwilioHttp:
         connect_s = self._settings.twilio_connect_seconds
         total_s = connect_s + self._settings.twilio_timeout_seconds
-        return TwilioHttp(http, connect_s=connect_s, total_s=total_s, in_time=in_time)
+        return TwilioHttp(http, connect_s=connect_s, total_s=total_s, may_still_send=may_still_send)
 
     def _connect(self, http: TwilioHttp) -> Any:
         """`twilio.rest` is imported with the first request: it brings `requests`."""
@@ -158,8 +158,8 @@ class Telephony:
             client.api.base_url = settings.twilio_api_base_url
         return client
 
-    def place(self, attempt: UUID, job_id: int, to: str, in_time: Callable[[], bool]) -> Placed:
-        """Ask Twilio once for a call to `to` (E.164), if still `in_time` when the body is due. Raises CallNotPlaced.
+    def place(self, attempt: UUID, job_id: int, to: str, may_still_send: Callable[[], bool]) -> Placed:
+        """Ask Twilio once for a call to `to` (E.164), if `may_still_send()` as the body leaves. Raises CallNotPlaced.
 
         Takes at most TWILIO_TIMEOUT_SECONDS plus the time to connect, however slowly Twilio answers.
         """
@@ -172,7 +172,7 @@ class Telephony:
             "async_amd": "true",
             "async_amd_status_callback": callback,
         }
-        request = self._transport(self._creates, in_time)
+        request = self._transport(self._creates, may_still_send)
         try:
             call = self._connect(request).calls.create(
                 to=to,

@@ -19,7 +19,7 @@ _MUST_BE: Final = {
 
 
 def describe_problem(found: ErrorDetails) -> str:
-    place, name = found["loc"], str(found["loc"][-1])
+    place, name = found["loc"], str(found["loc"][-1]) if found["loc"] else ""
     match found["type"]:
         case "missing":
             return f"is missing; it must be {_MUST_BE.get(name, 'text, in quotes')}"

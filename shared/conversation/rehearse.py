@@ -10,7 +10,7 @@ from shared.conversation.checks import PARAMETERS
 from shared.conversation.later import time_in_words, wished_moment
 from shared.conversation.library import FOLDER, ScriptError, Scripts
 from shared.conversation.script import GOODBYE, Answer, Connect, Question, Script
-from shared.conversation.texts import Recording, Texts, spoken
+from shared.conversation.texts import Recording, Texts, given
 from shared.conversation.turns import Place, Turn
 from shared.logs import mask_phone
 from shared.models import Person
@@ -71,13 +71,13 @@ def rehearse(script: Script) -> Iterator[str]:
     yield "  on an answering machine" + ("" if script.machine else ": hangs up")
     yield from quoted(script, turns.voicemail_turn(script).says)
     yield "  when our database is down"
-    yield from quoted(script, spoken(script.please_wait) + turns.apology_turn(script).says)
+    yield from quoted(script, given(script.please_wait) + turns.apology_turn(script).says)
 
 
 def _handover(script: Script, connect: Connect) -> Iterator[str]:
     yield f"  hands over to the agent at {connect.url}, as a {connect.kind}"
     yield f"    it is told {', '.join([*PARAMETERS, *connect.metadata])}"
-    yield from quoted(script, spoken(connect.welcome))
+    yield from quoted(script, given(connect.welcome))
     for at, event in ((turns.AGENT_ENDED, "has ended"), (turns.AGENT_FAILED, "cannot be had, or breaks")):
         turn = turns.next_turn(script, Place(script.name, at), "")
         yield f"    when the agent {event}: {_following(turn)}"
@@ -105,7 +105,7 @@ def _answers(script: Script, question: Question) -> Iterator[str]:
 def _transfer(script: Script, answer: Answer, place: Place) -> Iterator[str]:
     hours = f", {answer.hours} by the clock of {answer.zone}" if answer.hours else ""
     yield f"      puts through to {mask_phone(answer.dial or '')}{hours}; rings {answer.ring_s} seconds; the colleague hears"
-    yield from quoted(script, spoken(answer.whisper))
+    yield from quoted(script, given(answer.whisper))
     turn = turns.next_turn(script, place, "")
     yield f"      when no colleague presses a key: {_following(turn)}"
     yield from quoted(script, turn.says)

@@ -18,10 +18,10 @@ from shared.conversation.texts import (
     Spoken,
     Text,
     allowed_by,
+    checked_by,
     inline_problem,
     matches,
     spell,
-    without,
     words_only,
 )
 from shared.conversation.values import READERS, Kind, read_given_name
@@ -119,8 +119,8 @@ class Answer(Saying):
     next: str | None = None
     later: Wish | None = None
     dial: DialNumber | None = None
-    hours: Annotated[str, without(_hours_problem)] | None = None
-    zone: Annotated[str, without(_zone_problem)] | None = None
+    hours: Annotated[str, checked_by(_hours_problem)] | None = None
+    zone: Annotated[str, checked_by(_zone_problem)] | None = None
     ring_s: Annotated[int, Field(strict=True, ge=5, le=60)] = 20
     whisper: Text | None = None
     no_answer: Text | None = None
@@ -187,13 +187,13 @@ class Script(Part):
     aliases: list[Alias] = Field([])
     listen: Literal["keys", "speech", "both"] = "keys"
     language: Language
-    voice: Annotated[str, without(voice_problem)]
+    voice: Annotated[str, checked_by(voice_problem)]
     greeting: Text
     goodbye: Text
     apology: Text
     again: Text | None = None
     please_wait: Text | None = None
-    machine: Annotated[Text, without(inline_problem)] | None = None
+    machine: Annotated[Text, checked_by(inline_problem)] | None = None
     placeholders: Annotated[dict[Name, Placeholder], BeforeValidator(_placeholders)] = Field({})
     say_as: dict[Fallback, Fallback] = Field({})
     opt_out: OptOut

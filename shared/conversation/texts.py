@@ -34,7 +34,7 @@ def one_line(text: str) -> str:
     return " ".join(_NOT_IN_XML.sub(" ", text).split())
 
 
-def without(problem: Callable[[Any], str | None]) -> AfterValidator:
+def checked_by(problem: Callable[[Any], str | None]) -> AfterValidator:
     """A value of which `problem` finds none."""
 
     def check(value: Any) -> Any:
@@ -46,7 +46,7 @@ def without(problem: Callable[[Any], str | None]) -> AfterValidator:
 
 
 def allowed_by(test: Callable[[str], object], allowed: str) -> AfterValidator:
-    return without(lambda text: None if test(text) else allowed)
+    return checked_by(lambda text: None if test(text) else allowed)
 
 
 def matches(pattern: str, allowed: str) -> AfterValidator:
@@ -89,7 +89,7 @@ def _filled_length(text: str, longest_value: int) -> int:
 
 
 Words = Annotated[str, AfterValidator(words_only)]
-Spoken = Annotated[Words, without(_spoken_problem)]
+Spoken = Annotated[Words, checked_by(_spoken_problem)]
 Url = Annotated[
     str,
     matches(
@@ -140,7 +140,7 @@ class Saying(Part):
 Texts = tuple[Text, ...]
 
 
-def spoken(*texts: Text | None) -> Texts:
+def given(*texts: Text | None) -> Texts:
     """The texts that the script has."""
     return tuple(filter(None, texts))
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from shared.conversation.hearing import confirms_opt_out, match, spoken_choices, wishes
 from shared.conversation.later import LATER
 from shared.conversation.script import GOODBYE, Answer, Connect, Question, Script
-from shared.conversation.texts import Texts, spoken
+from shared.conversation.texts import Texts, given
 
 OPT_OUT = "opt_out."
 """Before the id of a question: the place where a spoken opt-out waits for its confirmation."""
@@ -94,10 +94,10 @@ def next_turn(script: Script, place: Place, key: str, heard: str = "") -> Turn:
         return _turn_without_question(script, place, at)
     answer = question.answers.get(key)
     if answer is None and place.tries <= question.repeat:
-        return _turn_to(script, question, spoken(script.again), place.tries + 1)
-    if answer is None:
-        return _turn_to(script, None, spoken(question.no_answer))
-    says, learned = spoken(answer.say), Learned(question.id, answer.means, key)
+        return _turn_to(script, question, given(script.again), place.tries + 1)
+    if answer is None:  # asked often enough
+        return _turn_to(script, None, given(question.no_answer))
+    says, learned = given(answer.say), Learned(question.id, answer.means, key)
     if answer.later:
         return Turn(says=says, learned=learned, later=answer.later)
     if answer.dial:
@@ -134,7 +134,7 @@ def _turn_after_dial(script: Script, place: Place) -> Turn:
     if dialed is None:
         return _turn_to(script, None)
     following = script.following_question(dialed.question, dialed.key)
-    return _turn_to(script, following, spoken(dialed.answer.no_answer))
+    return _turn_to(script, following, given(dialed.answer.no_answer))
 
 
 def _after_opt_out_question(script: Script, question: Question | None, place: Place, heard: str) -> Turn:
@@ -158,7 +158,7 @@ def _turn_after_agent(script: Script, connect: Connect, *, ended: bool) -> Turn:
     question = script.question(connect.then if ended else connect.failed or first)
     if ended:
         return _turn_to(script, question)
-    return _turn_to(script, question, spoken(connect.sorry or (None if question else script.apology)))
+    return _turn_to(script, question, given(connect.sorry or (None if question else script.apology)))
 
 
 def agreed_turn(turn: Turn, time: str) -> Turn:
@@ -196,4 +196,4 @@ def apology_turn(script: Script) -> Turn:
 
 def voicemail_turn(script: Script) -> Turn:
     """The message to an answering machine; without one the call hangs up."""
-    return Turn(says=spoken(script.machine))
+    return Turn(says=given(script.machine))

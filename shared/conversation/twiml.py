@@ -11,7 +11,7 @@ from uuid import UUID
 from shared.conversation.colleagues import Transfer
 from shared.conversation.hearing import hints
 from shared.conversation.script import Connect, Script, first_name
-from shared.conversation.texts import Recording, Text, Texts, one_line, spoken
+from shared.conversation.texts import Recording, Text, Texts, given, one_line
 from shared.conversation.turns import AGENT_FAILED, CONNECT, DIAL, WHISPER, Place, Turn
 from shared.models import LiveJob, Person
 
@@ -82,7 +82,7 @@ def _parameters(script: Script, connect: Connect, job: LiveJob, attempt: UUID) -
 
 
 def place_url(voice_url: str, place: Place | None, **more: str | int) -> str:
-    """`voice_url` has a query."""
+    """`voice_url` (it has a query) at this place. Twilio signs the URL with its next request, so `more` can be trusted."""
     at = {"script": place.script, "at": place.at, "try": place.tries} if place else {}
     return f"{voice_url}&{urlencode(at | more)}"
 
@@ -134,7 +134,7 @@ PLEASE_WAIT = {
 def render_wait(script: Script, seconds: int, voice_url: str, asks: bool = True) -> str:
     """Ask for patience, and have Twilio request `voice_url` after `seconds`."""
     words = script.please_wait or PLEASE_WAIT.get(script.language.partition("-")[0])
-    twiml = _response(script, spoken(words if asks else None))
+    twiml = _response(script, given(words if asks else None))
     twiml.pause(length=seconds)
     twiml.redirect(voice_url, method="POST")
     return str(twiml)
@@ -147,7 +147,7 @@ def hang_up() -> str:
 
 
 def _response(script: Script | None = None, says: Texts = (), person: Person | None = None) -> "VoiceResponse":
-    """The builder is imported with the first call that is answered: an instance starts 5 ms sooner."""
+    """A document that says `says`. The builder is imported with the first answered call: an instance starts 5 ms sooner."""
     from twilio.twiml.voice_response import VoiceResponse
 
     twiml = VoiceResponse()

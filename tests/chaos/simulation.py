@@ -129,11 +129,11 @@ class VirtualTwilio:
         self.history = history
         self.calls: list[Call] = []
 
-    def place(self, attempt: UUID, _job_id: int, to: str, in_time: Callable[[], bool]) -> Placed:
+    def place(self, attempt: UUID, _job_id: int, to: str, may_still_send: Callable[[], bool]) -> Placed:
         history = self.history
         history.maybe_die("before the request")
         history.maybe_freeze("about to ask Twilio")
-        if not in_time():
+        if not may_still_send():
             raise CallNotPlaced(Verdict("later", "too_late", "held up"))
         history.watch_the_rules(to)
         kind = history.draw(

@@ -22,6 +22,7 @@ JOBS = {
     "outbound_call_jobs_metadata_check": ["metadata = '[]'", "metadata = 'null'"],
     "outbound_call_jobs_status_check": ["status = 'retrying'"],
     "outbound_call_jobs_attempts_check": ["attempts = -1"],
+    "outbound_call_jobs_cancel_code_check": ["cancel_code = 'complaint'"],
     "final_jobs_are_finished": ["finished_at = now(), due_at = null", "status = 'failed'"],
     "open_jobs_are_due": ["due_at = null", "status = 'failed', finished_at = now()"],
     "a_call_needs_a_number": ["status = 'dialing', attempts = 1, phone_e164 = null"],

@@ -285,6 +285,24 @@ def test_opt_out_locks_jobs_in_their_order(steps: Steps, connection: Connection,
     assert stopped.result(20)["canceled"] == 2
 
 
+def test_opt_out_spares_a_job_whose_number_changes(steps: Steps, connection: Connection, another: Another) -> None:
+    job, holder, operator, user = steps.queue(number := a_number()), another(), another(), another()
+    for each in (holder, user):
+        each.service.execute("reset role")
+    with in_background(connection) as start, user.service.transaction():
+        with holder.service.transaction():
+            holder.service.execute("select from public.outbound_call_jobs where id = %s for update", (job,))
+            stopped = start(operator, lambda: operator.call("opt_out", phone_number=number))
+            other = steps.queue(number)  # committed after the opt-out looked for jobs to lock
+            change = "update public.outbound_call_jobs set phone_number = %(n)s, phone_e164 = %(n)s where id = %(id)s"
+            user.service.execute(change, {"n": a_number(), "id": other})
+        pids = (user.service.info.backend_pid, operator.service.info.backend_pid)
+        until(lambda: steps.one("select %s = any (pg_blocking_pids(%s))", *pids), "the opt-out waits for the change")
+    assert (stopped.result(20)["canceled"], steps.job(job)["status"], steps.job(other)["status"]) == (
+        1, "canceled", "queued",
+    )  # fmt: skip
+
+
 def test_job_that_is_being_canceled_is_not_claimed(steps: Steps, another: Another) -> None:
     job, operator = steps.queue(), another()
     with operator.service.transaction():

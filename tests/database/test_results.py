@@ -299,7 +299,11 @@ def test_retelling_writes_the_event_of_a_job_that_ended_before(steps: Steps) -> 
     assert claim(steps)["type"] == "number.opted_out"
     assert steps.call("retell", job_id=job) == f"the next sweep tells 1 event(s) of call job {job}"
     assert told(steps, "type", "reason") == [("number.opted_out", "wrote from *******"), ("call.completed", None)]
-    for wrong, said in ((waiting, "is queued: it has not ended yet"), (0, "there is no call job 0"), (None, "no call")):
+    for wrong, said in (
+        (waiting, "is queued: it has not ended yet"),
+        (0, "there is no call job 0"),
+        (None, "p_job_id"),
+    ):
         with pytest.raises(psycopg.errors.RaiseException, match=said):
             steps.call("retell", job_id=wrong)
 

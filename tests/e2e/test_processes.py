@@ -40,7 +40,14 @@ def await_(look: Callable[[], object], timeout_s: float) -> None:
 
 
 def are_gone(family: list[psutil.Process]) -> bool:
-    return not [child for child in family if child.is_running() and child.status() != "zombie"]
+    return not any(map(is_alive, family))
+
+
+def is_alive(child: psutil.Process) -> bool:
+    try:
+        return child.is_running() and child.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # gone between the two
+        return False
 
 
 def test_functions_framework_serves_the_function_as_it_stands(quiet: World) -> None:

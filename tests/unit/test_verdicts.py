@@ -92,14 +92,14 @@ def test_process_that_freezes_while_connecting_sends_no_body() -> None:
                 while chunk := connection.recv(65536):
                     got += chunk
 
-        def in_time() -> bool:
+        def may_still_send() -> bool:
             looks.append(got)
             return False
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         with pytest.raises(CallNotPlaced) as failure:
-            twilio(f"http://127.0.0.1:{listener.getsockname()[1]}").place(uuid4(), 7, "+14155550100", in_time)
+            twilio(f"http://127.0.0.1:{listener.getsockname()[1]}").place(uuid4(), 7, "+14155550100", may_still_send)
         thread.join(5)
     assert (failure.value.verdict.kind, failure.value.verdict.code) == ("later", "too_late")
     head, _, body = got.partition(b"\r\n\r\n")

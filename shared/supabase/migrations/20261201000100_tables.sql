@@ -56,7 +56,7 @@ create function private.clock() returns timestamptz language sql stable set sear
 comment on function private.clock is 'Call dispatcher: the only source of time here. The sandbox alone replaces it.';
 
 create function private.raise_if(p_wrong boolean, p_message text) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql stable set search_path = '' as $$
 begin
   if p_wrong then
     raise exception '%', p_message;
@@ -88,7 +88,8 @@ create table public.outbound_call_jobs (
                    check (status in ('queued', 'dialing', 'in_doubt', 'calling', 'completed', 'failed', 'canceled')),
   due_at           timestamptz,
   attempts         int not null default 0 check (attempts >= 0),
-  cancel_requested boolean not null default false, cancel_code text,
+  cancel_requested boolean not null default false,
+  cancel_code      text check (cancel_code in ('opted_out', 'user_deleted', 'paused')),
   reason_code      text, reason text,
   dedupe_key       text not null, dedupe_window tstzrange not null,
   created_at       timestamptz not null, finished_at timestamptz,
@@ -281,7 +282,7 @@ create trigger complete_call_job before insert on public.outbound_call_jobs
 create function private.finish_call_job() returns trigger language plpgsql security definer set search_path = '' as $$
 begin
   new.qualification := case when new.finished_at is not null and new.phone_number <> 'erased'
-                            then private.qualification(new.id) end;
+                            then private.qualification(new.id) end;  -- of answers
   if new.finished_at is null then
     -- A finished job goes on. A newer job that was made meanwhile keeps its own window.
     if not exists (select from public.outbound_call_jobs j

@@ -93,7 +93,7 @@ create function private.is_e164(p_number text) returns boolean language sql stab
 $$;
 comment on function private.is_e164 is
   'Call dispatcher: whether the dispatcher reads this text as it stands. Not a trunk 0 after the country code, a'
-  ' doubled country code or a wrong length. After 00 come services alone, or a trunk 0 before an Italian number.';
+  ' doubled country code or a wrong length. 00 is refused: services, or a trunk 0 before Italy''s 0.';
 
 create function private.spellings(p_phone_e164 text) returns text[] language sql immutable set search_path = '' as $$
   select array_agg(distinct regexp_replace(p_phone_e164, spelling, other)) from (values

@@ -61,8 +61,8 @@ begin
     perform private.queue_onboarding_call(p_user_id, p_phone, p_metadata, p_app_metadata);
     return;
   end if;
-  -- A job with another number than p_was was queued by hand or by the user's own code, and stays. So does a job that
-  -- was canceled by hand, or for which a phone may have rung.
+  -- A job with another number than p_was was queued by hand or by the user's own code, and stays. So does a
+  -- finished job that was canceled by hand, or for which a phone may have rung.
   update public.outbound_call_jobs j
   set phone_number = coalesce(p_phone, j.phone_number),
       phone_e164   = case when private.is_e164(p_phone) then p_phone end,

@@ -98,7 +98,7 @@ create function private.in_words(p_code text) returns text language sql immutabl
     when 'asked_for_later' then 'the person asked to be called at this time'
     when 'absent' then 'it was in doubt, and Twilio has no such call'
     when 'gave_up' then 'it was in doubt, Twilio has no such call, and doubtful calls are not repeated here'
-    when 'canceled' then 'canceled by hand' end
+    when 'canceled' then 'canceled by hand' end  -- the job, never the call
 $$;
 comment on function private.in_words is 'Call dispatcher: why a job was put off or ended, or what became of its call.';
 
@@ -140,7 +140,7 @@ begin
       database_id = case when found then private.database_id() else database_id end,
       due_at      = private.clock() + case when found then interval '0' else make_interval(secs => p_busy_s) end,
       reason_code = case when found then 'restored' else 'number_in_use' end,
-      reason      = case when found then c_reason else 'another call to this number is under way' end
+      reason      = case when found then c_reason else private.in_words('number_in_use') end
   where id = p_job.id;
 end $$;
 comment on function private.ask_before_dialing is
@@ -307,7 +307,7 @@ begin
 
     if v_code = 'calls_per_day' then
       -- A job about to be dialed counts, and may yet be released (hours): only dialed calls pause everybody.
-      perform from private.counted_calls  -- the index's own condition
+      perform from private.counted_calls  -- with the condition of outbound_call_attempts_per_day
       where state = 'started' and started_at > v_now - make_interval(secs => p_lease_s)
       order by started_at desc limit 1;
       if found then
@@ -349,8 +349,9 @@ begin
   return found;
 end $$;
 comment on function public.set_call_number is
-  'Call dispatcher: write the number that phone_number reads as; p_phone_e164 null: there is none, and the job fails'
-  ' for p_code. Counts only while the job is queued and still holds the text that was parsed. -> true if it counted';
+  'Call dispatcher: after "unparsed", or when phone_number reads as another number than phone_e164: write the E.164'
+  ' number. p_phone_e164 null: there is none, and the job fails for p_code. Counts only while the job is queued and'
+  ' still holds the text that was parsed. -> true if it counted';
 
 create type private.locked_attempt as (attempt public.outbound_call_attempts, job public.outbound_call_jobs);
 comment on type private.locked_attempt is 'Call dispatcher: the answer of private.lock_attempt.';
@@ -382,11 +383,11 @@ comment on function private.give_back_slot is
 
 create function private.move_job(
   p_job public.outbound_call_jobs, p_status text, p_due_at timestamptz, p_code text, p_reason text default null,
-  p_unspent int default 0
+  p_give_back int default 0
 ) returns void language plpgsql set search_path = '' as $$
 begin
   update public.outbound_call_jobs
-  set attempts    = attempts - p_unspent,
+  set attempts    = attempts - p_give_back,
       status      = case when cancel_requested then 'canceled' else p_status end,
       due_at      = case when not cancel_requested then p_due_at end,
       finished_at = case when cancel_requested or p_due_at is null then private.clock() end,
@@ -396,14 +397,16 @@ begin
   where id = p_job.id;
 end $$;
 comment on function private.move_job is
-  'Call dispatcher: the locked job has no call now: queue it (p_due_at) or end it (null). A requested cancel wins.';
+  'Call dispatcher: the locked job has no call now: queue it (p_due_at) or end it (null). A requested cancel wins.'
+  ' p_reason null: p_code in words. p_give_back: attempts that do not count.';
 
 create function private.give_back_job(
   p_job public.outbound_call_jobs, p_due_at timestamptz, p_code text, p_reason text default null
 ) returns void language sql set search_path = '' as $$
   select private.move_job(p_job, 'queued', p_due_at, p_code, p_reason, 1)
 $$;
-comment on function private.give_back_job is 'Call dispatcher: nothing rang: queue the locked job, attempt unspent.';
+comment on function private.give_back_job is
+  'Call dispatcher: queue the locked job, its attempt unspent: nothing rang, or the person asked for a later call.';
 
 create function public.release_call_job(
   p_attempt uuid, p_delay_s double precision, p_code text, p_reason text, p_halt_s double precision default null,

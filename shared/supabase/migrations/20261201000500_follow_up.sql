@@ -166,6 +166,6 @@ comment on function public.settle_call is
   ' absent, if the ask began p_settling_s or more after the doubt; before that, ask again after p_ask_s. Several: none'
   ' is bound, and a person must look. p_delays_s: as in retry_or_fail. p_gives_up: an absent call ends the job instead'
   ' of being dialed again. -> {"outcome": "found", "call_sid", "call_status", "then"} | {"outcome": "absent",'
-  ' "job_status"} | {"outcome": "not_yet"} | {"outcome": "ambiguous", "calls"} | {"outcome": "settled"}: before';
+  ' "job_status"} | {"outcome": "not_yet"} | {"outcome": "ambiguous", "calls"} | {"outcome": "settled"}: meanwhile';
 
 select private.apply_rights();

@@ -180,8 +180,9 @@ declare
 begin
   perform private.raise_if(results = '{}', 'nothing is told here: set RESULT_URL, and wait for a sweep')
   from private.call_settings;
+  perform private.raise_if(p_job_id is null, 'p_job_id must be given');
   select * into v_job from public.outbound_call_jobs where id = p_job_id for update;
-  perform private.raise_if(not found, format('there is no call job %s', coalesce(p_job_id::text, '<NULL>')));
+  perform private.raise_if(not found, format('there is no call job %s', p_job_id));
   update private.call_results set state = 'due', due_at = v_now, give_up_at = v_now + interval '3 days', tries = 0,
                                   ended_at = null, note = coalesce(note, 'retold')
   where user_id = v_job.user_id and job_id = p_job_id and state <> 'due';

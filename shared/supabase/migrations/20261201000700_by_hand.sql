@@ -10,10 +10,11 @@ language sql set search_path = '' as $$
       finished_at      = case when status = 'queued' then private.clock() end,
       reason_code      = case when status = 'queued' then coalesce(p_code, 'canceled') else reason_code end,
       reason           = case when status = 'queued' then private.in_words(coalesce(p_code, 'canceled')) else reason end
-  where id = p_job.id and finished_at is null
+  where id = p_job.id and phone_e164 is not distinct from p_job.phone_e164 and finished_at is null
   returning status
 $$;
-comment on function private.cancel_job is 'Call dispatcher: cancel a locked job, or end its call. -> its status';
+comment on function private.cancel_job is
+  'Call dispatcher: cancel a job, or end its call, unless its number changed meanwhile. -> its status';
 
 create function public.cancel_call_job(p_job_id bigint) returns text
 language plpgsql security definer set search_path = '' as $$

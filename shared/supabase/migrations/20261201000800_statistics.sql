@@ -95,8 +95,8 @@ begin
                 when t.state = 'accepted' then 'under_way'
                 when t.put_off_until is not null then 'put_off'
                 else 'not_reached' end as kind
-    from (select * from private.counted_calls where started_at >= v_first  -- two parts, because each has its index
-          union all select * from public.outbound_call_attempts
+    from (select * from private.counted_calls where started_at >= v_first  -- two parts, each with its index
+          union all select * from public.outbound_call_attempts  -- all others
           where (state in ('refused', 'absent') or put_off_until is not null) and started_at >= v_first) t
   ) a on a.began = h
   group by h order by h desc;
@@ -122,7 +122,7 @@ comment on view public.call_stats_per_hour is 'Call dispatcher: the attempts of 
 create view public.outbound_call_overview with (security_invoker = true) as
 select
   j.id, j.user_id, j.first_name, j.signup_mode,
-  left(j.phone_e164, 2) || '*******' || right(j.phone_e164, 2) as phone,
+  left(j.phone_e164, 2) || '*******' || right(j.phone_e164, 2) as phone,  -- a reader may call nothing of private
   j.status, coalesce(j.reason_code, a.call_status) as outcome, j.reason,
   j.created_at, j.due_at, j.finished_at, j.attempts,
   (select jsonb_object_agg(q.question, q.meaning) from public.outbound_call_answers q where q.job_id = j.id) as answers,
