@@ -257,7 +257,7 @@ def test_faults_break_the_calls_they_are_set_for(
 def test_call_whose_caller_has_gone_still_commits(http: httpx.Client, connection: psycopg.Connection[Any]) -> None:
     connection.execute("listen parcels")
     with pytest.raises(httpx.ReadTimeout):
-        http.post("/rpc/add_parcel", json={"p_note": "late", "p_seconds": 0.5}, timeout=0.1)
+        http.post("/rpc/add_parcel", json={"p_note": "late", "p_seconds": 3}, timeout=0.5)
     assert notes(connection) == []
     assert [notice.payload for notice in connection.notifies(timeout=30, stop_after=1)] == ["late"]
     assert notes(connection) == ["late"]
