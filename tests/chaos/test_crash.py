@@ -31,6 +31,9 @@ def test_nobody_is_dialed_twice_or_lost_in_crashes() -> None:
     count = run(4 * SMALL.wave, KINDS, seed=20261124, size=SMALL, say=said.append)
     assert count.is_clean, "\n".join([*said, str(count)])
     assert count.histories == 4 * SMALL.wave
+    under_way = {line.split(":")[0]: int(line.split()[3]) for line in said if "strikes with" in line}
+    assert under_way.keys() == set(KINDS)
+    assert min(under_way.values()) > 0, under_way  # else nothing was struck
 
 
 def test_person_who_picked_up_twice_was_dialed_twice() -> None:
