@@ -72,12 +72,12 @@ class Dispatcher:
     def claim_to_dial(self, job_id: int | None = None) -> Step:
         """Claim one job. Returns the step that dials it, or the result if no job was claimed."""
         attempt = uuid4()
-        since = ClaimClock.now()  # before the claim, so never later than the start of the lease
+        clock = ClaimClock.now()  # before the claim, so never later than the start of the lease
         busy_s = backoff.jittered(self._settings.call_retry_seconds[0])
         claim = self._jobs.claim(attempt, job_id, self._claim_policy, busy_s=busy_s)
         match claim:
             case models.Claimed():
-                return partial(self._dial, claim, since)
+                return partial(self._dial, claim, clock)
             case models.Unparsed():
                 return self._parse_number(claim.job_id, claim.phone_number)
             case models.Wait():
@@ -94,12 +94,12 @@ class Dispatcher:
             case _:
                 assert_never(claim)
 
-    def _dial(self, claim: models.Claimed, claimed: ClaimClock) -> StepResult:
+    def _dial(self, claim: models.Claimed, clock: ClaimClock) -> StepResult:
         with structlog.contextvars.bound_contextvars(job=claim.job.id, attempt=str(claim.attempt.id)):
             self._fault_point("claimed")
-            return self._screen_and_place(claim, claimed)
+            return self._screen_and_place(claim, clock)
 
-    def _screen_and_place(self, claim: models.Claimed, claimed: ClaimClock) -> StepResult:
+    def _screen_and_place(self, claim: models.Claimed, clock: ClaimClock) -> StepResult:
         """Dial a claimed job and record the outcome. No other line of the program places a call."""
         job, attempt = claim.job, claim.attempt.id
         number = parse_number(job.phone_number, self._settings)
@@ -119,7 +119,7 @@ class Dispatcher:
                 log.info("call put off", code=code, until=str(until))
                 return StepResult("put_off", job.id, code)
         self._fault_point("screened")
-        may_still_send = partial(claimed.is_fresh, DIAL_WITHIN_SECONDS)
+        may_still_send = partial(clock.is_fresh, DIAL_WITHIN_SECONDS)
         try:
             placed = self._telephony.place(attempt, job.id, job.phone_e164, may_still_send)
         except CallNotPlaced as failure:
@@ -131,7 +131,7 @@ class Dispatcher:
         log.info("called", call_sid=placed.call_sid, number=claim.attempt.number)
         self.end_if_unwanted(call, placed.call_sid)
         if call.is_wanted:
-            rings_at = claim.now + timedelta(seconds=claimed.age_s() + placed.queue_s)
+            rings_at = claim.now + timedelta(seconds=clock.age_s() + placed.queue_s)
             self._put_off_if_late(attempt, placed.call_sid, number, job.metadata, rings_at)
         return StepResult("called", job.id, placed.call_sid)
 

@@ -59,9 +59,9 @@ def answer(steps: Steps, attempt: uuid.UUID, meaning: str, **more: object) -> No
     steps.press(attempt, steps.attempt(attempt)["call_sid"], "team", meaning, "2", **more)
 
 
-def end(steps: Steps, how: str, **columns: object) -> int:
+def end(steps: Steps, how: str, **columns: Any) -> int:
     """A job that ends so. -> the job"""
-    job = steps.queue(**columns)  # type: ignore[arg-type]
+    job = steps.queue(**columns)
     match how:
         case "canceled":
             steps.call("cancel_call_job", job_id=job)
